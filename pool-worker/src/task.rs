@@ -1,0 +1,35 @@
+//! What makes a function callable in another process: the trait that `#[pool_task]` implements.
+
+use crate::codec::CodecError;
+
+/// A function that a pool can run in another process.
+///
+/// Implemented by the attribute `#[pool_task]`, and by nothing else: the hidden members may change
+/// in any release.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pool task",
+    label = "not a pool task",
+    note = "annotate the function with `#[pool_task]`"
+)]
+pub trait Task: Copy + Send + Sync + 'static {
+    /// The arguments, as a tuple of owned types: `()` for none, `(A,)` for one, `(A, B)` for two.
+    type Args;
+    /// What the function returns.
+    type Output;
+    /// The name of the function, `crate::module::function` unless `#[pool_task(name = "…")]` says
+    /// otherwise. It stands in every error about this task.
+    const NAME: &'static str;
+
+    /// What finds the function in a worker: the name and the place in the source, since two
+    /// functions nested in two others may bear one name.
+    #[doc(hidden)]
+    const ID: &'static str;
+
+    /// Appends the encoded arguments to `out`.
+    #[doc(hidden)]
+    fn encode_args(args: &Self::Args, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Decodes what the worker sent back.
+    #[doc(hidden)]
+    fn decode_output(bytes: &[u8]) -> Result<Self::Output, CodecError>;
+}
