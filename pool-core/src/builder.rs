@@ -1,0 +1,148 @@
+//! [`PoolBuilder`]: a pool with settings.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use pool_worker::{Setup, Task};
+
+use crate::error::{Codec, Error, InvalidSetting, Place, Side};
+use crate::local::{Local, Settings};
+use crate::pool::Pool;
+
+/// The settings of a [`Pool`]; made by [`Pool::builder`].
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::OnceLock;
+/// use pool_core::{Error, Pool, pool_task};
+///
+/// static GREETING: OnceLock<String> = OnceLock::new();
+///
+/// #[pool_task]
+/// fn prepare(greeting: &str) {
+///     GREETING.set(greeting.to_owned()).expect("once in each worker");
+/// }
+///
+/// #[pool_task]
+/// fn greet(name: &str) -> String {
+///     format!("{}, {name}!", GREETING.get().expect("prepare ran first"))
+/// }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::builder()
+///     .processes(2)
+///     .initializer(prepare, ("Hello".to_owned(),))
+///     .max_tasks_per_child(100)
+///     .build()?;
+/// assert_eq!(pool.apply(greet, ("world".to_owned(),))?, "Hello, world!");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "settings do nothing until `build`"]
+pub struct PoolBuilder {
+    processes: Option<usize>,
+    max_tasks_per_child: Option<usize>,
+    initializer: Option<Result<Setup, Error>>,
+    initializer_name: &'static str,
+    start_timeout: Duration,
+}
+
+impl PoolBuilder {
+    pub(crate) fn new() -> PoolBuilder {
+        PoolBuilder {
+            processes: None,
+            max_tasks_per_child: None,
+            initializer: None,
+            initializer_name: "",
+            start_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// How many workers.
+    ///
+    /// Default: one for each CPU that this process may use, by its affinity and its cgroup; see
+    /// [`std::thread::available_parallelism`]. 0 is refused.
+    pub fn processes(mut self, processes: usize) -> Self {
+        self.processes = Some(processes);
+        self
+    }
+
+    /// A task that every worker runs once, before its first task; one that takes another's place
+    /// does so too. What it returns is ignored; what it leaves behind in `static` variables is there
+    /// for the tasks.
+    ///
+    /// Default: none. If it panics, exits, or is not through in time, [`build`](PoolBuilder::build)
+    /// fails and says why.
+    pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
+        let mut bytes = Vec::new();
+        let encoded = T::encode_args(&args, &mut bytes).map_err(|error| {
+            Error::Encode(Codec {
+                place: Place {
+                    task: T::NAME,
+                    index: None,
+                },
+                what: Side::Arguments,
+                why: error.to_string(),
+            })
+        });
+        self.initializer = Some(encoded.map(|()| Setup {
+            task: T::ID,
+            args: bytes,
+        }));
+        self.initializer_name = T::NAME;
+        self
+    }
+
+    /// How many inputs a worker may take before a fresh one takes its place, so that what tasks
+    /// leak is given back. A chunk that was begun is finished first.
+    ///
+    /// Default: no limit. 0 is refused.
+    pub fn max_tasks_per_child(mut self, tasks: usize) -> Self {
+        self.max_tasks_per_child = Some(tasks);
+        self
+    }
+
+    /// How long a worker may take until it is ready, its initializer included; then it is killed,
+    /// and its start counts as failed.
+    ///
+    /// Default: 30 seconds. Zero is refused.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// Starts the workers, and returns when all are ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
+    /// arguments of the initializer can't be encoded; [`Error::Start`] tells why a worker did not
+    /// start, or how its initializer failed.
+    pub fn build(self) -> Result<Pool, Error> {
+        let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
+        if self.processes == Some(0) {
+            return invalid("processes", "a pool has at least one worker");
+        }
+        if self.max_tasks_per_child == Some(0) {
+            return invalid("max_tasks_per_child", "a worker runs at least one task");
+        }
+        if self.start_timeout.is_zero() {
+            return invalid("start_timeout", "no worker starts in no time");
+        }
+        let processes = match self.processes {
+            Some(processes) => processes,
+            None => thread::available_parallelism().map_or(1, usize::from),
+        };
+        let local = Local::start(Settings {
+            processes,
+            max_tasks_per_child: self.max_tasks_per_child,
+            initializer: self.initializer.transpose()?,
+            initializer_name: self.initializer_name,
+            start_timeout: self.start_timeout,
+        })?;
+        Ok(Pool::over(Arc::new(local)))
+    }
+}

@@ -1,0 +1,148 @@
+//! The thread that runs callbacks, one after the other, in the order in which results arrive.
+//!
+//! It is the pool's own, started with the first callback: a callback that panics or takes its time
+//! harms nothing but the callbacks behind it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+type Callback = Box<dyn FnOnce() + Send>;
+
+/// A queue of callbacks, and the thread that runs them.
+#[derive(Default)]
+pub(crate) struct Callbacks {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Callback>,
+    running: bool,
+    /// No callback comes any more, once those here have run.
+    ended: bool,
+    thread: Option<ThreadId>,
+}
+
+impl fmt::Debug for Callbacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callbacks").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&'a self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        self.changed
+            .wait(queue)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Callbacks {
+    /// Runs `callback` on the thread, soon.
+    pub(crate) fn run(&self, callback: Callback) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.shared.lock();
+        queue.waiting.push_back(callback);
+        if thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            *thread = thread::Builder::new()
+                .name("pool-callbacks".to_owned())
+                .spawn(move || work(&shared))
+                .ok();
+        }
+        if thread.is_none() {
+            // The system has no thread left. Better here and now than never.
+            let mut waiting = std::mem::take(&mut queue.waiting);
+            drop((queue, thread));
+            for callback in waiting.drain(..) {
+                call(callback);
+            }
+            return;
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until every callback that was due has run; not if called from one.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+        let mut queue = self.shared.lock();
+        while (queue.running || !queue.waiting.is_empty())
+            && queue.thread != Some(thread::current().id())
+        {
+            queue = match deadline {
+                None => self.shared.wait(queue),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    self.shared
+                        .changed
+                        .wait_timeout(queue, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+        true
+    }
+
+    /// Lets the thread end when it is through. It is waited for if it is through soon.
+    pub(crate) fn end(&self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+        let through = self.wait(Some(Instant::now() + Duration::from_millis(100)));
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && through
+            && thread.thread().id() != thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(shared: &Shared) {
+    let mut queue = shared.lock();
+    queue.thread = Some(thread::current().id());
+    loop {
+        if let Some(callback) = queue.waiting.pop_front() {
+            queue.running = true;
+            drop(queue);
+            call(callback);
+            queue = shared.lock();
+            queue.running = false;
+            shared.changed.notify_all();
+        } else if queue.ended {
+            return;
+        } else {
+            queue = shared.wait(queue);
+        }
+    }
+}
+
+fn call(callback: Callback) {
+    // The user's panic hook has said what there is to say.
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(callback)) {
+        // A payload may panic when it is dropped.
+        std::mem::forget(payload);
+    }
+}

@@ -1,0 +1,295 @@
+//! Everything that can go wrong, as callers see it.
+
+use std::error;
+use std::fmt;
+use std::time::Duration;
+
+use pool_worker::{Exit, Panic};
+
+/// Why a call gave no result.
+///
+/// An error about a task names it ([`task`](Error::task)) and, if the call had several inputs, the
+/// position of the one that failed ([`index`](Error::index)).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Error {
+    /// The task panicked. The worker lives on.
+    Panicked(Panicked),
+    /// The worker died under the task: a crash, `exit`, `abort`, or a signal from outside. Another
+    /// worker has taken its place.
+    WorkerLost(WorkerLost),
+    /// The task ran longer than its time limit, and its worker was killed for it.
+    TimeLimit(TimeLimit),
+    /// The result was not there in time. It can be asked for again.
+    Timeout,
+    /// The work was cancelled.
+    Cancelled,
+    /// The pool was terminated, or dropped, before the result was there.
+    Terminated,
+    /// The pool takes no more work: it was closed or terminated.
+    Closed,
+    /// [`join`](crate::Pool::join) needs [`close`](crate::Pool::close) or
+    /// [`terminate`](crate::Pool::terminate) first; or an `imap` that is left half-consumed by the
+    /// same thread would keep it from ever returning.
+    StillOpen,
+    /// The result was taken already.
+    Taken,
+    /// A setting that can't be met.
+    InvalidSetting(InvalidSetting),
+    /// The arguments, or the result, can't be turned into bytes.
+    Encode(Codec),
+    /// The arguments, or the result, can't be read back from bytes.
+    Decode(Codec),
+    /// A worker could not be started, or its initializer failed.
+    Start(Start),
+    /// Workers kept dying before they were ready, and the pool gave up.
+    Broken(Broken),
+}
+
+impl Error {
+    /// The name of the task that the error is about.
+    pub fn task(&self) -> Option<&str> {
+        self.place().map(|place| place.task)
+    }
+
+    /// The position among the inputs of the call, from 0; `None` if the call had just one.
+    pub fn index(&self) -> Option<usize> {
+        self.place().and_then(|place| place.index)
+    }
+
+    fn place(&self) -> Option<Place> {
+        match self {
+            Error::Panicked(error) => Some(error.place),
+            Error::WorkerLost(error) => Some(error.place),
+            Error::TimeLimit(error) => Some(error.place),
+            Error::Encode(error) | Error::Decode(error) => Some(error.place),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Panicked(error) => error.fmt(f),
+            Error::WorkerLost(error) => error.fmt(f),
+            Error::TimeLimit(error) => error.fmt(f),
+            Error::Timeout => f.write_str("not there in time"),
+            Error::Cancelled => f.write_str("the work was cancelled"),
+            Error::Terminated => f.write_str("the pool was terminated before the result was there"),
+            Error::Closed => f.write_str("the pool takes no more work: it was closed or terminated"),
+            Error::StillOpen => f.write_str(
+                "join would never return: close or terminate the pool first, and consume or drop \
+                 what `imap` gave to this thread",
+            ),
+            Error::Taken => f.write_str("the result was taken already"),
+            Error::InvalidSetting(error) => error.fmt(f),
+            Error::Encode(error) => error.write(f, "encode"),
+            Error::Decode(error) => error.write(f, "decode"),
+            Error::Start(error) => error.fmt(f),
+            Error::Broken(error) => error.fmt(f),
+        }
+    }
+}
+
+impl error::Error for Error {}
+
+/// Which task, and which of its inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) task: &'static str,
+    pub(crate) index: Option<usize>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task `{}`", self.task)?;
+        match self.index {
+            Some(index) => write!(f, " (input {index})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A panic in a task.
+#[derive(Debug, Clone)]
+pub struct Panicked {
+    pub(crate) place: Place,
+    pub(crate) panic: Panic,
+}
+
+impl Panicked {
+    /// What the task said; a fixed text if it panicked with something else than a string.
+    pub fn message(&self) -> &str {
+        &self.panic.message
+    }
+
+    /// Where, as `file:line:column`.
+    pub fn location(&self) -> Option<&str> {
+        self.panic.location.as_deref()
+    }
+
+    /// The worker's backtrace, if `RUST_BACKTRACE` was set for it. It is not part of the text of
+    /// the error.
+    pub fn backtrace(&self) -> Option<&str> {
+        self.panic.backtrace.as_deref()
+    }
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} panicked", self.place)?;
+        if let Some(location) = self.location() {
+            write!(f, " at {location}")?;
+        }
+        write!(f, ": {}", self.message())
+    }
+}
+
+/// The death of a worker under a task.
+#[derive(Debug, Clone)]
+pub struct WorkerLost {
+    pub(crate) place: Place,
+    pub(crate) pid: u32,
+    pub(crate) exit: Exit,
+    pub(crate) attempts: u32,
+}
+
+impl WorkerLost {
+    /// The process id of the worker that died.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The name of the signal that killed it, such as `"SIGKILL"`.
+    pub fn signal(&self) -> Option<&str> {
+        self.exit.signal_name()
+    }
+
+    /// What it passed to `exit`, if it was not killed.
+    pub fn exit_code(&self) -> Option<i32> {
+        match self.exit {
+            Exit::Code(code) => Some(code),
+            Exit::Signal(_) | Exit::Unknown => None,
+        }
+    }
+
+    /// How many workers died under this task: 1, and one more for each of its retries.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+}
+
+impl fmt::Display for WorkerLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WorkerLost {
+            place, pid, exit, ..
+        } = self;
+        write!(f, "{place} lost its worker: process {pid} {exit}")?;
+        match self.attempts {
+            0 | 1 => Ok(()),
+            attempts => write!(f, ", at the last of {attempts} attempts"),
+        }
+    }
+}
+
+/// A task that ran too long.
+#[derive(Debug, Clone)]
+pub struct TimeLimit {
+    pub(crate) place: Place,
+    pub(crate) limit: Duration,
+}
+
+impl TimeLimit {
+    /// The limit that it ran past.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+}
+
+impl fmt::Display for TimeLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} ran past its time limit of {:?}",
+            self.place, self.limit
+        )
+    }
+}
+
+/// A setting that can't be met.
+#[derive(Debug, Clone)]
+pub struct InvalidSetting {
+    pub(crate) setting: &'static str,
+    pub(crate) why: &'static str,
+}
+
+impl InvalidSetting {
+    /// The name of the setting, as in the method that sets it.
+    pub fn setting(&self) -> &str {
+        self.setting
+    }
+}
+
+impl fmt::Display for InvalidSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invalid setting `{}`: {}", self.setting, self.why)
+    }
+}
+
+/// Arguments or a result that can't be turned into bytes or back.
+#[derive(Debug, Clone)]
+pub struct Codec {
+    pub(crate) place: Place,
+    pub(crate) what: Side,
+    pub(crate) why: String,
+}
+
+/// What could not be encoded or decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Side {
+    /// The arguments: encoded by the caller, decoded by the worker.
+    Arguments,
+    /// The result: encoded by the worker, decoded by the caller.
+    Result,
+}
+
+impl Codec {
+    /// Whether it was the arguments or the result.
+    pub fn side(&self) -> Side {
+        self.what
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, verb: &str) -> fmt::Result {
+        let what = match self.what {
+            Side::Arguments => "the arguments",
+            Side::Result => "the result",
+        };
+        write!(f, "{}: can't {verb} {what}: {}", self.place, self.why)
+    }
+}
+
+/// A worker that did not start.
+#[derive(Debug, Clone)]
+pub struct Start(pub(crate) String);
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a worker did not start: {}", self.0)
+    }
+}
+
+/// A pool that gave up.
+#[derive(Debug, Clone)]
+pub struct Broken(pub(crate) String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the pool is broken: workers keep dying before they are ready; the last one: {}",
+            self.0
+        )
+    }
+}

@@ -1,0 +1,166 @@
+//! From a caller's inputs to a backend's job: drawn, encoded, and handed over in batches.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pool_worker::Task;
+
+use crate::backend::{Backend, Failure, Input, Job, JobId, Options, Sink};
+use crate::error::{Error, InvalidSetting};
+
+/// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What was drawn is handed over after this time, though there is room for more.
+const PATIENCE: Duration = Duration::from_micros(500);
+
+/// Feeds one job. Dropped before the end of its inputs (because the caller's iterator panicked, or
+/// the caller lost interest), it takes back what has not begun.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    backend: Arc<dyn Backend>,
+    sink: Arc<dyn Sink>,
+    job: Job,
+    id: Option<JobId>,
+    /// The position of the next input.
+    next: usize,
+    ended: bool,
+}
+
+/// Inputs that were drawn together.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    encoded: Vec<Input>,
+    /// Those that can't be encoded.
+    failed: Vec<(usize, Failure)>,
+    bytes: usize,
+}
+
+impl Batch {
+    pub(crate) fn len(&self) -> usize {
+        self.encoded.len() + self.failed.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES
+    }
+}
+
+impl Feed {
+    /// # Errors
+    ///
+    /// [`Error::InvalidSetting`] if the options can't be met.
+    pub(crate) fn new<T: Task>(
+        backend: &Arc<dyn Backend>,
+        sink: Arc<dyn Sink>,
+        options: Options,
+    ) -> Result<Feed, Error> {
+        let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
+        if options.chunksize == Some(0) {
+            return invalid("chunksize", "a chunk holds at least one input");
+        }
+        if options.time_limit.is_some_and(|limit| limit.is_zero()) {
+            return invalid("time_limit", "no task ends in no time");
+        }
+        Ok(Feed {
+            backend: Arc::clone(backend),
+            sink,
+            job: Job {
+                task: T::ID,
+                options,
+            },
+            id: None,
+            next: 0,
+            ended: false,
+        })
+    }
+
+    /// How many inputs make a chunk: as asked for, or what seems right now.
+    pub(crate) fn chunk(&self) -> usize {
+        self.job
+            .options
+            .chunksize
+            .unwrap_or_else(|| self.backend.chunk_hint(self.job.task))
+    }
+
+    /// The chunk size that the caller asked for.
+    pub(crate) fn explicit_chunk(&self) -> Option<usize> {
+        self.job.options.chunksize
+    }
+
+    /// Encodes the next input into a batch.
+    pub(crate) fn encode<T: Task>(&self, args: &T::Args, batch: &mut Batch) {
+        let index = self.next + batch.len();
+        let mut bytes = Vec::new();
+        match T::encode_args(args, &mut bytes) {
+            Ok(()) => {
+                batch.bytes += bytes.len();
+                batch.encoded.push(Input { index, bytes });
+            }
+            Err(error) => {
+                let failure = Failure::EncodeArguments(error.to_string());
+                batch.failed.push((index, failure));
+            }
+        }
+    }
+
+    /// Draws and encodes up to `room` inputs, a whole number of chunks. False: there are no more.
+    pub(crate) fn draw<T: Task>(
+        &self,
+        room: usize,
+        next: &mut dyn FnMut() -> Option<T::Args>,
+    ) -> (Batch, bool) {
+        let began = Instant::now();
+        let chunk = self.job.options.chunksize;
+        let mut batch = Batch::default();
+        while batch.len() < room {
+            // What was drawn should not wait for an iterator that is slow, or for large inputs; but
+            // an explicit chunk is handed over whole.
+            if (batch.is_full() || (batch.len() > 0 && began.elapsed() >= PATIENCE))
+                && batch.len().is_multiple_of(chunk.unwrap_or(1))
+            {
+                break;
+            }
+            let Some(args) = next() else {
+                return (batch, false);
+            };
+            self.encode::<T>(&args, &mut batch);
+        }
+        (batch, true)
+    }
+
+    /// Hands a batch over. On an error, nothing of it was accepted.
+    pub(crate) fn send(&mut self, batch: Batch, more: bool) -> Result<(), Error> {
+        let count = batch.len();
+        match self.id {
+            None => {
+                let sink = Arc::clone(&self.sink);
+                let id = self.backend.submit(self.job, sink, batch.encoded, more)?;
+                self.id = Some(id);
+            }
+            Some(id) => self.backend.push(id, batch.encoded, more)?,
+        }
+        self.next += count;
+        self.ended = !more;
+        if !batch.failed.is_empty() {
+            let failed = batch.failed.into_iter();
+            self.sink
+                .deliver(failed.map(|(index, failure)| (index, Err(failure))).collect());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn id(&self) -> Option<JobId> {
+        self.id
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if let Some(id) = self.id
+            && !self.ended
+        {
+            self.backend.cancel(id, false);
+        }
+    }
+}

@@ -1,0 +1,718 @@
+//! The workers of this machine: threads, time and processes around the [`scheduler`](crate::scheduler).
+//!
+//! One lock guards the scheduler. Whoever has an event (a caller with work, a worker with results)
+//! takes the lock, tells the scheduler, and carries out what it decides; nothing of that blocks, so
+//! work goes from the caller's thread straight to a worker, and the next chunk from the thread that
+//! received the last one. Outcomes are delivered when the lock is released.
+//!
+//! # Threads
+//!
+//! - One *mailbox* thread for each worker waits for what the worker says, and ends with it.
+//! - One *supervisor* starts workers, sees them die, and keeps the time: limits of tasks, the
+//!   deadline of a start, the pause before another try, the grace before SIGKILL. Workers are
+//!   killed by the system when the thread that started them ends, so it lives as long as they do.
+//! - The *callback* thread is in [`callback`](crate::callback).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::process;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use pool_worker::{Event, Exit, Fault, Mailbox, Setup, Waker, Watch, Worker};
+
+use crate::backend::{Backend, Input, Job, JobId, Outcome, Sink};
+use crate::error::{Broken, Error, Start};
+use crate::scheduler::{Action, Mode, Scheduler};
+
+/// After a failed start the next try waits this long.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
+/// An idle worker that was asked to exit, and a busy one after SIGTERM, have this long.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// A thread of ours needs little stack: it runs no code of users.
+const STACK: usize = 256 * 1024;
+
+/// How the pool is to be.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) processes: usize,
+    pub(crate) max_tasks_per_child: Option<usize>,
+    pub(crate) initializer: Option<Setup>,
+    /// The name of the initializer, for messages.
+    pub(crate) initializer_name: &'static str,
+    pub(crate) start_timeout: Duration,
+}
+
+/// The backend of this machine.
+#[derive(Debug)]
+pub(crate) struct Local {
+    shared: Arc<Shared>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+    /// In a forked copy of the process there are no threads, and the workers are not its children.
+    owner: u32,
+}
+
+struct Shared {
+    settings: Settings,
+    state: Mutex<State>,
+    changed: Condvar,
+    waker: Waker,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+struct State {
+    scheduler: Scheduler,
+    seats: Vec<Seat>,
+    sinks: HashMap<JobId, Opened>,
+    /// The first failed start, while the pool is being built.
+    start_error: Option<String>,
+    /// When those who have not gone by themselves are killed.
+    kill_at: Option<Instant>,
+    /// The supervisor has nothing more to do.
+    over: bool,
+}
+
+/// Who gets a job's outcomes; and who draws its inputs, as far as that is known.
+struct Opened {
+    sink: Arc<dyn Sink>,
+    drawn_by: ThreadId,
+}
+
+/// A place for one worker.
+#[derive(Default)]
+struct Seat {
+    worker: Option<Worker>,
+    thread: Option<JoinHandle<()>>,
+    /// A worker is to be started.
+    wanted: bool,
+    /// But not before this time.
+    pause_until: Option<Instant>,
+    /// A worker that is not ready by then is killed.
+    ready_by: Option<Instant>,
+    /// Why the start of this worker counts as failed.
+    failure: Option<String>,
+    was_ready: bool,
+    /// Its mailbox thread has reported its death.
+    gone: bool,
+}
+
+/// Outcomes on their way out, for each sink.
+type Deliveries = Vec<(Arc<dyn Sink>, Vec<(usize, Outcome)>)>;
+
+impl Local {
+    /// Starts the workers, and waits until all are ready.
+    pub(crate) fn start(settings: Settings) -> Result<Local, Error> {
+        pool_worker::may_launch().map_err(start_error)?;
+        let (watch, waker) = Watch::new().map_err(start_error)?;
+        let processes = settings.processes;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                scheduler: Scheduler::new(processes, settings.max_tasks_per_child),
+                seats: (0..processes).map(|_| Seat::default()).collect(),
+                sinks: HashMap::new(),
+                start_error: None,
+                kill_at: None,
+                over: false,
+            }),
+            settings,
+            changed: Condvar::new(),
+            waker,
+        });
+        let supervised = Arc::clone(&shared);
+        let supervisor = thread::Builder::new()
+            .name("pool-supervisor".to_owned())
+            .stack_size(STACK)
+            .spawn(move || supervise(&supervised, &watch))
+            .map_err(start_error)?;
+        let local = Local {
+            shared,
+            supervisor: Mutex::new(Some(supervisor)),
+            owner: process::id(),
+        };
+        // The scheduler's first wish: a worker for each slot.
+        local.shared.update(|_| ());
+        match local.shared.wait_until_ready() {
+            Ok(()) => Ok(local),
+            // Dropping it terminates what did start.
+            Err(why) => Err(Error::Start(Start(why))),
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        process::id() == self.owner
+    }
+}
+
+fn start_error(error: std::io::Error) -> Error {
+    Error::Start(Start(error.to_string()))
+}
+
+/// For a pool that was never finished: one that was is shut down already.
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl Backend for Local {
+    fn submit(
+        &self,
+        job: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Vec<Input>,
+        more: bool,
+    ) -> Result<JobId, Error> {
+        if !self.is_ours() {
+            return Err(Error::Closed);
+        }
+        self.shared.update(|state| {
+            match state.scheduler.mode() {
+                Mode::Open => {}
+                Mode::Closed | Mode::Terminated => return Err(Error::Closed),
+                Mode::Broken(why) => return Err(Error::Broken(Broken(why.clone()))),
+            }
+            let id = state.scheduler.submit(job, inputs, more);
+            state.sinks.insert(
+                id,
+                Opened {
+                    sink,
+                    drawn_by: thread::current().id(),
+                },
+            );
+            Ok(id)
+        })
+    }
+
+    fn push(&self, job: JobId, inputs: Vec<Input>, more: bool) -> Result<(), Error> {
+        if !self.is_ours() {
+            return Err(Error::Closed);
+        }
+        self.shared.update(|state| {
+            if !state.scheduler.takes(job) {
+                return Err(match state.scheduler.mode() {
+                    Mode::Terminated => Error::Terminated,
+                    Mode::Broken(why) => Error::Broken(Broken(why.clone())),
+                    Mode::Open | Mode::Closed => Error::Cancelled,
+                });
+            }
+            if let Some(opened) = state.sinks.get_mut(&job) {
+                opened.drawn_by = thread::current().id();
+            }
+            state.scheduler.push(job, inputs, more);
+            Ok(())
+        })
+    }
+
+    fn cancel(&self, job: JobId, running: bool) {
+        if self.is_ours() {
+            self.shared
+                .update(|state| state.scheduler.cancel(job, running));
+        }
+    }
+
+    fn chunk_hint(&self, task: &'static str) -> usize {
+        self.shared.lock().scheduler.chunk_hint(task)
+    }
+
+    fn close(&self) {
+        if self.is_ours() {
+            self.shared.update(|state| state.scheduler.close());
+            self.shared.waker.wake();
+        }
+    }
+
+    fn terminate(&self) {
+        if !self.is_ours() {
+            return;
+        }
+        self.shared.update(|state| {
+            state.scheduler.terminate();
+            state.wind_up();
+        });
+        self.shared.waker.wake();
+    }
+
+    fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        if !self.is_ours() {
+            return Ok(());
+        }
+        let mut state = self.shared.lock();
+        loop {
+            if state.over {
+                return Ok(());
+            }
+            if *state.scheduler.mode() == Mode::Open || state.waits_for(thread::current().id()) {
+                return Err(Error::StillOpen);
+            }
+            state = match deadline {
+                None => self
+                    .shared
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(Error::Timeout);
+                    }
+                    self.shared
+                        .changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+
+    /// A process can be stuck in the kernel, beyond the reach of SIGKILL, so the wait is bounded.
+    fn shut_down(&self) {
+        if !self.is_ours() {
+            return;
+        }
+        self.terminate();
+        let gone = self.join(Some(Instant::now() + Duration::from_secs(5)));
+        let supervisor = self
+            .supervisor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let (Ok(()), Some(supervisor)) = (gone, supervisor) {
+            let _ = supervisor.join();
+        }
+    }
+
+    fn processes(&self) -> usize {
+        self.shared.settings.processes
+    }
+
+    fn worker_pids(&self) -> Vec<u32> {
+        self.shared
+            .lock()
+            .seats
+            .iter()
+            .filter(|seat| !seat.gone)
+            .filter_map(|seat| seat.worker.as_ref().map(Worker::pid))
+            .collect()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, does what follows from it, and delivers.
+    fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let (result, deliveries, wake) = {
+            let mut state = self.lock();
+            let result = change(&mut state);
+            let (deliveries, wake) = state.act();
+            (result, deliveries, wake)
+        };
+        for (sink, outcomes) in deliveries {
+            sink.deliver(outcomes);
+        }
+        if wake {
+            self.waker.wake();
+        }
+        result
+    }
+
+    /// Waits for the first workers.
+    fn wait_until_ready(&self) -> Result<(), String> {
+        let mut state = self.lock();
+        loop {
+            if let Some(why) = &state.start_error {
+                return Err(why.clone());
+            }
+            let slots = 0..self.settings.processes;
+            if slots.into_iter().all(|slot| state.seats[slot].was_ready) {
+                return Ok(());
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl State {
+    /// Carries out what the scheduler has decided. The second value: the supervisor has something
+    /// new to look at.
+    fn act(&mut self) -> (Deliveries, bool) {
+        let mut deliveries = Deliveries::new();
+        let mut last = None;
+        let mut wake = false;
+        while let Some(action) = self.scheduler.next_action() {
+            match action {
+                Action::Start { slot } => {
+                    self.seats[slot].wanted = true;
+                    wake = true;
+                }
+                Action::Run {
+                    slot,
+                    generation,
+                    from,
+                    count,
+                } => {
+                    let given = self.scheduler.given(slot).range(from..from + count);
+                    if let Some(worker) = &self.seats[slot].worker
+                        && let Some(first) = given.clone().next()
+                    {
+                        wake |= first.task.options.time_limit.is_some();
+                        worker.run(
+                            first.task.task,
+                            generation,
+                            given.map(|given| given.input.bytes.as_slice()),
+                        );
+                    }
+                }
+                Action::Recall { slot } => {
+                    if let Some(worker) = &self.seats[slot].worker {
+                        let (generation, begun) = worker.recall();
+                        self.scheduler.recalled(slot, generation, begun);
+                    }
+                }
+                Action::Ask { slot } => {
+                    if let Some(worker) = &self.seats[slot].worker {
+                        worker.ask_to_exit();
+                    }
+                }
+                Action::Kill { slot } => {
+                    if let Some(worker) = &self.seats[slot].worker {
+                        worker.kill();
+                    }
+                }
+                Action::Deliver {
+                    job,
+                    index,
+                    outcome,
+                } => {
+                    if last != Some(job)
+                        && let Some(opened) = self.sinks.get(&job)
+                    {
+                        deliveries.push((Arc::clone(&opened.sink), Vec::new()));
+                        last = Some(job);
+                    }
+                    if last == Some(job)
+                        && let Some((_, outcomes)) = deliveries.last_mut()
+                    {
+                        outcomes.push((index, outcome));
+                    }
+                }
+                Action::Forget { job } => {
+                    self.sinks.remove(&job);
+                }
+            }
+        }
+        (deliveries, wake || self.scheduler.is_over())
+    }
+
+    /// Lets all workers go: the idle are asked, the others are told by SIGTERM.
+    fn wind_up(&mut self) {
+        if self.kill_at.is_some() {
+            return;
+        }
+        self.kill_at = Some(Instant::now() + GRACE);
+        for (slot, seat) in self.seats.iter().enumerate() {
+            let Some(worker) = &seat.worker else { continue };
+            if seat.was_ready && self.scheduler.given(slot).is_empty() {
+                worker.ask_to_exit();
+            } else {
+                worker.terminate();
+            }
+        }
+    }
+
+    /// Whether the end of the pool waits for inputs that only this thread can draw.
+    fn waits_for(&self, thread: ThreadId) -> bool {
+        self.sinks
+            .iter()
+            .any(|(job, opened)| opened.drawn_by == thread && self.scheduler.takes(*job))
+    }
+}
+
+// ---- mailbox threads ------------------------------------------------------------------------------
+
+fn read_mailbox(shared: &Shared, slot: usize, worker: &Worker, mut mailbox: Mailbox) {
+    loop {
+        match mailbox.receive() {
+            Event::Ready => {
+                shared.update(|state| {
+                    let seat = &mut state.seats[slot];
+                    seat.was_ready = true;
+                    seat.ready_by = None;
+                    state.scheduler.ready(slot);
+                });
+                shared.changed.notify_all();
+            }
+            Event::Failed(fault) => {
+                let why = initializer_failed(shared, &fault);
+                let mut state = shared.lock();
+                state.seats[slot].failure = Some(why);
+                drop(state);
+                worker.kill();
+            }
+            Event::Outcomes { outcomes, busy } => {
+                shared.update(|state| state.scheduler.answered(slot, outcomes, busy));
+            }
+            Event::Garbled(why) => {
+                shared.update(|state| {
+                    state.seats[slot].failure.get_or_insert(why);
+                    state.scheduler.distrust(slot);
+                });
+            }
+            Event::Died(exit) => {
+                shared.update(|state| bury(shared, state, slot, worker, exit));
+                shared.waker.wake();
+                shared.changed.notify_all();
+                return;
+            }
+        }
+    }
+}
+
+fn initializer_failed(shared: &Shared, fault: &Fault) -> String {
+    let name = shared.settings.initializer_name;
+    match fault {
+        Fault::Panicked(panic) => {
+            let at = match &panic.location {
+                Some(location) => format!(" at {location}"),
+                None => String::new(),
+            };
+            format!("its initializer `{name}` panicked{at}: {}", panic.message)
+        }
+        Fault::Decode(why) => {
+            format!("the arguments of its initializer `{name}` can't be decoded: {why}")
+        }
+        Fault::Encode(why) => {
+            format!("the result of its initializer `{name}` can't be encoded: {why}")
+        }
+        Fault::Unknown(why) => why.clone(),
+    }
+}
+
+/// A worker is dead, and all that it said was heard.
+fn bury(shared: &Shared, state: &mut State, slot: usize, worker: &Worker, exit: Exit) {
+    let seat = &mut state.seats[slot];
+    seat.gone = true;
+    seat.ready_by = None;
+    if seat.was_ready {
+        let begun = worker.progress().begun;
+        state.scheduler.died(slot, begun, worker.pid(), exit);
+        return;
+    }
+    let why = seat.failure.take().unwrap_or_else(|| {
+        let during = match shared.settings.initializer {
+            Some(_) => format!(" (initializer `{}`)", shared.settings.initializer_name),
+            None => String::new(),
+        };
+        format!("process {} {exit} before it was ready{during}", worker.pid())
+    });
+    start_failed(state, slot, why);
+}
+
+fn start_failed(state: &mut State, slot: usize, why: String) {
+    state.seats[slot].pause_until = Some(Instant::now() + START_PAUSE);
+    state
+        .scheduler
+        .start_failed(slot, &why, pool_worker::now());
+    state.start_error.get_or_insert(why);
+    if matches!(state.scheduler.mode(), Mode::Broken(_)) {
+        state.wind_up();
+    }
+}
+
+// ---- the supervisor -------------------------------------------------------------------------------
+
+fn supervise(shared: &Arc<Shared>, watch: &Watch) {
+    loop {
+        clear_seats(shared);
+        start_workers(shared);
+        let (workers, timeout) = {
+            let mut state = shared.lock();
+            if state.scheduler.is_over()
+                && state.seats.iter().all(|seat| seat.worker.is_none())
+            {
+                state.over = true;
+                drop(state);
+                shared.changed.notify_all();
+                return;
+            }
+            let next = keep_time(&mut state);
+            let workers: Vec<Worker> = state
+                .seats
+                .iter()
+                .filter_map(|seat| seat.worker.clone().filter(|_| !seat.gone))
+                .filter(|worker| !worker.is_dead())
+                .collect();
+            (workers, next.map(|at| at.saturating_duration_since(Instant::now())))
+        };
+        // What the time has brought about.
+        shared.update(|_| ());
+        watch.wait(&workers, timeout);
+    }
+}
+
+/// Ends the threads of workers that are gone.
+fn clear_seats(shared: &Shared) {
+    let gone: Vec<_> = {
+        let mut state = shared.lock();
+        state
+            .seats
+            .iter_mut()
+            .filter(|seat| seat.gone)
+            .filter_map(|seat| {
+                let next = Seat {
+                    wanted: seat.wanted,
+                    pause_until: seat.pause_until,
+                    ..Seat::default()
+                };
+                std::mem::replace(seat, next).thread
+            })
+            .collect()
+    };
+    for thread in gone {
+        // It has nothing left to do but to return.
+        let _ = thread.join();
+    }
+}
+
+/// Starts all workers that are wanted, one right after the other.
+fn start_workers(shared: &Arc<Shared>) {
+    let wanted: Vec<usize> = {
+        let mut state = shared.lock();
+        let now = Instant::now();
+        let terminated = state.kill_at.is_some();
+        let seats = state.seats.iter_mut().enumerate();
+        seats
+            .filter(|(_, seat)| seat.wanted && seat.worker.is_none())
+            .filter(|(_, seat)| terminated || seat.pause_until.is_none_or(|until| until <= now))
+            .map(|(slot, seat)| {
+                seat.wanted = false;
+                slot
+            })
+            .collect()
+    };
+    for slot in wanted {
+        if shared.lock().kill_at.is_some() {
+            shared.update(|state| state.scheduler.not_started(slot));
+            continue;
+        }
+        let settings = &shared.settings;
+        let launched = pool_worker::launch(slot, settings.initializer.clone());
+        let started = launched.and_then(|(worker, mailbox)| {
+            let mut state = shared.lock();
+            let reader = {
+                let shared = Arc::clone(shared);
+                let worker = worker.clone();
+                move || read_mailbox(&shared, slot, &worker, mailbox)
+            };
+            let thread = thread::Builder::new()
+                .name(format!("pool-mailbox-{slot}"))
+                .stack_size(STACK)
+                .spawn(reader)
+                .inspect_err(|_| worker.discard())?;
+            // Terminated in the meantime: it is told like the others.
+            if state.kill_at.is_some() {
+                worker.kill();
+            }
+            let seat = &mut state.seats[slot];
+            seat.worker = Some(worker);
+            seat.thread = Some(thread);
+            seat.ready_by = Instant::now().checked_add(settings.start_timeout);
+            Ok(())
+        });
+        if let Err(error) = started {
+            shared.update(|state| start_failed(state, slot, error.to_string()));
+            shared.changed.notify_all();
+        }
+    }
+}
+
+/// Does what is due, and says when the next thing will be.
+fn keep_time(state: &mut State) -> Option<Instant> {
+    let now = Instant::now();
+    let clock = pool_worker::now();
+    let mut next: Option<Instant> = None;
+    let mut soonest = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
+
+    for slot in 0..state.seats.len() {
+        let seat = &mut state.seats[slot];
+        if seat.wanted && seat.worker.is_none() {
+            soonest(seat.pause_until.unwrap_or(now));
+        }
+        let Some(worker) = seat.worker.clone().filter(|_| !seat.gone) else {
+            continue;
+        };
+        if let Some(at) = seat.ready_by {
+            if at <= now {
+                seat.ready_by = None;
+                seat.failure.get_or_insert_with(|| {
+                    format!("process {} was not ready in time", worker.pid())
+                });
+                worker.kill();
+            } else {
+                soonest(at);
+            }
+        }
+        if let Some(left) = time_left(&mut state.scheduler, slot, &worker, clock) {
+            soonest(now + left);
+        }
+    }
+    if let Some(at) = state.kill_at {
+        if at <= now {
+            for seat in &state.seats {
+                if let Some(worker) = &seat.worker {
+                    worker.kill();
+                }
+            }
+        } else {
+            soonest(at);
+        }
+    }
+    next
+}
+
+/// Ends an input that is past its limit; otherwise says how long it has, or how long the next one
+/// will have at least.
+fn time_left(
+    scheduler: &mut Scheduler,
+    slot: usize,
+    worker: &Worker,
+    clock: Duration,
+) -> Option<Duration> {
+    if !scheduler.is_ready(slot) {
+        return None;
+    }
+    let given = scheduler.given(slot);
+    let shortest = given
+        .iter()
+        .filter_map(|given| given.task.options.time_limit)
+        .min()?;
+    let progress = worker.progress();
+    let limit = scheduler
+        .running(slot, progress.begun)
+        .and_then(|running| scheduler.given(slot)[running].task.options.time_limit);
+    let Some(limit) = limit else {
+        return Some(shortest);
+    };
+    let ran = clock.saturating_sub(Duration::from_nanos(progress.begun_at_ns));
+    let left = limit.saturating_sub(ran);
+    if left.is_zero() {
+        scheduler.overdue(slot, progress.begun);
+    }
+    Some(left.min(shortest))
+}

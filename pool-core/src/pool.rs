@@ -1,0 +1,270 @@
+//! [`Pool`]: what users hold.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pool_worker::Task;
+
+use crate::backend::Backend;
+use crate::builder::PoolBuilder;
+use crate::call::{Call, OneArgument};
+use crate::callback::Callbacks;
+use crate::error::Error;
+use crate::handle::AsyncResult;
+use crate::iter::{Imap, ImapUnordered, Packed};
+
+/// A pool of worker processes.
+///
+/// The workers are this same program, started again; each runs tasks one at a time, and a task that
+/// crashes costs itself and nothing else. All methods may be called from any thread.
+///
+/// # Drop
+///
+/// Dropping a pool terminates it: what runs is stopped, results that are not there yet are
+/// [`Error::Terminated`], and when `drop` returns the workers are gone. That takes a fraction of a
+/// second, however busy or stuck they are. To let the work finish first, use
+/// [`close`](Pool::close) and [`join`](Pool::join). If the program is killed, the system kills the
+/// workers.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, pool_task};
+///
+/// #[pool_task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::new()?;
+/// assert_eq!(pool.map(square, 0..10)?, [0, 1, 4, 9, 16, 25, 36, 49, 64, 81]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Pool {
+    backend: Arc<dyn Backend>,
+    callbacks: Arc<Callbacks>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("processes", &self.processes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    pub(crate) fn over(backend: Arc<dyn Backend>) -> Pool {
+        Pool {
+            backend,
+            callbacks: Arc::default(),
+        }
+    }
+
+    /// Starts as many workers as there are CPUs for this process, by its affinity and its cgroup;
+    /// returns when all are ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Start`] if a worker can't be started.
+    pub fn new() -> Result<Pool, Error> {
+        Pool::builder().build()
+    }
+
+    /// Starts this many workers; returns when all are ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidSetting`] for 0; [`Error::Start`] if a worker can't be started.
+    pub fn with_processes(processes: usize) -> Result<Pool, Error> {
+        Pool::builder().processes(processes).build()
+    }
+
+    /// A pool with more settings.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::new()
+    }
+
+    /// How many workers the pool has when all are well.
+    pub fn processes(&self) -> usize {
+        self.backend.processes()
+    }
+
+    /// The process ids of the workers that there are now, starting ones included. A worker that
+    /// died is replaced by another, with another id.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.backend.worker_pids()
+    }
+
+    /// Runs `task` once and waits for the result.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] about the task; [`Error::Closed`] if the pool takes no more work.
+    pub fn apply<T: Task>(&self, task: T, args: T::Args) -> Result<T::Output, Error> {
+        self.task(task).apply(args)
+    }
+
+    /// Runs `task` once; the result is there later. If the pool takes no more work, the result is
+    /// [`Error::Closed`].
+    pub fn apply_async<T: Task>(&self, task: T, args: T::Args) -> AsyncResult<T::Output> {
+        self.task(task).apply_async(args)
+    }
+
+    /// Runs `task` on every input, and waits for all results, in the order of the inputs.
+    ///
+    /// Inputs are drawn as the work proceeds.
+    ///
+    /// # Errors
+    ///
+    /// If inputs fail, the error of the one with the lowest index; all others are run nevertheless.
+    /// [`Call::map_results`] keeps every outcome. [`Error::Closed`] if the pool takes no more work.
+    pub fn map<T, A, I>(&self, task: T, inputs: I) -> Result<Vec<T::Output>, Error>
+    where
+        T: Task,
+        T::Args: OneArgument<T, Argument = A>,
+        I: IntoIterator<Item = A>,
+    {
+        self.task(task).map(inputs)
+    }
+
+    /// Like [`map`](Pool::map), but the results are there later. All inputs are drawn at once.
+    pub fn map_async<T, A, I>(&self, task: T, inputs: I) -> AsyncResult<Vec<T::Output>>
+    where
+        T: Task,
+        T::Args: OneArgument<T, Argument = A>,
+        I: IntoIterator<Item = A>,
+    {
+        self.task(task).map_async(inputs)
+    }
+
+    /// Runs `task` on every input, and yields the results in the order of the inputs. Work begins
+    /// at once; inputs are drawn as results are consumed.
+    pub fn imap<T, A, I>(&self, task: T, inputs: I) -> Imap<'_, T, Packed<T, A, I>>
+    where
+        T: Task,
+        T::Args: OneArgument<T, Argument = A>,
+        I: IntoIterator<Item = A>,
+    {
+        self.task(task).imap(inputs)
+    }
+
+    /// Like [`imap`](Pool::imap), but yields the results as they are finished.
+    pub fn imap_unordered<T, A, I>(
+        &self,
+        task: T,
+        inputs: I,
+    ) -> ImapUnordered<'_, T, Packed<T, A, I>>
+    where
+        T: Task,
+        T::Args: OneArgument<T, Argument = A>,
+        I: IntoIterator<Item = A>,
+    {
+        self.task(task).imap_unordered(inputs)
+    }
+
+    /// Like [`map`](Pool::map), for a task of any number of arguments: each input is a tuple of
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// As [`map`](Pool::map).
+    pub fn starmap<T, I>(&self, task: T, inputs: I) -> Result<Vec<T::Output>, Error>
+    where
+        T: Task,
+        I: IntoIterator<Item = T::Args>,
+    {
+        self.task(task).starmap(inputs)
+    }
+
+    /// Like [`map_async`](Pool::map_async), with tuples of arguments.
+    pub fn starmap_async<T, I>(&self, task: T, inputs: I) -> AsyncResult<Vec<T::Output>>
+    where
+        T: Task,
+        I: IntoIterator<Item = T::Args>,
+    {
+        self.task(task).starmap_async(inputs)
+    }
+
+    /// Like [`imap`](Pool::imap), with tuples of arguments.
+    pub fn istarmap<T, I>(&self, task: T, inputs: I) -> Imap<'_, T, I::IntoIter>
+    where
+        T: Task,
+        I: IntoIterator<Item = T::Args>,
+    {
+        self.task(task).istarmap(inputs)
+    }
+
+    /// Like [`imap_unordered`](Pool::imap_unordered), with tuples of arguments.
+    pub fn istarmap_unordered<T, I>(&self, task: T, inputs: I) -> ImapUnordered<'_, T, I::IntoIter>
+    where
+        T: Task,
+        I: IntoIterator<Item = T::Args>,
+    {
+        self.task(task).istarmap_unordered(inputs)
+    }
+
+    /// `task` with options for one call: chunk size, time limit, retries.
+    pub fn task<T: Task>(&self, _task: T) -> Call<'_, T> {
+        Call::new(self)
+    }
+
+    /// Takes no more work. What was accepted still runs, and so do the inputs that an
+    /// [`imap`](Pool::imap) has yet to draw; then the workers exit. A second call does nothing.
+    pub fn close(&self) {
+        self.backend.close();
+    }
+
+    /// Stops now. Every result that is not there yet is [`Error::Terminated`]; idle workers are
+    /// asked to exit, the others get SIGTERM, and SIGKILL a moment later. Does not wait for that:
+    /// see [`join`](Pool::join). A second call does nothing.
+    pub fn terminate(&self) {
+        self.backend.terminate();
+    }
+
+    /// Waits until every worker has exited, and every callback that was due has run. (Called from a
+    /// callback, it does not wait for callbacks.)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StillOpen`] without [`close`](Pool::close) or [`terminate`](Pool::terminate) before;
+    /// or if, after `close`, this same thread holds an [`Imap`] with inputs still to be drawn: the
+    /// workers would wait for them for ever.
+    pub fn join(&self) -> Result<(), Error> {
+        self.join_until(None)
+    }
+
+    /// As [`join`](Pool::join), but waits no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Pool::join), and [`Error::Timeout`].
+    pub fn join_timeout(&self, timeout: Duration) -> Result<(), Error> {
+        self.join_until(Instant::now().checked_add(timeout))
+    }
+
+    fn join_until(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        self.backend.join(deadline)?;
+        if self.callbacks.wait(deadline) {
+            Ok(())
+        } else {
+            Err(Error::Timeout)
+        }
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn callbacks(&self) -> &Arc<Callbacks> {
+        &self.callbacks
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.backend.shut_down();
+        self.callbacks.end();
+    }
+}

@@ -1,0 +1,845 @@
+//! What runs where next. Pure: no thread, no clock, no process; events go in, actions come out.
+//!
+//! # Jobs
+//!
+//! A job is a queue of inputs. Older jobs go first. What a worker takes at once is a chunk: with an
+//! explicit size always the same inputs, otherwise as many as take about [`CHUNK_TIME`], and fewer
+//! towards the end of the job.
+//!
+//! # Slots
+//!
+//! Each worker process sits in a slot. `given` holds what it was given and has not answered, in
+//! order; a worker answers in that order too. `answered` counts what it has answered since it
+//! started, so together with the number of inputs that it has *begun*, which only the worker's
+//! ledger knows, the scheduler knows exactly which input runs now and which have not begun.
+//!
+//! Work that has not begun can be taken back: the scheduler asks for it with [`Action::Recall`],
+//! and the answer comes back through [`Scheduler::recalled`]. That serves a worker that would
+//! otherwise idle, a cancelled job, and a worker that must be killed.
+//!
+//! # Invariants
+//!
+//! - Each input gets exactly one outcome, unless its job was abandoned.
+//! - An input is in one place: pending in its job, or given to one slot.
+//! - Only a slot that is `Ready` is given work.
+//! - What was begun is never given again, unless the job allows retries and its worker died.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use pool_worker::{Exit, Fault};
+
+use crate::backend::{Failure, Input, Job, JobId, Outcome};
+
+/// How long a chunk should keep a worker busy: long against the price of a message, short against
+/// the patience of whoever waits for the first result.
+const CHUNK_TIME: Duration = Duration::from_millis(1);
+
+/// The largest chunk that the scheduler chooses by itself.
+const CHUNK_MAX: usize = 4096;
+
+/// Small inputs go together up to this size, in bytes.
+const CHUNK_BYTES: usize = 48 * 1024;
+
+/// A worker with less work than this ahead is given its next chunk before it asks.
+const BACKLOG: Duration = Duration::from_millis(1);
+
+/// Failed starts are counted over this time.
+const INTENSITY_PERIOD: Duration = Duration::from_secs(30);
+
+/// What the caller of the scheduler must do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Start a worker for this slot.
+    Start { slot: usize },
+    /// Send `count` of the inputs given to this slot, from position `from` of [`Scheduler::given`].
+    Run {
+        slot: usize,
+        generation: u32,
+        from: usize,
+        count: usize,
+    },
+    /// Take back what has not begun, and call [`Scheduler::recalled`].
+    Recall { slot: usize },
+    /// Ask the worker to exit when it is through.
+    Ask { slot: usize },
+    /// Kill the worker.
+    Kill { slot: usize },
+    /// Hand an outcome to whoever waits for it.
+    Deliver {
+        job: JobId,
+        index: usize,
+        outcome: Outcome,
+    },
+    /// Nothing comes for this job any more.
+    Forget { job: JobId },
+}
+
+/// Whether new work is accepted, and why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Open,
+    Closed,
+    Terminated,
+    Broken(String),
+}
+
+/// An input in the hands of a worker.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) job: JobId,
+    pub(crate) task: Job,
+    pub(crate) input: Input,
+    /// How many workers have died under it.
+    deaths: u32,
+    /// The last of a chunk.
+    last: bool,
+    /// Its outcome is out already: its job was cancelled.
+    void: bool,
+}
+
+#[derive(Debug)]
+struct Pending {
+    input: Input,
+    deaths: u32,
+}
+
+#[derive(Debug)]
+struct Queue {
+    job: Job,
+    pending: VecDeque<Pending>,
+    /// Inputs without an outcome, pending or given.
+    open: usize,
+    /// More inputs may come.
+    more: bool,
+    /// Nobody wants its results any more: what was taken back is dropped.
+    abandoned: bool,
+    /// The size of the last chunk that the scheduler chose.
+    last_chunk: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No process; one is wanted or not.
+    Empty,
+    /// Started, and not ready yet.
+    Starting,
+    Ready,
+    /// Runs an input that is past its time limit, the last of `begun`; what it has not begun is
+    /// being taken back.
+    Overdue { begun: u32 },
+    /// Asked to exit.
+    Leaving,
+    /// To be killed, or killed already.
+    Dying(Reason),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    TimeLimit,
+    /// The job of what it runs was cancelled, or it talked nonsense, or all is over.
+    Other,
+}
+
+#[derive(Debug)]
+struct Slot {
+    phase: Phase,
+    given: VecDeque<Given>,
+    generation: u32,
+    answered: u32,
+    /// How many inputs this process was given in all.
+    total: usize,
+    /// A recall has gone out and found nothing to take back since work was last given.
+    drained: bool,
+}
+
+impl Slot {
+    fn new() -> Slot {
+        Slot {
+            phase: Phase::Empty,
+            given: VecDeque::new(),
+            generation: 0,
+            answered: 0,
+            total: 0,
+            drained: false,
+        }
+    }
+
+    fn chunks(&self) -> usize {
+        self.given.iter().filter(|given| given.last).count()
+    }
+
+    /// How many of `given` have begun, by the ledger's count.
+    fn running(&self, begun: u32) -> usize {
+        (begun.wrapping_sub(self.answered) as usize).min(self.given.len())
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    mode: Mode,
+    slots: Vec<Slot>,
+    jobs: BTreeMap<JobId, Queue>,
+    next_job: u64,
+    max_tasks: Option<usize>,
+    /// How long one input of a task takes, lately.
+    pace: HashMap<&'static str, Duration>,
+    failed_starts: VecDeque<Duration>,
+    actions: VecDeque<Action>,
+}
+
+impl Scheduler {
+    /// `max_tasks`: how many inputs a worker is given before another takes its place.
+    pub(crate) fn new(slots: usize, max_tasks: Option<usize>) -> Scheduler {
+        let mut scheduler = Scheduler {
+            mode: Mode::Open,
+            slots: (0..slots).map(|_| Slot::new()).collect(),
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            max_tasks,
+            pace: HashMap::new(),
+            failed_starts: VecDeque::new(),
+            actions: VecDeque::new(),
+        };
+        for slot in 0..slots {
+            scheduler.start(slot);
+        }
+        scheduler
+    }
+
+    /// The next thing to do; `None` when all is done.
+    pub(crate) fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    pub(crate) fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// What this slot was given and has not answered.
+    pub(crate) fn given(&self, slot: usize) -> &VecDeque<Given> {
+        &self.slots[slot].given
+    }
+
+    /// The position in [`given`](Scheduler::given) of the input that runs, by the ledger's count of
+    /// those begun; `None` if none does, or if the slot is to be killed anyway.
+    pub(crate) fn running(&self, slot: usize, begun: u32) -> Option<usize> {
+        let slot = &self.slots[slot];
+        match slot.phase {
+            Phase::Ready => slot.running(begun).checked_sub(1),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_ready(&self, slot: usize) -> bool {
+        self.slots[slot].phase == Phase::Ready
+    }
+
+    /// Whether there is no process and no wish for one.
+    pub(crate) fn is_over(&self) -> bool {
+        self.mode != Mode::Open
+            && self.jobs.is_empty()
+            && self.slots.iter().all(|slot| slot.phase == Phase::Empty)
+    }
+
+    /// Whether this job still takes inputs.
+    pub(crate) fn takes(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|queue| queue.more)
+    }
+
+    /// How many inputs of this task one worker should be given at once.
+    pub(crate) fn chunk_hint(&self, task: &'static str) -> usize {
+        self.pace.get(task).map_or(1, |pace| by_time(*pace))
+    }
+
+    // ---- what users do ------------------------------------------------------------------------
+
+    /// Accepts a job. The caller has checked that the mode is `Open`.
+    pub(crate) fn submit(&mut self, job: Job, inputs: Vec<Input>, more: bool) -> JobId {
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        self.jobs.insert(
+            id,
+            Queue {
+                job,
+                pending: VecDeque::new(),
+                open: 0,
+                more: true,
+                abandoned: false,
+                last_chunk: 0,
+            },
+        );
+        self.push(id, inputs, more);
+        id
+    }
+
+    /// Adds inputs to a job that takes them.
+    pub(crate) fn push(&mut self, id: JobId, inputs: Vec<Input>, more: bool) {
+        let Some(queue) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        queue.open += inputs.len();
+        queue.more = more;
+        queue
+            .pending
+            .extend(inputs.into_iter().map(|input| Pending { input, deaths: 0 }));
+        self.finish_if_done(id);
+        self.dispatch();
+    }
+
+    /// Ends a job; see `Backend::cancel`.
+    pub(crate) fn cancel(&mut self, id: JobId, running: bool) {
+        let Some(queue) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        queue.more = false;
+        queue.abandoned = true;
+        let pending = std::mem::take(&mut queue.pending);
+        queue.open -= pending.len();
+        if running {
+            for Pending { input, .. } in pending {
+                self.deliver_cancelled(id, input.index);
+            }
+        }
+        for slot in 0..self.slots.len() {
+            let mut concerned = false;
+            let mut void = Vec::new();
+            for given in &mut self.slots[slot].given {
+                if given.job == id && !given.void {
+                    concerned = true;
+                    if running {
+                        given.void = true;
+                        void.push(given.input.index);
+                    }
+                }
+            }
+            for index in void {
+                self.close_one(id);
+                self.deliver_cancelled(id, index);
+            }
+            if concerned && matches!(self.slots[slot].phase, Phase::Ready) {
+                self.actions.push_back(Action::Recall { slot });
+            }
+        }
+        self.finish_if_done(id);
+        self.dispatch();
+    }
+
+    /// No more jobs; those accepted go on.
+    pub(crate) fn close(&mut self) {
+        if self.mode == Mode::Open {
+            self.mode = Mode::Closed;
+            self.dispatch();
+        }
+    }
+
+    /// Ends everything. The caller sees to it that the workers die.
+    pub(crate) fn terminate(&mut self) {
+        if matches!(self.mode, Mode::Open | Mode::Closed) {
+            self.end(Mode::Terminated, &Failure::Terminated);
+        }
+    }
+
+    // ---- what workers do ----------------------------------------------------------------------
+
+    /// The worker's initializer is through.
+    pub(crate) fn ready(&mut self, slot: usize) {
+        if self.slots[slot].phase == Phase::Starting {
+            self.slots[slot].phase = Phase::Ready;
+            self.dispatch();
+        }
+    }
+
+    /// The worker has answered the next inputs that it was given.
+    pub(crate) fn answered(
+        &mut self,
+        slot: usize,
+        outcomes: Vec<Result<Vec<u8>, Fault>>,
+        busy: Duration,
+    ) {
+        let count = outcomes.len();
+        let mut task = None;
+        for outcome in outcomes {
+            let state = &mut self.slots[slot];
+            // More answers than questions: a worker that lies harms nobody else.
+            let Some(given) = state.given.pop_front() else {
+                break;
+            };
+            state.answered = state.answered.wrapping_add(1);
+            task = Some(given.task.task);
+            if given.void {
+                continue;
+            }
+            let outcome = outcome.map_err(|fault| match fault {
+                Fault::Panicked(panic) => Failure::Panicked(panic),
+                Fault::Decode(why) | Fault::Unknown(why) => Failure::DecodeArguments(why),
+                Fault::Encode(why) => Failure::EncodeResult(why),
+            });
+            self.close_one(given.job);
+            self.actions.push_back(Action::Deliver {
+                job: given.job,
+                index: given.input.index,
+                outcome,
+            });
+            self.finish_if_done(given.job);
+        }
+        if let (Some(task), Ok(count @ 1..)) = (task, u32::try_from(count))
+            && !busy.is_zero()
+        {
+            self.observe(task, busy / count);
+        }
+        self.dispatch();
+    }
+
+    /// The answer to [`Action::Recall`]: the new generation, and how many inputs the worker has
+    /// begun in all.
+    pub(crate) fn recalled(&mut self, slot: usize, generation: u32, begun: u32) {
+        let state = &mut self.slots[slot];
+        state.generation = generation;
+        let running = state.running(begun);
+        let mut back: Vec<Given> = state.given.drain(running..).collect();
+        state.total -= back.len();
+        state.drained = back.is_empty();
+        if let Some(given) = state.given.back_mut() {
+            given.last = true;
+        }
+        match state.phase {
+            // Still the same input, and nothing else behind it.
+            Phase::Overdue { begun: then } if then == begun && running > 0 => {
+                self.kill(slot, Reason::TimeLimit);
+            }
+            Phase::Overdue { .. } => state.phase = Phase::Ready,
+            _ => {}
+        }
+        let state = &self.slots[slot];
+        // The input that runs belongs to a cancelled job.
+        if state.phase == Phase::Ready && state.given.back().is_some_and(|given| given.void) {
+            self.kill(slot, Reason::Other);
+        }
+        back.retain(|given| self.is_wanted(given));
+        // The rest of an explicit chunk stays with its worker, if that one lives on.
+        let state = &self.slots[slot];
+        if state.phase == Phase::Ready
+            && let (Some(running), Some(next)) = (state.given.back(), back.first())
+            && same_chunk(running, next)
+        {
+            let stays = back
+                .iter()
+                .take_while(|given| same_chunk(given, running))
+                .count();
+            let rest = back.split_off(stays);
+            self.hand_over(slot, back);
+            back = rest;
+        }
+        self.put_back(back);
+        self.dispatch();
+    }
+
+    /// The last of `begun` inputs, by the ledger's count, is past its time limit.
+    pub(crate) fn overdue(&mut self, slot: usize, begun: u32) {
+        if self.slots[slot].phase == Phase::Ready {
+            self.slots[slot].phase = Phase::Overdue { begun };
+            self.actions.push_back(Action::Recall { slot });
+        }
+    }
+
+    /// The worker talked nonsense.
+    pub(crate) fn distrust(&mut self, slot: usize) {
+        match self.slots[slot].phase {
+            Phase::Ready | Phase::Leaving => {
+                self.actions.push_back(Action::Recall { slot });
+                self.kill(slot, Reason::Other);
+            }
+            Phase::Starting | Phase::Overdue { .. } | Phase::Dying(_) => {
+                self.actions.push_back(Action::Kill { slot });
+            }
+            Phase::Empty => {}
+        }
+    }
+
+    /// The worker is dead, and everything that it said was heard. `begun` is the ledger's last
+    /// count.
+    pub(crate) fn died(&mut self, slot: usize, begun: u32, pid: u32, exit: Exit) {
+        let state = std::mem::replace(&mut self.slots[slot], Slot::new());
+        let running = state.running(begun);
+        let mut given: Vec<Given> = state.given.into();
+        let back = given.split_off(running);
+        let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
+        let mut retry = Vec::new();
+        for (position, mut lost) in given.into_iter().enumerate() {
+            if lost.void {
+                continue;
+            }
+            let abandoned = self.jobs.get(&lost.job).is_some_and(|queue| queue.abandoned);
+            lost.deaths += 1;
+            // The limit was passed by the last one begun; what lies before it went down with it.
+            let limit = lost.task.options.time_limit.filter(|_| time_limit);
+            let failure = match limit {
+                Some(limit) if position + 1 == running => Failure::TimeLimit(limit),
+                _ if !abandoned && lost.deaths <= lost.task.options.retries => {
+                    retry.push(lost);
+                    continue;
+                }
+                _ => Failure::Lost {
+                    pid,
+                    exit,
+                    attempts: lost.deaths,
+                },
+            };
+            self.close_one(lost.job);
+            self.actions.push_back(Action::Deliver {
+                job: lost.job,
+                index: lost.input.index,
+                outcome: Err(failure),
+            });
+            self.finish_if_done(lost.job);
+        }
+        retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
+        self.put_back(retry);
+        self.start(slot);
+        self.dispatch();
+    }
+
+    /// The worker could not be started, or was dead before it was ready. `now` is any clock that
+    /// does not go back.
+    pub(crate) fn start_failed(&mut self, slot: usize, why: &str, now: Duration) {
+        self.slots[slot] = Slot::new();
+        self.failed_starts.push_back(now);
+        while self
+            .failed_starts
+            .front()
+            .is_some_and(|at| now.saturating_sub(*at) > INTENSITY_PERIOD)
+        {
+            self.failed_starts.pop_front();
+        }
+        if self.failed_starts.len() > 10.max(5 * self.slots.len())
+            && matches!(self.mode, Mode::Open | Mode::Closed)
+        {
+            let failure = Failure::Broken(why.to_owned());
+            self.end(Mode::Broken(why.to_owned()), &failure);
+        }
+        self.start(slot);
+        self.dispatch();
+    }
+
+    /// All is over, and the worker that was wanted for this slot was never started.
+    pub(crate) fn not_started(&mut self, slot: usize) {
+        self.slots[slot] = Slot::new();
+    }
+
+    // ---- decisions ----------------------------------------------------------------------------
+
+    /// Starts a worker for an empty slot, if one is still wanted.
+    fn start(&mut self, slot: usize) {
+        let wanted = match self.mode {
+            Mode::Open => true,
+            Mode::Closed => !self.jobs.is_empty(),
+            Mode::Terminated | Mode::Broken(_) => false,
+        };
+        if wanted && self.slots[slot].phase == Phase::Empty {
+            self.slots[slot].phase = Phase::Starting;
+            self.actions.push_back(Action::Start { slot });
+        }
+    }
+
+    /// Gives work to all who can take some, and lets go who is not needed any more.
+    fn dispatch(&mut self) {
+        self.retire();
+        while let Some(id) = self.next_queue() {
+            let Some(slot) = self.next_slot(id) else {
+                break;
+            };
+            self.give(slot, id);
+        }
+        self.balance();
+        if self.mode == Mode::Closed && self.jobs.is_empty() {
+            for slot in 0..self.slots.len() {
+                if self.slots[slot].phase == Phase::Ready && self.slots[slot].given.is_empty() {
+                    self.leave(slot);
+                }
+            }
+        }
+    }
+
+    /// The oldest job with inputs that nobody has.
+    fn next_queue(&self) -> Option<JobId> {
+        self.jobs
+            .iter()
+            .find(|(_, queue)| !queue.pending.is_empty())
+            .map(|(id, _)| *id)
+    }
+
+    /// Who takes the next chunk of this job: an idle worker, or else one that will be idle soon.
+    fn next_slot(&self, id: JobId) -> Option<usize> {
+        let free = |slot: &Slot| slot.phase == Phase::Ready && self.tasks_left(slot) > 0;
+        if let Some(idle) = self
+            .slots
+            .iter()
+            .position(|slot| free(slot) && slot.given.is_empty())
+        {
+            return Some(idle);
+        }
+        let chunk = self.pace.get(self.jobs[&id].job.task)?;
+        if *chunk >= BACKLOG {
+            return None;
+        }
+        self.slots.iter().position(|slot| {
+            free(slot) && slot.chunks() < 2 && {
+                // An input of unknown pace may take for ever.
+                let backlog = slot
+                    .given
+                    .iter()
+                    .try_fold(Duration::ZERO, |sum, given| {
+                        Some(sum + *self.pace.get(given.task.task)?)
+                    });
+                backlog.is_some_and(|backlog| backlog < BACKLOG + CHUNK_TIME)
+            }
+        })
+    }
+
+    fn tasks_left(&self, slot: &Slot) -> usize {
+        self.max_tasks
+            .map_or(usize::MAX, |max| max.saturating_sub(slot.total))
+    }
+
+    /// Gives the next chunk of a job to a slot.
+    fn give(&mut self, slot: usize, id: JobId) {
+        let tasks_left = self.tasks_left(&self.slots[slot]);
+        let workers = self.slots.len();
+        let Some(queue) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let count = match queue.job.options.chunksize {
+            Some(size) => {
+                let chunk = queue.pending.front().map(|next| next.input.index / size);
+                queue
+                    .pending
+                    .iter()
+                    .take_while(|next| Some(next.input.index / size) == chunk)
+                    .count()
+            }
+            None => {
+                let pace = self.pace.get(queue.job.task);
+                let by_time = pace.map_or(1, |pace| by_time(*pace));
+                // What is left is shared out in ever smaller chunks, so that all end together.
+                let shares = if queue.more { workers } else { 2 * workers };
+                let share = queue.pending.len().div_ceil(shares);
+                let most = by_time
+                    .min(share)
+                    .min(4 * queue.last_chunk.max(1))
+                    .min(tasks_left);
+                let mut bytes = 0;
+                let count = queue
+                    .pending
+                    .iter()
+                    .take(most)
+                    .take_while(|next| {
+                        bytes += next.input.bytes.len();
+                        bytes <= CHUNK_BYTES
+                    })
+                    .count()
+                    .max(1);
+                queue.last_chunk = count;
+                count
+            }
+        };
+        let job = queue.job;
+        let chunk = queue
+            .pending
+            .drain(..count)
+            .map(|next| Given {
+                job: id,
+                task: job,
+                input: next.input,
+                deaths: next.deaths,
+                last: false,
+                void: false,
+            })
+            .collect();
+        self.hand_over(slot, chunk);
+    }
+
+    /// Adds inputs to what a slot has, as one chunk.
+    fn hand_over(&mut self, slot: usize, mut chunk: Vec<Given>) {
+        let Some(last) = chunk.last_mut() else {
+            return;
+        };
+        last.last = true;
+        let count = chunk.len();
+        let state = &mut self.slots[slot];
+        self.actions.push_back(Action::Run {
+            slot,
+            generation: state.generation,
+            from: state.given.len(),
+            count,
+        });
+        state.total += count;
+        state.drained = false;
+        state.given.extend(chunk);
+    }
+
+    /// Takes work from the busy for the idle, once there is nothing else for them.
+    fn balance(&mut self) {
+        let idle = self
+            .slots
+            .iter()
+            .any(|slot| slot.phase == Phase::Ready && slot.given.is_empty());
+        if !idle || self.next_queue().is_some() {
+            return;
+        }
+        let busiest = (0..self.slots.len())
+            .filter(|slot| {
+                let slot = &self.slots[*slot];
+                slot.phase == Phase::Ready && !slot.drained && self.can_share(slot)
+            })
+            .max_by_key(|slot| self.slots[*slot].given.len());
+        if let Some(slot) = busiest {
+            // Asked once for each chunk that is given: what could be taken comes back by then.
+            self.slots[slot].drained = true;
+            self.actions.push_back(Action::Recall { slot });
+        }
+    }
+
+    /// Whether the slot may have something to give away: more than what runs, and more than the
+    /// rest of one explicit chunk.
+    fn can_share(&self, slot: &Slot) -> bool {
+        match (slot.given.front(), slot.given.back()) {
+            (Some(first), Some(last)) => slot.given.len() > 1 && !same_chunk(first, last),
+            _ => false,
+        }
+    }
+
+    /// Lets workers go that have done as many tasks as they may.
+    fn retire(&mut self) {
+        if self.max_tasks.is_none() {
+            return;
+        }
+        for slot in 0..self.slots.len() {
+            let state = &self.slots[slot];
+            if state.phase == Phase::Ready
+                && state.given.is_empty()
+                && self.tasks_left(state) == 0
+            {
+                self.leave(slot);
+            }
+        }
+    }
+
+    fn leave(&mut self, slot: usize) {
+        self.slots[slot].phase = Phase::Leaving;
+        self.actions.push_back(Action::Ask { slot });
+    }
+
+    fn kill(&mut self, slot: usize, reason: Reason) {
+        self.slots[slot].phase = Phase::Dying(reason);
+        self.actions.push_back(Action::Kill { slot });
+    }
+
+    /// Whether an input that was taken back should run. One of an abandoned job is dropped here.
+    fn is_wanted(&mut self, given: &Given) -> bool {
+        match self.jobs.get_mut(&given.job) {
+            Some(queue) if !queue.abandoned => !given.void,
+            Some(queue) if !given.void => {
+                queue.open -= 1;
+                self.finish_if_done(given.job);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts inputs back into their queues, where they were.
+    fn put_back(&mut self, back: Vec<Given>) {
+        for given in back.into_iter().rev() {
+            let Some(queue) = self.jobs.get_mut(&given.job) else {
+                continue;
+            };
+            let place = queue
+                .pending
+                .partition_point(|next| next.input.index < given.input.index);
+            queue.pending.insert(
+                place,
+                Pending {
+                    input: given.input,
+                    deaths: given.deaths,
+                },
+            );
+        }
+    }
+
+    /// How long an input took: half of what we think comes from the last chunk.
+    fn observe(&mut self, task: &'static str, each: Duration) {
+        let pace = self.pace.entry(task).or_insert(each);
+        *pace = (*pace + each) / 2;
+    }
+
+    fn deliver_cancelled(&mut self, job: JobId, index: usize) {
+        self.actions.push_back(Action::Deliver {
+            job,
+            index,
+            outcome: Err(Failure::Cancelled),
+        });
+    }
+
+    fn close_one(&mut self, id: JobId) {
+        if let Some(queue) = self.jobs.get_mut(&id) {
+            queue.open -= 1;
+        }
+    }
+
+    fn finish_if_done(&mut self, id: JobId) {
+        if let Some(queue) = self.jobs.get(&id)
+            && queue.open == 0
+            && !queue.more
+        {
+            self.jobs.remove(&id);
+            self.actions.push_back(Action::Forget { job: id });
+        }
+    }
+
+    /// Answers everything with `failure`, and wants no worker any more.
+    fn end(&mut self, mode: Mode, failure: &Failure) {
+        self.mode = mode;
+        for (id, queue) in std::mem::take(&mut self.jobs) {
+            let given = self
+                .slots
+                .iter()
+                .flat_map(|slot| &slot.given)
+                .filter(|given| given.job == id && !given.void)
+                .map(|given| given.input.index);
+            for index in queue.pending.iter().map(|next| next.input.index).chain(given) {
+                self.actions.push_back(Action::Deliver {
+                    job: id,
+                    index,
+                    outcome: Err(failure.clone()),
+                });
+            }
+            self.actions.push_back(Action::Forget { job: id });
+        }
+        for slot in &mut self.slots {
+            for given in &mut slot.given {
+                given.void = true;
+            }
+            if slot.phase == Phase::Ready {
+                slot.phase = Phase::Dying(Reason::Other);
+            }
+        }
+    }
+}
+
+/// How many inputs of this pace make a chunk.
+fn by_time(pace: Duration) -> usize {
+    let pace = pace.as_nanos().max(1);
+    usize::try_from(CHUNK_TIME.as_nanos() / pace)
+        .unwrap_or(CHUNK_MAX)
+        .clamp(1, CHUNK_MAX)
+}
+
+/// Whether two inputs must run in one worker, one after the other.
+fn same_chunk(a: &Given, b: &Given) -> bool {
+    a.job == b.job
+        && a.task
+            .options
+            .chunksize
+            .is_some_and(|size| a.input.index / size == b.input.index / size)
+}

@@ -1,0 +1,12 @@
+//! For code that runs in a worker: which one is this?
+
+/// Which worker of its pool this process is, from 0; `None` in any other process. A worker that
+/// takes the place of one that died takes its index too.
+pub fn index() -> Option<usize> {
+    pool_worker::index()
+}
+
+/// Whether this process is a worker.
+pub fn is_worker() -> bool {
+    index().is_some()
+}

@@ -1,0 +1,154 @@
+//! The options of the attribute.
+
+use proc_macro2::{Span, TokenStream};
+use quote::ToTokens;
+use syn::ext::IdentExt;
+use syn::parse::{Parse, ParseStream, Parser};
+use syn::{Error, Ident, LitStr, Path, Token};
+
+use crate::errors::Errors;
+
+const KNOWN: &str =
+    "the options of `#[pool_task]` are `name = \"…\"`, `handle = Ident` and `crate = path`";
+
+/// What stands between the parentheses of `#[pool_task(…)]`.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// The name that errors show, in place of `crate::module::function`.
+    pub(crate) name: Option<LitStr>,
+    /// The name of the struct, where the function is to stay as it is.
+    pub(crate) handle: Option<Ident>,
+    /// Where `pool_core` is found.
+    pub(crate) krate: Option<Path>,
+}
+
+/// Parses the options, and goes on after a mistake in one of them.
+///
+/// ```text
+/// options = [ option { "," option } [ "," ] ]
+/// option  = "name"   "=" string literal, not empty
+///         | "handle" "=" identifier
+///         | "crate"  "=" path without generic arguments
+/// ```
+///
+/// The order is free, and each option stands once at most.
+pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Options {
+    let mut options = Options::default();
+    let parser = |input: ParseStream<'_>| {
+        while !input.is_empty() {
+            if let Err(error) = options.parse_one(input) {
+                errors.push(error);
+                skip_to_comma(input)?;
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = parser.parse2(tokens) {
+        errors.push(error);
+    }
+    options
+}
+
+impl Options {
+    fn parse_one(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
+        if !input.peek(Ident::peek_any) {
+            return Err(input.error(format_args!("expected an option: {KNOWN}")));
+        }
+        let key = input.call(Ident::parse_any)?;
+        match key.to_string().as_str() {
+            "name" => {
+                let wanted = "a string literal, as in `name = \"resize\"`";
+                let name = value(&key, input, <LitStr as Parse>::parse, wanted)?;
+                if name.value().is_empty() {
+                    return Err(Error::new(
+                        name.span(),
+                        "the name of a pool task cannot be empty: errors show it",
+                    ));
+                }
+                set(&mut self.name, &key, name)?;
+            }
+            "handle" => {
+                let wanted = "an identifier, as in `handle = Square`";
+                let handle = value(&key, input, <Ident as Parse>::parse, wanted)?;
+                set(&mut self.handle, &key, handle)?;
+            }
+            "crate" => {
+                let wanted = "a path, as in `crate = ::pool_core`";
+                let path = value(&key, input, Path::parse_mod_style, wanted)?;
+                set(&mut self.krate, &key, path)?;
+            }
+            unknown => {
+                return Err(Error::new(
+                    key.span(),
+                    format_args!("unknown option `{unknown}`: {KNOWN}"),
+                ));
+            }
+        }
+        if input.is_empty() || input.peek(Token![,]) {
+            Ok(())
+        } else {
+            Err(input.error(format_args!("expected `,` after the option `{key}`")))
+        }
+    }
+}
+
+/// Parses `= value`, and says what the value should be if it is something else.
+fn value<T>(
+    key: &Ident,
+    input: ParseStream<'_>,
+    parse: fn(ParseStream<'_>) -> syn::Result<T>,
+    wanted: &str,
+) -> syn::Result<T> {
+    let message = format!("`{key}` takes {wanted}");
+    if !input.peek(Token![=]) {
+        return Err(Error::new(key.span(), message));
+    }
+    input.parse::<Token![=]>()?;
+    let found = if input.is_empty() {
+        key.span()
+    } else {
+        input.span()
+    };
+    parse(input).map_err(|_| Error::new(found, message))
+}
+
+fn set<T: ToTokens>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
+    if slot.is_some() {
+        return Err(Error::new(
+            key.span(),
+            format_args!("the option `{key}` is given twice: keep one of the two"),
+        ));
+    }
+    *slot = Some(value);
+    Ok(())
+}
+
+/// Drops what is left of an option that could not be understood.
+fn skip_to_comma(input: ParseStream<'_>) -> syn::Result<()> {
+    while !input.is_empty() && !input.peek(Token![,]) {
+        input.parse::<proc_macro2::TokenTree>()?;
+    }
+    Ok(())
+}
+
+/// The path to `pool_core`: what `crate = path` says, or else the name that the `Cargo.toml` of
+/// the user's crate gives to it.
+pub(crate) fn core_path(options: &Options) -> TokenStream {
+    use proc_macro_crate::{FoundCrate, crate_name};
+
+    if let Some(path) = &options.krate {
+        return path.to_token_stream();
+    }
+    let name = match crate_name("pool-core") {
+        Ok(FoundCrate::Name(name)) => name,
+        // The crate itself has no name for itself in a `Cargo.toml`, but its doctests,
+        // integration tests and (through `extern crate self`) unit tests all know it by this one.
+        // The same name is the best guess when there is no `Cargo.toml` to be read.
+        Ok(FoundCrate::Itself) | Err(_) => String::from("pool_core"),
+    };
+    let name = Ident::new(&name, Span::call_site());
+    quote::quote!(::#name)
+}

@@ -1,0 +1,317 @@
+//! What a task becomes.
+//!
+//! Every path is absolute, and every invented name begins with `__pool_task`: names of items, and
+//! with them the unit structs that tasks are, are not hygienic, so a local variable of the macro
+//! called `result` would be at odds with a task called `result`.
+
+use proc_macro2::{Span, TokenStream, TokenTree};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::{FnArg, Ident, Pat, ReturnType, Signature, Type};
+
+use crate::args::{self, Options};
+use crate::attributes::{self, Sorted};
+use crate::errors::Errors;
+use crate::param::Travel;
+use crate::parse::Function;
+
+/// Expands a function that keeps every rule; `errors` are those of the options.
+pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> TokenStream {
+    let parts = Parts::new(function, options);
+    let Parts {
+        private,
+        task,
+        call,
+        ..
+    } = &parts;
+    let Sorted { on_block, cfg, .. } = &parts.attrs;
+    let params: Vec<Travel<'_>> = types(&function.sig).map(Travel::of).collect();
+
+    let output = match &function.sig.output {
+        ReturnType::Default => quote!(()),
+        ReturnType::Type(_, ty) => ty.to_token_stream(),
+    };
+    let constants = parts.constants();
+    let codec = codec(private, &params, &function.sig.output);
+    let run = run(private, call, &params, &function.sig.output);
+    let target = fn_pointer(&function.sig);
+    let (before, inside) = parts.definitions();
+    let errors = errors
+        .into_invocations()
+        .map(|error| quote!(#(#cfg)* #error));
+    // Where rustc has something to say of the types as a whole, it is to point at the signature.
+    let args = params.iter().map(Travel::owned);
+    let args = quote_spanned!(at(function.sig.paren_token.span.join())=> (#(#args,)*));
+    let types = quote_spanned!(at(function.sig.ident.span())=>
+        type Args = #args;
+        type Output = #output;
+    );
+    let deref_type = quote_spanned!(at(function.sig.ident.span())=> type Target = #target;);
+    let name = quote!(<#task as #private::Task>::NAME);
+    let id = quote!(<#task as #private::Task>::ID);
+
+    quote! {
+        #before
+        #(#cfg)*
+        #(#on_block)*
+        const _: () = {
+            #inside
+
+            #[automatically_derived]
+            impl #private::Task for #task {
+                #types
+                #constants
+                #codec
+            }
+
+            #[automatically_derived]
+            impl ::core::ops::Deref for #task {
+                #deref_type
+
+                fn deref(&self) -> &Self::Target {
+                    &(#call as #target)
+                }
+            }
+
+            #run
+
+            #private::inventory::submit! {
+                #private::Registration::new(#name, #id, __pool_task_run)
+            }
+        };
+        #(#errors)*
+    }
+}
+
+/// What an expansion and the stub after an error have in common.
+pub(crate) struct Parts<'a> {
+    function: &'a Function,
+    options: &'a Options,
+    /// The path of `pool_core::__private`.
+    pub(crate) private: Private,
+    /// The struct.
+    pub(crate) task: &'a Ident,
+    /// The name that the user's body is called by.
+    pub(crate) call: Ident,
+    pub(crate) attrs: Sorted,
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn new(function: &'a Function, options: &'a Options) -> Self {
+        let name = &function.sig.ident;
+        // A handle of the same name is a mistake, and was reported as one.
+        let handle = options.handle.as_ref().filter(|handle| *handle != name);
+        let (task, call) = match handle {
+            Some(handle) => (handle, name.clone()),
+            // The name is not the user's choice, so no lint about names is to find it.
+            None => {
+                let span = at(name.span());
+                let plain = name.unraw();
+                (name, format_ident!("__pool_task_fn_{plain}", span = span))
+            }
+        };
+        Parts {
+            function,
+            options,
+            private: Private(args::core_path(options)),
+            task,
+            call,
+            attrs: attributes::sort(function, handle.is_some()),
+        }
+    }
+
+    /// The struct and the function: first what stands beside the block, then what stands in it.
+    pub(crate) fn definitions(&self) -> (TokenStream, TokenStream) {
+        let Function { vis, sig, body, .. } = self.function;
+        let Sorted {
+            cfg,
+            on_struct,
+            on_function,
+            ..
+        } = &self.attrs;
+        let task = self.task;
+        let derive = quote! {
+            #[derive(::core::clone::Clone, ::core::marker::Copy, ::core::fmt::Debug)]
+        };
+        if self.task != &sig.ident {
+            let doc = format!(" The pool task of [`{}()`].", sig.ident);
+            let beside = quote! {
+                #(#cfg)* #(#on_function)*
+                #vis #sig #body
+
+                #[doc = #doc]
+                #(#cfg)* #(#on_struct)*
+                #derive
+                #vis struct #task;
+            };
+            return (beside, TokenStream::new());
+        }
+        // The struct cannot be called in a constant, so nothing is lost with the `const`, and a
+        // call of the function by itself stays possible.
+        let sig = Signature {
+            constness: None,
+            ident: self.call.clone(),
+            ..sig.clone()
+        };
+        let beside = quote! {
+            #(#cfg)* #(#on_struct)*
+            #[allow(non_camel_case_types, reason = "a task bears the name of its function")]
+            #derive
+            #vis struct #task;
+        };
+        (beside, quote!(#(#on_function)* #sig #body))
+    }
+
+    /// `NAME` and `ID`.
+    pub(crate) fn constants(&self) -> TokenStream {
+        let name = match &self.options.name {
+            Some(name) => name.to_token_stream(),
+            None => {
+                let name = self.function.sig.ident.unraw().to_string();
+                quote!(::core::concat!(::core::module_path!(), "::", #name))
+            }
+        };
+        // `line!` and `column!` tell where the outermost macro is invoked. What tells two functions
+        // in one `macro_rules!` apart is where their names stand.
+        let place = self.function.sig.ident.span().start();
+        let place = format!("@{}:{}", place.line, place.column);
+        quote! {
+            const NAME: &'static ::core::primitive::str = #name;
+            const ID: &'static ::core::primitive::str = ::core::concat!(
+                #name, "@", ::core::file!(), ":", ::core::line!(), ":", ::core::column!(), #place
+            );
+        }
+    }
+}
+
+/// The place of `span`, but with the names that the macro sees.
+pub(crate) fn at(span: Span) -> Span {
+    span.resolved_at(Span::call_site())
+}
+
+/// The path of `pool_core::__private`.
+pub(crate) struct Private(TokenStream);
+
+impl Private {
+    /// The same path, located at the user's token that errors about its use are to point at.
+    fn at(&self, span: Span) -> TokenStream {
+        let path = self.to_token_stream().into_iter();
+        path.map(|mut token: TokenTree| {
+            token.set_span(token.span().located_at(span));
+            token
+        })
+        .collect()
+    }
+}
+
+impl ToTokens for Private {
+    fn to_tokens(&self, tokens: &mut TokenStream) {
+        let path = &self.0;
+        tokens.extend(quote!(#path::__private));
+    }
+}
+
+/// The types of the parameters, as they are written.
+fn types(sig: &Signature) -> impl Iterator<Item = &Type> {
+    sig.inputs.iter().filter_map(|input| match input {
+        FnArg::Typed(param) => Some(&*param.ty),
+        FnArg::Receiver(_) => None,
+    })
+}
+
+/// `fn(x: u64) -> u64`: the names are for whoever reads the documentation of the struct.
+fn fn_pointer(sig: &Signature) -> TokenStream {
+    let inputs = sig.inputs.iter().filter_map(|input| match input {
+        FnArg::Typed(param) => {
+            let ty = &param.ty;
+            Some(match &*param.pat {
+                Pat::Ident(pat) => {
+                    let name = &pat.ident;
+                    quote!(#name: #ty)
+                }
+                _ => quote!(#ty),
+            })
+        }
+        FnArg::Receiver(_) => None,
+    });
+    let output = &sig.output;
+    quote!(fn(#(#inputs),*) #output)
+}
+
+/// The caller's side: `encode_args` and `decode_output`.
+fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> TokenStream {
+    let encode = params.iter().enumerate().map(|(position, param)| {
+        let span = param.span();
+        let position = syn::Index {
+            index: position as u32,
+            span,
+        };
+        let (private, encoder) = (private.at(span), param.encoder());
+        quote_spanned!(span=> #private::#encoder(&__pool_task_args.#position, __pool_task_out)?;)
+    });
+    let decode = match output {
+        ReturnType::Default => quote!(#private::decode::<()>(__pool_task_bytes)),
+        ReturnType::Type(_, ty) => {
+            let travel = Travel::of(ty);
+            let span = travel.span();
+            let path = private.at(span);
+            match travel {
+                Travel::Bytes(_) => quote_spanned!(span=> #path::decode_bytes(__pool_task_bytes)),
+                _ => quote_spanned!(span=> #path::decode::<#ty>(__pool_task_bytes)),
+            }
+        }
+    };
+    quote! {
+        fn encode_args(
+            __pool_task_args: &Self::Args,
+            __pool_task_out: &mut ::std::vec::Vec<::core::primitive::u8>,
+        ) -> ::core::result::Result<(), #private::CodecError> {
+            #(#encode)*
+            ::core::result::Result::Ok(())
+        }
+
+        fn decode_output(
+            __pool_task_bytes: &[::core::primitive::u8],
+        ) -> ::core::result::Result<Self::Output, #private::CodecError> {
+            #decode
+        }
+    }
+}
+
+/// The worker's side: decode, call, encode.
+fn run(private: &Private, call: &Ident, params: &[Travel<'_>], output: &ReturnType) -> TokenStream {
+    let reader = format_ident!("__pool_task_reader");
+    let decode_error = quote!(#private::RunError::Decode);
+    let locals: Vec<Ident> = (0..params.len())
+        .map(|position| format_ident!("__pool_task_arg{position}"))
+        .collect();
+    let takes = params.iter().zip(&locals).map(|(param, local)| {
+        let take = param.take(&reader);
+        quote!(let #local = #take.map_err(#decode_error)?;)
+    });
+    let passed = params
+        .iter()
+        .zip(&locals)
+        .map(|(param, local)| param.pass(local));
+    let result = quote!(#call(#(#passed),*));
+    let encode = match output {
+        ReturnType::Default => quote!(#private::encode::<()>(&#result, __pool_task_output)),
+        ReturnType::Type(_, ty) => {
+            let travel = Travel::of(ty);
+            let span = travel.span();
+            let (path, encoder) = (private.at(span), travel.encoder());
+            quote_spanned!(span=> #path::#encoder(&#result, __pool_task_output))
+        }
+    };
+    quote! {
+        fn __pool_task_run(
+            __pool_task_input: &[::core::primitive::u8],
+            __pool_task_output: &mut ::std::vec::Vec<::core::primitive::u8>,
+        ) -> ::core::result::Result<(), #private::RunError> {
+            let mut #reader = #private::Reader::new(__pool_task_input);
+            #(#takes)*
+            #reader.finish().map_err(#decode_error)?;
+            #encode.map_err(#private::RunError::Encode)
+        }
+    }
+}

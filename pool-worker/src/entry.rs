@@ -1,0 +1,131 @@
+//! How a process becomes a worker: before `main`, if its environment says so.
+//!
+//! One function pointer stands in `.init_array`, the list of what the C runtime calls before
+//! `main`. `#[pool_task]` puts its registrations into the same list. A crate is linked before the
+//! crates that it depends on, so ours comes after all of them; should a linker order it otherwise,
+//! [`enter`] runs what is left of the list itself before it serves, since it never comes back.
+//!
+//! `std`'s own preparations for `main` have not run at that point. What a worker needs of them is
+//! made up for in [`serve`](crate::serve).
+
+use std::env;
+use std::ffi::{c_char, c_int};
+use std::hint::black_box;
+use std::process;
+
+use crate::serve;
+
+/// Names parent, index, token and address. The version is in the name, because two versions of this
+/// crate may be linked into one program, and each must only answer its own parent.
+pub(crate) const VARIABLE: &str = concat!(
+    "POOL_WORKER_",
+    env!("CARGO_PKG_VERSION_MAJOR"),
+    "_",
+    env!("CARGO_PKG_VERSION_MINOR")
+);
+
+/// What the variable says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) parent: u32,
+    pub(crate) index: usize,
+    pub(crate) token: String,
+    pub(crate) server: String,
+}
+
+impl Call {
+    pub(crate) fn to_variable(&self) -> String {
+        let Call {
+            parent,
+            index,
+            token,
+            server,
+        } = self;
+        format!("{parent}:{index}:{token}:{server}")
+    }
+
+    fn from_variable(value: &str) -> Option<Call> {
+        let mut fields = value.splitn(4, ':');
+        Some(Call {
+            parent: fields.next()?.parse().ok()?,
+            index: fields.next()?.parse().ok()?,
+            token: fields.next()?.to_owned(),
+            server: fields.next()?.to_owned(),
+        })
+    }
+}
+
+type Init = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ENTRY: Init = enter;
+
+/// Whether this process was called as a worker, and yet is none: its entry was not run, or it
+/// refused. Such a process must not start workers of its own, or it would do so without end.
+pub(crate) fn missed() -> bool {
+    // Looking at the entry also keeps it in the program.
+    let _ = black_box(&raw const ENTRY);
+    env::var_os(VARIABLE).is_some()
+}
+
+extern "C" fn enter(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    let Some(value) = env::var_os(VARIABLE) else {
+        return;
+    };
+    // A setuid program must not do what its caller's environment says.
+    if secure() {
+        return;
+    }
+    let Some(call) = value.to_str().and_then(Call::from_variable) else {
+        return;
+    };
+    // SAFETY: before `main` this process has one thread, unless an earlier constructor started one
+    // that reads the environment, which C forbids as well.
+    unsafe { env::remove_var(VARIABLE) };
+    run_rest_of_list(argc, argv, envp);
+    serve::serve(call);
+    process::exit(0);
+}
+
+/// Whether the program runs with more rights than its caller has.
+pub(crate) fn secure() -> bool {
+    // SAFETY: reads one value from the auxiliary vector; any key may be asked for.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Calls the constructors between ours and the end of the list.
+fn run_rest_of_list(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    unsafe extern "C" {
+        /// Provided by the linker.
+        static __init_array_end: [Option<Init>; 0];
+    }
+    let end = (&raw const __init_array_end).cast::<Option<Init>>();
+    let mut next = (&raw const ENTRY).cast::<Option<Init>>().wrapping_add(1);
+    while next < end {
+        // SAFETY: `next` lies between our own entry and the end of the list that it is part of, and
+        // the list consists of function pointers of this type, or nulls.
+        if let Some(init) = unsafe { next.read() } {
+            init(argc, argv, envp);
+        }
+        next = next.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_survives_the_environment() {
+        let call = Call {
+            parent: 12,
+            index: 3,
+            token: "ab".into(),
+            server: "/tmp/with:colon/socket".into(),
+        };
+        assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
+        assert_eq!(Call::from_variable("12:x:ab:/tmp"), None);
+        assert_eq!(Call::from_variable(""), None);
+    }
+}

@@ -1,0 +1,591 @@
+//! The parent's end: start a worker, talk to it, learn of its death.
+//!
+//! A worker has two handles. [`Worker`] is shared: any thread sends through it, takes work back,
+//! sends signals. [`Mailbox`] belongs to one thread, which waits in [`Mailbox::receive`] for all
+//! that the worker says, and for its end. A third thread waits in [`Watch`](crate::Watch) for the
+//! death of any worker.
+//!
+//! # Start
+//!
+//! The parent opens a bootstrap server, then starts its own binary with the server's address and a
+//! token in the environment. The worker connects and says hello: the token, the protocol's version,
+//! a fingerprint of its tasks, its channels and its ledger. `accept` has no time limit, so whoever
+//! finds that the worker died or takes too long kills it, and connects in its place to say that
+//! nobody will come.
+//!
+//! # End
+//!
+//! Death is seen through the pidfd. End-of-file on a channel says nothing: a grandchild may hold it
+//! open. [`Worker::bury`] kills what is left of the worker's process group, reads the exit status,
+//! and puts an end mark into the worker's own channel, behind all that the worker has sent. So the
+//! mailbox reads what is there, then the mark, then the ledger's leftovers, then tells of the death.
+
+use std::collections::VecDeque;
+use std::env;
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcSender};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde_bytes::Bytes;
+
+use crate::codec::{self, Reader};
+use crate::entry::{self, Call, VARIABLE};
+use crate::exit::Exit;
+use crate::ledger::{Ledger, Progress};
+use crate::link::channel::{self, Outbox};
+use crate::protocol::{
+    self, Assembly, Fault, Greeting, Hello, Initializer, Message, OwnedRecord, Piece, Reply,
+    Request, Run,
+};
+use crate::registry;
+
+/// What a worker runs before its first task: a task's id and its encoded arguments.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The id of the task.
+    pub task: &'static str,
+    /// Its encoded arguments.
+    pub args: Vec<u8>,
+}
+
+/// What became of one input: the encoded result, or why there is none.
+pub type Outcome = Result<Vec<u8>, Fault>;
+
+/// What a worker's mailbox yields.
+#[derive(Debug)]
+pub enum Event {
+    /// The initializer is through: the worker takes tasks.
+    Ready,
+    /// The initializer failed. The worker exits by itself.
+    Failed(Fault),
+    /// The next inputs of those that were given, in the order in which they were, are done.
+    Outcomes {
+        /// One for each input.
+        outcomes: Vec<Outcome>,
+        /// How long the worker was busy with them.
+        busy: Duration,
+    },
+    /// The worker said something that no worker of ours says. It should be killed.
+    Garbled(String),
+    /// The worker is dead; nothing comes after this.
+    Died(Exit),
+}
+
+/// A worker process, as all threads of the parent share it.
+#[derive(Debug, Clone)]
+pub struct Worker(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    index: usize,
+    pid: u32,
+    group: Pid,
+    pidfd: OwnedFd,
+    child: Mutex<Child>,
+    server: String,
+    state: Mutex<State>,
+    exited: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    link: Option<Arc<Link>>,
+    exit: Option<Exit>,
+}
+
+/// What the parent holds of a worker that has said hello.
+struct Link {
+    outbox: Outbox,
+    end: IpcBytesSender,
+    ledger: Ledger,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Says why this process must not start workers, if that is so.
+///
+/// # Errors
+///
+/// If it was itself called as a worker and has not become one, or if it runs setuid.
+pub fn may_launch() -> io::Result<()> {
+    if entry::secure() {
+        return Err(io::Error::other(
+            "this program runs setuid or setgid, and workers are refused to such a program",
+        ));
+    }
+    if entry::missed() {
+        return Err(io::Error::other(
+            "this process was started as a worker but runs `main`: the entry of pool-worker was \
+             not linked into the program, or did not run",
+        ));
+    }
+    Ok(())
+}
+
+/// Starts a worker. It is ready when its mailbox says so.
+///
+/// The worker is killed when the calling *thread* ends: call this from one that lives long enough.
+///
+/// # Errors
+///
+/// If the process can't be started, or the bootstrap server can't be made.
+pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox)> {
+    may_launch()?;
+    check_temporary_directory()?;
+    let (server, name) = IpcOneShotServer::<Greeting>::new().map_err(|error| {
+        io::Error::other(format!(
+            "no bootstrap socket in the temporary directory {}: {error}",
+            env::temp_dir().display()
+        ))
+    })?;
+    let call = Call {
+        parent: process::id(),
+        index,
+        token: token()?,
+        server: name.clone(),
+    };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that starts processes"
+    )]
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(title(index))
+        .env(VARIABLE, call.to_variable())
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    let pid = child.id();
+    let opened = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other("a process without a pid"))
+        .and_then(|group| Ok((group, pidfd_open(group, PidfdFlags::empty())?)));
+    let (group, pidfd) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            // Without a pidfd nobody would see it die.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+    };
+    let worker = Worker(Arc::new(Shared {
+        index,
+        pid,
+        group,
+        pidfd,
+        child: Mutex::new(child),
+        server: name,
+        state: Mutex::default(),
+        exited: Condvar::new(),
+    }));
+    let mailbox = Mailbox {
+        worker: worker.clone(),
+        stage: Stage::Expected {
+            server,
+            token: call.token,
+            setup,
+        },
+        ready: VecDeque::new(),
+    };
+    Ok((worker, mailbox))
+}
+
+/// What `ps` shows: "pool-worker 3 of wordcount".
+fn title(index: usize) -> String {
+    let program = env::args_os().next().unwrap_or_default();
+    let program = std::path::Path::new(&program)
+        .file_name()
+        .unwrap_or_default()
+        .display();
+    format!("pool-worker {index} of {program}")
+}
+
+/// ipc-channel cuts a socket name that is too long, and panics on one that is not UTF-8.
+fn check_temporary_directory() -> io::Result<()> {
+    /// The field for the name is 108 bytes long; the rest is "/.tmpXXXXXX/socket" and a zero.
+    const MAX: usize = 108 - 19;
+    let directory = env::temp_dir();
+    let why = match directory.to_str() {
+        None => "is not UTF-8",
+        Some(name) if name.len() > MAX => "is too long for the name of a socket",
+        Some(_) => return Ok(()),
+    };
+    Err(io::Error::other(format!(
+        "the temporary directory {} {why}: set TMPDIR to another",
+        directory.display()
+    )))
+}
+
+/// What only the worker that we start can know.
+fn token() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+impl Worker {
+    /// Which worker of the pool it is.
+    pub fn index(&self) -> usize {
+        self.0.index
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// Gives it inputs of one task, to be run in order. `generation` is that of the last
+    /// [`recall`](Worker::recall), 0 before the first. Never blocks.
+    pub fn run<'a>(&self, task: &str, generation: u32, inputs: impl Iterator<Item = &'a [u8]>) {
+        let inputs = inputs.map(Bytes::new).collect();
+        self.request(&Request::Run(Run {
+            task,
+            generation,
+            inputs,
+        }));
+    }
+
+    /// Asks it to exit once it has done what it was given. Never blocks.
+    pub fn ask_to_exit(&self) {
+        self.request(&Request::Exit);
+    }
+
+    /// Takes back every input that it has not begun. Gives the generation for what is sent from now
+    /// on, and how many inputs it has begun since it started, wrapping around.
+    pub fn recall(&self) -> (u32, u32) {
+        self.link().map_or((0, 0), |link| link.ledger.recall())
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.link().map_or(
+            Progress {
+                begun: 0,
+                begun_at_ns: 0,
+            },
+            |link| link.ledger.progress(),
+        )
+    }
+
+    /// Whether it is dead, and its status read.
+    pub fn is_dead(&self) -> bool {
+        self.state().exit.is_some()
+    }
+
+    /// Kills it and reads its status at once: for a worker that nobody will watch.
+    pub fn discard(&self) {
+        self.kill();
+        self.bury();
+    }
+
+    /// Sends SIGTERM to its process group.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends SIGKILL to its process group.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let state = self.state();
+        // After the burial the number may belong to others.
+        if state.exit.is_none() {
+            let _ = kill_process_group(self.0.group, signal);
+        }
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.0.pidfd.as_fd()
+    }
+
+    /// Call when the pidfd says that it is dead; a second time does nothing.
+    pub(crate) fn bury(&self) {
+        let mut state = self.state();
+        if state.exit.is_some() {
+            return;
+        }
+        // Until its status is read the number of the group stays its own.
+        let _ = kill_process_group(self.0.group, Signal::KILL);
+        let status = self
+            .0
+            .child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wait();
+        state.exit = Some(status.map_or(Exit::Unknown, Exit::from));
+        self.0.exited.notify_all();
+        let link = state.link.clone();
+        // Marking the end waits for room in the channel, and whoever reads it may want the lock.
+        drop(state);
+        match link {
+            Some(link) => channel::mark_end(&link.end),
+            // Its mailbox may wait for a connection that nobody else will make. If it does not,
+            // the address is gone and this fails.
+            None => {
+                if let Ok(connection) = IpcSender::<Greeting>::connect(self.0.server.clone()) {
+                    let _ = connection.send(Greeting::GiveUp);
+                }
+            }
+        }
+    }
+
+    fn request(&self, request: &Request<'_>) {
+        let mut message: Message = vec![0];
+        // Bytes and strings into a vector: does not fail.
+        if codec::encode(request, &mut message).is_ok()
+            && let Some(link) = self.link()
+        {
+            link.outbox.send(message);
+        }
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        self.state().link.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_exit(&self) -> Exit {
+        let mut state = self.state();
+        loop {
+            if let Some(exit) = state.exit {
+                return exit;
+            }
+            state = self
+                .0
+                .exited
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The receiving end of a worker, for one thread.
+#[derive(Debug)]
+pub struct Mailbox {
+    worker: Worker,
+    stage: Stage,
+    /// What was found, and not yet handed out.
+    ready: VecDeque<Event>,
+}
+
+enum Stage {
+    /// Started; has not said hello.
+    Expected {
+        server: IpcOneShotServer<Greeting>,
+        token: String,
+        setup: Option<Setup>,
+    },
+    /// Said hello.
+    Known {
+        link: Arc<Link>,
+        replies: IpcBytesReceiver,
+        assembly: Assembly,
+        /// The number of the next message with outcomes.
+        epoch: u32,
+    },
+    /// Nothing more can be read, or will be.
+    Silent,
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Expected { .. } => "Expected",
+            Stage::Known { .. } => "Known",
+            Stage::Silent => "Silent",
+        })
+    }
+}
+
+impl Mailbox {
+    /// Waits for what the worker says next. After [`Event::Died`] it must not be called again.
+    pub fn receive(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return event;
+            }
+            match std::mem::replace(&mut self.stage, Stage::Silent) {
+                Stage::Expected {
+                    server,
+                    token,
+                    setup,
+                } => match self.accept(server, &token, setup) {
+                    Ok(known) => self.stage = known,
+                    Err(why) => return Event::Garbled(why),
+                },
+                Stage::Known {
+                    link,
+                    replies,
+                    mut assembly,
+                    mut epoch,
+                } => match self.read(&link, &replies, &mut assembly, &mut epoch) {
+                    Ok(true) => {
+                        self.stage = Stage::Known {
+                            link,
+                            replies,
+                            assembly,
+                            epoch,
+                        };
+                    }
+                    Ok(false) => {}
+                    Err(why) => return Event::Garbled(why),
+                },
+                Stage::Silent => return Event::Died(self.worker.wait_for_exit()),
+            }
+        }
+    }
+
+    fn accept(
+        &self,
+        server: IpcOneShotServer<Greeting>,
+        token: &str,
+        setup: Option<Setup>,
+    ) -> Result<Stage, String> {
+        // ipc-channel asserts where it maps memory and counts descriptors: a process that runs out
+        // of either must not lose a thread to that.
+        let greeting = panic::catch_unwind(AssertUnwindSafe(|| server.accept()))
+            .map_err(|_| "no memory or no descriptor left for its channels".to_owned())?;
+        let hello = match greeting {
+            Ok((_, Greeting::Hello(hello))) => hello,
+            Ok((_, Greeting::GiveUp)) => return Ok(Stage::Silent),
+            // It died between connecting and saying hello.
+            Err(ipc_channel::IpcError::Disconnected) => return Ok(Stage::Silent),
+            Err(error) => return Err(format!("its greeting can't be read: {error}")),
+        };
+        if hello.token != token {
+            return Err("somebody else answered in its place".to_owned());
+        }
+        if hello.version != protocol::VERSION || hello.fingerprint != registry::fingerprint() {
+            return Err("it is another program: its protocol or its tasks differ".to_owned());
+        }
+        let Hello {
+            requests,
+            replies,
+            end,
+            ledger,
+            ..
+        } = hello;
+        let ledger = Ledger::new(ledger).ok_or("its shared memory is too small")?;
+        let link = Arc::new(Link {
+            outbox: Outbox::new(requests),
+            end,
+            ledger,
+        });
+        {
+            let mut state = self.worker.state();
+            if state.exit.is_some() {
+                channel::mark_end(&link.end);
+            }
+            state.link = Some(Arc::clone(&link));
+        }
+        self.worker
+            .request(&Request::Setup(setup.as_ref().map(|setup| Initializer {
+                task: setup.task,
+                args: Bytes::new(&setup.args),
+            })));
+        Ok(Stage::Known {
+            link,
+            replies,
+            assembly: Assembly::default(),
+            epoch: 0,
+        })
+    }
+
+    /// Reads one frame. False: there is nothing more to read.
+    fn read(
+        &mut self,
+        link: &Link,
+        replies: &IpcBytesReceiver,
+        assembly: &mut Assembly,
+        epoch: &mut u32,
+    ) -> Result<bool, String> {
+        let Ok(frame) = channel::receive(replies) else {
+            return Err("its channel broke".to_owned());
+        };
+        match assembly.add(&frame) {
+            Piece::Part => Ok(true),
+            Piece::Whole(message) => {
+                self.understand(link, &message, epoch)
+                    .map_err(|error| format!("it sent what is no message: {error}"))?;
+                Ok(true)
+            }
+            Piece::End => {
+                // A worker may write a mark as well; it is true once the worker is dead.
+                self.worker.wait_for_exit();
+                let outcomes = read_records(Reader::new(&link.ledger.leftovers(*epoch)));
+                if !outcomes.is_empty() {
+                    self.ready.push_back(Event::Outcomes {
+                        outcomes,
+                        busy: Duration::ZERO,
+                    });
+                }
+                Ok(false)
+            }
+            Piece::Bad => Err("it sent what is no frame".to_owned()),
+        }
+    }
+
+    fn understand(
+        &mut self,
+        link: &Link,
+        message: &[u8],
+        epoch: &mut u32,
+    ) -> Result<(), String> {
+        let (taken, message) = message.split_first_chunk().ok_or("it is cut short")?;
+        let mut reader = Reader::new(message);
+        let reply: Reply = reader.take_owned().map_err(|error| error.to_string())?;
+        match reply {
+            Reply::Ready => self.ready.push_back(Event::Ready),
+            Reply::Failed(fault) => self.ready.push_back(Event::Failed(fault)),
+            Reply::Taken => {}
+            Reply::Outcomes {
+                epoch: number,
+                busy_ns,
+            } => {
+                if number != *epoch {
+                    return Err("a message is missing".to_owned());
+                }
+                *epoch = epoch.wrapping_add(1);
+                self.ready.push_back(Event::Outcomes {
+                    outcomes: read_records(reader),
+                    busy: Duration::from_nanos(busy_ns),
+                });
+            }
+        }
+        link.outbox.taken(u32::from_le_bytes(*taken));
+        Ok(())
+    }
+}
+
+/// Reads records up to the end, or up to the first that is none: what was not reported counts as
+/// not done.
+fn read_records(mut reader: Reader<'_>) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    while let Ok(record) = reader.take_owned() {
+        outcomes.push(match record {
+            OwnedRecord::Done(bytes) => Ok(bytes.into_vec()),
+            OwnedRecord::Fault(fault) => Err(fault),
+        });
+    }
+    outcomes
+}

@@ -1,0 +1,133 @@
+//! The link over ipc-channel's byte channels (on Linux: SEQPACKET socket pairs).
+//!
+//! `IpcBytesSender::send` blocks when the socket is full, without a time limit, and for ever if the
+//! worker is stopped or if a grandchild keeps a dead worker's socket open. So the parent never fills
+//! the socket: the worker says with every reply how many frames it has taken, and the parent sends
+//! only while the rest is within [`WINDOW`].
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
+use ipc_channel::{IpcError, ipc};
+
+use crate::protocol::{self, Message, mark};
+
+/// How many bytes of socket buffer the parent may have in use. The default buffer of Linux is
+/// 212 992 bytes, in which a small message takes 768 and a large one about its own size; two frames
+/// of the largest size fit with room to spare.
+const WINDOW: usize = 140 * 1024;
+
+/// What a frame costs in that buffer, rounded up.
+fn cost(frame: &[u8]) -> usize {
+    1024 + frame.len()
+}
+
+/// The parent's sending end.
+pub(crate) struct Outbox {
+    sender: IpcBytesSender,
+    flow: Mutex<Flow>,
+}
+
+/// Frames that were sent and not yet taken (their costs), and frames that wait.
+#[derive(Default)]
+struct Flow {
+    taken: u32,
+    in_socket: VecDeque<usize>,
+    used: usize,
+    waiting: VecDeque<Vec<u8>>,
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox").finish_non_exhaustive()
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(sender: IpcBytesSender) -> Self {
+        Outbox {
+            sender,
+            flow: Mutex::default(),
+        }
+    }
+
+    /// Sends a message, or keeps what does not fit until the worker has taken enough.
+    pub(crate) fn send(&self, message: Message) {
+        let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
+        let queued = protocol::each_frame(message, |frame| {
+            flow.waiting.push_back(frame);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        match queued {
+            Ok(()) => flow.pump(&self.sender),
+        }
+    }
+
+    /// Notes how many frames the worker has taken since it began.
+    pub(crate) fn taken(&self, total: u32) {
+        let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
+        // A worker that claims more than it was sent gains nothing by it.
+        while flow.taken != total {
+            let Some(cost) = flow.in_socket.pop_front() else {
+                break;
+            };
+            flow.taken = flow.taken.wrapping_add(1);
+            flow.used -= cost;
+        }
+        flow.pump(&self.sender);
+    }
+}
+
+impl Flow {
+    fn pump(&mut self, sender: &IpcBytesSender) {
+        while let Some(frame) = self.waiting.front() {
+            let cost = cost(frame);
+            if self.used > 0 && self.used + cost > WINDOW {
+                return;
+            }
+            if send(sender, frame).is_err() {
+                // The worker is gone, and its watcher will say so.
+                self.waiting.clear();
+                return;
+            }
+            self.used += cost;
+            self.in_socket.push_back(cost);
+            self.waiting.pop_front();
+        }
+    }
+}
+
+/// Sends one frame, through interruptions by signals.
+pub(crate) fn send(sender: &IpcBytesSender, frame: &[u8]) -> io::Result<()> {
+    loop {
+        match sender.send(frame) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// Receives one frame, through interruptions by signals.
+pub(crate) fn receive(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, IpcError> {
+    loop {
+        match receiver.recv() {
+            Err(IpcError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// Writes the parent's end mark behind everything that the worker has sent.
+pub(crate) fn mark_end(sender: &IpcBytesSender) {
+    // The parent reads this channel until the mark, so the send does not block for long; it can
+    // fail only if the reader is gone already.
+    let _ = send(sender, &[mark::END]);
+}
+
+/// Makes the two channels, in the worker.
+pub(crate) fn pair() -> io::Result<(IpcBytesSender, IpcBytesReceiver)> {
+    ipc::bytes_channel()
+}

@@ -1,0 +1,72 @@
+//! From a panic in a task to a report that can be sent.
+//!
+//! The worker's panic hook writes the report instead of printing it: the caller gets it as an error
+//! and decides what to show. A panic on a thread that the task started itself is none of ours, and
+//! goes to the hook that was there before.
+
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+
+use crate::protocol::Panic;
+
+thread_local! {
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+    static REPORT: RefCell<Option<Panic>> = const { RefCell::new(None) };
+}
+
+/// Installs the hook. In a build with `panic = "abort"` nothing runs after it, so the report is
+/// handed to `last_words` at once.
+pub(crate) fn install(last_words: impl Fn(Panic) + Send + Sync + 'static) {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !IN_TASK.get() {
+            return before(info);
+        }
+        let report = report(info);
+        if cfg!(panic = "abort") {
+            last_words(report);
+        } else {
+            REPORT.set(Some(report));
+        }
+    }));
+}
+
+/// Runs `task`, and turns a panic into its report.
+pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
+    IN_TASK.set(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(task));
+    IN_TASK.set(false);
+    result.map_err(|payload| {
+        let report = REPORT.take().unwrap_or_else(|| Panic {
+            // `resume_unwind` calls no hook, and a task may have put a hook of its own in place.
+            message: message(&*payload),
+            location: None,
+            backtrace: None,
+        });
+        // A payload may panic when it is dropped.
+        std::mem::forget(payload);
+        report
+    })
+}
+
+fn report(info: &PanicHookInfo<'_>) -> Panic {
+    let backtrace = Backtrace::capture();
+    Panic {
+        message: message(info.payload()),
+        location: info.location().map(ToString::to_string),
+        backtrace: (backtrace.status() == BacktraceStatus::Captured)
+            .then(|| backtrace.to_string()),
+    }
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&'static str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic whose payload is not a string".to_owned()
+    }
+}

@@ -1,0 +1,8 @@
+use pool_core::pool_task;
+
+#[pool_task(handle = square)]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn main() {}
