@@ -160,7 +160,11 @@ impl<'p, T: Task> Call<'p, T> {
         T::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.istarmap(inputs.into_iter().map(OneArgument::pack as fn(A) -> T::Args))
+        self.istarmap(
+            inputs
+                .into_iter()
+                .map(OneArgument::pack as fn(A) -> T::Args),
+        )
     }
 
     /// [`Pool::imap_unordered`] with these options.
@@ -169,7 +173,11 @@ impl<'p, T: Task> Call<'p, T> {
         T::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.istarmap_unordered(inputs.into_iter().map(OneArgument::pack as fn(A) -> T::Args))
+        self.istarmap_unordered(
+            inputs
+                .into_iter()
+                .map(OneArgument::pack as fn(A) -> T::Args),
+        )
     }
 
     /// [`Pool::starmap`] with these options.
@@ -238,11 +246,7 @@ impl<'p, T: Task> Call<'p, T> {
     }
 
     /// Draws all inputs at once, and returns while they run.
-    fn start<R>(
-        self,
-        inputs: impl Iterator<Item = T::Args>,
-        decode: Decode<R>,
-    ) -> AsyncResult<R> {
+    fn start<R>(self, inputs: impl Iterator<Item = T::Args>, decode: Decode<R>) -> AsyncResult<R> {
         let gather = Gather::new(self.pool.callbacks());
         let backend = self.pool.backend();
         let mut id = None;
@@ -266,10 +270,7 @@ impl<'p, T: Task> Call<'p, T> {
 
     /// Draws inputs as the workers get on, until all are handed over, or some are refused; then the
     /// rest is left in `inputs`.
-    fn run(
-        self,
-        inputs: &mut dyn Iterator<Item = T::Args>,
-    ) -> (Arc<Gather>, Option<Refusal>) {
+    fn run(self, inputs: &mut dyn Iterator<Item = T::Args>) -> (Arc<Gather>, Option<Refusal>) {
         let gather = Gather::new(self.pool.callbacks());
         let fed = self
             .feed(&gather)
@@ -318,10 +319,7 @@ struct Refusal {
 }
 
 /// The result, or the error, that an outcome stands for.
-pub(crate) fn decode<T: Task>(
-    outcome: &Outcome,
-    index: Option<usize>,
-) -> Result<T::Output, Error> {
+pub(crate) fn decode<T: Task>(outcome: &Outcome, index: Option<usize>) -> Result<T::Output, Error> {
     let place = Place {
         task: T::NAME,
         index,

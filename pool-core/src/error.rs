@@ -77,7 +77,9 @@ impl fmt::Display for Error {
             Error::Timeout => f.write_str("not there in time"),
             Error::Cancelled => f.write_str("the work was cancelled"),
             Error::Terminated => f.write_str("the pool was terminated before the result was there"),
-            Error::Closed => f.write_str("the pool takes no more work: it was closed or terminated"),
+            Error::Closed => {
+                f.write_str("the pool takes no more work: it was closed or terminated")
+            }
             Error::StillOpen => f.write_str(
                 "join would never return: close or terminate the pool first, and consume or drop \
                  what `imap` gave to this thread",

@@ -144,8 +144,11 @@ impl Feed {
         self.ended = !more;
         if !batch.failed.is_empty() {
             let failed = batch.failed.into_iter();
-            self.sink
-                .deliver(failed.map(|(index, failure)| (index, Err(failure))).collect());
+            self.sink.deliver(
+                failed
+                    .map(|(index, failure)| (index, Err(failure)))
+                    .collect(),
+            );
         }
         Ok(())
     }

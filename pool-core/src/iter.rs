@@ -168,19 +168,22 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
             Some(size) => size,
             None => feed.chunk().min(CHUNK_MAX),
         };
-        let bound = self.pool.processes().saturating_mul(chunk.saturating_add(2));
+        let bound = self
+            .pool
+            .processes()
+            .saturating_mul(chunk.saturating_add(2));
         let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
         if room == 0 {
             return;
         }
         let mut panicked = None;
-        let (batch, more) = feed.draw::<T>(room, &mut || {
-            match panic::catch_unwind(AssertUnwindSafe(|| inputs.next())) {
-                Ok(next) => next,
-                Err(payload) => {
-                    panicked = Some(Finally::Panicked(payload));
-                    None
-                }
+        let (batch, more) = feed.draw::<T>(room, &mut || match panic::catch_unwind(
+            AssertUnwindSafe(|| inputs.next()),
+        ) {
+            Ok(next) => next,
+            Err(payload) => {
+                panicked = Some(Finally::Panicked(payload));
+                None
             }
         });
         let count = batch.len();

@@ -1,4 +1,45 @@
 //! A process pool: Python's `multiprocessing.Pool` for Rust.
+//!
+//! ```
+//! use pool_core::{Pool, pool_task};
+//!
+//! #[pool_task]
+//! fn square(x: u64) -> u64 { x * x }
+//!
+//! fn main() -> Result<(), pool_core::Error> {
+//!     let pool = Pool::new()?;                       // one worker process for each CPU
+//!     assert_eq!(pool.map(square, 0..10)?, [0, 1, 4, 9, 16, 25, 36, 49, 64, 81]);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Each worker is this same program, started again: it never reaches `main`, but finds the function
+//! that [`macro@pool_task`] has registered, and runs it. A task that crashes its process costs itself,
+//! and nothing else.
+//!
+//! # Where to look
+//!
+//! - [`macro@pool_task`] says which functions can be tasks, and what happens to their arguments.
+//! - [`Pool`] runs them: one ([`apply`](Pool::apply)), many ([`map`](Pool::map),
+//!   [`starmap`](Pool::starmap)), as an iterator ([`imap`](Pool::imap)), or later
+//!   ([`apply_async`](Pool::apply_async) and the others).
+//! - [`Pool::builder`] has the settings of a pool: its size, an initializer, a limit of tasks for each
+//!   worker.
+//! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
+//!   input.
+//! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
+//!   attach callbacks.
+//! - [`Error`] says what can go wrong, and to whom it happened.
+//!
+//! # What means what
+//!
+//! Results come in the order of the inputs, but for the `_unordered` ones. If inputs of a
+//! [`map`](Pool::map) fail, the others run nevertheless, and the error is that of the lowest index.
+//! Nothing runs twice, unless [`retries`](Call::retries) are allowed. What a task prints goes where
+//! this program prints; its standard input is empty. A task may have a pool of its own.
+//!
+//! After a `fork` of this process the copy of a pool in the child takes no work and does nothing when
+//! it is dropped.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -19,9 +60,11 @@ pub use pool_worker::Task;
 
 pub use builder::PoolBuilder;
 pub use call::{Call, OneArgument};
-pub use error::{Broken, Codec, Error, InvalidSetting, Panicked, Side, Start, TimeLimit, WorkerLost};
+pub use error::{
+    Broken, Codec, Error, InvalidSetting, Panicked, Side, Start, TimeLimit, WorkerLost,
+};
 pub use handle::AsyncResult;
-pub use iter::{Imap, ImapUnordered};
+pub use iter::{Imap, ImapUnordered, Packed};
 pub use pool::Pool;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.

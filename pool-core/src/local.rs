@@ -519,16 +519,17 @@ fn bury(shared: &Shared, state: &mut State, slot: usize, worker: &Worker, exit: 
             Some(_) => format!(" (initializer `{}`)", shared.settings.initializer_name),
             None => String::new(),
         };
-        format!("process {} {exit} before it was ready{during}", worker.pid())
+        format!(
+            "process {} {exit} before it was ready{during}",
+            worker.pid()
+        )
     });
     start_failed(state, slot, why);
 }
 
 fn start_failed(state: &mut State, slot: usize, why: String) {
     state.seats[slot].pause_until = Some(Instant::now() + START_PAUSE);
-    state
-        .scheduler
-        .start_failed(slot, &why, pool_worker::now());
+    state.scheduler.start_failed(slot, &why, pool_worker::now());
     state.start_error.get_or_insert(why);
     if matches!(state.scheduler.mode(), Mode::Broken(_)) {
         state.wind_up();
@@ -543,9 +544,7 @@ fn supervise(shared: &Arc<Shared>, watch: &Watch) {
         start_workers(shared);
         let (workers, timeout) = {
             let mut state = shared.lock();
-            if state.scheduler.is_over()
-                && state.seats.iter().all(|seat| seat.worker.is_none())
-            {
+            if state.scheduler.is_over() && state.seats.iter().all(|seat| seat.worker.is_none()) {
                 state.over = true;
                 drop(state);
                 shared.changed.notify_all();
@@ -558,7 +557,10 @@ fn supervise(shared: &Arc<Shared>, watch: &Watch) {
                 .filter_map(|seat| seat.worker.clone().filter(|_| !seat.gone))
                 .filter(|worker| !worker.is_dead())
                 .collect();
-            (workers, next.map(|at| at.saturating_duration_since(Instant::now())))
+            (
+                workers,
+                next.map(|at| at.saturating_duration_since(Instant::now())),
+            )
         };
         // What the time has brought about.
         shared.update(|_| ());

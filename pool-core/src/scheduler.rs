@@ -127,7 +127,9 @@ enum Phase {
     Ready,
     /// Runs an input that is past its time limit, the last of `begun`; what it has not begun is
     /// being taken back.
-    Overdue { begun: u32 },
+    Overdue {
+        begun: u32,
+    },
     /// Asked to exit.
     Leaving,
     /// To be killed, or killed already.
@@ -450,7 +452,8 @@ impl Scheduler {
                 self.actions.push_back(Action::Recall { slot });
                 self.kill(slot, Reason::Other);
             }
-            Phase::Starting | Phase::Overdue { .. } | Phase::Dying(_) => {
+            Phase::Starting => self.kill(slot, Reason::Other),
+            Phase::Overdue { .. } | Phase::Dying(_) => {
                 self.actions.push_back(Action::Kill { slot });
             }
             Phase::Empty => {}
@@ -470,7 +473,10 @@ impl Scheduler {
             if lost.void {
                 continue;
             }
-            let abandoned = self.jobs.get(&lost.job).is_some_and(|queue| queue.abandoned);
+            let abandoned = self
+                .jobs
+                .get(&lost.job)
+                .is_some_and(|queue| queue.abandoned);
             lost.deaths += 1;
             // The limit was passed by the last one begun; what lies before it went down with it.
             let limit = lost.task.options.time_limit.filter(|_| time_limit);
@@ -586,12 +592,9 @@ impl Scheduler {
         self.slots.iter().position(|slot| {
             free(slot) && slot.chunks() < 2 && {
                 // An input of unknown pace may take for ever.
-                let backlog = slot
-                    .given
-                    .iter()
-                    .try_fold(Duration::ZERO, |sum, given| {
-                        Some(sum + *self.pace.get(given.task.task)?)
-                    });
+                let backlog = slot.given.iter().try_fold(Duration::ZERO, |sum, given| {
+                    Some(sum + *self.pace.get(given.task.task)?)
+                });
                 backlog.is_some_and(|backlog| backlog < BACKLOG + CHUNK_TIME)
             }
         })
@@ -716,9 +719,7 @@ impl Scheduler {
         }
         for slot in 0..self.slots.len() {
             let state = &self.slots[slot];
-            if state.phase == Phase::Ready
-                && state.given.is_empty()
-                && self.tasks_left(state) == 0
+            if state.phase == Phase::Ready && state.given.is_empty() && self.tasks_left(state) == 0
             {
                 self.leave(slot);
             }
@@ -807,7 +808,12 @@ impl Scheduler {
                 .flat_map(|slot| &slot.given)
                 .filter(|given| given.job == id && !given.void)
                 .map(|given| given.input.index);
-            for index in queue.pending.iter().map(|next| next.input.index).chain(given) {
+            for index in queue
+                .pending
+                .iter()
+                .map(|next| next.input.index)
+                .chain(given)
+            {
                 self.actions.push_back(Action::Deliver {
                     job: id,
                     index,
@@ -826,6 +832,10 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;
 
 /// How many inputs of this pace make a chunk.
 fn by_time(pace: Duration) -> usize {

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use serde::de::{Deserialize, DeserializeOwned};
+use serde::de::Deserialize;
 
 /// A value could not be encoded or decoded; prints the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub fn encode_bytes(value: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
 }
 
 /// Decodes one value that fills `bytes` to the end.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecError> {
     let mut reader = Reader::new(bytes);
     let value = reader.take_owned()?;
     reader.finish()?;
@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes a value that owns all it has.
-    pub fn take_owned<T: DeserializeOwned>(&mut self) -> Result<T, CodecError> {
+    pub fn take_owned<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T, CodecError> {
         self.take()
     }
 

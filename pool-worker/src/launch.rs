@@ -545,12 +545,7 @@ impl Mailbox {
         }
     }
 
-    fn understand(
-        &mut self,
-        link: &Link,
-        message: &[u8],
-        epoch: &mut u32,
-    ) -> Result<(), String> {
+    fn understand(&mut self, link: &Link, message: &[u8], epoch: &mut u32) -> Result<(), String> {
         let (taken, message) = message.split_first_chunk().ok_or("it is cut short")?;
         let mut reader = Reader::new(message);
         let reply: Reply = reader.take_owned().map_err(|error| error.to_string())?;

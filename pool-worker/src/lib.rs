@@ -14,7 +14,9 @@
 //! caller.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("pool-worker needs Linux: it starts workers through /proc and watches them by pidfd");
+compile_error!(
+    "pool-worker needs Linux: it starts workers through /proc and watches them by pidfd"
+);
 
 mod clock;
 mod codec;
