@@ -1,1 +1,1 @@
-//! Placeholder.
+//! The pool beside its peers. The measurements are in `table.rs`.

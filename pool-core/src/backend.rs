@@ -126,7 +126,7 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn cancel(&self, job: JobId, running: bool);
 
     /// How many inputs of this task are worth giving to one worker at once.
-    fn chunk_hint(&self, task: &'static str) -> usize;
+    fn hint(&self, task: &'static str) -> usize;
 
     fn close(&self);
     fn terminate(&self);

@@ -289,8 +289,10 @@ impl<'p, T: Task> Call<'p, T> {
         let workers = self.pool.processes();
         loop {
             // Far enough ahead that no worker waits for us, in whole chunks.
-            let chunk = feed.chunk();
-            let ahead = 4 * workers * chunk;
+            let chunk = feed.explicit_chunk().unwrap_or(1);
+            let ahead = (4 * workers * feed.hint())
+                .max(AHEAD_MIN)
+                .next_multiple_of(chunk);
             let room = ahead.saturating_sub(gather.missing()).max(chunk) / chunk * chunk;
             let (batch, more) = feed.draw::<T>(room, &mut || inputs.next());
             let count = batch.len();
@@ -311,6 +313,9 @@ impl<'p, T: Task> Call<'p, T> {
         Feed::new::<T>(self.pool.backend(), sink, self.options)
     }
 }
+
+/// `map` draws at least this many inputs ahead, so that it need not wake for each result.
+const AHEAD_MIN: usize = 64;
 
 /// The pool took no more inputs, and `count` had been drawn for it already.
 struct Refusal {

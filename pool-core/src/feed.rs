@@ -75,12 +75,9 @@ impl Feed {
         })
     }
 
-    /// How many inputs make a chunk: as asked for, or what seems right now.
-    pub(crate) fn chunk(&self) -> usize {
-        self.job
-            .options
-            .chunksize
-            .unwrap_or_else(|| self.backend.chunk_hint(self.job.task))
+    /// How many inputs are worth giving to one worker at once.
+    pub(crate) fn hint(&self) -> usize {
+        self.backend.hint(self.job.task)
     }
 
     /// The chunk size that the caller asked for.

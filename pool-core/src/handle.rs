@@ -33,6 +33,8 @@ struct GatherState {
     missing: usize,
     /// More inputs may come.
     more: bool,
+    /// Whoever feeds the job waits until no more than this many are missing.
+    room: Option<usize>,
     waker: Option<Waker>,
     then: Vec<Then>,
 }
@@ -97,8 +99,10 @@ impl Gather {
     pub(crate) fn wait_for_room(&self, most: usize) {
         let mut state = self.lock();
         while state.missing > most {
+            state.room = Some(most);
             state = self.wait_changed(state, None);
         }
+        state.room = None;
     }
 
     pub(crate) fn wait_done(&self, deadline: Option<Instant>) -> Option<&Done> {
@@ -163,7 +167,8 @@ impl Gather {
         if state.missing == 0 && !state.more {
             let outcomes = mem::take(&mut state.outcomes);
             self.finish(state, Ok(outcomes.into_iter().flatten().collect()));
-        } else {
+        } else if state.room.is_some_and(|room| state.missing <= room) {
+            // Not each outcome is worth waking somebody.
             drop(state);
             self.changed.notify_all();
         }

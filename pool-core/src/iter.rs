@@ -166,7 +166,7 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         };
         let chunk = match feed.explicit_chunk() {
             Some(size) => size,
-            None => feed.chunk().min(CHUNK_MAX),
+            None => feed.hint().min(CHUNK_MAX),
         };
         let bound = self
             .pool

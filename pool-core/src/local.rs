@@ -220,8 +220,8 @@ impl Backend for Local {
         }
     }
 
-    fn chunk_hint(&self, task: &'static str) -> usize {
-        self.shared.lock().scheduler.chunk_hint(task)
+    fn hint(&self, task: &'static str) -> usize {
+        self.shared.lock().scheduler.hint(task)
     }
 
     fn close(&self) {
@@ -353,7 +353,6 @@ impl State {
     /// new to look at.
     fn act(&mut self) -> (Deliveries, bool) {
         let mut deliveries = Deliveries::new();
-        let mut last = None;
         let mut wake = false;
         while let Some(action) = self.scheduler.next_action() {
             match action {
@@ -395,21 +394,9 @@ impl State {
                         worker.kill();
                     }
                 }
-                Action::Deliver {
-                    job,
-                    index,
-                    outcome,
-                } => {
-                    if last != Some(job)
-                        && let Some(opened) = self.sinks.get(&job)
-                    {
-                        deliveries.push((Arc::clone(&opened.sink), Vec::new()));
-                        last = Some(job);
-                    }
-                    if last == Some(job)
-                        && let Some((_, outcomes)) = deliveries.last_mut()
-                    {
-                        outcomes.push((index, outcome));
+                Action::Deliver { job, outcomes } => {
+                    if let Some(opened) = self.sinks.get(&job) {
+                        deliveries.push((Arc::clone(&opened.sink), outcomes));
                     }
                 }
                 Action::Forget { job } => {

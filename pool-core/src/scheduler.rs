@@ -2,9 +2,10 @@
 //!
 //! # Jobs
 //!
-//! A job is a queue of inputs. Older jobs go first. What a worker takes at once is a chunk: with an
-//! explicit size always the same inputs, otherwise as many as take about [`CHUNK_TIME`], and fewer
-//! towards the end of the job.
+//! A job is a queue of inputs. Older jobs go first. What is sent to a worker at once is a *portion*:
+//! as many inputs as take about [`PORTION_TIME`], and fewer towards the end of the job. A *chunk* is
+//! what a caller with an explicit chunk size wants kept together; then a portion is made of whole
+//! chunks.
 //!
 //! # Slots
 //!
@@ -31,17 +32,17 @@ use pool_worker::{Exit, Fault};
 
 use crate::backend::{Failure, Input, Job, JobId, Outcome};
 
-/// How long a chunk should keep a worker busy: long against the price of a message, short against
+/// How long a portion should keep a worker busy: long against the price of a message, short against
 /// the patience of whoever waits for the first result.
-const CHUNK_TIME: Duration = Duration::from_millis(1);
+const PORTION_TIME: Duration = Duration::from_millis(1);
 
-/// The largest chunk that the scheduler chooses by itself.
-const CHUNK_MAX: usize = 4096;
+/// The most inputs in a portion, unless one chunk is larger.
+const PORTION_MAX: usize = 4096;
 
 /// Small inputs go together up to this size, in bytes.
-const CHUNK_BYTES: usize = 48 * 1024;
+const PORTION_BYTES: usize = 48 * 1024;
 
-/// A worker with less work than this ahead is given its next chunk before it asks.
+/// A worker with less work than this ahead is given its next portion before it is through.
 const BACKLOG: Duration = Duration::from_millis(1);
 
 /// Failed starts are counted over this time.
@@ -65,11 +66,10 @@ pub(crate) enum Action {
     Ask { slot: usize },
     /// Kill the worker.
     Kill { slot: usize },
-    /// Hand an outcome to whoever waits for it.
+    /// Hand outcomes to whoever waits for them.
     Deliver {
         job: JobId,
-        index: usize,
-        outcome: Outcome,
+        outcomes: Vec<(usize, Outcome)>,
     },
     /// Nothing comes for this job any more.
     Forget { job: JobId },
@@ -92,7 +92,7 @@ pub(crate) struct Given {
     pub(crate) input: Input,
     /// How many workers have died under it.
     deaths: u32,
-    /// The last of a chunk.
+    /// The last of a portion.
     last: bool,
     /// Its outcome is out already: its job was cancelled.
     void: bool,
@@ -114,8 +114,8 @@ struct Queue {
     more: bool,
     /// Nobody wants its results any more: what was taken back is dropped.
     abandoned: bool,
-    /// The size of the last chunk that the scheduler chose.
-    last_chunk: usize,
+    /// The size of the last portion.
+    last_portion: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +151,9 @@ struct Slot {
     answered: u32,
     /// How many inputs this process was given in all.
     total: usize,
-    /// A recall has gone out and found nothing to take back since work was last given.
+    /// A recall is on its way; nothing is given until it is answered.
+    recalling: bool,
+    /// A recall has found nothing to take back since work was last given.
     drained: bool,
 }
 
@@ -163,11 +165,12 @@ impl Slot {
             generation: 0,
             answered: 0,
             total: 0,
+            recalling: false,
             drained: false,
         }
     }
 
-    fn chunks(&self) -> usize {
+    fn portions(&self) -> usize {
         self.given.iter().filter(|given| given.last).count()
     }
 
@@ -249,8 +252,8 @@ impl Scheduler {
         self.jobs.get(&job).is_some_and(|queue| queue.more)
     }
 
-    /// How many inputs of this task one worker should be given at once.
-    pub(crate) fn chunk_hint(&self, task: &'static str) -> usize {
+    /// How many inputs of this task make a portion.
+    pub(crate) fn hint(&self, task: &'static str) -> usize {
         self.pace.get(task).map_or(1, |pace| by_time(*pace))
     }
 
@@ -268,7 +271,7 @@ impl Scheduler {
                 open: 0,
                 more: true,
                 abandoned: false,
-                last_chunk: 0,
+                last_portion: 0,
             },
         );
         self.push(id, inputs, more);
@@ -297,33 +300,29 @@ impl Scheduler {
         queue.more = false;
         queue.abandoned = true;
         let pending = std::mem::take(&mut queue.pending);
-        queue.open -= pending.len();
+        let mut open = Vec::new();
         if running {
-            for Pending { input, .. } in pending {
-                self.deliver_cancelled(id, input.index);
-            }
+            open.extend(pending.into_iter().map(|pending| pending.input.index));
+        } else {
+            queue.open -= pending.len();
         }
         for slot in 0..self.slots.len() {
             let mut concerned = false;
-            let mut void = Vec::new();
             for given in &mut self.slots[slot].given {
                 if given.job == id && !given.void {
                     concerned = true;
                     if running {
                         given.void = true;
-                        void.push(given.input.index);
+                        open.push(given.input.index);
                     }
                 }
             }
-            for index in void {
-                self.close_one(id);
-                self.deliver_cancelled(id, index);
-            }
-            if concerned && matches!(self.slots[slot].phase, Phase::Ready) {
-                self.actions.push_back(Action::Recall { slot });
+            if concerned && self.slots[slot].phase == Phase::Ready {
+                self.recall(slot);
             }
         }
-        self.finish_if_done(id);
+        let cancelled = |index| (index, Err(Failure::Cancelled));
+        self.deliver(id, open.into_iter().map(cancelled).collect());
         self.dispatch();
     }
 
@@ -361,6 +360,7 @@ impl Scheduler {
     ) {
         let count = outcomes.len();
         let mut task = None;
+        let mut told: Vec<(JobId, Vec<(usize, Outcome)>)> = Vec::new();
         for outcome in outcomes {
             let state = &mut self.slots[slot];
             // More answers than questions: a worker that lies harms nobody else.
@@ -377,13 +377,14 @@ impl Scheduler {
                 Fault::Decode(why) | Fault::Unknown(why) => Failure::DecodeArguments(why),
                 Fault::Encode(why) => Failure::EncodeResult(why),
             });
-            self.close_one(given.job);
-            self.actions.push_back(Action::Deliver {
-                job: given.job,
-                index: given.input.index,
-                outcome,
-            });
-            self.finish_if_done(given.job);
+            let outcome = (given.input.index, outcome);
+            match told.last_mut() {
+                Some((job, outcomes)) if *job == given.job => outcomes.push(outcome),
+                _ => told.push((given.job, vec![outcome])),
+            }
+        }
+        for (job, outcomes) in told {
+            self.deliver(job, outcomes);
         }
         if let (Some(task), Ok(count @ 1..)) = (task, u32::try_from(count))
             && !busy.is_zero()
@@ -398,6 +399,7 @@ impl Scheduler {
     pub(crate) fn recalled(&mut self, slot: usize, generation: u32, begun: u32) {
         let state = &mut self.slots[slot];
         state.generation = generation;
+        state.recalling = false;
         let running = state.running(begun);
         let mut back: Vec<Given> = state.given.drain(running..).collect();
         state.total -= back.len();
@@ -441,7 +443,7 @@ impl Scheduler {
     pub(crate) fn overdue(&mut self, slot: usize, begun: u32) {
         if self.slots[slot].phase == Phase::Ready {
             self.slots[slot].phase = Phase::Overdue { begun };
-            self.actions.push_back(Action::Recall { slot });
+            self.recall(slot);
         }
     }
 
@@ -449,7 +451,7 @@ impl Scheduler {
     pub(crate) fn distrust(&mut self, slot: usize) {
         match self.slots[slot].phase {
             Phase::Ready | Phase::Leaving => {
-                self.actions.push_back(Action::Recall { slot });
+                self.recall(slot);
                 self.kill(slot, Reason::Other);
             }
             Phase::Starting => self.kill(slot, Reason::Other),
@@ -492,13 +494,7 @@ impl Scheduler {
                     attempts: lost.deaths,
                 },
             };
-            self.close_one(lost.job);
-            self.actions.push_back(Action::Deliver {
-                job: lost.job,
-                index: lost.input.index,
-                outcome: Err(failure),
-            });
-            self.finish_if_done(lost.job);
+            self.deliver(lost.job, vec![(lost.input.index, Err(failure))]);
         }
         retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
         self.put_back(retry);
@@ -575,9 +571,11 @@ impl Scheduler {
             .map(|(id, _)| *id)
     }
 
-    /// Who takes the next chunk of this job: an idle worker, or else one that will be idle soon.
+    /// Who takes the next portion of this job: an idle worker, or else one that will be idle soon.
     fn next_slot(&self, id: JobId) -> Option<usize> {
-        let free = |slot: &Slot| slot.phase == Phase::Ready && self.tasks_left(slot) > 0;
+        let free = |slot: &Slot| {
+            slot.phase == Phase::Ready && !slot.recalling && self.tasks_left(slot) > 0
+        };
         if let Some(idle) = self
             .slots
             .iter()
@@ -585,17 +583,17 @@ impl Scheduler {
         {
             return Some(idle);
         }
-        let chunk = self.pace.get(self.jobs[&id].job.task)?;
-        if *chunk >= BACKLOG {
+        let pace = self.pace.get(self.jobs[&id].job.task)?;
+        if *pace >= BACKLOG {
             return None;
         }
         self.slots.iter().position(|slot| {
-            free(slot) && slot.chunks() < 2 && {
+            free(slot) && slot.portions() < 2 && {
                 // An input of unknown pace may take for ever.
                 let backlog = slot.given.iter().try_fold(Duration::ZERO, |sum, given| {
                     Some(sum + *self.pace.get(given.task.task)?)
                 });
-                backlog.is_some_and(|backlog| backlog < BACKLOG + CHUNK_TIME)
+                backlog.is_some_and(|backlog| backlog < BACKLOG + PORTION_TIME)
             }
         })
     }
@@ -605,49 +603,39 @@ impl Scheduler {
             .map_or(usize::MAX, |max| max.saturating_sub(slot.total))
     }
 
-    /// Gives the next chunk of a job to a slot.
+    /// Gives the next portion of a job to a slot.
     fn give(&mut self, slot: usize, id: JobId) {
         let tasks_left = self.tasks_left(&self.slots[slot]);
         let workers = self.slots.len();
         let Some(queue) = self.jobs.get_mut(&id) else {
             return;
         };
-        let count = match queue.job.options.chunksize {
-            Some(size) => {
-                let chunk = queue.pending.front().map(|next| next.input.index / size);
-                queue
-                    .pending
-                    .iter()
-                    .take_while(|next| Some(next.input.index / size) == chunk)
-                    .count()
-            }
-            None => {
-                let pace = self.pace.get(queue.job.task);
-                let by_time = pace.map_or(1, |pace| by_time(*pace));
-                // What is left is shared out in ever smaller chunks, so that all end together.
-                let shares = if queue.more { workers } else { 2 * workers };
-                let share = queue.pending.len().div_ceil(shares);
-                let most = by_time
-                    .min(share)
-                    .min(4 * queue.last_chunk.max(1))
-                    .min(tasks_left);
-                let mut bytes = 0;
-                let count = queue
-                    .pending
-                    .iter()
-                    .take(most)
-                    .take_while(|next| {
-                        bytes += next.input.bytes.len();
-                        bytes <= CHUNK_BYTES
-                    })
-                    .count()
-                    .max(1);
-                queue.last_chunk = count;
-                count
-            }
-        };
+        let pace = self.pace.get(queue.job.task);
+        let by_time = pace.map_or(1, |pace| by_time(*pace));
+        // What is left is shared out in ever smaller portions, so that all end together.
+        let shares = if queue.more { workers } else { 2 * workers };
+        let share = queue.pending.len().div_ceil(shares);
+        let most = by_time
+            .min(share)
+            .min(4 * queue.last_portion.max(1))
+            .min(tasks_left);
+        let mut bytes = 0;
+        let mut count = queue
+            .pending
+            .iter()
+            .take(most)
+            .take_while(|next| {
+                bytes += next.input.bytes.len();
+                bytes <= PORTION_BYTES
+            })
+            .count()
+            .max(1);
+        if let Some(size) = queue.job.options.chunksize {
+            count = whole_chunks(&queue.pending, size, count);
+        }
+        queue.last_portion = count;
         let job = queue.job;
-        let chunk = queue
+        let portion = queue
             .pending
             .drain(..count)
             .map(|next| Given {
@@ -659,16 +647,16 @@ impl Scheduler {
                 void: false,
             })
             .collect();
-        self.hand_over(slot, chunk);
+        self.hand_over(slot, portion);
     }
 
-    /// Adds inputs to what a slot has, as one chunk.
-    fn hand_over(&mut self, slot: usize, mut chunk: Vec<Given>) {
-        let Some(last) = chunk.last_mut() else {
+    /// Adds inputs to what a slot has, as one portion.
+    fn hand_over(&mut self, slot: usize, mut portion: Vec<Given>) {
+        let Some(last) = portion.last_mut() else {
             return;
         };
         last.last = true;
-        let count = chunk.len();
+        let count = portion.len();
         let state = &mut self.slots[slot];
         self.actions.push_back(Action::Run {
             slot,
@@ -678,7 +666,7 @@ impl Scheduler {
         });
         state.total += count;
         state.drained = false;
-        state.given.extend(chunk);
+        state.given.extend(portion);
     }
 
     /// Takes work from the busy for the idle, once there is nothing else for them.
@@ -693,13 +681,14 @@ impl Scheduler {
         let busiest = (0..self.slots.len())
             .filter(|slot| {
                 let slot = &self.slots[*slot];
-                slot.phase == Phase::Ready && !slot.drained && self.can_share(slot)
+                slot.phase == Phase::Ready
+                    && !slot.recalling
+                    && !slot.drained
+                    && self.can_share(slot)
             })
             .max_by_key(|slot| self.slots[*slot].given.len());
         if let Some(slot) = busiest {
-            // Asked once for each chunk that is given: what could be taken comes back by then.
-            self.slots[slot].drained = true;
-            self.actions.push_back(Action::Recall { slot });
+            self.recall(slot);
         }
     }
 
@@ -729,6 +718,13 @@ impl Scheduler {
     fn leave(&mut self, slot: usize) {
         self.slots[slot].phase = Phase::Leaving;
         self.actions.push_back(Action::Ask { slot });
+    }
+
+    fn recall(&mut self, slot: usize) {
+        if !self.slots[slot].recalling {
+            self.slots[slot].recalling = true;
+            self.actions.push_back(Action::Recall { slot });
+        }
     }
 
     fn kill(&mut self, slot: usize, reason: Reason) {
@@ -768,23 +764,21 @@ impl Scheduler {
         }
     }
 
-    /// How long an input took: half of what we think comes from the last chunk.
+    /// How long an input took: half of what we think comes from the last report.
     fn observe(&mut self, task: &'static str, each: Duration) {
         let pace = self.pace.entry(task).or_insert(each);
         *pace = (*pace + each) / 2;
     }
 
-    fn deliver_cancelled(&mut self, job: JobId, index: usize) {
-        self.actions.push_back(Action::Deliver {
-            job,
-            index,
-            outcome: Err(Failure::Cancelled),
-        });
-    }
-
-    fn close_one(&mut self, id: JobId) {
+    /// Closes inputs of a job with their outcomes.
+    fn deliver(&mut self, id: JobId, outcomes: Vec<(usize, Outcome)>) {
         if let Some(queue) = self.jobs.get_mut(&id) {
-            queue.open -= 1;
+            queue.open -= outcomes.len();
+            if !outcomes.is_empty() {
+                self.actions
+                    .push_back(Action::Deliver { job: id, outcomes });
+            }
+            self.finish_if_done(id);
         }
     }
 
@@ -808,18 +802,13 @@ impl Scheduler {
                 .flat_map(|slot| &slot.given)
                 .filter(|given| given.job == id && !given.void)
                 .map(|given| given.input.index);
-            for index in queue
-                .pending
-                .iter()
-                .map(|next| next.input.index)
+            let pending = queue.pending.iter().map(|next| next.input.index);
+            let outcomes = pending
                 .chain(given)
-            {
-                self.actions.push_back(Action::Deliver {
-                    job: id,
-                    index,
-                    outcome: Err(failure.clone()),
-                });
-            }
+                .map(|index| (index, Err(failure.clone())))
+                .collect();
+            self.actions
+                .push_back(Action::Deliver { job: id, outcomes });
             self.actions.push_back(Action::Forget { job: id });
         }
         for slot in &mut self.slots {
@@ -837,12 +826,27 @@ impl Scheduler {
 #[path = "scheduler_tests.rs"]
 mod tests;
 
-/// How many inputs of this pace make a chunk.
+/// How many inputs of this pace make a portion.
 fn by_time(pace: Duration) -> usize {
     let pace = pace.as_nanos().max(1);
-    usize::try_from(CHUNK_TIME.as_nanos() / pace)
-        .unwrap_or(CHUNK_MAX)
-        .clamp(1, CHUNK_MAX)
+    usize::try_from(PORTION_TIME.as_nanos() / pace)
+        .unwrap_or(PORTION_MAX)
+        .clamp(1, PORTION_MAX)
+}
+
+/// The inputs at the front that make up as many whole chunks as fit into `most`, but at least one.
+fn whole_chunks(pending: &VecDeque<Pending>, size: usize, most: usize) -> usize {
+    let chunk = |at: usize| pending.get(at).map(|next| next.input.index / size);
+    // Back from `most` to where a chunk ends, or forward to the end of the first.
+    (1..=most)
+        .rev()
+        .find(|at| chunk(*at) != chunk(at - 1))
+        .unwrap_or_else(|| {
+            let first = chunk(0);
+            (most..pending.len())
+                .find(|at| chunk(*at) != first)
+                .unwrap_or(pending.len())
+        })
 }
 
 /// Whether two inputs must run in one worker, one after the other.

@@ -102,14 +102,12 @@ impl World {
                     let process = self.slots[slot].as_mut().expect("nobody to kill");
                     process.killed = true;
                 }
-                Action::Deliver {
-                    job,
-                    index,
-                    outcome,
-                } => {
+                Action::Deliver { job, outcomes } => {
                     assert!(!self.forgotten.contains(&job), "an outcome after the last");
-                    let before = self.outcomes.insert((job, index), outcome);
-                    assert!(before.is_none(), "two outcomes for {job:?} {index}");
+                    for (index, outcome) in outcomes {
+                        let before = self.outcomes.insert((job, index), outcome);
+                        assert!(before.is_none(), "two outcomes for {job:?} {index}");
+                    }
                 }
                 Action::Forget { job } => {
                     assert!(self.forgotten.insert(job));

@@ -22,7 +22,7 @@ use crate::link::channel;
 use crate::protocol::{
     self, Assembly, Fault, Greeting, Hello, Initializer, Piece, Record, Reply, Request, Run,
 };
-use crate::registry::{self, Found, RunError};
+use crate::registry::{self, Found, Registration, RunError};
 use crate::unwind;
 
 /// Results wait for others in the journal at most this long while tasks are short.
@@ -189,20 +189,21 @@ impl Worker {
 
 fn initialize(initializer: &Initializer<'_>) -> Result<(), Fault> {
     let mut ignored = Vec::new();
-    call(initializer.task, initializer.args, &mut ignored)
+    call(find(initializer.task)?, initializer.args, &mut ignored)
+}
+
+fn find(id: &str) -> Result<&'static Registration, Fault> {
+    match registry::find(id) {
+        Found::Task(task) => Ok(task),
+        Found::Nothing => Err(Fault::Unknown(format!("no task `{id}` in this program"))),
+        Found::Several => Err(Fault::Unknown(format!(
+            "several tasks `{id}`: tell them apart with `#[pool_task(name = \"…\")]`"
+        ))),
+    }
 }
 
 /// Runs a task and appends its encoded result to `out`.
-fn call(id: &str, args: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
-    let task = match registry::find(id) {
-        Found::Task(task) => task,
-        Found::Nothing => return Err(Fault::Unknown(format!("no task `{id}` in this program"))),
-        Found::Several => {
-            return Err(Fault::Unknown(format!(
-                "several tasks `{id}`: tell them apart with `#[pool_task(name = \"…\")]`"
-            )));
-        }
-    };
+fn call(task: &Registration, args: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
     match unwind::catch(|| task.run(args, out)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
@@ -232,13 +233,17 @@ impl Out {
         let mut result = Vec::new();
         let mut record = Vec::new();
         let last = run.inputs.len().saturating_sub(1);
+        let task = find(run.task);
         let mut now = clock::now_ns();
         for (at, args) in run.inputs.iter().enumerate() {
             if !self.ledger.begin(run.generation, now) {
                 break;
             }
             result.clear();
-            let outcome = call(run.task, args, &mut result);
+            let outcome = match &task {
+                Ok(task) => call(task, args, &mut result),
+                Err(unknown) => Err(unknown.clone()),
+            };
             let done = clock::now_ns();
             self.busy_ns += done.saturating_sub(now);
             now = done;
