@@ -45,8 +45,8 @@ pub(crate) struct Input {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What became of one input.
-pub(crate) type Outcome = Result<Vec<u8>, Failure>;
+/// What became of one input. Failures are rare and large, results are many: hence the box.
+pub(crate) type Outcome = Result<Vec<u8>, Box<Failure>>;
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -342,7 +342,7 @@ pub(crate) fn decode<T: Task>(outcome: &Outcome, index: Option<usize>) -> Result
 }
 
 fn decode_one<T: Task>(outcomes: &[Outcome]) -> Result<T::Output, Error> {
-    let missing = Err(Failure::Terminated);
+    let missing = Err(Box::new(Failure::Terminated));
     decode::<T>(outcomes.first().unwrap_or(&missing), None)
 }
 

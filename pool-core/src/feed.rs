@@ -108,14 +108,13 @@ impl Feed {
         next: &mut dyn FnMut() -> Option<T::Args>,
     ) -> (Batch, bool) {
         let began = Instant::now();
-        let chunk = self.job.options.chunksize;
+        let chunk = self.job.options.chunksize.unwrap_or(1);
         let mut batch = Batch::default();
         while batch.len() < room {
             // What was drawn should not wait for an iterator that is slow, or for large inputs; but
             // an explicit chunk is handed over whole.
-            if (batch.is_full() || (batch.len() > 0 && began.elapsed() >= PATIENCE))
-                && batch.len().is_multiple_of(chunk.unwrap_or(1))
-            {
+            let whole = batch.len() > 0 && batch.len().is_multiple_of(chunk);
+            if whole && (batch.is_full() || began.elapsed() >= PATIENCE) {
                 break;
             }
             let Some(args) = next() else {
@@ -143,7 +142,7 @@ impl Feed {
             let failed = batch.failed.into_iter();
             self.sink.deliver(
                 failed
-                    .map(|(index, failure)| (index, Err(failure)))
+                    .map(|(index, failure)| (index, Err(Box::new(failure))))
                     .collect(),
             );
         }

@@ -349,7 +349,11 @@ impl<R> AsyncResult<R> {
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
-        let cancelled = |outcome: &Outcome| matches!(outcome, Err(Failure::Cancelled));
+        let cancelled = |outcome: &Outcome| {
+            outcome
+                .as_ref()
+                .is_err_and(|failure| **failure == Failure::Cancelled)
+        };
         matches!(self.gather.done.get(), Some(Ok(outcomes)) if outcomes.iter().any(cancelled))
     }
 

@@ -321,7 +321,7 @@ impl Scheduler {
                 self.recall(slot);
             }
         }
-        let cancelled = |index| (index, Err(Failure::Cancelled));
+        let cancelled = |index| (index, Err(Box::new(Failure::Cancelled)));
         self.deliver(id, open.into_iter().map(cancelled).collect());
         self.dispatch();
     }
@@ -355,7 +355,7 @@ impl Scheduler {
     pub(crate) fn answered(
         &mut self,
         slot: usize,
-        outcomes: Vec<Result<Vec<u8>, Fault>>,
+        outcomes: Vec<pool_worker::Outcome>,
         busy: Duration,
     ) {
         let count = outcomes.len();
@@ -372,10 +372,12 @@ impl Scheduler {
             if given.void {
                 continue;
             }
-            let outcome = outcome.map_err(|fault| match fault {
-                Fault::Panicked(panic) => Failure::Panicked(panic),
-                Fault::Decode(why) | Fault::Unknown(why) => Failure::DecodeArguments(why),
-                Fault::Encode(why) => Failure::EncodeResult(why),
+            let outcome = outcome.map_err(|fault| {
+                Box::new(match *fault {
+                    Fault::Panicked(panic) => Failure::Panicked(panic),
+                    Fault::Decode(why) | Fault::Unknown(why) => Failure::DecodeArguments(why),
+                    Fault::Encode(why) => Failure::EncodeResult(why),
+                })
             });
             let outcome = (given.input.index, outcome);
             match told.last_mut() {
@@ -494,7 +496,7 @@ impl Scheduler {
                     attempts: lost.deaths,
                 },
             };
-            self.deliver(lost.job, vec![(lost.input.index, Err(failure))]);
+            self.deliver(lost.job, vec![(lost.input.index, Err(Box::new(failure)))]);
         }
         retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
         self.put_back(retry);
@@ -805,7 +807,7 @@ impl Scheduler {
             let pending = queue.pending.iter().map(|next| next.input.index);
             let outcomes = pending
                 .chain(given)
-                .map(|index| (index, Err(failure.clone())))
+                .map(|index| (index, Err(Box::new(failure.clone()))))
                 .collect();
             self.actions
                 .push_back(Action::Deliver { job: id, outcomes });

@@ -56,7 +56,7 @@ pub struct Setup {
 }
 
 /// What became of one input: the encoded result, or why there is none.
-pub type Outcome = Result<Vec<u8>, Fault>;
+pub type Outcome = Result<Vec<u8>, Box<Fault>>;
 
 /// What a worker's mailbox yields.
 #[derive(Debug)]
@@ -579,7 +579,7 @@ fn read_records(mut reader: Reader<'_>) -> Vec<Outcome> {
     while let Ok(record) = reader.take_owned() {
         outcomes.push(match record {
             OwnedRecord::Done(bytes) => Ok(bytes.into_vec()),
-            OwnedRecord::Fault(fault) => Err(fault),
+            OwnedRecord::Fault(fault) => Err(Box::new(fault)),
         });
     }
     outcomes
