@@ -17,7 +17,7 @@ use crate::pool::Pool;
 ///
 /// Implemented for `(A,)`; not meant to be implemented elsewhere.
 #[diagnostic::on_unimplemented(
-    message = "`{T}` does not take exactly one argument, but `{Self}`",
+    message = "`{T}` does not take exactly one argument: it takes `{Self}`",
     label = "`map` and `imap` need a task of one argument",
     note = "use `starmap` or `istarmap`, with a tuple of arguments for each input"
 )]
@@ -28,7 +28,8 @@ pub trait OneArgument<T> {
     fn pack(argument: Self::Argument) -> Self;
 }
 
-impl<T, A> OneArgument<T> for (A,) {
+// Without the bound the compiler would advise to make a tuple of the task.
+impl<T: Task<Args = (A,)>, A> OneArgument<T> for (A,) {
     type Argument = A;
     fn pack(argument: A) -> Self {
         (argument,)

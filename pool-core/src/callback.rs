@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
+use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -13,10 +14,21 @@ use std::time::{Duration, Instant};
 type Callback = Box<dyn FnOnce() + Send>;
 
 /// A queue of callbacks, and the thread that runs them.
-#[derive(Default)]
 pub(crate) struct Callbacks {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// In a forked copy of the process there is no such thread to wait for.
+    owner: u32,
+}
+
+impl Default for Callbacks {
+    fn default() -> Self {
+        Callbacks {
+            shared: Arc::default(),
+            thread: Mutex::default(),
+            owner: process::id(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -29,8 +41,9 @@ struct Shared {
 struct Queue {
     waiting: VecDeque<Callback>,
     running: bool,
-    /// No callback comes any more, once those here have run.
+    /// The thread ends once those here have run.
     ended: bool,
+    /// The thread that takes callbacks from here, if there is one.
     thread: Option<ThreadId>,
 }
 
@@ -58,21 +71,20 @@ impl Callbacks {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue = self.shared.lock();
         queue.waiting.push_back(callback);
-        if thread.is_none() {
+        if queue.thread.is_none() {
             let shared = Arc::clone(&self.shared);
-            *thread = thread::Builder::new()
+            let spawned = thread::Builder::new()
                 .name("pool-callbacks".to_owned())
-                .spawn(move || work(&shared))
-                .ok();
-        }
-        if thread.is_none() {
-            // The system has no thread left. Better here and now than never.
-            let mut waiting = std::mem::take(&mut queue.waiting);
-            drop((queue, thread));
-            for callback in waiting.drain(..) {
-                call(callback);
-            }
-            return;
+                .spawn(move || work(&shared));
+            let Ok(spawned) = spawned else {
+                // The system has no thread left. Better here and now than never.
+                let waiting = std::mem::take(&mut queue.waiting);
+                drop((queue, thread));
+                waiting.into_iter().for_each(call);
+                return;
+            };
+            queue.thread = Some(spawned.thread().id());
+            *thread = Some(spawned);
         }
         self.shared.changed.notify_all();
     }
@@ -103,6 +115,9 @@ impl Callbacks {
 
     /// Lets the thread end when it is through. It is waited for if it is through soon.
     pub(crate) fn end(&self) {
+        if process::id() != self.owner {
+            return;
+        }
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
         let through = self.wait(Some(Instant::now() + Duration::from_millis(100)));
@@ -122,7 +137,6 @@ impl Callbacks {
 
 fn work(shared: &Shared) {
     let mut queue = shared.lock();
-    queue.thread = Some(thread::current().id());
     loop {
         if let Some(callback) = queue.waiting.pop_front() {
             queue.running = true;
@@ -132,6 +146,7 @@ fn work(shared: &Shared) {
             queue.running = false;
             shared.changed.notify_all();
         } else if queue.ended {
+            queue.thread = None;
             return;
         } else {
             queue = shared.wait(queue);

@@ -243,7 +243,6 @@ pub(crate) type Decode<R> = fn(&[Outcome]) -> Result<R, Error>;
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "the work goes on, but nobody will see the result; drop it to say so"]
 pub struct AsyncResult<R> {
     gather: Arc<Gather>,
     decode: Decode<R>,

@@ -502,16 +502,21 @@ fn bury(shared: &Shared, state: &mut State, slot: usize, worker: &Worker, exit: 
         return;
     }
     let why = seat.failure.take().unwrap_or_else(|| {
-        let during = match shared.settings.initializer {
-            Some(_) => format!(" (initializer `{}`)", shared.settings.initializer_name),
-            None => String::new(),
-        };
+        let during = during(&shared.settings);
         format!(
             "process {} {exit} before it was ready{during}",
             worker.pid()
         )
     });
     start_failed(state, slot, why);
+}
+
+/// Names the initializer, for a worker that never was ready.
+fn during(settings: &Settings) -> String {
+    match settings.initializer {
+        Some(_) => format!(" (initializer `{}`)", settings.initializer_name),
+        None => String::new(),
+    }
 }
 
 fn start_failed(state: &mut State, slot: usize, why: String) {
@@ -537,7 +542,7 @@ fn supervise(shared: &Arc<Shared>, watch: &Watch) {
                 shared.changed.notify_all();
                 return;
             }
-            let next = keep_time(&mut state);
+            let next = keep_time(&mut state, &shared.settings);
             let workers: Vec<Worker> = state
                 .seats
                 .iter()
@@ -632,7 +637,7 @@ fn start_workers(shared: &Arc<Shared>) {
 }
 
 /// Does what is due, and says when the next thing will be.
-fn keep_time(state: &mut State) -> Option<Instant> {
+fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
     let now = Instant::now();
     let clock = pool_worker::now();
     let mut next: Option<Instant> = None;
@@ -650,15 +655,18 @@ fn keep_time(state: &mut State) -> Option<Instant> {
             if at <= now {
                 seat.ready_by = None;
                 seat.failure.get_or_insert_with(|| {
-                    format!("process {} was not ready in time", worker.pid())
+                    let during = during(settings);
+                    format!("process {} was not ready in time{during}", worker.pid())
                 });
                 worker.kill();
             } else {
                 soonest(at);
             }
         }
-        if let Some(left) = time_left(&mut state.scheduler, slot, &worker, clock) {
-            soonest(now + left);
+        // A limit past the end of time is none.
+        let left = time_left(&mut state.scheduler, slot, &worker, clock);
+        if let Some(at) = left.and_then(|left| now.checked_add(left)) {
+            soonest(at);
         }
     }
     if let Some(at) = state.kill_at {

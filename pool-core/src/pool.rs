@@ -1,6 +1,7 @@
 //! [`Pool`]: what users hold.
 
 use std::fmt;
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ use crate::iter::{Imap, ImapUnordered, Packed};
 pub struct Pool {
     backend: Arc<dyn Backend>,
     callbacks: Arc<Callbacks>,
+    /// A forked copy of this process has none of its threads.
+    owner: u32,
 }
 
 impl fmt::Debug for Pool {
@@ -59,6 +62,7 @@ impl Pool {
         Pool {
             backend,
             callbacks: Arc::default(),
+            owner: process::id(),
         }
     }
 
@@ -264,7 +268,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.backend.shut_down();
-        self.callbacks.end();
+        if process::id() == self.owner {
+            self.backend.shut_down();
+            self.callbacks.end();
+        }
     }
 }

@@ -435,6 +435,8 @@ impl Scheduler {
                 .count();
             let rest = back.split_off(stays);
             self.hand_over(slot, back);
+            // What is left here now can't be shared, so asking again would never end.
+            self.slots[slot].drained = true;
             back = rest;
         }
         self.put_back(back);
