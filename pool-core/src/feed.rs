@@ -154,12 +154,19 @@ impl Feed {
     }
 }
 
+impl Feed {
+    /// Takes back what has not begun: nobody wants the results.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(id) = self.id {
+            self.backend.cancel(id, false);
+        }
+    }
+}
+
 impl Drop for Feed {
     fn drop(&mut self) {
-        if let Some(id) = self.id
-            && !self.ended
-        {
-            self.backend.cancel(id, false);
+        if !self.ended {
+            self.abandon();
         }
     }
 }

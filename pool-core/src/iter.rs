@@ -235,6 +235,16 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
     }
 }
 
+impl<T, I> Drop for Stream<'_, T, I> {
+    fn drop(&mut self) {
+        if let Some(feed) = &mut self.feed
+            && self.consumed < self.drawn
+        {
+            feed.abandon();
+        }
+    }
+}
+
 /// Where the outcomes of a stream wait to be consumed.
 #[derive(Debug)]
 struct Arrivals {

@@ -6,7 +6,7 @@
 //! [`enter`] runs what is left of the list itself before it serves, since it never comes back.
 //!
 //! `std`'s own preparations for `main` have not run at that point. What a worker needs of them is
-//! made up for in [`serve`](crate::serve).
+//! made up for in [`serve`].
 
 use std::env;
 use std::ffi::{c_char, c_int};

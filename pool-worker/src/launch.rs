@@ -24,14 +24,17 @@ use std::collections::VecDeque;
 use std::env;
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{self, Child, Command, Stdio};
+use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcSender};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde_bytes::Bytes;
 
@@ -145,12 +148,7 @@ pub fn may_launch() -> io::Result<()> {
 pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox)> {
     may_launch()?;
     check_temporary_directory()?;
-    let (server, name) = IpcOneShotServer::<Greeting>::new().map_err(|error| {
-        io::Error::other(format!(
-            "no bootstrap socket in the temporary directory {}: {error}",
-            env::temp_dir().display()
-        ))
-    })?;
+    let (server, name) = bootstrap_server()?;
     let call = Call {
         parent: process::id(),
         index,
@@ -214,19 +212,42 @@ fn title(index: usize) -> String {
     format!("pool-worker {index} of {program}")
 }
 
-/// ipc-channel cuts a socket name that is too long, and panics on one that is not UTF-8.
+/// ipc-channel cuts a socket name that is too long, and panics where it can't make the file.
 fn check_temporary_directory() -> io::Result<()> {
     /// The field for the name is 108 bytes long; the rest is "/.tmpXXXXXX/socket" and a zero.
     const MAX: usize = 108 - 19;
-    let directory = env::temp_dir();
+    // The socket's name begins at the root, whatever this one begins at.
+    let directory = std::path::absolute(env::temp_dir())?;
+    let may_make_files = || {
+        let wanted = Access::WRITE_OK | Access::EXEC_OK;
+        accessat(CWD, &directory, wanted, AtFlags::EACCESS)
+    };
     let why = match directory.to_str() {
-        None => "is not UTF-8",
-        Some(name) if name.len() > MAX => "is too long for the name of a socket",
-        Some(_) => return Ok(()),
+        None => "is not UTF-8".to_owned(),
+        Some(name) if name.len() > MAX => "is too long for the name of a socket".to_owned(),
+        Some(_) => match may_make_files() {
+            Ok(()) => return Ok(()),
+            Err(error) => format!("will not do: {}", io::Error::from(error)),
+        },
     };
     Err(io::Error::other(format!(
-        "the temporary directory {} {why}: set TMPDIR to another",
+        "the temporary directory {} {why}; set TMPDIR to another",
         directory.display()
+    )))
+}
+
+fn bootstrap_server() -> io::Result<(IpcOneShotServer<Greeting>, String)> {
+    // ipc-channel asserts that an error in making the directory has no number, and tempfile gives
+    // it one without.
+    let made = panic::catch_unwind(IpcOneShotServer::<Greeting>::new);
+    let why = match made {
+        Ok(Ok(server)) => return Ok(server),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no directory could be made in it".to_owned(),
+    };
+    Err(io::Error::other(format!(
+        "no bootstrap socket in the temporary directory {}: {why}",
+        env::temp_dir().display()
     )))
 }
 
@@ -419,6 +440,8 @@ impl fmt::Debug for Stage {
 
 impl Mailbox {
     /// Waits for what the worker says next. After [`Event::Died`] it must not be called again.
+    ///
+    /// The calling thread takes no signals from then on.
     pub fn receive(&mut self) -> Event {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -461,6 +484,7 @@ impl Mailbox {
         token: &str,
         setup: Option<Setup>,
     ) -> Result<Stage, String> {
+        block_signals();
         // ipc-channel asserts where it maps memory and counts descriptors: a process that runs out
         // of either must not lose a thread to that.
         let greeting = panic::catch_unwind(AssertUnwindSafe(|| server.accept()))
@@ -570,6 +594,16 @@ impl Mailbox {
         link.outbox.taken(u32::from_le_bytes(*taken));
         Ok(())
     }
+}
+
+/// Keeps signals away from this thread, now and later: `accept` of ipc-channel gives up after one,
+/// and can't be called again. A handler of the program's runs on one of the program's threads.
+fn block_signals() {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initializes the set.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: the set is initialized; nobody asks for the old one.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut()) };
 }
 
 /// Reads records up to the end, or up to the first that is none: what was not reported counts as

@@ -6,11 +6,13 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::Path;
 use std::process;
 use std::sync::{Arc, OnceLock};
 
 use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender, IpcSender};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use serde_bytes::Bytes;
 
@@ -44,6 +46,7 @@ const NO_PARENT: i32 = 113;
 pub(crate) fn serve(call: Call) {
     let _ = INDEX.set(call.index);
     close_inherited();
+    open_standard_streams();
     ignore_broken_pipes();
     let _ = rustix::thread::set_name(
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
@@ -72,6 +75,18 @@ fn close_inherited() {
     for fd in open.into_iter().filter(|fd| *fd > 2) {
         // SAFETY: as above; closing the directory's own, closed by now, does no harm.
         unsafe { libc::close(fd) };
+    }
+}
+
+/// What the parent has closed of 0, 1 and 2 must not become the number of a channel or of a file,
+/// because tasks print. `std` does this before `main`, but we are earlier.
+fn open_standard_streams() {
+    // Descriptors are numbered from below. These are for this process's children as well.
+    while let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
+        if null.as_raw_fd() > 2 {
+            return;
+        }
+        let _ = null.into_raw_fd();
     }
 }
 
