@@ -1,0 +1,75 @@
+//! Most of what a pool can do, one call after the other.
+
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use pool_core::{Error, Pool, pool_task};
+
+#[pool_task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+#[pool_task]
+fn process_id() -> u32 {
+    process::id()
+}
+
+#[pool_task]
+fn sleep(seconds: u64) {
+    thread::sleep(Duration::from_secs(seconds));
+}
+
+fn main() -> Result<(), Error> {
+    // Enough, unless the machine is very slow.
+    let soon = Duration::from_secs(5);
+    {
+        let pool = Pool::with_processes(4)?;
+
+        // All results at once, in order.
+        println!("map: {:?}", pool.map(square, 0..10)?);
+
+        // One result after the other, in order.
+        let mut squares = pool.imap(square, 0..10);
+        if let Some(first) = squares.next() {
+            println!("imap: {}", first?);
+        }
+        if let Some(second) = squares.next() {
+            println!("imap: {}", second?);
+        }
+        if let Some(third) = squares.next_timeout(soon) {
+            println!("imap: {}", third?);
+        }
+
+        // The same numbers, as they are finished.
+        for result in pool.imap_unordered(square, 0..10) {
+            println!("imap_unordered: {}", result?);
+        }
+
+        // One call, in one worker, while this program goes on.
+        let result = pool.apply_async(square, (20,));
+        println!("apply_async: {}", result.get_timeout(soon)?);
+
+        // Which worker takes a call? One of these.
+        println!("workers: {:?}", pool.worker_pids());
+        let result = pool.apply_async(process_id, ());
+        println!("one process id: {}", result.get_timeout(soon)?);
+
+        // Several calls at once may run in several workers.
+        let results: Vec<_> = (0..4).map(|_| pool.apply_async(process_id, ())).collect();
+        let ids: Result<Vec<u32>, Error> = results.iter().map(|it| it.get_timeout(soon)).collect();
+        println!("four process ids: {:?}", ids?);
+
+        // A worker sleeps for ten seconds, and we wait for one.
+        let result = pool.apply_async(sleep, (10,));
+        match result.get_timeout(Duration::from_secs(1)) {
+            Ok(()) => println!("ten seconds went by"),
+            Err(Error::Timeout) => println!("we lacked patience: {}", Error::Timeout),
+            Err(error) => return Err(error),
+        }
+    }
+    // The end of the block dropped the pool, and the sleeper with it.
+    println!("the pool is gone");
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! `apply` takes a tuple, of one argument as well.
+
+use pool_core::{Error, Pool, pool_task};
+
+#[pool_task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn main() -> Result<(), Error> {
+    let pool = Pool::new()?;
+    pool.apply(square, 3)?;
+    pool.apply_async(square, 3).get()?;
+    Ok(())
+}
