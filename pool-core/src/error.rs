@@ -10,7 +10,10 @@ use pool_worker::{Exit, Panic};
 ///
 /// An error about a task names it ([`task`](Error::task)) and, if the call had several inputs, the
 /// position of the one that failed ([`index`](Error::index)).
-#[derive(Debug, Clone)]
+///
+/// `Debug` gives the name of the variant and the text of `Display`: that is what a `main` that returns
+/// it prints.
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Error {
     /// The task panicked. The worker lives on.
@@ -91,6 +94,28 @@ impl fmt::Display for Error {
             Error::Start(error) => error.fmt(f),
             Error::Broken(error) => error.fmt(f),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variant = match self {
+            Error::Panicked(_) => "Panicked",
+            Error::WorkerLost(_) => "WorkerLost",
+            Error::TimeLimit(_) => "TimeLimit",
+            Error::Timeout => "Timeout",
+            Error::Cancelled => "Cancelled",
+            Error::Terminated => "Terminated",
+            Error::Closed => "Closed",
+            Error::StillOpen => "StillOpen",
+            Error::Taken => "Taken",
+            Error::InvalidSetting(_) => "InvalidSetting",
+            Error::Encode(_) => "Encode",
+            Error::Decode(_) => "Decode",
+            Error::Start(_) => "Start",
+            Error::Broken(_) => "Broken",
+        };
+        write!(f, "{variant}: {self}")
     }
 }
 

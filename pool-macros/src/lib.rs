@@ -22,7 +22,8 @@ use proc_macro::TokenStream;
 ///
 /// The attribute registers the function under its name, and a unit struct takes its place. The
 /// struct is what the methods of a pool take; it can be called like the function, and `*square`
-/// is a plain `fn`:
+/// is a plain `fn`. Give it a verb for a name, since no variable in scope may bear the same one
+/// (`let square = …` would not compile; more on that below):
 ///
 /// ```
 /// use pool_core::pool_task;
@@ -72,8 +73,9 @@ use proc_macro::TokenStream;
 /// | `Vec<u8>`, `&Vec<u8>` | `Vec<u8>` | as one block of bytes |
 /// | `&Path`, `&OsStr`, `&CStr` | `PathBuf`, `OsString`, `CString` | |
 ///
-/// The macro knows these types by how they are written: an alias of `Vec<u8>` works as well, but
-/// its bytes go one by one. Parameters may be `mut`, patterns, and `_`.
+/// The macro knows these types by how they are written: an alias of `Vec<u8>`, or one inside of a tuple
+/// or a struct, works as well, but its bytes go one by one (in a struct of your own, `serde_bytes`
+/// helps). serde refuses a path that is not UTF-8; `&OsStr` takes any. Parameters may be `mut`, patterns, and `_`.
 ///
 /// ```
 /// use pool_core::pool_task;

@@ -8,6 +8,8 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::Deserialize;
 
+use crate::reason::reason;
+
 /// A value could not be encoded or decoded; prints the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodecError(String);
@@ -25,7 +27,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(),
     let start = out.len();
     postcard::serialize_with_flavor(value, Append(&mut *out)).map_err(|error| {
         out.truncate(start);
-        CodecError(error.to_string())
+        CodecError(reason(value).unwrap_or_else(|| error.to_string()))
     })
 }
 

@@ -8,6 +8,8 @@
 //! `std`'s own preparations for `main` have not run at that point. What a worker needs of them is
 //! made up for in [`serve`].
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use std::arch::asm;
 use std::env;
 use std::ffi::{c_char, c_int};
 use std::hint::black_box;
@@ -96,11 +98,7 @@ pub(crate) fn secure() -> bool {
 
 /// Calls the constructors between ours and the end of the list.
 fn run_rest_of_list(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
-    unsafe extern "C" {
-        /// Provided by the linker.
-        static __init_array_end: [Option<Init>; 0];
-    }
-    let end = (&raw const __init_array_end).cast::<Option<Init>>();
+    let end = end_of_list();
     let mut next = (&raw const ENTRY).cast::<Option<Init>>().wrapping_add(1);
     while next < end {
         // SAFETY: `next` lies between our own entry and the end of the list that it is part of, and
@@ -110,6 +108,44 @@ fn run_rest_of_list(argc: c_int, argv: *const *const c_char, envp: *const *const
         }
         next = next.wrapping_add(1);
     }
+}
+
+/// Where the linker has put the end of the list; null if it does not tell. It always does in a
+/// program, but bfd and gold don't in a shared library, so the symbol must be weak. Stable Rust has
+/// weak symbols in assembly only.
+fn end_of_list() -> *const Option<Init> {
+    let end: *const Option<Init>;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: loads an address from the table where the linker has put it.
+    unsafe {
+        asm!(
+            ".weak __init_array_end",
+            ".hidden __init_array_end",
+            "mov {}, qword ptr [rip + __init_array_end@GOTPCREL]",
+            out(reg) end,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            ".weak __init_array_end",
+            ".hidden __init_array_end",
+            "adrp {end}, :got:__init_array_end",
+            "ldr {end}, [{end}, :got_lo12:__init_array_end]",
+            end = out(reg) end,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        unsafe extern "C" {
+            static __init_array_end: [Option<Init>; 0];
+        }
+        end = (&raw const __init_array_end).cast();
+    }
+    end
 }
 
 #[cfg(test)]

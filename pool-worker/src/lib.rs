@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `registry`, `codec` | what a task is, which ones this binary has, how values become bytes |
+//! | `task`, `registry`, `codec`, `reason` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
 //! | `launch`, `watch`, `exit` | the parent's end: start, talk, see it die |
 //! | `protocol`, `ledger`, `link` | what both ends share: messages, memory, how bytes travel |
@@ -26,6 +26,7 @@ mod launch;
 mod ledger;
 mod link;
 mod protocol;
+mod reason;
 mod registry;
 mod serve;
 mod task;
