@@ -66,11 +66,15 @@ impl Shared {
 }
 
 impl Callbacks {
-    /// Runs `callback` on the thread, soon.
-    pub(crate) fn run(&self, callback: Callback) {
+    /// Puts `callback` behind the others; call [`start`](Callbacks::start) soon.
+    pub(crate) fn push(&self, callback: Callback) {
+        self.shared.lock().waiting.push_back(callback);
+    }
+
+    /// Sees to it that the thread runs what was pushed. This may run callbacks itself.
+    pub(crate) fn start(&self) {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue = self.shared.lock();
-        queue.waiting.push_back(callback);
         if queue.thread.is_none() {
             let shared = Arc::clone(&self.shared);
             let spawned = thread::Builder::new()

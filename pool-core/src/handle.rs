@@ -144,19 +144,19 @@ impl Gather {
             state.then.push(then);
             return;
         }
+        self.push_callback(then);
         drop(state);
-        self.run_callbacks(vec![then]);
+        self.callbacks.start();
     }
 
-    fn run_callbacks(self: &Arc<Self>, thens: Vec<Then>) {
-        for then in thens {
-            let this = Arc::clone(self);
-            self.callbacks.run(Box::new(move || {
-                if let Some(done) = this.done.get() {
-                    then(done);
-                }
-            }));
-        }
+    /// Called under the lock: whoever sees the result finds its callbacks in the queue.
+    fn push_callback(self: &Arc<Self>, then: Then) {
+        let this = Arc::clone(self);
+        self.callbacks.push(Box::new(move || {
+            if let Some(done) = this.done.get() {
+                then(done);
+            }
+        }));
     }
 
     fn lock(&self) -> MutexGuard<'_, GatherState> {
@@ -179,10 +179,14 @@ impl Gather {
         state.more = false;
         let waker = state.waker.take();
         let thens = mem::take(&mut state.then);
+        let called = !thens.is_empty();
         let _ = self.done.set(done);
+        thens.into_iter().for_each(|then| self.push_callback(then));
         drop(state);
         self.changed.notify_all();
-        self.run_callbacks(thens);
+        if called {
+            self.callbacks.start();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }

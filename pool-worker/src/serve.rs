@@ -137,6 +137,7 @@ fn connect(call: &Call) -> io::Result<Worker> {
             to_parent,
             ledger: Arc::new(ledger),
             taken: 0,
+            told: 0,
             epoch: 0,
             records: Vec::new(),
             busy_ns: 0,
@@ -236,7 +237,10 @@ fn flush_stdout() {
 struct Out {
     to_parent: IpcBytesSender,
     ledger: Arc<Ledger>,
+    /// How many frames were taken.
     taken: u32,
+    /// How many of them the parent knows of.
+    told: u32,
     epoch: u32,
     records: Vec<u8>,
     busy_ns: u64,
@@ -275,6 +279,11 @@ impl Out {
             record.shrink_to(KEEP);
         }
         self.flush(now);
+        // Inputs that were taken back have no outcomes. The parent must learn of the room that they
+        // leave in the socket, or it would wait for ever.
+        if self.told != self.taken {
+            self.reply(&Reply::Taken);
+        }
     }
 
     /// Adds a record; sends all if it is the last one, if it is time, or if no more will fit.
@@ -327,6 +336,7 @@ impl Out {
     fn send(&mut self, reply: &Reply, records: &[u8]) -> io::Result<()> {
         let mut message = Vec::with_capacity(32 + records.len());
         message.push(0);
+        self.told = self.taken;
         message.extend_from_slice(&self.taken.to_le_bytes());
         // Numbers and strings into a vector: does not fail.
         let _ = codec::encode(reply, &mut message);

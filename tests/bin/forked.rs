@@ -1,0 +1,46 @@
+//! Forks while it holds a pool. The child drops its copy, which must do nothing: no signal, no
+//! waiting for threads that a fork does not copy. The parent's pool goes on working.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "the test reads it from standard output"
+)]
+
+use std::io;
+
+use pool_core::{Error, Pool, pool_task};
+
+#[pool_task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+fn main() -> Result<(), Error> {
+    let pool = Pool::with_processes(2)?;
+    // With a callback the pool has one thread more.
+    let results = pool.map_async(square, 0..20).callback(|_| ());
+    assert_eq!(results.get()?.len(), 20);
+    let unfinished = pool.map_async(square, 0..20);
+
+    // SAFETY: no other thread of this program holds a lock that the child takes: the pool's threads
+    // wait, for the results above are all here or on their way.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "{}", io::Error::last_os_error());
+    if child == 0 {
+        drop(unfinished);
+        drop(pool);
+        // SAFETY: ends this process without running what `main` has left to run.
+        unsafe { libc::_exit(42) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for the status of a child of ours.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child, "{}", io::Error::last_os_error());
+    println!(
+        "child: {:?}",
+        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+    );
+    println!("unfinished: {}", unfinished.get()?.len());
+    println!("parent: {}", pool.map(square, 0..20)?.len());
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Makes a pool and holds it, so that a test can do to it what programs suffer.
+//!
+//! `hold WORKERS [busy|deaf]`: with `busy` every worker is in a task that never ends, with `deaf`
+//! also one that ignores SIGTERM. Prints `pids: …` when all is so, or `error: …` if there is no
+//! pool, and then does what it reads from standard input, one word a line; see [`obey`].
+
+#![expect(
+    clippy::print_stdout,
+    reason = "the test reads it from standard output"
+)]
+
+use std::env;
+use std::fmt::Debug;
+use std::io;
+use std::process::{self, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use pool_core::{AsyncResult, Error, Pool, pool_task, worker};
+
+#[pool_task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+/// Never returns. The file tells the parent that it has begun.
+#[pool_task]
+fn spin(begun: String) {
+    std::fs::write(begun, "").expect("the directory is there");
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// As [`spin`], and does not hear SIGTERM.
+#[pool_task]
+fn ignore(begun: String) {
+    // SAFETY: sets a disposition that has no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    std::fs::write(begun, "").expect("the directory is there");
+    loop {
+        thread::park();
+    }
+}
+
+/// What a worker sees of itself that nobody else can see.
+#[pool_task]
+fn look() -> Vec<String> {
+    let ours = env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"POOL_"));
+    vec![
+        format!("index: {:?}", worker::index()),
+        format!("is worker: {}", worker::is_worker()),
+        format!("variables: {}", ours.count()),
+        format!("inherited: {}", env::var("HOLD_TEST").unwrap_or_default()),
+        format!(
+            "directory: {}",
+            env::current_dir().unwrap_or_default().display()
+        ),
+    ]
+}
+
+/// Speaks on standard output and standard error.
+#[pool_task]
+fn speak() {
+    println!("a worker's output");
+    #[expect(clippy::print_stderr, reason = "that it arrives is what is tested")]
+    {
+        eprintln!("a worker's complaint");
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = env::args().skip(1);
+    let workers = arguments.next().map_or(Ok(1), |n| n.parse());
+    let what = arguments.next().unwrap_or_default();
+    let pool = match Pool::with_processes(workers.expect("a number")) {
+        Ok(pool) => pool,
+        Err(error) => {
+            print_error(&error);
+            return ExitCode::from(3);
+        }
+    };
+    // Kept, though nobody asks for these results.
+    let _endless = occupy(&pool, &what);
+    print_pids(&pool);
+
+    let mut pool = Some(pool);
+    for line in io::stdin().lines() {
+        let line = line.expect("standard input can be read");
+        if obey(&line, &mut pool) {
+            break;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// True: return from `main`, with the pool if there still is one.
+fn obey(word: &str, pool: &mut Option<Pool>) -> bool {
+    match word {
+        "drop" => {
+            *pool = None;
+            println!("drop: done");
+        }
+        "return" => return true,
+        "exit" => process::exit(7),
+        "panic" => panic!("as asked"),
+        "pids" => print_pids(held(pool)),
+        "work" => print("work", held(pool).map(square, 0..20)),
+        "look" => match held(pool).apply(look, ()) {
+            Ok(lines) => println!("look: {}", lines.join("; ")),
+            Err(error) => print_error(&error),
+        },
+        "speak" => print("speak", held(pool).apply(speak, ())),
+        _ => panic!("no such word: {word}"),
+    }
+    false
+}
+
+fn held(pool: &Option<Pool>) -> &Pool {
+    pool.as_ref().expect("the pool was not dropped")
+}
+
+/// Gives every worker its task, and waits until all have begun.
+fn occupy(pool: &Pool, what: &str) -> Vec<AsyncResult<()>> {
+    if what.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<_> = (0..pool.processes())
+        .map(|number| env::temp_dir().join(format!("hold-{}-{number}", process::id())))
+        .collect();
+    let results = names
+        .iter()
+        .map(|name| {
+            let name = name.to_str().expect("UTF-8").to_owned();
+            match what {
+                "busy" => pool.apply_async(spin, (name,)),
+                "deaf" => pool.apply_async(ignore, (name,)),
+                _ => panic!("workers can't be {what}"),
+            }
+        })
+        .collect();
+    for name in names {
+        while std::fs::remove_file(&name).is_err() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    results
+}
+
+fn print_pids(pool: &Pool) {
+    let pids: Vec<_> = pool.worker_pids().iter().map(u32::to_string).collect();
+    println!("pids: {}", pids.join(" "));
+}
+
+fn print<T: Debug>(word: &str, result: Result<T, Error>) {
+    match result {
+        Ok(value) => println!("{word}: {value:?}"),
+        Err(error) => print_error(&error),
+    }
+}
+
+/// The name of the variant is part of what is promised, so it is printed too.
+fn print_error(error: &Error) {
+    let debug = format!("{error:?}");
+    let variant = debug.split('(').next().unwrap_or_default();
+    println!("error: {variant}: {error}");
+}

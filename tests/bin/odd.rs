@@ -1,0 +1,224 @@
+//! Pools in programs whose surroundings are not what one expects: `odd WHAT`, see `main`.
+//!
+//! Says `fine` at the end, on whatever is left to say it on.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "the test reads it from standard output"
+)]
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use pool_core::{Error, Pool, pool_task};
+
+#[pool_task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+/// What is open in the worker, as `number -> what`.
+#[pool_task]
+fn open() -> Vec<String> {
+    let entries = fs::read_dir("/proc/self/fd").expect("there is /proc");
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let what = fs::read_link(entry.path()).ok()?;
+            Some(format!(
+                "{} -> {}",
+                entry.file_name().display(),
+                what.display()
+            ))
+        })
+        .collect()
+}
+
+fn main() -> Result<(), Error> {
+    let what = env::args().nth(1).unwrap_or_default();
+    match what.as_str() {
+        "leaky" => leaky(),
+        "closed" => closed(),
+        "fragile" => fragile(),
+        "childless" => childless(),
+        "interrupted" => interrupted(),
+        "crowded" => crowded(),
+        _ => panic!("no such surroundings: {what:?}"),
+    }
+}
+
+fn works(pool: &Pool) -> Result<(), Error> {
+    assert_eq!(
+        pool.map(square, 0..20)?,
+        (0..20).map(|x| x * x).collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+/// A descriptor without CLOEXEC, such as C libraries make.
+fn leaky() -> Result<(), Error> {
+    let file = File::open("/proc/version").expect("there is /proc");
+    // SAFETY: duplicates a descriptor that is open.
+    let copy = unsafe { libc::dup2(file.as_raw_fd(), 77) };
+    assert_eq!(copy, 77, "{}", io::Error::last_os_error());
+    let pool = Pool::with_processes(1)?;
+    for line in pool.apply(open, ())? {
+        println!("{line}");
+    }
+    println!("fine");
+    Ok(())
+}
+
+/// Standard streams closed, as daemons like it. The place where the result goes is the second
+/// argument, for there is no other.
+fn closed() -> Result<(), Error> {
+    let result = env::args().nth(2).expect("a path");
+    for fd in 0..3 {
+        // SAFETY: nobody in this program uses them.
+        unsafe { libc::close(fd) };
+    }
+    // What the parent opens takes these numbers. In a worker it must not, because tasks print.
+    let pool = Pool::with_processes(2)?;
+    let streams = pool.apply(look_at_streams, ())?.join(" ");
+    works(&pool)?;
+    fs::write(result, streams).expect("the directory is there");
+    Ok(())
+}
+
+#[pool_task]
+fn look_at_streams() -> Vec<String> {
+    println!("to nobody");
+    let streams = (0..3).map(|fd| fs::read_link(format!("/proc/self/fd/{fd}")));
+    streams
+        .map(|stream| stream.map_or("closed".to_owned(), |path| path.display().to_string()))
+        .collect()
+}
+
+/// SIGPIPE as C has it, and as command line tools set it: a write to what is gone kills.
+fn fragile() -> Result<(), Error> {
+    // SAFETY: sets a disposition that has no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let pool = Pool::with_processes(1)?;
+    for round in 0..300 {
+        while pool.worker_pids().is_empty() {
+            thread::yield_now();
+        }
+        works(&pool)?;
+        for pid in pool.worker_pids() {
+            kill(pid);
+        }
+        // Somewhere between the worker's death and its discovery, work is sent to it.
+        for _ in 0..round * 100 {
+            std::hint::spin_loop();
+        }
+        // It is lost, perhaps. This program must not be.
+        let _ = pool.apply(square, (round,));
+    }
+    drop(pool);
+    println!("fine");
+    Ok(())
+}
+
+/// SIGCHLD ignored: the system buries the dead itself, and keeps no exit status.
+fn childless() -> Result<(), Error> {
+    // SAFETY: sets a disposition that has no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let pool = Pool::with_processes(2)?;
+    works(&pool)?;
+    for pid in pool.worker_pids() {
+        kill(pid);
+    }
+    // Replacements come, and a result that was lost with its worker comes at the second try.
+    let outcomes = pool.task(square).retries(5).map(0..20)?;
+    assert_eq!(outcomes.len(), 20);
+    works(&pool)?;
+    drop(pool);
+    println!("fine");
+    Ok(())
+}
+
+/// A timer that interrupts system calls all the time, in whatever thread.
+fn interrupted() -> Result<(), Error> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: zeroes are a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // No SA_RESTART: calls return EINTR.
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+    // SAFETY: the handler does nothing, which is safe at any time.
+    let failed = unsafe { libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()) };
+    assert_eq!(failed, 0);
+    let every = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 300,
+    };
+    let timer = libc::itimerval {
+        it_interval: every,
+        it_value: every,
+    };
+    // SAFETY: `timer` is valid; the signal has a handler.
+    let failed = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    assert_eq!(failed, 0);
+    // The system gives the signal to the main thread, unless that blocks it; other threads pass on
+    // to those that they start what they block themselves.
+    let (go_on, blocked) = mpsc::channel::<()>();
+    let pools = thread::spawn(move || {
+        let _ = blocked.recv();
+        (0..50).try_for_each(|_| works(&Pool::with_processes(2)?))
+    });
+    block(libc::SIGALRM);
+    drop(go_on);
+    pools.join().expect("nothing in it panics")?;
+    println!("fine");
+    Ok(())
+}
+
+/// Other threads start processes of their own, which may inherit what is open for a moment, and
+/// outlive the pools.
+fn crowded() -> Result<(), Error> {
+    let over = AtomicBool::new(false);
+    let sleepers = thread::scope(|scope| {
+        let crowd = scope.spawn(|| {
+            let mut sleepers: Vec<Child> = Vec::new();
+            while !over.load(Ordering::Relaxed) && sleepers.len() < 400 {
+                let sleeper = Command::new("sleep")
+                    .arg("1000")
+                    .stdout(Stdio::null())
+                    .spawn();
+                sleepers.push(sleeper.expect("`sleep` can be run"));
+            }
+            sleepers
+        });
+        let result = (0..40).try_for_each(|_| works(&Pool::with_processes(2)?));
+        over.store(true, Ordering::Relaxed);
+        (crowd.join().expect("nothing in it panics"), result)
+    });
+    let (mut sleepers, result) = sleepers;
+    for sleeper in &mut sleepers {
+        let _ = sleeper.kill();
+        let _ = sleeper.wait();
+    }
+    result?;
+    println!("fine");
+    Ok(())
+}
+
+fn kill(pid: u32) {
+    // SAFETY: sends a signal to a child of ours; at worst it is gone.
+    unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+}
+
+fn block(signal: libc::c_int) {
+    // SAFETY: zeroes are a valid set; the calls get valid pointers.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    unsafe { libc::sigaddset(&raw mut set, signal) };
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+}

@@ -1,0 +1,329 @@
+//! `imap` draws its inputs as its results are consumed.
+
+use std::cell::Cell;
+use std::iter;
+use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
+
+use pool_core::{Error, Pool};
+
+use crate::support::{Gate, lines, mark, pool, square, wait_at, watchdog, works};
+
+const SHORT: Duration = Duration::from_millis(20);
+
+/// `0..`, and how many of it were drawn.
+fn counted() -> (impl Iterator<Item = u64>, Rc<Cell<usize>>) {
+    let drawn = Rc::new(Cell::new(0));
+    let count = Rc::clone(&drawn);
+    let inputs = (0..).inspect(move |_| count.set(count.get() + 1));
+    (inputs, drawn)
+}
+
+/// Consumes `count` results and fails if ever more is drawn than the bound allows.
+#[track_caller]
+fn check_bound(
+    mut results: impl Iterator<Item = Result<u64, Error>>,
+    drawn: &Cell<usize>,
+    ahead: usize,
+    count: usize,
+) {
+    for consumed in 0..count {
+        let now = drawn.get();
+        assert!(
+            now <= consumed + ahead,
+            "{now} drawn at {consumed} of {ahead}"
+        );
+        results.next().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn endless_inputs_are_drawn_a_little_ahead() {
+    let _dog = watchdog();
+    for workers in [1, 3] {
+        let pool = pool(workers);
+        for size in [1, 2, 10, 100] {
+            let ahead = workers * (size + 2);
+            let (inputs, drawn) = counted();
+            let results = pool.task(square).chunksize(size).imap(inputs);
+            check_bound(results, &drawn, ahead, 1000);
+            let (inputs, drawn) = counted();
+            let results = pool.task(square).chunksize(size).imap_unordered(inputs);
+            check_bound(results, &drawn, ahead, 1000);
+        }
+        // The pool's own chunks do not grow without bound here.
+        let ahead = workers * 66;
+        let (inputs, drawn) = counted();
+        check_bound(pool.imap(square, inputs), &drawn, ahead, 5000);
+        let (inputs, drawn) = counted();
+        check_bound(pool.imap_unordered(square, inputs), &drawn, ahead, 5000);
+    }
+}
+
+#[test]
+fn a_chunk_larger_than_all_inputs() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let results = pool.task(square).chunksize(1_000_000).imap(0..100);
+    assert_eq!(results.map(Result::unwrap).max(), Some(99 * 99));
+}
+
+#[test]
+fn work_begins_before_the_first_result_is_asked_for() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let results = pool
+        .task(wait_at)
+        .istarmap((0..).map(|id| (gate.path(), id)));
+    gate.let_through(2);
+    drop(results);
+    // One or two more may have begun when the first two were through.
+    while let Some(held) = gate.poll() {
+        held.release();
+    }
+}
+
+#[test]
+fn what_had_not_begun_is_not_run_after_drop() {
+    let _dog = watchdog();
+    for unordered in [false, true] {
+        let pool = pool(1);
+        let gate = Gate::new();
+        let inputs = (0..100).map(|id| (gate.path(), id));
+        let call = pool.task(wait_at).chunksize(1);
+        let mut results: Box<dyn Iterator<Item = _>> = if unordered {
+            Box::new(call.istarmap_unordered(inputs))
+        } else {
+            Box::new(call.istarmap(inputs))
+        };
+        gate.let_through(1);
+        assert_eq!(results.next().unwrap().unwrap(), 0);
+        let second = gate.accept();
+        drop(results);
+        // What runs is run to its end.
+        second.release();
+        works(&pool);
+        pool.close();
+        pool.join().unwrap();
+        assert!(gate.poll().is_none(), "what was taken back was run");
+    }
+}
+
+#[test]
+fn dropping_many_halves_leaves_the_pool_usable() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(2);
+    for round in 0..50usize {
+        let file = directory.path().join(round.to_string());
+        let inputs = (0..).map(|line| (file.clone(), line));
+        let size = round % 5 + 1;
+        let mut results = pool.task(mark).chunksize(size).istarmap(inputs);
+        let half = results.by_ref().take(round).map(Result::unwrap);
+        assert_eq!(
+            half.collect::<Vec<_>>(),
+            (0..round as u64).collect::<Vec<_>>()
+        );
+        drop(results);
+        works(&pool);
+        assert!(lines(&file).len() <= round + 2 * (size + 2));
+    }
+    pool.close();
+    pool.join().unwrap();
+}
+
+#[test]
+fn imap_goes_on_after_close() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let mut results = pool.task(square).chunksize(1).imap(0..100);
+    assert_eq!(results.next().unwrap().unwrap(), 0);
+    pool.close();
+    let rest: Vec<u64> = results.map(Result::unwrap).collect();
+    assert_eq!(rest, (1..100).map(|x| x * x).collect::<Vec<_>>());
+    pool.join().unwrap();
+}
+
+#[test]
+fn join_refuses_to_wait_for_its_own_thread() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let mut results = pool.task(square).chunksize(1).imap(0..100);
+    pool.close();
+    assert!(matches!(pool.join(), Err(Error::StillOpen)));
+    assert!(matches!(pool.join_timeout(SHORT), Err(Error::StillOpen)));
+    assert_eq!(results.by_ref().map(Result::unwrap).count(), 100);
+    pool.join().unwrap();
+    drop(results);
+}
+
+#[test]
+fn join_after_the_half_consumed_was_dropped() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let mut results = pool.imap(square, 0..);
+    results.next().unwrap().unwrap();
+    pool.close();
+    assert!(matches!(pool.join(), Err(Error::StillOpen)));
+    drop(results);
+    pool.join().unwrap();
+}
+
+#[test]
+fn join_when_all_was_drawn_but_not_consumed() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    // So few that all of them are drawn at once.
+    let results = pool.task(square).chunksize(4).imap(0..5);
+    pool.close();
+    pool.join().unwrap();
+    assert_eq!(
+        results.map(Result::unwrap).collect::<Vec<_>>(),
+        [0, 1, 4, 9, 16]
+    );
+}
+
+#[test]
+fn join_waits_for_the_stream_of_another_thread() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    thread::scope(|scope| {
+        let consumer = scope.spawn(|| {
+            let inputs = (0..50).map(|id| (gate.path(), id));
+            let results = pool.task(wait_at).chunksize(1).istarmap(inputs);
+            results.map(Result::unwrap).count()
+        });
+        let first = gate.accept();
+        pool.close();
+        assert!(matches!(pool.join_timeout(SHORT), Err(Error::Timeout)));
+        first.release();
+        let joiner = scope.spawn(|| pool.join());
+        gate.let_through(49);
+        assert_eq!(consumer.join().unwrap(), 50);
+        joiner.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn next_timeout_loses_nothing_in_order() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let inputs = (0..10).map(|id| (gate.path(), id));
+    let mut results = pool.task(wait_at).chunksize(1).istarmap(inputs);
+    let mut all = Vec::new();
+    let mut timeouts = 0;
+    while all.len() < 10 {
+        for timeout in [Duration::ZERO, SHORT] {
+            match results.next_timeout(timeout).unwrap() {
+                Ok(value) => all.push(value),
+                Err(Error::Timeout) => timeouts += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+            if all.len() == 10 {
+                break;
+            }
+        }
+        if let Some(held) = gate.poll() {
+            held.release();
+        }
+    }
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    assert!(timeouts > 0, "nobody had been let through at first");
+    assert!(results.next_timeout(Duration::ZERO).is_none());
+    assert!(results.next_timeout(Duration::MAX).is_none());
+}
+
+#[test]
+fn next_timeout_loses_nothing_unordered() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let inputs = (0..10).map(|id| (gate.path(), id));
+    let mut results = pool.task(wait_at).chunksize(1).istarmap_unordered(inputs);
+    let mut all = Vec::new();
+    for _ in 0..10 {
+        let held = gate.accept();
+        for timeout in [Duration::ZERO, SHORT] {
+            let early = results.next_timeout(timeout);
+            assert!(matches!(early, Some(Err(Error::Timeout))), "{early:?}");
+        }
+        held.release();
+        all.push(results.next_timeout(Duration::MAX).unwrap().unwrap());
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    assert!(results.next_timeout(Duration::ZERO).is_none());
+    assert!(results.next_timeout(Duration::MAX).is_none());
+}
+
+#[test]
+fn the_end_stays_the_end() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    // An iterator that would go on after its end is not asked again.
+    let mut calls = 0;
+    let inputs = iter::from_fn(|| {
+        calls += 1;
+        (calls != 3).then_some(calls)
+    });
+    let mut results = pool.imap(square, inputs);
+    assert_eq!(
+        results.by_ref().map(Result::unwrap).collect::<Vec<_>>(),
+        [1, 4]
+    );
+    for _ in 0..3 {
+        assert!(results.next().is_none());
+        assert!(results.next_timeout(Duration::ZERO).is_none());
+    }
+    drop(results);
+    assert_eq!(calls, 3);
+}
+
+#[test]
+fn the_size_of_what_is_left_is_known() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let mut results = pool.imap(square, 0..10);
+    for left in (1..=10).rev() {
+        assert_eq!(results.size_hint(), (left, Some(left)));
+        results.next().unwrap().unwrap();
+    }
+    assert_eq!(results.size_hint(), (0, Some(0)));
+    assert!(results.next().is_none());
+    assert_eq!(pool.imap(square, 0..).size_hint().1, None);
+}
+
+#[test]
+fn map_draws_as_it_goes() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("done");
+    let pool = pool(2);
+    let inputs = (0..1000).map(|id| {
+        if id == 999 {
+            assert!(
+                !lines(&file).is_empty(),
+                "all was drawn before any work was done"
+            );
+        }
+        (file.clone(), id)
+    });
+    let results = pool.starmap(mark, inputs).unwrap();
+    assert_eq!(results, (0..1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn streams_side_by_side() {
+    let _dog = watchdog();
+    let pool: &Pool = &pool(2);
+    let mut streams: Vec<_> = (0..8).map(|from| pool.imap(square, from..)).collect();
+    for step in 0..200u64 {
+        for (from, stream) in (0..).zip(&mut streams) {
+            assert_eq!(stream.next().unwrap().unwrap(), (from + step).pow(2));
+        }
+    }
+}

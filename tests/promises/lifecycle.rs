@@ -1,0 +1,856 @@
+//! From `build` to `drop`: settings, initializers, the life of workers, `close`, `terminate`, `join`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::env;
+use std::iter;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use pool_core::{AsyncResult, Error, Pool, PoolBuilder, pool_task, worker};
+
+use crate::leaks;
+use crate::support::{
+    Gate, append, checked, forever, hang, lines, mark, own_pid, pool, signal, square, wait_at,
+    watchdog, who, works,
+};
+
+/// Long enough to be told from "at once" by nobody: used where a timeout must pass.
+const SHORT: Duration = Duration::from_millis(20);
+
+fn is_closed<R>(result: &Result<R, Error>) -> bool {
+    matches!(result, Err(Error::Closed))
+}
+
+#[track_caller]
+fn refuses_work(pool: &Pool) {
+    assert!(is_closed(&pool.apply(square, (1,))));
+    assert!(is_closed(&pool.apply_async(square, (1,)).get()));
+    assert!(is_closed(&pool.map(square, 0..5)));
+    assert!(is_closed(&pool.map_async(square, 0..5).get()));
+    assert!(is_closed(&pool.starmap(square, [(1,)])));
+    assert!(is_closed(&pool.starmap_async(square, [(1,)]).get()));
+    let mut refused = pool.imap(square, 0..5);
+    assert!(is_closed(&refused.next().unwrap()));
+    assert!(refused.next().is_none());
+    let mut refused = pool.imap_unordered(square, 0..5);
+    assert!(is_closed(&refused.next().unwrap()));
+    assert!(refused.next().is_none());
+    let results = pool.task(square).map_results(0..5);
+    assert_eq!(results.len(), 5);
+    assert!(results.iter().all(is_closed));
+}
+
+// ---- close, join, terminate -----------------------------------------------------------------------
+
+#[test]
+fn close_lets_what_was_accepted_run() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let held: Vec<_> = (0..6)
+        .map(|id| pool.apply_async(wait_at, (gate.path(), id)))
+        .collect();
+    pool.close();
+    refuses_work(&pool);
+    gate.let_through(6);
+    pool.join().unwrap();
+    for (id, result) in (0..).zip(held) {
+        assert!(result.ready());
+        assert_eq!(result.get().unwrap(), id);
+    }
+    assert!(pool.worker_pids().is_empty());
+    refuses_work(&pool);
+}
+
+#[test]
+fn join_needs_close() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    assert!(matches!(pool.join(), Err(Error::StillOpen)));
+    assert!(matches!(pool.join_timeout(SHORT), Err(Error::StillOpen)));
+    works(&pool);
+}
+
+#[test]
+fn all_may_be_called_again() {
+    let _dog = watchdog();
+    let closed = pool(2);
+    closed.close();
+    closed.close();
+    closed.join().unwrap();
+    closed.join().unwrap();
+    closed.close();
+    closed.terminate();
+    closed.join().unwrap();
+    refuses_work(&closed);
+
+    let terminated = pool(2);
+    terminated.terminate();
+    terminated.terminate();
+    terminated.close();
+    terminated.join().unwrap();
+    terminated.terminate();
+    terminated.join().unwrap();
+    refuses_work(&terminated);
+}
+
+#[test]
+fn all_may_be_called_from_any_thread() {
+    let _dog = watchdog();
+    for round in 0..10 {
+        let pool = pool(2);
+        let results = pool.map_async(square, 0..1000);
+        let start = Barrier::new(8);
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let (pool, start) = (&pool, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    if (thread + round) % 4 == 0 {
+                        pool.terminate();
+                    } else {
+                        pool.close();
+                    }
+                    pool.join().unwrap();
+                });
+            }
+        });
+        assert!(matches!(results.get(), Ok(_) | Err(Error::Terminated)));
+        refuses_work(&pool);
+    }
+}
+
+#[test]
+fn all_may_be_called_from_a_callback() {
+    let _dog = watchdog();
+    for terminate in [false, true] {
+        let pool = Arc::new(Pool::with_processes(2).unwrap());
+        let pids = pool.worker_pids();
+        let (sender, joined) = mpsc::channel();
+        let inner = Arc::clone(&pool);
+        let result = pool.apply_async(square, (3,)).callback(move |_| {
+            if terminate {
+                inner.terminate();
+            }
+            inner.close();
+            inner.close();
+            sender.send(inner.join().is_ok()).unwrap();
+        });
+        assert_eq!(result.get().unwrap(), 9);
+        assert!(joined.recv().unwrap());
+        pool.join().unwrap();
+        drop(pool);
+        leaks::none_left(&pids);
+    }
+}
+
+#[test]
+fn join_waits_for_callbacks() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let calls = Arc::new(AtomicU64::new(0));
+    for id in 0..4 {
+        let calls = Arc::clone(&calls);
+        drop(
+            pool.apply_async(wait_at, (gate.path(), id))
+                .callback(move |_| {
+                    calls.fetch_add(1, Ordering::Relaxed);
+                }),
+        );
+    }
+    gate.let_through(4);
+    pool.close();
+    pool.join().unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 4);
+}
+
+#[test]
+fn join_timeout_gives_up_and_may_be_asked_again() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let gate = Gate::new();
+    let result = pool.apply_async(wait_at, (gate.path(), 7));
+    pool.close();
+    assert!(matches!(pool.join_timeout(SHORT), Err(Error::Timeout)));
+    assert!(matches!(
+        pool.join_timeout(Duration::ZERO),
+        Err(Error::Timeout)
+    ));
+    gate.let_through(1);
+    pool.join_timeout(Duration::MAX).unwrap();
+    assert_eq!(result.get().unwrap(), 7);
+}
+
+#[test]
+fn terminate_ends_every_open_result() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let running = pool.apply_async(wait_at, (gate.path(), 0));
+    let _at_the_gate = gate.accept();
+    let queued: Vec<_> = (1..20)
+        .map(|id| pool.apply_async(wait_at, (gate.path(), id)))
+        .collect();
+    let many = pool.map_async(square, 0..10_000);
+    let mut stream = pool
+        .task(wait_at)
+        .istarmap((20..).map(|id| (gate.path(), id)));
+    thread::scope(|scope| {
+        // Callers that wait are woken.
+        let map = scope.spawn(|| pool.map(square, 0..u64::MAX));
+        let apply = scope.spawn(|| pool.apply(wait_at, (gate.path(), 99)));
+        let waiting = scope.spawn(move || running.get());
+        pool.terminate();
+        for ended in [waiting.join().unwrap(), apply.join().unwrap()] {
+            assert!(matches!(ended, Err(Error::Terminated | Error::Closed)));
+        }
+        let ended = map.join().unwrap();
+        assert!(matches!(ended, Err(Error::Terminated | Error::Closed)));
+    });
+    for result in queued {
+        assert!(result.ready());
+        assert_eq!(result.successful(), Some(false));
+        assert!(matches!(result.get(), Err(Error::Terminated)));
+    }
+    assert!(matches!(many.get(), Err(Error::Terminated)));
+    // An endless one ends.
+    assert!(stream.all(|result| matches!(result, Err(Error::Terminated))));
+    assert!(stream.next().is_none());
+    pool.join().unwrap();
+}
+
+#[test]
+fn terminate_ends_a_map_under_way() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    thread::scope(|scope| {
+        let map = scope.spawn(|| pool.map(square, iter::repeat(3)));
+        let results = scope.spawn(|| {
+            let endless = (0..).map(|id| (gate.path(), id));
+            pool.task(wait_at)
+                .chunksize(1)
+                .starmap_results(endless.take(100))
+        });
+        let first = gate.accept();
+        let id = first.id;
+        first.release();
+        let _second = gate.accept();
+        pool.terminate();
+        // Its thread may have come too late.
+        assert!(matches!(
+            map.join().unwrap(),
+            Err(Error::Terminated | Error::Closed)
+        ));
+        let results = results.join().unwrap();
+        assert_eq!(results.len(), 100);
+        for (index, result) in results.into_iter().enumerate() {
+            match result {
+                Ok(value) => assert_eq!((value, value), (id, index as u64)),
+                Err(Error::Terminated) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    });
+}
+
+// ---- drop -----------------------------------------------------------------------------------------
+
+/// Gives itself up to SIGSTOP, and goes on waiting if it is ever continued.
+#[pool_task]
+fn stop_yourself(gate: &Path) {
+    crate::support::stand(gate, 0);
+    // SAFETY: no memory is involved.
+    unsafe { libc::raise(libc::SIGSTOP) };
+    forever();
+}
+
+/// Cannot be asked to go.
+#[pool_task]
+fn ignore_sigterm(gate: &Path) {
+    // SAFETY: sets a disposition that has no handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    crate::support::stand(gate, 0);
+    forever();
+}
+
+#[test]
+fn drop_leaves_no_child_whatever_the_workers_do() {
+    let _dog = watchdog();
+    let gate = Gate::new();
+    let pool = Pool::with_processes(4).unwrap();
+    let pids = pool.worker_pids();
+    let mut results = vec![
+        pool.apply_async(hang, ()),
+        pool.apply_async(stop_yourself, (gate.path(),)),
+        pool.apply_async(ignore_sigterm, (gate.path(),)),
+    ];
+    gate.let_through(2);
+    results.extend((0..100).map(|_| pool.apply_async(hang, ())));
+    drop(pool);
+    leaks::none_left(&pids);
+    for result in results {
+        assert!(result.ready());
+        assert!(!result.cancel());
+        assert!(matches!(result.get(), Err(Error::Terminated)));
+    }
+}
+
+#[test]
+fn drop_of_an_idle_pool_with_stopped_workers() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    for pid in pool.worker_pids() {
+        signal(pid, libc::SIGSTOP);
+    }
+}
+
+#[test]
+fn drop_while_it_starts_over() {
+    let _dog = watchdog();
+    for _ in 0..20 {
+        let pool = pool(2);
+        for pid in pool.worker_pids() {
+            signal(pid, libc::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn a_forked_copy_does_nothing_on_drop() {
+    let _dog = watchdog();
+    let pool = Pool::with_processes(2).unwrap();
+    let pids = pool.worker_pids();
+    let (sender, called) = mpsc::channel();
+    // The copy should not miss the thread that runs callbacks, either.
+    drop(
+        pool.apply_async(square, (2,))
+            .callback(move |_| sender.send(()).unwrap()),
+    );
+    called.recv().unwrap();
+    // SAFETY: the child drops the pool and exits. That takes no lock that any thread can hold now:
+    // the pool is idle, and glibc keeps its allocator usable.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(pool);
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above; `status` is valid for writes.
+    let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!((ended, status), (child, 0));
+    works(&pool);
+    assert_eq!(pool.worker_pids(), pids);
+    drop(pool);
+    leaks::none_left(&pids);
+}
+
+// ---- settings -------------------------------------------------------------------------------------
+
+#[track_caller]
+fn refused(result: Result<impl Sized, Error>, name: &str) {
+    match result {
+        Err(error @ Error::InvalidSetting(_)) => {
+            assert!(error.to_string().contains(&format!("`{name}`")), "{error}");
+        }
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("{name} was accepted"),
+    }
+}
+
+#[test]
+fn impossible_settings_are_refused() {
+    let _dog = watchdog();
+    refused(Pool::with_processes(0), "processes");
+    refused(Pool::builder().processes(0).build(), "processes");
+    let one = || Pool::builder().processes(1);
+    refused(one().max_tasks_per_child(0).build(), "max_tasks_per_child");
+    refused(one().start_timeout(Duration::ZERO).build(), "start_timeout");
+
+    let pool = pool(1);
+    let none = || pool.task(square).chunksize(0);
+    refused(none().map(0..3), "chunksize");
+    refused(none().map_async(0..3).get(), "chunksize");
+    refused(none().apply((3,)), "chunksize");
+    refused(none().imap(0..3).next().unwrap(), "chunksize");
+    refused(none().imap_unordered(0..3).next().unwrap(), "chunksize");
+    refused(none().starmap([(1,)]), "chunksize");
+    let results = none().map_results(0..3);
+    assert_eq!(results.len(), 3);
+    for result in results {
+        refused(result, "chunksize");
+    }
+    let at_once = pool.task(square).time_limit(Duration::ZERO);
+    refused(at_once.map(0..3), "time_limit");
+    works(&pool);
+}
+
+#[test]
+fn a_pool_has_a_worker_for_each_cpu() {
+    let _dog = watchdog();
+    let pool = checked(Pool::new());
+    let cpus = thread::available_parallelism().unwrap().get();
+    assert_eq!(pool.processes(), cpus);
+    let pids: HashSet<u32> = pool.worker_pids().into_iter().collect();
+    assert_eq!(pids.len(), cpus);
+    assert!(!pids.contains(&process::id()));
+    works(&pool);
+}
+
+#[test]
+fn huge_settings_are_no_harm() {
+    let _dog = watchdog();
+    let settings = Pool::builder()
+        .processes(1)
+        .max_tasks_per_child(usize::MAX)
+        .start_timeout(Duration::MAX);
+    let pool = checked(settings.build());
+    let call = pool
+        .task(square)
+        .chunksize(usize::MAX)
+        .time_limit(Duration::MAX)
+        .retries(u32::MAX);
+    assert_eq!(call.map(0..3).unwrap(), [0, 1, 4]);
+    assert_eq!(call.map_async(0..3).get().unwrap(), [0, 1, 4]);
+    assert_eq!(call.imap(0..3).count(), 3);
+    assert_eq!(call.apply((3,)).unwrap(), 9);
+    let result = pool.apply_async(square, (3,));
+    assert_eq!(result.get_timeout(Duration::MAX).unwrap(), 9);
+}
+
+// ---- the life of a worker -------------------------------------------------------------------------
+
+#[test]
+fn workers_keep_static_state() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let answers = pool.map(who, 0..20).unwrap();
+    let pid = pool.worker_pids()[0];
+    let expected: Vec<(u32, u64)> = (0..20).map(|calls| (pid, calls)).collect();
+    assert_eq!(answers, expected);
+    assert_eq!(pool.apply(who, (0,)).unwrap(), (pid, 20));
+}
+
+/// How many of `answers` each process gave; and each process must have counted its own from 0.
+fn by_process(answers: &[(u32, u64)]) -> BTreeMap<u32, u64> {
+    let mut counts = BTreeMap::new();
+    for (pid, calls) in answers {
+        let seen = counts.entry(*pid).or_insert(0);
+        assert_eq!(seen, calls, "{answers:?}");
+        *seen += 1;
+    }
+    counts
+}
+
+#[test]
+fn max_tasks_per_child_counts_inputs() {
+    let _dog = watchdog();
+    let pool = checked(Pool::builder().processes(1).max_tasks_per_child(3).build());
+    let sizes = |answers: &[(u32, u64)]| by_process(answers).into_values().collect::<Vec<_>>();
+    // One by one, and as the pool likes: never more than three.
+    for call in [pool.task(who).chunksize(1), pool.task(who)] {
+        let answers = call.map(0..12).unwrap();
+        assert_eq!(sizes(&answers), [3; 4]);
+    }
+    // A chunk that was begun is finished.
+    let answers = pool.task(who).chunksize(5).map(0..20).unwrap();
+    assert_eq!(sizes(&answers), [5; 4]);
+    let answers = pool.task(who).chunksize(2).map(0..8).unwrap();
+    assert_eq!(sizes(&answers), [4; 2]);
+    let answers: Vec<_> = pool.imap(who, 0..9).map(Result::unwrap).collect();
+    assert_eq!(sizes(&answers), [3; 3]);
+}
+
+#[test]
+fn max_tasks_per_child_of_one_is_a_process_a_task() {
+    let _dog = watchdog();
+    let pool = checked(Pool::builder().processes(2).max_tasks_per_child(1).build());
+    let answers = pool.map(who, 0..30).unwrap();
+    assert_eq!(by_process(&answers).len(), 30);
+}
+
+#[pool_task]
+fn prepare(file: &Path) {
+    append(file, u64::from(process::id()));
+    PREPARED.fetch_add(1, Ordering::Relaxed);
+}
+
+static PREPARED: AtomicU64 = AtomicU64::new(0);
+
+/// How often [`prepare`] ran in this process, and which process it is.
+#[pool_task]
+fn prepared(_: u64) -> (u64, u32) {
+    (PREPARED.load(Ordering::Relaxed), process::id())
+}
+
+fn prepared_by(file: &Path) -> PoolBuilder {
+    Pool::builder().initializer(prepare, (file.to_owned(),))
+}
+
+#[test]
+fn the_initializer_runs_once_in_each_worker() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("prepared");
+    let pool = checked(prepared_by(&file).processes(3).build());
+    // It is through when `build` returns.
+    let mut prepared_pids = lines(&file);
+    let mut pids: Vec<u64> = pool.worker_pids().into_iter().map(u64::from).collect();
+    prepared_pids.sort_unstable();
+    pids.sort_unstable();
+    assert_eq!(prepared_pids, pids);
+    let answers = pool.map(prepared, 0..100).unwrap();
+    assert!(answers.iter().all(|(times, _)| *times == 1));
+    assert_eq!(lines(&file).len(), 3);
+    assert_eq!(PREPARED.load(Ordering::Relaxed), 0, "not in the parent");
+}
+
+#[test]
+fn replacements_run_the_initializer() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("prepared");
+    let builder = prepared_by(&file).processes(1).max_tasks_per_child(5);
+    let pool = checked(builder.build());
+    let answers = pool.map(prepared, 0..20).unwrap();
+    assert!(answers.iter().all(|(times, _)| *times == 1));
+    let users: HashSet<u64> = answers.iter().map(|(_, pid)| u64::from(*pid)).collect();
+    assert_eq!(users.len(), 4);
+    // One after the death of a worker does so too.
+    for pid in pool.worker_pids() {
+        signal(pid, libc::SIGKILL);
+    }
+    let (times, pid) = pool.apply(prepared, (0,)).unwrap();
+    assert_eq!(times, 1);
+    pool.close();
+    pool.join().unwrap();
+    let all: HashSet<u64> = lines(&file).into_iter().collect();
+    assert_eq!(all.len(), lines(&file).len(), "twice in one worker");
+    assert!(users.is_subset(&all));
+    assert!(all.contains(&u64::from(pid)));
+}
+
+#[pool_task]
+fn fail_to_start(how: &str, file: &Path) {
+    append(file, u64::from(process::id()));
+    match how {
+        "panic" => panic!("no database on port {}", 5432),
+        "exit" => process::exit(3),
+        "exit in peace" => process::exit(0),
+        "abort" => process::abort(),
+        "kill" => signal(process::id(), libc::SIGKILL),
+        _ => {}
+    }
+    forever();
+}
+
+#[test]
+fn build_says_why_an_initializer_failed() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let cases = [
+        ("panic", &["no database on port 5432", "lifecycle.rs:"][..]),
+        ("exit", &["code 3"]),
+        ("exit in peace", &["code 0"]),
+        ("abort", &["SIGABRT"]),
+        ("kill", &["SIGKILL"]),
+        ("hang", &["in time"]),
+    ];
+    for (how, parts) in cases {
+        let file = directory.path().join(how);
+        let mut builder = Pool::builder()
+            .processes(2)
+            .initializer(fail_to_start, (how.to_owned(), file.clone()));
+        if how == "hang" {
+            builder = builder.start_timeout(Duration::from_secs(1));
+        }
+        let error = builder.build().unwrap_err();
+        assert!(matches!(error, Error::Start(_)), "{how}: {error:?}");
+        let text = error.to_string();
+        for part in parts.iter().chain(&["fail_to_start"]) {
+            assert!(text.contains(part), "{how}: {part} is not in: {text}");
+        }
+        let pids: Vec<u32> = lines(&file).into_iter().map(|pid| pid as u32).collect();
+        leaks::none_left(&pids);
+        assert!(pids.len() <= 4, "{how}: an endless succession: {pids:?}");
+    }
+}
+
+#[pool_task]
+fn start_once(file: &Path) {
+    append(file, u64::from(process::id()));
+    assert!(lines(file).len() <= 2, "no more workers today");
+}
+
+#[test]
+fn a_pool_whose_workers_stop_starting_gives_up() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("started");
+    let builder = Pool::builder()
+        .processes(2)
+        .initializer(start_once, (file.clone(),));
+    let pool = checked(builder.build());
+    works(&pool);
+    for pid in pool.worker_pids() {
+        signal(pid, libc::SIGKILL);
+        leaks::wait_until_dead(pid);
+    }
+    let error = pool.map(square, 0..10).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    assert!(
+        error.to_string().contains("no more workers today"),
+        "{error}"
+    );
+    let error = pool.apply(square, (1,)).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    pool.close();
+    pool.join().unwrap();
+}
+
+#[test]
+fn initializers_take_no_unencodable_arguments() {
+    let _dog = watchdog();
+
+    #[pool_task]
+    fn prepare_lock(_: std::sync::Mutex<u32>) {}
+
+    let lock = Arc::new(std::sync::Mutex::new(1));
+    let poisoner = Arc::clone(&lock);
+    let poisoned = thread::spawn(move || {
+        let _guard = poisoner.lock();
+        panic::resume_unwind(Box::new("poison"));
+    });
+    poisoned.join().unwrap_err();
+    let lock = Arc::into_inner(lock).unwrap();
+    let error = Pool::builder()
+        .processes(1)
+        .initializer(prepare_lock, (lock,))
+        .build()
+        .unwrap_err();
+    assert!(matches!(error, Error::Encode(_)), "{error:?}");
+    assert!(error.task().unwrap().contains("prepare_lock"));
+}
+
+#[pool_task]
+fn index_at(gate: &Path, id: u64) -> (Option<usize>, bool, u32) {
+    crate::support::stand(gate, id);
+    (worker::index(), worker::is_worker(), process::id())
+}
+
+/// The indices of all workers, found by keeping all of them busy at once.
+fn indices(pool: &Pool) -> BTreeMap<usize, u32> {
+    let gate = Gate::new();
+    let count = pool.processes();
+    let results: Vec<AsyncResult<_>> = (0..count as u64)
+        .map(|id| pool.apply_async(index_at, (gate.path(), id)))
+        .collect();
+    let all: Vec<_> = (0..count).map(|_| gate.accept()).collect();
+    for held in all {
+        held.release();
+    }
+    let answers = results.into_iter().map(|result| {
+        let (index, is_worker, pid) = result.get().unwrap();
+        assert!(is_worker);
+        (index.unwrap(), pid)
+    });
+    answers.collect()
+}
+
+#[test]
+fn workers_know_their_index() {
+    let _dog = watchdog();
+    assert_eq!(worker::index(), None);
+    assert!(!worker::is_worker());
+    let pool = pool(3);
+    let before = indices(&pool);
+    assert_eq!(before.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
+    // Whoever takes another's place takes its index.
+    signal(before[&1], libc::SIGKILL);
+    leaks::wait_until_dead(before[&1]);
+    let after = indices(&pool);
+    assert_eq!(after.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!((after[&0], after[&2]), (before[&0], before[&2]));
+    assert_ne!(after[&1], before[&1]);
+}
+
+#[test]
+fn work_goes_through_after_idle_workers_were_killed() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    for _ in 0..10 {
+        for pid in pool.worker_pids() {
+            signal(pid, libc::SIGKILL);
+        }
+        // A killed worker may be given work before anybody knows: it goes to another. Only what has
+        // begun can be lost, and the dead begin nothing.
+        works(&pool);
+        assert_eq!(pool.processes(), 2);
+    }
+}
+
+// ---- where pools are used -------------------------------------------------------------------------
+
+#[pool_task]
+fn sum_of_squares(count: u64) -> (u64, Vec<u32>) {
+    let pool = Pool::with_processes(2).expect("a pool within a worker");
+    let sum = pool
+        .map(square, 0..count)
+        .expect("it works")
+        .into_iter()
+        .sum();
+    assert!(worker::is_worker());
+    (sum, pool.worker_pids())
+}
+
+#[pool_task]
+fn inner_pids_then_hang(gate: &Path) {
+    let pool = Pool::with_processes(2).expect("a pool within a worker");
+    for pid in pool.worker_pids() {
+        crate::support::stand(gate, u64::from(pid));
+    }
+    forever();
+}
+
+#[test]
+fn pools_nest() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let answers = pool
+        .task(sum_of_squares)
+        .chunksize(1)
+        .map([3, 4, 5])
+        .unwrap();
+    assert_eq!(
+        answers.iter().map(|(sum, _)| *sum).collect::<Vec<_>>(),
+        [5, 14, 30]
+    );
+    for pid in answers.iter().flat_map(|(_, pids)| pids) {
+        assert!(!leaks::is_alive(*pid), "an inner pool leaves no worker");
+    }
+}
+
+#[test]
+fn inner_pools_die_with_their_worker() {
+    let _dog = watchdog();
+    let gate = Gate::new();
+    let pool = pool(1);
+    drop(pool.apply_async(inner_pids_then_hang, (gate.path(),)));
+    let inner: Vec<u32> = (0..2)
+        .map(|_| {
+            let held = gate.accept();
+            let pid = held.id as u32;
+            held.release();
+            pid
+        })
+        .collect();
+    assert!(inner.iter().all(|pid| leaks::is_alive(*pid)));
+    for pid in pool.worker_pids() {
+        signal(pid, libc::SIGKILL);
+    }
+    for pid in inner {
+        leaks::wait_until_dead(pid);
+    }
+    works(&pool);
+}
+
+#[test]
+fn thirty_two_threads_share_a_pool() {
+    let _dog = watchdog();
+    let pool = pool(3);
+    let start = Barrier::new(32);
+    thread::scope(|scope| {
+        for thread in 0..32u64 {
+            let (pool, start) = (&pool, &start);
+            scope.spawn(move || {
+                start.wait();
+                for round in 0..5 {
+                    let from = 1000 * thread + 100 * round;
+                    let inputs = from..from + 40;
+                    let expected: Vec<u64> = inputs.clone().map(|x| x * x).collect();
+                    let results = match (thread + round) % 4 {
+                        0 => pool.map(square, inputs).unwrap(),
+                        1 => pool.map_async(square, inputs).get().unwrap(),
+                        2 => pool.imap(square, inputs).map(Result::unwrap).collect(),
+                        _ => inputs
+                            .map(|x| pool.apply(square, (x,)).unwrap())
+                            .collect::<Vec<_>>(),
+                    };
+                    assert_eq!(results, expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn many_pools_side_by_side() {
+    let _dog = watchdog();
+    let pools: Vec<_> = (0..6).map(|_| pool(2)).collect();
+    let pids: HashSet<u32> = pools.iter().flat_map(|pool| pool.worker_pids()).collect();
+    assert_eq!(pids.len(), 12);
+    for pool in &pools {
+        works(pool);
+    }
+    let (first, rest) = pools.split_first().unwrap();
+    first.terminate();
+    first.join().unwrap();
+    for pool in rest {
+        works(pool);
+    }
+}
+
+#[pool_task]
+fn surroundings(variable: &str) -> (PathBuf, Option<String>, usize) {
+    let called = env::vars_os()
+        .filter(|(name, _)| name.to_string_lossy().starts_with("POOL_WORKER"))
+        .count();
+    let directory = env::current_dir().expect("a directory");
+    (directory, env::var(variable).ok(), called)
+}
+
+#[test]
+fn workers_inherit_directory_and_environment() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let (directory, path, called) = pool.apply(surroundings, ("PATH".to_owned(),)).unwrap();
+    assert_eq!(directory, env::current_dir().unwrap());
+    assert_eq!(path, env::var("PATH").ok());
+    assert_eq!(called, 0, "what made it a worker is not handed on");
+}
+
+#[test]
+fn workers_are_other_processes() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let pids = pool.worker_pids();
+    for _ in 0..10 {
+        let pid = pool.apply(own_pid, ()).unwrap();
+        assert!(pids.contains(&pid));
+        assert_ne!(pid, process::id());
+    }
+}
+
+#[test]
+fn a_dropped_handle_does_not_stop_the_work() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let pool = pool(2);
+    for line in 0..20 {
+        drop(pool.apply_async(mark, (file.clone(), line)));
+    }
+    drop(pool.starmap_async(mark, (20..40).map(|line| (file.clone(), line))));
+    pool.close();
+    pool.join().unwrap();
+    let mut marks = lines(&file);
+    marks.sort_unstable();
+    assert_eq!(marks, (0..40).collect::<Vec<_>>());
+}

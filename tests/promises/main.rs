@@ -1,0 +1,15 @@
+//! What the pool promises, one module a promise, through the public face only.
+//!
+//! Every test starts real worker processes. None waits for time to pass: where a test must know that
+//! a task has begun, the task says so through a [`Gate`](support::Gate), and it goes on when the test
+//! lets it. A test that hangs is ended by its [`watchdog`](support::watchdog).
+
+mod cpython;
+mod crash;
+mod handle;
+mod lazy;
+mod leaks;
+mod lifecycle;
+mod order;
+mod support;
+mod types;
