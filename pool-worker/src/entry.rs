@@ -17,7 +17,7 @@ use std::process;
 
 use crate::serve;
 
-/// Names parent, index, token and address. The version is in the name, because two versions of this
+/// Names parent, index and token. The version is in the name, because two versions of this
 /// crate may be linked into one program, and each must only answer its own parent.
 pub(crate) const VARIABLE: &str = concat!(
     "POOL_WORKER_",
@@ -32,7 +32,6 @@ pub(crate) struct Call {
     pub(crate) parent: u32,
     pub(crate) index: usize,
     pub(crate) token: String,
-    pub(crate) server: String,
 }
 
 impl Call {
@@ -41,18 +40,16 @@ impl Call {
             parent,
             index,
             token,
-            server,
         } = self;
-        format!("{parent}:{index}:{token}:{server}")
+        format!("{parent}:{index}:{token}")
     }
 
     fn from_variable(value: &str) -> Option<Call> {
-        let mut fields = value.splitn(4, ':');
+        let mut fields = value.splitn(3, ':');
         Some(Call {
             parent: fields.next()?.parse().ok()?,
             index: fields.next()?.parse().ok()?,
             token: fields.next()?.to_owned(),
-            server: fields.next()?.to_owned(),
         })
     }
 }
@@ -158,7 +155,6 @@ mod tests {
             parent: 12,
             index: 3,
             token: "ab".into(),
-            server: "/tmp/with:colon/socket".into(),
         };
         assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
         assert_eq!(Call::from_variable("12:x:ab:/tmp"), None);

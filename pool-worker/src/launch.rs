@@ -7,11 +7,11 @@
 //!
 //! # Start
 //!
-//! The parent opens a bootstrap server, then starts its own binary with the server's address and a
-//! token in the environment. The worker connects and says hello: the token, the protocol's version,
-//! a fingerprint of its tasks, its channels and its ledger. `accept` has no time limit, so whoever
-//! finds that the worker died or takes too long kills it, and connects in its place to say that
-//! nobody will come.
+//! The parent opens a [`bootstrap`] server, then starts its own binary with a token in the environment
+//! and a way to the server as standard input. The worker connects and says hello: the token, the
+//! protocol's version, a fingerprint of its tasks, its channels and its ledger. `accept` has no time
+//! limit, so whoever finds that the worker died or takes too long kills it, and connects in its place
+//! to say that nobody will come.
 //!
 //! # End
 //!
@@ -28,16 +28,16 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
-use std::process::{self, Child, Command, Stdio};
+use std::process::{self, Child, Command};
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcSender};
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde_bytes::Bytes;
 
+use crate::bootstrap::{self, Door, Server};
 use crate::codec::{self, Reader};
 use crate::entry::{self, Call, VARIABLE};
 use crate::exit::Exit;
@@ -92,13 +92,14 @@ struct Shared {
     group: Pid,
     pidfd: OwnedFd,
     child: Mutex<Child>,
-    server: String,
     state: Mutex<State>,
     exited: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// Until the worker has come through it.
+    door: Option<Door>,
     link: Option<Arc<Link>>,
     exit: Option<Exit>,
 }
@@ -147,13 +148,11 @@ pub fn may_launch() -> io::Result<()> {
 /// If the process can't be started, or the bootstrap server can't be made.
 pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox)> {
     may_launch()?;
-    check_temporary_directory()?;
-    let (server, name) = bootstrap_server()?;
+    let (server, door) = bootstrap::open()?;
     let call = Call {
         parent: process::id(),
         index,
         token: token()?,
-        server: name.clone(),
     };
     #[expect(
         clippy::disallowed_methods,
@@ -162,7 +161,7 @@ pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox
     let mut child = Command::new("/proc/self/exe")
         .arg0(title(index))
         .env(VARIABLE, call.to_variable())
-        .stdin(Stdio::null())
+        .stdin(door.to_stdin()?)
         .process_group(0)
         .spawn()?;
     let pid = child.id();
@@ -186,8 +185,11 @@ pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox
         group,
         pidfd,
         child: Mutex::new(child),
-        server: name,
-        state: Mutex::default(),
+        state: Mutex::new(State {
+            door: Some(door),
+            link: None,
+            exit: None,
+        }),
         exited: Condvar::new(),
     }));
     let mailbox = Mailbox {
@@ -210,45 +212,6 @@ fn title(index: usize) -> String {
         .unwrap_or_default()
         .display();
     format!("pool-worker {index} of {program}")
-}
-
-/// ipc-channel cuts a socket name that is too long, and panics where it can't make the file.
-fn check_temporary_directory() -> io::Result<()> {
-    /// The field for the name is 108 bytes long; the rest is "/.tmpXXXXXX/socket" and a zero.
-    const MAX: usize = 108 - 19;
-    // The socket's name begins at the root, whatever this one begins at.
-    let directory = std::path::absolute(env::temp_dir())?;
-    let may_make_files = || {
-        let wanted = Access::WRITE_OK | Access::EXEC_OK;
-        accessat(CWD, &directory, wanted, AtFlags::EACCESS)
-    };
-    let why = match directory.to_str() {
-        None => "is not UTF-8".to_owned(),
-        Some(name) if name.len() > MAX => "is too long for the name of a socket".to_owned(),
-        Some(_) => match may_make_files() {
-            Ok(()) => return Ok(()),
-            Err(error) => format!("will not do: {}", io::Error::from(error)),
-        },
-    };
-    Err(io::Error::other(format!(
-        "the temporary directory {} {why}; set TMPDIR to another",
-        directory.display()
-    )))
-}
-
-fn bootstrap_server() -> io::Result<(IpcOneShotServer<Greeting>, String)> {
-    // ipc-channel asserts that an error in making the directory has no number, and tempfile gives
-    // it one without.
-    let made = panic::catch_unwind(IpcOneShotServer::<Greeting>::new);
-    let why = match made {
-        Ok(Ok(server)) => return Ok(server),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "no directory could be made in it".to_owned(),
-    };
-    Err(io::Error::other(format!(
-        "no bootstrap socket in the temporary directory {}: {why}",
-        env::temp_dir().display()
-    )))
 }
 
 /// What only the worker that we start can know.
@@ -353,15 +316,15 @@ impl Worker {
         state.exit = Some(status.map_or(Exit::Unknown, Exit::from));
         self.0.exited.notify_all();
         let link = state.link.clone();
+        let door = state.door.take();
         // Marking the end waits for room in the channel, and whoever reads it may want the lock.
         drop(state);
         match link {
             Some(link) => channel::mark_end(&link.end),
-            // Its mailbox may wait for a connection that nobody else will make. If it does not,
-            // the address is gone and this fails.
+            // Its mailbox may wait for a connection that nobody else will make.
             None => {
-                if let Ok(connection) = IpcSender::<Greeting>::connect(self.0.server.clone()) {
-                    let _ = connection.send(Greeting::GiveUp);
+                if let Some(door) = door {
+                    door.give_up();
                 }
             }
         }
@@ -412,7 +375,7 @@ pub struct Mailbox {
 enum Stage {
     /// Started; has not said hello.
     Expected {
-        server: IpcOneShotServer<Greeting>,
+        server: Server,
         token: String,
         setup: Option<Setup>,
     },
@@ -478,12 +441,7 @@ impl Mailbox {
         }
     }
 
-    fn accept(
-        &self,
-        server: IpcOneShotServer<Greeting>,
-        token: &str,
-        setup: Option<Setup>,
-    ) -> Result<Stage, String> {
+    fn accept(&self, server: Server, token: &str, setup: Option<Setup>) -> Result<Stage, String> {
         block_signals();
         // ipc-channel asserts where it maps memory and counts descriptors: a process that runs out
         // of either must not lose a thread to that.
@@ -521,6 +479,7 @@ impl Mailbox {
                 channel::mark_end(&link.end);
             }
             state.link = Some(Arc::clone(&link));
+            state.door = None;
         }
         self.worker
             .request(&Request::Setup(setup.as_ref().map(|setup| Initializer {

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `task`, `registry`, `codec`, `reason` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
-//! | `launch`, `watch`, `exit` | the parent's end: start, talk, see it die |
+//! | `launch`, `bootstrap`, `watch`, `exit` | the parent's end: start, find each other, talk, see it die |
 //! | `protocol`, `ledger`, `link` | what both ends share: messages, memory, how bytes travel |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -18,6 +18,7 @@ compile_error!(
     "pool-worker needs Linux: it starts workers through /proc and watches them by pidfd"
 );
 
+mod bootstrap;
 mod clock;
 mod codec;
 mod entry;

@@ -6,16 +6,18 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, IntoRawFd};
-use std::path::Path;
 use std::process;
+use std::ptr;
 use std::sync::{Arc, OnceLock};
 
-use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender, IpcSender};
+use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use serde_bytes::Bytes;
 
+use crate::bootstrap;
 use crate::clock;
 use crate::codec::{self, Reader};
 use crate::entry::Call;
@@ -47,7 +49,7 @@ pub(crate) fn serve(call: Call) {
     let _ = INDEX.set(call.index);
     close_inherited();
     open_standard_streams();
-    ignore_broken_pipes();
+    set_signals();
     let _ = rustix::thread::set_name(
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
     );
@@ -90,29 +92,27 @@ fn open_standard_streams() {
     }
 }
 
-/// `std` does this before `main`, but we are earlier. A parent that is gone must not kill us in the
-/// middle of a write.
-fn ignore_broken_pipes() {
+/// `std` ignores SIGPIPE before `main`, but we are earlier: a parent that is gone must not kill us in
+/// the middle of a write. And what the parent's thread had blocked is blocked here too, until it is
+/// not: a worker that is deaf to SIGTERM would make every `terminate` wait.
+fn set_signals() {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initializes the set.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set is initialized; nobody asks for the old one.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
 fn connect(call: &Call) -> io::Result<Worker> {
-    let bootstrap = IpcSender::<Greeting>::connect(call.server.clone());
-    // Whoever is connected needs the name no more; and if the parent was killed in the meantime,
-    // nobody else will remove it.
-    let socket = Path::new(&call.server);
-    let _ = fs::remove_file(socket);
-    if let Some(directory) = socket.parent() {
-        let _ = fs::remove_dir(directory);
-    }
-    let bootstrap = bootstrap?;
     // The signal tells of the parent's death from now on, the comparison of any death before.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
     if parent != Some(call.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
+    let bootstrap = bootstrap::connect_through_stdin()?;
 
     let (requests, from_parent) = channel::pair()?;
     let (to_parent, replies) = channel::pair()?;

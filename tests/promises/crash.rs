@@ -379,6 +379,47 @@ fn a_task_that_closes_all_descriptors() {
 }
 
 #[pool_task]
+fn babble(bytes: &[u8], x: u64) -> u64 {
+    if x == UNLUCKY {
+        for fd in 3..64 {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: reads `bytes` only. What it does to the channels is the point.
+            unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+        }
+    }
+    x * x
+}
+
+#[test]
+fn a_task_that_writes_nonsense_into_its_channels() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let long = [0xff; 4000];
+    let wrong = [
+        b"".as_slice(),
+        b"x",
+        b"nonsense",
+        &[0; 8],
+        &[0; 64],
+        &[0xff; 8],
+        &long,
+    ];
+    for bytes in wrong {
+        each_chunksize(&pool, babble, |call| {
+            let inputs = (0..INPUTS).map(|x| (bytes.to_vec(), x));
+            let results = call.starmap_results(inputs);
+            for (x, result) in (0..).zip(results) {
+                match result {
+                    Ok(value) => assert_eq!(value, x * x),
+                    Err(error) => assert!(matches!(error, Error::WorkerLost(_)), "{error:?}"),
+                }
+            }
+        });
+        works(&pool);
+    }
+}
+
+#[pool_task]
 fn print_to_closed_stdout(x: u64) -> u64 {
     // SAFETY: standard output may be closed; nothing in this process relies on it.
     unsafe { libc::close(1) };
