@@ -133,7 +133,7 @@ pub fn may_launch() -> io::Result<()> {
     if entry::missed() {
         return Err(io::Error::other(
             "this process was started as a worker but runs `main`: the entry of pool-worker was \
-             not linked into the program, or did not run",
+             not linked into the program, did not run, or could not read its call",
         ));
     }
     Ok(())
