@@ -391,32 +391,21 @@ fn babble(bytes: &[u8], x: u64) -> u64 {
 }
 
 #[test]
-fn a_task_that_writes_nonsense_into_its_channels() {
+fn a_task_that_sends_an_empty_frame_through_its_channels() {
     let _dog = watchdog();
     let pool = pool(2);
-    let long = [0xff; 4000];
-    let wrong = [
-        b"".as_slice(),
-        b"x",
-        b"nonsense",
-        &[0; 8],
-        &[0; 64],
-        &[0xff; 8],
-        &long,
-    ];
-    for bytes in wrong {
-        each_chunksize(&pool, babble, |call| {
-            let inputs = (0..INPUTS).map(|x| (bytes.to_vec(), x));
-            let results = call.starmap_results(inputs);
-            for (x, result) in (0..).zip(results) {
-                match result {
-                    Ok(value) => assert_eq!(value, x * x),
-                    Err(error) => assert!(matches!(error, Error::WorkerLost(_)), "{error:?}"),
-                }
+    each_chunksize(&pool, babble, |call| {
+        let inputs = (0..INPUTS).map(|x| (Vec::new(), x));
+        let results = call.starmap_results(inputs);
+        for (x, result) in (0..).zip(results) {
+            match result {
+                Ok(value) => assert_eq!(value, x * x),
+                // Its worker is killed, whatever it runs by then.
+                Err(error) => assert!(matches!(error, Error::WorkerLost(_)), "{error:?}"),
             }
-        });
-        works(&pool);
-    }
+        }
+    });
+    works(&pool);
 }
 
 #[pool_task]
