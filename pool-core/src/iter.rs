@@ -27,7 +27,9 @@ const CHUNK_MAX: usize = 64;
 ///
 /// Yields one `Result<T::Output, Error>` for each input; an error takes its place and the results go
 /// on behind it. Inputs are drawn in the thread that calls `next`, at most
-/// `processes * (chunk size + 2)` ahead of what was consumed, so the inputs may be endless. If the
+/// `processes * (chunk size + 2)` ahead of what was consumed, so the inputs may be endless. (Without an
+/// explicit chunk size, that is from 1 to 64, by how short the tasks are.) They are drawn before a
+/// result is looked for: an iterator that waits makes `next` wait. If the
 /// input iterator panics, the results of all inputs before are yielded first, then the panic goes on.
 ///
 /// Dropped before its end, it takes back what has not begun; what runs is run to its end, and its
@@ -159,10 +161,15 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         stream
     }
 
-    /// Draws inputs, if a whole chunk of them fits the bound.
+    /// Draws inputs, as many whole chunks as fit the bound.
     fn draw(&mut self) {
+        while self.draw_some() {}
+    }
+
+    /// Draws some inputs and hands them over. False: there is no room for more, or there are none.
+    fn draw_some(&mut self) -> bool {
         let (Some(inputs), Some(feed)) = (&mut self.inputs, &mut self.feed) else {
-            return;
+            return false;
         };
         let chunk = match feed.explicit_chunk() {
             Some(size) => size,
@@ -174,8 +181,10 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
             .saturating_mul(chunk.saturating_add(2));
         let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
         if room == 0 {
-            return;
+            return false;
         }
+        // Long tasks are handed over one by one: the next input may be long in coming.
+        let room = if chunk == 1 { 1 } else { room };
         let mut panicked = None;
         let (batch, more) = feed.draw::<T>(room, &mut || match panic::catch_unwind(
             AssertUnwindSafe(|| inputs.next()),
@@ -193,8 +202,12 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
                 if !more {
                     self.end(panicked);
                 }
+                more
             }
-            Err(error) => self.end(Some(panicked.unwrap_or(Finally::Refused(error)))),
+            Err(error) => {
+                self.end(Some(panicked.unwrap_or(Finally::Refused(error))));
+                false
+            }
         }
     }
 

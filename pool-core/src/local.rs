@@ -13,6 +13,7 @@
 //!   killed by the system when the thread that started them ends, so it lives as long as they do.
 //! - The *callback* thread is in [`callback`](crate::callback).
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::process;
@@ -34,6 +35,11 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// A thread of ours needs little stack: it runs no code of users.
 const STACK: usize = 256 * 1024;
+
+thread_local! {
+    /// Whether this is a mailbox thread or a supervisor.
+    static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
+}
 
 /// How the pool is to be.
 #[derive(Debug)]
@@ -281,6 +287,11 @@ impl Backend for Local {
             return;
         }
         self.terminate();
+        // A waker that drops the last handle of a pool may run on a thread of that pool, and the
+        // end of the pool waits for its threads.
+        if OF_A_POOL.get() {
+            return;
+        }
         let gone = self.join(Some(Instant::now() + Duration::from_secs(5)));
         let supervisor = self
             .supervisor
@@ -434,6 +445,7 @@ impl State {
 // ---- mailbox threads ------------------------------------------------------------------------------
 
 fn read_mailbox(shared: &Shared, slot: usize, worker: &Worker, mut mailbox: Mailbox) {
+    OF_A_POOL.set(true);
     loop {
         match mailbox.receive() {
             Event::Ready => {
@@ -531,6 +543,7 @@ fn start_failed(state: &mut State, slot: usize, why: String) {
 // ---- the supervisor -------------------------------------------------------------------------------
 
 fn supervise(shared: &Arc<Shared>, watch: &Watch) {
+    OF_A_POOL.set(true);
     loop {
         clear_seats(shared);
         start_workers(shared);

@@ -96,7 +96,7 @@ impl Pool {
     }
 
     /// The process ids of the workers that there are now, starting ones included. A worker that
-    /// died is replaced by another, with another id.
+    /// died is replaced by another, with another id; for a moment in between there are fewer.
     pub fn worker_pids(&self) -> Vec<u32> {
         self.backend.worker_pids()
     }

@@ -63,7 +63,10 @@ impl World {
     }
 
     fn act(&mut self) {
+        let mut actions = 0;
         while let Some(action) = self.scheduler.next_action() {
+            actions += 1;
+            assert!(actions < 10_000, "the scheduler keeps itself busy");
             match action {
                 Action::Start { slot } => {
                     assert!(self.slots[slot].is_none(), "two workers in one slot");
@@ -531,6 +534,26 @@ fn an_idle_worker_gets_what_a_busy_one_has_not_begun() {
     }
     assert_eq!(done, 63);
     assert_eq!(world.scheduler.given(0).len(), 1);
+}
+
+#[test]
+fn the_rest_of_a_chunk_is_not_asked_for_again_and_again() {
+    let mut world = ready(2);
+    world
+        .scheduler
+        .pace
+        .insert("even", Duration::from_nanos(100));
+    world.submit(8, chunks_of(4), false);
+    world.act();
+    world.begin(0);
+    // Worker 1 has done its chunk, and idles beside a worker that has most of one before it.
+    for _ in 0..4 {
+        world.begin(1);
+    }
+    world.tell(1, true);
+    world.act();
+    assert_eq!(queue_of(&world, 0).last(), Some(&3));
+    assert!(queue_of(&world, 1).is_empty());
 }
 
 #[test]

@@ -42,7 +42,8 @@ use proc_macro::TokenStream;
 ///
 /// Where a unit struct is in scope, its name cannot be given to a variable or to a parameter, it
 /// cannot be called in a constant, and a module cannot bear the same name. If one of these hurts,
-/// let the struct have a name of its own. The function is then left as it is:
+/// let the struct have a name of its own. (Clippy also takes the call of such a struct for one that
+/// has no effect, where it stands as a statement: `warm_up(3);`.) The function is then left as it is:
 ///
 /// ```
 /// use pool_core::pool_task;

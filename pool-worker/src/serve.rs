@@ -170,7 +170,6 @@ impl Worker {
             match request {
                 Request::Setup(initializer) => {
                     let result = initializer.map_or(Ok(()), |task| initialize(&task));
-                    flush_stdout();
                     let (reply, go_on) = match result {
                         Ok(()) => (Reply::Ready, true),
                         Err(fault) => (Reply::Failed(fault), false),
@@ -180,10 +179,7 @@ impl Worker {
                         return;
                     }
                 }
-                Request::Run(run) => {
-                    self.out.run(&run);
-                    flush_stdout();
-                }
+                Request::Run(run) => self.out.run(&run),
                 Request::Exit => return,
             }
         }
@@ -228,7 +224,7 @@ fn call(task: &Registration, args: &[u8], out: &mut Vec<u8>) -> Result<(), Fault
     }
 }
 
-/// A task's `print!` without a line end must not wait for the next one, which may never come.
+/// Who has a result should see what its task printed, with or without a line end.
 fn flush_stdout() {
     let _ = io::stdout().flush();
 }
@@ -334,6 +330,7 @@ impl Out {
     }
 
     fn send(&mut self, reply: &Reply, records: &[u8]) -> io::Result<()> {
+        flush_stdout();
         let mut message = Vec::with_capacity(32 + records.len());
         message.push(0);
         self.told = self.taken;
