@@ -543,17 +543,21 @@ fn the_rest_of_a_chunk_is_not_asked_for_again_and_again() {
         .scheduler
         .pace
         .insert("even", Duration::from_nanos(100));
-    world.submit(8, chunks_of(4), false);
+    world.submit(16, chunks_of(4), false);
     world.act();
-    world.begin(0);
-    // Worker 1 has done its chunk, and idles beside a worker that has most of one before it.
-    for _ in 0..4 {
+    assert_eq!(queue_of(&world, 0), [0, 1, 2, 3, 8, 9, 10, 11]);
+    // Worker 0 is in its second chunk, and has not told the results of the first.
+    for _ in 0..5 {
+        world.begin(0);
+    }
+    // Worker 1 is through, and idles beside it.
+    for _ in 0..8 {
         world.begin(1);
     }
     world.tell(1, true);
     world.act();
-    assert_eq!(queue_of(&world, 0).last(), Some(&3));
     assert!(queue_of(&world, 1).is_empty());
+    assert_eq!(world.scheduler.given(0).len(), 8);
 }
 
 #[test]
