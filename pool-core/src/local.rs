@@ -33,6 +33,15 @@ const START_PAUSE: Duration = Duration::from_millis(100);
 /// An idle worker that was asked to exit, and a busy one after SIGTERM, have this long.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// Busy workers are looked at this often.
+const PATROL: Duration = Duration::from_secs(1);
+
+/// Whoever has sent what is not understood after this time is taken to have broken its channel.
+const UNHEARD_MAX: Duration = Duration::from_secs(5);
+
+/// A dead worker's mailbox is nudged this often, if it does not report the death.
+const NUDGE: Duration = Duration::from_millis(100);
+
 /// A thread of ours needs little stack: it runs no code of users.
 const STACK: usize = 256 * 1024;
 
@@ -84,6 +93,8 @@ struct State {
     start_error: Option<String>,
     /// When those who have not gone by themselves are killed.
     kill_at: Option<Instant>,
+    /// The supervisor looks at the busy workers from time to time.
+    patrolling: bool,
     /// The supervisor has nothing more to do.
     over: bool,
 }
@@ -108,6 +119,10 @@ struct Seat {
     /// Why the start of this worker counts as failed.
     failure: Option<String>,
     was_ready: bool,
+    /// It has sent what its mailbox has not understood: how much it had, and since when.
+    unheard: Option<(u32, Instant)>,
+    /// It was seen dead at this time.
+    dead_at: Option<Instant>,
     /// Its mailbox thread has reported its death.
     gone: bool,
 }
@@ -128,6 +143,7 @@ impl Local {
                 sinks: HashMap::new(),
                 start_error: None,
                 kill_at: None,
+                patrolling: false,
                 over: false,
             }),
             settings,
@@ -381,7 +397,8 @@ impl State {
                     if let Some(worker) = &self.seats[slot].worker
                         && let Some(first) = given.clone().next()
                     {
-                        wake |= first.task.options.time_limit.is_some();
+                        wake |= first.task.options.time_limit.is_some() || !self.patrolling;
+                        self.patrolling = true;
                         worker.run(
                             first.task.task,
                             generation,
@@ -656,6 +673,7 @@ fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
     let mut next: Option<Instant> = None;
     let mut soonest = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
 
+    state.patrolling = false;
     for slot in 0..state.seats.len() {
         let seat = &mut state.seats[slot];
         if seat.wanted && seat.worker.is_none() {
@@ -674,6 +692,30 @@ fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
                 worker.kill();
             } else {
                 soonest(at);
+            }
+        }
+        if worker.is_dead() {
+            let dead_at = *seat.dead_at.get_or_insert(now);
+            if now >= dead_at + NUDGE {
+                seat.dead_at = Some(now);
+                worker.nudge();
+            }
+            soonest(now + NUDGE);
+            continue;
+        }
+        if !state.scheduler.given(slot).is_empty() {
+            state.patrolling = true;
+            soonest(now + PATROL);
+            seat.unheard = match (worker.unheard(), seat.unheard) {
+                (Some(heard), Some((before, since))) if heard == before => Some((heard, since)),
+                (unheard, _) => unheard.map(|heard| (heard, now)),
+            };
+            if seat
+                .unheard
+                .is_some_and(|(_, since)| now >= since + UNHEARD_MAX)
+            {
+                seat.unheard = None;
+                state.scheduler.distrust(slot);
             }
         }
         // A limit past the end of time is none.

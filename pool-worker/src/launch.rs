@@ -30,6 +30,7 @@ use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{self, Child, Command};
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -98,6 +99,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    /// How often the mailbox was nudged.
+    nudges: u32,
     /// Until the worker has come through it.
     door: Option<Door>,
     link: Option<Arc<Link>>,
@@ -109,6 +112,8 @@ struct Link {
     outbox: Outbox,
     end: IpcBytesSender,
     ledger: Ledger,
+    /// How many messages with outcomes were understood.
+    heard: AtomicU32,
 }
 
 impl fmt::Debug for Link {
@@ -186,6 +191,7 @@ pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox
         pidfd,
         child: Mutex::new(child),
         state: Mutex::new(State {
+            nudges: 0,
             door: Some(door),
             link: None,
             exit: None,
@@ -263,6 +269,29 @@ impl Worker {
             },
             |link| link.ledger.progress(),
         )
+    }
+
+    /// Whether it has sent outcomes that its mailbox has not understood yet; and how many messages it
+    /// has understood. If that stays so, the channel is broken.
+    pub fn unheard(&self) -> Option<u32> {
+        let link = self.link()?;
+        let heard = link.heard.load(Ordering::Relaxed);
+        (link.ledger.epoch() != heard).then_some(heard)
+    }
+
+    /// For a worker that is dead, and whose mailbox has not said so after a while: frees it, after a
+    /// few calls, from a channel that is broken.
+    pub fn nudge(&self) {
+        let mut state = self.state();
+        if state.exit.is_none() || state.nudges >= channel::NUDGES {
+            return;
+        }
+        state.nudges += 1;
+        let link = state.link.clone();
+        drop(state);
+        if let Some(link) = link {
+            channel::nudge(&link.end);
+        }
     }
 
     /// Whether it is dead, and its status read.
@@ -472,6 +501,7 @@ impl Mailbox {
             outbox: Outbox::new(requests),
             end,
             ledger,
+            heard: AtomicU32::new(0),
         });
         {
             let mut state = self.worker.state();
@@ -544,6 +574,7 @@ impl Mailbox {
                     return Err("a message is missing".to_owned());
                 }
                 *epoch = epoch.wrapping_add(1);
+                link.heard.store(*epoch, Ordering::Relaxed);
                 self.ready.push_back(Event::Outcomes {
                     outcomes: read_records(reader),
                     busy: Duration::from_nanos(busy_ns),

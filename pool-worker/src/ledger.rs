@@ -162,6 +162,11 @@ impl Ledger {
         }
     }
 
+    /// Parent: how many messages with outcomes the worker has sent.
+    pub(crate) fn epoch(&self) -> u32 {
+        split(self.header().journal.load(Ordering::Acquire)).0
+    }
+
     /// Worker: puts a record behind the others; false if it does not fit.
     pub(crate) fn append(&self, record: &[u8]) -> bool {
         let header = self.header();

@@ -392,10 +392,24 @@ fn babble(bytes: &[u8], x: u64) -> u64 {
 
 #[test]
 fn a_task_that_sends_an_empty_frame_through_its_channels() {
+    send_through_channels(Vec::new());
+}
+
+#[test]
+fn a_task_that_sends_a_few_bytes_through_its_channels() {
+    send_through_channels(b"nonsense".to_vec());
+}
+
+#[test]
+fn a_task_that_sends_many_bytes_through_its_channels() {
+    send_through_channels(vec![0xff; 4000]);
+}
+
+fn send_through_channels(frame: Vec<u8>) {
     let _dog = watchdog();
     let pool = pool(2);
     each_chunksize(&pool, babble, |call| {
-        let inputs = (0..INPUTS).map(|x| (Vec::new(), x));
+        let inputs = (0..INPUTS).map(|x| (frame.clone(), x));
         let results = call.starmap_results(inputs);
         for (x, result) in (0..).zip(results) {
             match result {

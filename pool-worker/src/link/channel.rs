@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
 use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
@@ -111,13 +112,29 @@ pub(crate) fn send(sender: &IpcBytesSender, frame: &[u8]) -> io::Result<()> {
 }
 
 /// Receives one frame, through interruptions by signals.
+///
+/// ipc-channel puts a frame of its own around each of ours. If something else was written to the
+/// socket (a task that writes to descriptors which are not its own can do that), it takes all that
+/// follows for the rest of a broken frame, until a buffer of some 208 KiB is full, and then panics.
+/// See [`nudge`].
 pub(crate) fn receive(receiver: &IpcBytesReceiver) -> Result<Vec<u8>, IpcError> {
     loop {
-        match receiver.recv() {
-            Err(IpcError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
+        match panic::catch_unwind(AssertUnwindSafe(|| receiver.recv())) {
+            Ok(Err(IpcError::Io(error))) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(other) => return other,
+            Err(_) => return Err(IpcError::Disconnected),
         }
     }
+}
+
+/// How often [`nudge`] must be called to free a receiver that waits for the rest of a broken frame.
+pub(crate) const NUDGES: u32 = 6;
+
+/// Helps to fill the buffer of a receiver that waits for the rest of a broken frame: five fill it, and
+/// the last is found too much. They would not all fit the socket if nobody received them; so each is
+/// sent a good while after the other.
+pub(crate) fn nudge(sender: &IpcBytesSender) {
+    let _ = send(sender, &[mark::END; 43 * 1024]);
 }
 
 /// Writes the parent's end mark behind everything that the worker has sent.
