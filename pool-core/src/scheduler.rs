@@ -149,6 +149,7 @@ struct Slot {
     given: VecDeque<Given>,
     generation: u32,
     answered: u32,
+    last_answered: Option<(JobId, usize)>,
     /// How many inputs this process was given in all.
     total: usize,
     /// A recall is on its way; nothing is given until it is answered.
@@ -164,6 +165,7 @@ impl Slot {
             given: VecDeque::new(),
             generation: 0,
             answered: 0,
+            last_answered: None,
             total: 0,
             recalling: false,
             drained: false,
@@ -368,6 +370,7 @@ impl Scheduler {
                 break;
             };
             state.answered = state.answered.wrapping_add(1);
+            state.last_answered = Some((given.job, given.input.index));
             task = Some(given.task.task);
             if given.void {
                 continue;
@@ -400,8 +403,11 @@ impl Scheduler {
     /// begun in all.
     pub(crate) fn recalled(&mut self, slot: usize, generation: u32, begun: u32) {
         let state = &mut self.slots[slot];
+        // The worker that was meant may have died since, and another may sit in its place.
+        if !std::mem::take(&mut state.recalling) {
+            return;
+        }
         state.generation = generation;
-        state.recalling = false;
         let running = state.running(begun);
         let mut back: Vec<Given> = state.given.drain(running..).collect();
         state.total -= back.len();
@@ -425,13 +431,18 @@ impl Scheduler {
         back.retain(|given| self.is_wanted(given));
         // The rest of an explicit chunk stays with its worker, if that one lives on.
         let state = &self.slots[slot];
+        let before = state
+            .given
+            .back()
+            .map(|running| (running.job, running.input.index))
+            .or(state.last_answered);
         if state.phase == Phase::Ready
-            && let (Some(running), Some(next)) = (state.given.back(), back.first())
-            && same_chunk(running, next)
+            && let Some(before) = before
+            && back.first().is_some_and(|next| goes_on(before, next))
         {
             let stays = back
                 .iter()
-                .take_while(|given| same_chunk(given, running))
+                .take_while(|given| goes_on(before, given))
                 .count();
             let rest = back.split_off(stays);
             self.hand_over(slot, back);
@@ -700,7 +711,9 @@ impl Scheduler {
     /// rest of one explicit chunk.
     fn can_share(&self, slot: &Slot) -> bool {
         match (slot.given.front(), slot.given.back()) {
-            (Some(first), Some(last)) => slot.given.len() > 1 && !same_chunk(first, last),
+            (Some(first), Some(last)) => {
+                slot.given.len() > 1 && !goes_on((first.job, first.input.index), last)
+            }
             _ => false,
         }
     }
@@ -799,16 +812,16 @@ impl Scheduler {
     /// Answers everything with `failure`, and wants no worker any more.
     fn end(&mut self, mode: Mode, failure: &Failure) {
         self.mode = mode;
+        let mut given: HashMap<JobId, Vec<usize>> = HashMap::new();
+        for slot in &self.slots {
+            for input in slot.given.iter().filter(|input| !input.void) {
+                given.entry(input.job).or_default().push(input.input.index);
+            }
+        }
         for (id, queue) in std::mem::take(&mut self.jobs) {
-            let given = self
-                .slots
-                .iter()
-                .flat_map(|slot| &slot.given)
-                .filter(|given| given.job == id && !given.void)
-                .map(|given| given.input.index);
             let pending = queue.pending.iter().map(|next| next.input.index);
             let outcomes = pending
-                .chain(given)
+                .chain(given.remove(&id).unwrap_or_default())
                 .map(|index| (index, Err(Box::new(failure.clone()))))
                 .collect();
             self.actions
@@ -853,11 +866,12 @@ fn whole_chunks(pending: &VecDeque<Pending>, size: usize, most: usize) -> usize 
         })
 }
 
-/// Whether two inputs must run in one worker, one after the other.
-fn same_chunk(a: &Given, b: &Given) -> bool {
-    a.job == b.job
-        && a.task
+/// Whether an input belongs to the same explicit chunk as one before it, and so to the same worker.
+fn goes_on((job, index): (JobId, usize), given: &Given) -> bool {
+    job == given.job
+        && given
+            .task
             .options
             .chunksize
-            .is_some_and(|size| a.input.index / size == b.input.index / size)
+            .is_some_and(|size| index / size == given.input.index / size)
 }

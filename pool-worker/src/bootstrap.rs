@@ -13,8 +13,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic;
 use std::path::{self, Path};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use ipc_channel::ipc::{IpcOneShotServer, IpcSender};
+use ipc_channel::ipc::{self, IpcOneShotServer, IpcSender};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat};
 
 use crate::protocol::Greeting;
@@ -62,6 +63,7 @@ pub(crate) fn open() -> io::Result<(Server, Door)> {
         ))
     };
     check_temporary_directory()?;
+    measure_sockets()?;
     // ipc-channel asserts that an error in making the directory has no number, and tempfile gives
     // it one without.
     let made = panic::catch_unwind(Server::new)
@@ -75,6 +77,21 @@ pub(crate) fn open() -> io::Result<(Server, Door)> {
     }
     let door = door.map_err(|error| failed(io::Error::from(error).to_string()))?;
     Ok((server, Door(door)))
+}
+
+/// With its first message ipc-channel measures what a socket holds, once and for all; if it has no
+/// descriptors for that, it never sends a message again. So it does that here, where descriptors
+/// have just been seen.
+fn measure_sockets() -> io::Result<()> {
+    static MEASURED: AtomicBool = AtomicBool::new(false);
+    if MEASURED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let (sender, _receiver) = ipc::bytes_channel()?;
+    drop(ipc::bytes_channel()?);
+    sender.send(b"how much?")?;
+    MEASURED.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// ipc-channel cuts a socket name that is too long, and panics where it can't make the file.

@@ -35,7 +35,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde_bytes::Bytes;
 
 use crate::bootstrap::{self, Door, Server};
@@ -301,6 +301,8 @@ impl Worker {
 
     /// Kills it and reads its status at once: for a worker that nobody will watch.
     pub fn discard(&self) {
+        // Nobody waits behind the door.
+        self.state().door = None;
         self.kill();
         self.bury();
     }
@@ -320,6 +322,8 @@ impl Worker {
         // After the burial the number may belong to others.
         if state.exit.is_none() {
             let _ = kill_process_group(self.0.group, signal);
+            // A task may have left the group.
+            let _ = pidfd_send_signal(&self.0.pidfd, signal);
         }
     }
 
@@ -364,8 +368,10 @@ impl Worker {
         // Bytes and strings into a vector: does not fail.
         if codec::encode(request, &mut message).is_ok()
             && let Some(link) = self.link()
+            && link.outbox.send(message).is_err()
         {
-            link.outbox.send(message);
+            // It is dead already, or will never get what it must have.
+            self.kill();
         }
     }
 
@@ -475,8 +481,10 @@ impl Mailbox {
         // ipc-channel asserts where it maps memory and counts descriptors: a process that runs out
         // of either must not lose a thread to that.
         let greeting = panic::catch_unwind(AssertUnwindSafe(|| server.accept()))
-            .map_err(|_| "no memory or no descriptor left for its channels".to_owned())?;
-        let hello = match greeting {
+            .map_err(|_| "no memory or no descriptor left for its channels".to_owned());
+        // Nobody waits behind the door any more, and a connection to nobody would leak.
+        self.worker.state().door = None;
+        let hello = match greeting? {
             Ok((_, Greeting::Hello(hello))) => hello,
             Ok((_, Greeting::GiveUp)) => return Ok(Stage::Silent),
             // It died between connecting and saying hello.
@@ -509,7 +517,6 @@ impl Mailbox {
                 channel::mark_end(&link.end);
             }
             state.link = Some(Arc::clone(&link));
-            state.door = None;
         }
         self.worker
             .request(&Request::Setup(setup.as_ref().map(|setup| Initializer {
@@ -581,8 +588,9 @@ impl Mailbox {
                 });
             }
         }
-        link.outbox.taken(u32::from_le_bytes(*taken));
-        Ok(())
+        link.outbox
+            .taken(u32::from_le_bytes(*taken))
+            .map_err(|error| error.to_string())
     }
 }
 

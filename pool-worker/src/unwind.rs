@@ -35,16 +35,22 @@ pub(crate) fn install(last_words: impl Fn(Panic) + Send + Sync + 'static) {
 
 /// Runs `task`, and turns a panic into its report.
 pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
+    REPORT.set(None);
     IN_TASK.set(true);
     let result = panic::catch_unwind(AssertUnwindSafe(task));
     IN_TASK.set(false);
     result.map_err(|payload| {
-        let report = REPORT.take().unwrap_or_else(|| Panic {
-            // `resume_unwind` calls no hook, and a task may have put a hook of its own in place.
-            message: message(&*payload),
-            location: None,
-            backtrace: None,
-        });
+        let message = message(&*payload);
+        // `resume_unwind` calls no hook, and a task may have put a hook of its own in place. Then
+        // what is here, if anything, tells of another panic, which the task has caught.
+        let report = REPORT
+            .take()
+            .filter(|report| report.message == message)
+            .unwrap_or(Panic {
+                message,
+                location: None,
+                backtrace: None,
+            });
         // A payload may panic when it is dropped.
         std::mem::forget(payload);
         report

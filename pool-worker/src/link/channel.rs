@@ -56,7 +56,11 @@ impl Outbox {
     }
 
     /// Sends a message, or keeps what does not fit until the worker has taken enough.
-    pub(crate) fn send(&self, message: Message) {
+    ///
+    /// # Errors
+    ///
+    /// If the worker is gone, or if the system refused: then the channel is of no use any more.
+    pub(crate) fn send(&self, message: Message) -> io::Result<()> {
         let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
         let queued = protocol::each_frame(message, |frame| {
             flow.waiting.push_back(frame);
@@ -68,36 +72,39 @@ impl Outbox {
     }
 
     /// Notes how many frames the worker has taken since it began.
-    pub(crate) fn taken(&self, total: u32) {
+    ///
+    /// # Errors
+    ///
+    /// If it claims more than it was sent; or as [`send`](Outbox::send).
+    pub(crate) fn taken(&self, total: u32) -> io::Result<()> {
         let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
-        // A worker that claims more than it was sent gains nothing by it.
-        while flow.taken != total {
-            let Some(cost) = flow.in_socket.pop_front() else {
-                break;
-            };
-            flow.taken = flow.taken.wrapping_add(1);
-            flow.used -= cost;
+        let new = total.wrapping_sub(flow.taken) as usize;
+        if new > flow.in_socket.len() {
+            return Err(io::Error::other("it has taken more than it was sent"));
         }
-        flow.pump(&self.sender);
+        let freed: usize = flow.in_socket.drain(..new).sum();
+        flow.used -= freed;
+        flow.taken = total;
+        flow.pump(&self.sender)
     }
 }
 
 impl Flow {
-    fn pump(&mut self, sender: &IpcBytesSender) {
+    fn pump(&mut self, sender: &IpcBytesSender) -> io::Result<()> {
         while let Some(frame) = self.waiting.front() {
             let cost = cost(frame);
             if self.used > 0 && self.used + cost > WINDOW {
-                return;
+                return Ok(());
             }
-            if send(sender, frame).is_err() {
-                // The worker is gone, and its watcher will say so.
+            if let Err(error) = send(sender, frame) {
                 self.waiting.clear();
-                return;
+                return Err(error);
             }
             self.used += cost;
             self.in_socket.push_back(cost);
             self.waiting.pop_front();
         }
+        Ok(())
     }
 }
 
