@@ -125,6 +125,10 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// that is open gets [`Failure::Cancelled`]; without, what is taken back gets no outcome.
     fn cancel(&self, job: JobId, running: bool);
 
+    /// Delivers what is finished but kept back to be sent with more. False: nothing is kept back, nor
+    /// will be, as long as no inputs are added.
+    fn look(&self) -> bool;
+
     /// How many inputs of this task are worth giving to one worker at once.
     fn hint(&self, task: &'static str) -> usize;
 

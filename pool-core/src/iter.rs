@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pool_worker::Task;
 
-use crate::backend::{Options, Outcome, Sink};
+use crate::backend::{Backend, Options, Outcome, Sink};
 use crate::call::decode;
 use crate::error::Error;
 use crate::feed::Feed;
@@ -22,6 +22,10 @@ pub type Packed<T, A, I> = Map<<I as IntoIterator>::IntoIter, fn(A) -> <T as Tas
 
 /// A chunk that the pool chooses is not larger than this here, so that little is drawn ahead.
 const CHUNK_MAX: usize = 64;
+
+/// How soon results are looked for that are finished but not sent, and how often at the least.
+const LOOK_FIRST: Duration = Duration::from_millis(2);
+const LOOK_LAST: Duration = Duration::from_millis(50);
 
 /// The results of [`Pool::imap`] or [`Pool::istarmap`], in the order of the inputs.
 ///
@@ -220,13 +224,16 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         loop {
             self.draw();
             if self.consumed < self.drawn {
-                return Some(match self.arrivals.take(self.consumed, deadline) {
-                    Some((index, outcome)) => {
-                        self.consumed += 1;
-                        decode::<T>(&outcome, Some(index))
-                    }
-                    None => Err(Error::Timeout),
-                });
+                let backend = self.pool.backend();
+                return Some(
+                    match self.arrivals.take(self.consumed, deadline, &**backend) {
+                        Some((index, outcome)) => {
+                            self.consumed += 1;
+                            decode::<T>(&outcome, Some(index))
+                        }
+                        None => Err(Error::Timeout),
+                    },
+                );
             }
             match self.finally.take() {
                 Some(Finally::Refused(error)) => return Some(Err(error)),
@@ -274,7 +281,16 @@ struct Arrived {
 
 impl Arrivals {
     /// Waits for the outcome of this input; or for any, if the order does not matter.
-    fn take(&self, index: usize, deadline: Option<Instant>) -> Option<(usize, Outcome)> {
+    ///
+    /// Results of short tasks come many together, and if a long one follows them, they would wait for
+    /// that. So whoever waits has the backend look for them from time to time.
+    fn take(
+        &self,
+        index: usize,
+        deadline: Option<Instant>,
+        backend: &dyn Backend,
+    ) -> Option<(usize, Outcome)> {
+        let mut pause = Some(LOOK_FIRST);
         let mut arrived = self.lock();
         loop {
             let next = match self.order {
@@ -284,22 +300,29 @@ impl Arrivals {
             if next.is_some() {
                 return next;
             }
-            arrived = match deadline {
-                None => self
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return None;
+            }
+            let Some(wait) = [left, pause].into_iter().flatten().min() else {
+                arrived = self
                     .changed
                     .wait(arrived)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return None;
-                    }
-                    self.changed
-                        .wait_timeout(arrived, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
             };
+            let (guard, timeout) = self
+                .changed
+                .wait_timeout(arrived, wait)
+                .unwrap_or_else(PoisonError::into_inner);
+            arrived = guard;
+            if timeout.timed_out()
+                && let Some(last) = pause
+            {
+                drop(arrived);
+                pause = backend.look().then(|| (2 * last).min(LOOK_LAST));
+                arrived = self.lock();
+            }
         }
     }
 

@@ -16,6 +16,8 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -36,11 +38,18 @@ const GRACE: Duration = Duration::from_millis(200);
 /// Busy workers are looked at this often.
 const PATROL: Duration = Duration::from_secs(1);
 
-/// Whoever has sent what is not understood after this time is taken to have broken its channel.
-const UNHEARD_MAX: Duration = Duration::from_secs(5);
+/// Whoever has sent what is not understood for so many rounds is taken to have broken its channel.
+/// Rounds, since a parent that was stopped, or starved, must not count the time.
+const UNHEARD_MAX: u32 = 5;
 
 /// A dead worker's mailbox is nudged this often, if it does not report the death.
 const NUDGE: Duration = Duration::from_millis(100);
+
+/// A worker that was let go has this long for its exit handlers.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+
+/// A worker that dies idle so soon after its start is not replaced at once.
+const EARLY: Duration = Duration::from_secs(1);
 
 /// A thread of ours needs little stack: it runs no code of users.
 const STACK: usize = 256 * 1024;
@@ -106,7 +115,6 @@ struct Opened {
 }
 
 /// A place for one worker.
-#[derive(Default)]
 struct Seat {
     worker: Option<Worker>,
     thread: Option<JoinHandle<()>>,
@@ -116,15 +124,37 @@ struct Seat {
     pause_until: Option<Instant>,
     /// A worker that is not ready by then is killed.
     ready_by: Option<Instant>,
+    /// A worker that was asked to exit and is not gone by then is killed.
+    leave_by: Option<Instant>,
     /// Why the start of this worker counts as failed.
     failure: Option<String>,
-    was_ready: bool,
-    /// It has sent what its mailbox has not understood: how much it had, and since when.
-    unheard: Option<(u32, Instant)>,
+    ready_at: Option<Instant>,
+    /// It has sent what its mailbox has not understood: how much it had, and for how many rounds.
+    unheard: Option<(u32, u32)>,
+    patrolled_at: Instant,
     /// It was seen dead at this time.
     dead_at: Option<Instant>,
     /// Its mailbox thread has reported its death.
     gone: bool,
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        Seat {
+            worker: None,
+            thread: None,
+            wanted: false,
+            pause_until: None,
+            ready_by: None,
+            leave_by: None,
+            failure: None,
+            ready_at: None,
+            unheard: None,
+            patrolled_at: Instant::now(),
+            dead_at: None,
+            gone: false,
+        }
+    }
 }
 
 /// Outcomes on their way out, for each sink.
@@ -242,7 +272,29 @@ impl Backend for Local {
         }
     }
 
+    fn look(&self) -> bool {
+        self.is_ours()
+            && self.shared.update(|state| {
+                let mut more = false;
+                for slot in 0..state.seats.len() {
+                    // A single input is reported as soon as it is done.
+                    if !state.scheduler.is_ready(slot) || state.scheduler.given(slot).len() < 2 {
+                        continue;
+                    }
+                    more = true;
+                    if let Some(worker) = &state.seats[slot].worker {
+                        let outcomes = worker.peek();
+                        state.scheduler.answered(slot, outcomes, Duration::ZERO);
+                    }
+                }
+                more
+            })
+    }
+
     fn hint(&self, task: &'static str) -> usize {
+        if !self.is_ours() {
+            return 1;
+        }
         self.shared.lock().scheduler.hint(task)
     }
 
@@ -299,9 +351,14 @@ impl Backend for Local {
 
     /// A process can be stuck in the kernel, beyond the reach of SIGKILL, so the wait is bounded.
     fn shut_down(&self) {
-        if !self.is_ours() {
+        let supervisor = self
+            .supervisor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(supervisor) = supervisor.filter(|_| self.is_ours()) else {
             return;
-        }
+        };
         self.terminate();
         // A waker that drops the last handle of a pool may run on a thread of that pool, and the
         // end of the pool waits for its threads.
@@ -309,12 +366,7 @@ impl Backend for Local {
             return;
         }
         let gone = self.join(Some(Instant::now() + Duration::from_secs(5)));
-        let supervisor = self
-            .supervisor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let (Ok(()), Some(supervisor)) = (gone, supervisor) {
+        if gone.is_ok() {
             let _ = supervisor.join();
         }
     }
@@ -324,6 +376,9 @@ impl Backend for Local {
     }
 
     fn worker_pids(&self) -> Vec<u32> {
+        if !self.is_ours() {
+            return Vec::new();
+        }
         self.shared
             .lock()
             .seats
@@ -348,7 +403,11 @@ impl Shared {
             (result, deliveries, wake)
         };
         for (sink, outcomes) in deliveries {
-            sink.deliver(outcomes);
+            // The waker of a user's future may panic, and this may be a thread that others need.
+            let delivered = panic::catch_unwind(AssertUnwindSafe(|| sink.deliver(outcomes)));
+            if let Err(payload) = delivered {
+                mem::forget(payload);
+            }
         }
         if wake {
             self.waker.wake();
@@ -364,7 +423,10 @@ impl Shared {
                 return Err(why.clone());
             }
             let slots = 0..self.settings.processes;
-            if slots.into_iter().all(|slot| state.seats[slot].was_ready) {
+            if slots
+                .into_iter()
+                .all(|slot| state.seats[slot].ready_at.is_some())
+            {
                 return Ok(());
             }
             state = self
@@ -413,8 +475,11 @@ impl State {
                     }
                 }
                 Action::Ask { slot } => {
-                    if let Some(worker) = &self.seats[slot].worker {
+                    let seat = &mut self.seats[slot];
+                    if let Some(worker) = &seat.worker {
                         worker.ask_to_exit();
+                        seat.leave_by = Some(Instant::now() + LEAVE_MAX);
+                        wake = true;
                     }
                 }
                 Action::Kill { slot } => {
@@ -443,7 +508,7 @@ impl State {
         self.kill_at = Some(Instant::now() + GRACE);
         for (slot, seat) in self.seats.iter().enumerate() {
             let Some(worker) = &seat.worker else { continue };
-            if seat.was_ready && self.scheduler.given(slot).is_empty() {
+            if seat.ready_at.is_some() && self.scheduler.given(slot).is_empty() {
                 worker.ask_to_exit();
             } else {
                 worker.terminate();
@@ -468,7 +533,7 @@ fn read_mailbox(shared: &Shared, slot: usize, worker: &Worker, mut mailbox: Mail
             Event::Ready => {
                 shared.update(|state| {
                     let seat = &mut state.seats[slot];
-                    seat.was_ready = true;
+                    seat.ready_at = Some(Instant::now());
                     seat.ready_by = None;
                     state.scheduler.ready(slot);
                 });
@@ -481,9 +546,10 @@ fn read_mailbox(shared: &Shared, slot: usize, worker: &Worker, mut mailbox: Mail
                 drop(state);
                 worker.kill();
             }
-            Event::Outcomes { outcomes, busy } => {
-                shared.update(|state| state.scheduler.answered(slot, outcomes, busy));
-            }
+            Event::Outcomes(report) => shared.update(|state| {
+                let (outcomes, busy) = worker.accept(report);
+                state.scheduler.answered(slot, outcomes, busy);
+            }),
             Event::Garbled(why) => {
                 shared.update(|state| {
                     state.seats[slot].failure.get_or_insert(why);
@@ -525,8 +591,11 @@ fn bury(shared: &Shared, state: &mut State, slot: usize, worker: &Worker, exit: 
     let seat = &mut state.seats[slot];
     seat.gone = true;
     seat.ready_by = None;
-    if seat.was_ready {
+    if let Some(ready_at) = seat.ready_at {
         let begun = worker.progress().begun;
+        if begun == 0 && ready_at.elapsed() < EARLY {
+            seat.pause_until = Some(Instant::now() + START_PAUSE);
+        }
         state.scheduler.died(slot, begun, worker.pid(), exit);
         return;
     }
@@ -564,28 +633,30 @@ fn supervise(shared: &Arc<Shared>, watch: &Watch) {
     loop {
         clear_seats(shared);
         start_workers(shared);
-        let (workers, timeout) = {
-            let mut state = shared.lock();
+        // In one with the actions that follow, so that they meet the workers that they are meant for.
+        let watched = shared.update(|state| {
             if state.scheduler.is_over() && state.seats.iter().all(|seat| seat.worker.is_none()) {
                 state.over = true;
-                drop(state);
-                shared.changed.notify_all();
-                return;
+                return None;
             }
-            let next = keep_time(&mut state, &shared.settings);
+            let (next, stuck) = keep_time(state, &shared.settings);
             let workers: Vec<Worker> = state
                 .seats
                 .iter()
                 .filter_map(|seat| seat.worker.clone().filter(|_| !seat.gone))
                 .filter(|worker| !worker.is_dead())
                 .collect();
-            (
-                workers,
-                next.map(|at| at.saturating_duration_since(Instant::now())),
-            )
+            let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+            Some((workers, timeout, stuck))
+        });
+        let Some((workers, timeout, stuck)) = watched else {
+            shared.changed.notify_all();
+            return;
         };
-        // What the time has brought about.
-        shared.update(|_| ());
+        // A nudge may have to wait for the mailbox, which may have to wait for the lock.
+        for worker in stuck {
+            worker.nudge();
+        }
         watch.wait(&workers, timeout);
     }
 }
@@ -667,7 +738,9 @@ fn start_workers(shared: &Arc<Shared>) {
 }
 
 /// Does what is due, and says when the next thing will be.
-fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
+/// Also gives the dead workers whose mailboxes have not noticed.
+fn keep_time(state: &mut State, settings: &Settings) -> (Option<Instant>, Vec<Worker>) {
+    let mut stuck = Vec::new();
     let now = Instant::now();
     let clock = pool_worker::now();
     let mut next: Option<Instant> = None;
@@ -694,11 +767,19 @@ fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
                 soonest(at);
             }
         }
+        if let Some(at) = seat.leave_by {
+            if at <= now {
+                seat.leave_by = None;
+                worker.kill();
+            } else {
+                soonest(at);
+            }
+        }
         if worker.is_dead() {
             let dead_at = *seat.dead_at.get_or_insert(now);
             if now >= dead_at + NUDGE {
                 seat.dead_at = Some(now);
-                worker.nudge();
+                stuck.push(worker);
             }
             soonest(now + NUDGE);
             continue;
@@ -707,12 +788,19 @@ fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
             state.patrolling = true;
             soonest(now + PATROL);
             seat.unheard = match (worker.unheard(), seat.unheard) {
-                (Some(heard), Some((before, since))) if heard == before => Some((heard, since)),
-                (unheard, _) => unheard.map(|heard| (heard, now)),
+                (Some(heard), Some((before, rounds))) if heard == before => {
+                    // The supervisor wakes for other reasons too.
+                    let due = now >= seat.patrolled_at + PATROL;
+                    Some((heard, rounds + u32::from(due)))
+                }
+                (unheard, _) => unheard.map(|heard| (heard, 0)),
             };
+            if now >= seat.patrolled_at + PATROL {
+                seat.patrolled_at = now;
+            }
             if seat
                 .unheard
-                .is_some_and(|(_, since)| now >= since + UNHEARD_MAX)
+                .is_some_and(|(_, rounds)| rounds >= UNHEARD_MAX)
             {
                 seat.unheard = None;
                 state.scheduler.distrust(slot);
@@ -735,7 +823,7 @@ fn keep_time(state: &mut State, settings: &Settings) -> Option<Instant> {
             soonest(at);
         }
     }
-    next
+    (next, stuck)
 }
 
 /// Ends an input that is past its limit; otherwise says how long it has, or how long the next one

@@ -233,8 +233,9 @@ impl Pool {
     /// # Errors
     ///
     /// [`Error::StillOpen`] without [`close`](Pool::close) or [`terminate`](Pool::terminate) before;
-    /// or if, after `close`, this same thread holds an [`Imap`] with inputs still to be drawn: the
-    /// workers would wait for them for ever.
+    /// or if, after `close`, there is an [`Imap`] with inputs still to be drawn that was last drawn from
+    /// by this same thread: the workers would wait for them for ever. (One that was handed to another
+    /// thread counts as that one's from when it draws there.)
     pub fn join(&self) -> Result<(), Error> {
         self.join_until(None)
     }

@@ -664,3 +664,61 @@ fn a_worker_goes_after_its_number_of_inputs() {
     }
     assert_eq!(processes, 2);
 }
+
+#[test]
+fn a_recall_that_comes_after_the_death_is_not_meant_for_the_next_worker() {
+    let mut world = ready(1);
+    let options = Options {
+        time_limit: Some(Duration::from_secs(1)),
+        ..Options::default()
+    };
+    world.submit(1, options, false);
+    world.act();
+    world.begin(0);
+    world.scheduler.overdue(0, 1);
+    // Before the recall is carried out the worker dies by itself, and another takes its place.
+    let dead = world.slots[0].take().unwrap();
+    world.scheduler.died(0, dead.begun, 1, Exit::Code(0));
+    world.scheduler.recalled(0, 1, dead.begun);
+    world.act();
+    world.start(0, true);
+    world.become_ready(0);
+    world.submit(1, Options::default(), false);
+    world.act();
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert!(world.outcomes[&(JobId(1), 0)].is_ok());
+}
+
+#[test]
+fn a_chunk_is_not_cut_between_two_of_its_inputs() {
+    let mut world = ready(2);
+    for task in ["even", "odd"] {
+        let pace = Duration::from_nanos(100);
+        world.scheduler.pace.insert(task, pace);
+    }
+    // A chunk for each worker, and something else behind it.
+    world.submit(8, chunks_of(4), false);
+    world.submit(1, Options::default(), false);
+    world.submit(1, Options::default(), false);
+    world.act();
+    assert_eq!(queue_of(&world, 1), [4, 5, 6, 7, 0]);
+    // Worker 0 is through. Worker 1 has told of two, and has not begun the third, when what is behind
+    // its chunk is taken back.
+    for _ in 0..5 {
+        world.begin(0);
+    }
+    world.tell(0, true);
+    world.begin(1);
+    world.begin(1);
+    world.tell(1, true);
+    world.scheduler.cancel(JobId(2), true);
+    world.act();
+    assert_eq!(queue_of(&world, 0), [0_usize; 0]);
+    world.begin(1);
+    world.begin(1);
+    world.tell(1, true);
+    world.act();
+    assert_eq!(world.outcomes.len(), 10);
+}

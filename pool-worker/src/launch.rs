@@ -30,7 +30,6 @@ use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{self, Child, Command};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,17 +68,23 @@ pub enum Event {
     Ready,
     /// The initializer failed. The worker exits by itself.
     Failed(Fault),
-    /// The next inputs of those that were given, in the order in which they were, are done.
-    Outcomes {
-        /// One for each input.
-        outcomes: Vec<Outcome>,
-        /// How long the worker was busy with them.
-        busy: Duration,
-    },
+    /// The next inputs of those that were given, in the order in which they were, are done: see
+    /// [`Worker::accept`].
+    Outcomes(Report),
     /// The worker said something that no worker of ours says. It should be killed.
     Garbled(String),
     /// The worker is dead; nothing comes after this.
     Died(Exit),
+}
+
+/// Outcomes as they came, some of which may have been read before they came.
+#[derive(Debug)]
+pub struct Report {
+    /// The number of the message; `None` if it was read from the journal.
+    epoch: Option<u32>,
+    outcomes: Vec<Outcome>,
+    /// How long the worker was busy with them.
+    busy: Duration,
 }
 
 /// A worker process, as all threads of the parent share it.
@@ -112,8 +117,31 @@ struct Link {
     outbox: Outbox,
     end: IpcBytesSender,
     ledger: Ledger,
-    /// How many messages with outcomes were understood.
-    heard: AtomicU32,
+    seen: Mutex<Seen>,
+}
+
+/// How far the parent has read what the worker has finished.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// The number of the next message with outcomes to be accepted.
+    epoch: u32,
+    /// How many of its records were read from the journal already.
+    records: usize,
+}
+
+impl Link {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The records in the journal that were not read yet.
+    fn peek(&self) -> Vec<Outcome> {
+        let mut seen = self.seen();
+        let mut outcomes = read_records(Reader::new(&self.ledger.peek(seen.epoch)));
+        outcomes.drain(..seen.records.min(outcomes.len()));
+        seen.records += outcomes.len();
+        outcomes
+    }
 }
 
 impl fmt::Debug for Link {
@@ -205,6 +233,7 @@ pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox
             token: call.token,
             setup,
         },
+        initialized: false,
         ready: VecDeque::new(),
     };
     Ok((worker, mailbox))
@@ -275,8 +304,37 @@ impl Worker {
     /// has understood. If that stays so, the channel is broken.
     pub fn unheard(&self) -> Option<u32> {
         let link = self.link()?;
-        let heard = link.heard.load(Ordering::Relaxed);
+        let heard = link.seen().epoch;
         (link.ledger.epoch() != heard).then_some(heard)
+    }
+
+    /// The outcomes of a report that were not [`peek`](Worker::peek)ed at before, and how long the
+    /// worker was busy with them. To be called for one report after the other, and under a lock that
+    /// is also held for `peek`: only so does each outcome come once, and in its turn.
+    pub fn accept(&self, report: Report) -> (Vec<Outcome>, Duration) {
+        let Report {
+            epoch,
+            mut outcomes,
+            busy,
+        } = report;
+        let (Some(epoch), Some(link)) = (epoch, self.link()) else {
+            return (outcomes, busy);
+        };
+        let mut seen = link.seen();
+        let count = outcomes.len();
+        outcomes.drain(..seen.records.min(count));
+        *seen = Seen {
+            epoch: epoch.wrapping_add(1),
+            records: 0,
+        };
+        let share = outcomes.len() as f64 / count.max(1) as f64;
+        (outcomes, busy.mul_f64(share))
+    }
+
+    /// The outcomes that it has finished and not sent yet; see [`accept`](Worker::accept). While a
+    /// report waits to be accepted there are none.
+    pub fn peek(&self) -> Vec<Outcome> {
+        self.link().map_or_else(Vec::new, |link| link.peek())
     }
 
     /// For a worker that is dead, and whose mailbox has not said so after a while: frees it, after a
@@ -403,6 +461,8 @@ impl Worker {
 pub struct Mailbox {
     worker: Worker,
     stage: Stage,
+    /// The initializer is through.
+    initialized: bool,
     /// What was found, and not yet handed out.
     ready: VecDeque<Event>,
 }
@@ -509,7 +569,7 @@ impl Mailbox {
             outbox: Outbox::new(requests),
             end,
             ledger,
-            heard: AtomicU32::new(0),
+            seen: Mutex::default(),
         });
         {
             let mut state = self.worker.state();
@@ -552,12 +612,21 @@ impl Mailbox {
             Piece::End => {
                 // A worker may write a mark as well; it is true once the worker is dead.
                 self.worker.wait_for_exit();
-                let outcomes = read_records(Reader::new(&link.ledger.leftovers(*epoch)));
-                if !outcomes.is_empty() {
-                    self.ready.push_back(Event::Outcomes {
-                        outcomes,
-                        busy: Duration::ZERO,
-                    });
+                let mut outcomes = link.peek();
+                match outcomes.pop() {
+                    // A build that aborts on a panic leaves that of the initializer here, too.
+                    Some(Err(fault)) if !self.initialized => {
+                        self.ready.push_back(Event::Failed(*fault));
+                    }
+                    Some(last) => {
+                        outcomes.push(last);
+                        self.ready.push_back(Event::Outcomes(Report {
+                            epoch: None,
+                            outcomes,
+                            busy: Duration::ZERO,
+                        }));
+                    }
+                    None => {}
                 }
                 Ok(false)
             }
@@ -570,7 +639,10 @@ impl Mailbox {
         let mut reader = Reader::new(message);
         let reply: Reply = reader.take_owned().map_err(|error| error.to_string())?;
         match reply {
-            Reply::Ready => self.ready.push_back(Event::Ready),
+            Reply::Ready => {
+                self.initialized = true;
+                self.ready.push_back(Event::Ready);
+            }
             Reply::Failed(fault) => self.ready.push_back(Event::Failed(fault)),
             Reply::Taken => {}
             Reply::Outcomes {
@@ -581,11 +653,11 @@ impl Mailbox {
                     return Err("a message is missing".to_owned());
                 }
                 *epoch = epoch.wrapping_add(1);
-                link.heard.store(*epoch, Ordering::Relaxed);
-                self.ready.push_back(Event::Outcomes {
+                self.ready.push_back(Event::Outcomes(Report {
+                    epoch: Some(number),
                     outcomes: read_records(reader),
                     busy: Duration::from_nanos(busy_ns),
-                });
+                }));
             }
         }
         link.outbox

@@ -23,10 +23,14 @@
 //! and knows the epoch that comes next: if the journal is of that epoch, what lies there was never
 //! sent, and is taken as if it had been.
 //!
+//! A living worker's journal can be read as well ([`Ledger::peek`]), for somebody who waits for a result
+//! that is finished while the next input takes its time. Records stay where they are until the epoch
+//! changes; if it has changed after they were copied, the copy is thrown away.
+//!
 //! The parent trusts nothing here: lengths are bounded, records are parsed like any message.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicU64, Ordering};
 
 use ipc_channel::ipc::IpcSharedMemory;
 
@@ -53,8 +57,8 @@ pub(crate) struct Ledger {
 }
 
 // SAFETY: `base` points to a mapping that `_memory` owns and that does not move. The header is only
-// accessed through atomics. The journal's bytes are written by the worker's side only, and read by
-// the parent's only when the worker is dead.
+// accessed through atomics. The journal's bytes are written by one thread of the worker's process, and
+// read by the parent's with volatile reads, never through a reference.
 unsafe impl Send for Ledger {}
 // SAFETY: as above.
 unsafe impl Sync for Ledger {}
@@ -177,7 +181,8 @@ impl Ledger {
         }
         // SAFETY: `len + record.len()` is within the journal, as just checked.
         let end = unsafe { self.journal_bytes().add(len) };
-        // SAFETY: as above; the parent does not read these bytes while the worker lives.
+        // SAFETY: as above; nothing else in this process refers to these bytes, and the parent does
+        // not look beyond `len`.
         unsafe { std::ptr::copy_nonoverlapping(record.as_ptr(), end, record.len()) };
         header
             .journal
@@ -192,18 +197,26 @@ impl Ledger {
             .store(join(epoch, 0), Ordering::Release);
     }
 
-    /// Parent, after the worker's death: the records of this epoch that were not sent.
-    pub(crate) fn leftovers(&self, epoch: u32) -> Vec<u8> {
-        let (left, len) = split(self.header().journal.load(Ordering::Acquire));
-        if left != epoch {
+    /// Parent: the records of this epoch, which were not sent yet. Of a dead worker, these are all.
+    pub(crate) fn peek(&self, epoch: u32) -> Vec<u8> {
+        let journal = &self.header().journal;
+        let (before, len) = split(journal.load(Ordering::Acquire));
+        if before != epoch {
             return Vec::new();
         }
-        let len = (len as usize).min(JOURNAL_MAX);
-        let mut bytes = vec![0; len];
-        // SAFETY: `len` is within the journal; the bytes are copied, not referred to, so what a
-        // surviving grandchild may still write to them can make them wrong, but nothing else.
-        unsafe { std::ptr::copy_nonoverlapping(self.journal_bytes(), bytes.as_mut_ptr(), len) };
-        bytes
+        let start = self.journal_bytes();
+        let bytes: Vec<u8> = (0..(len as usize).min(JOURNAL_MAX))
+            .map(|at| {
+                // SAFETY: `at` is within the journal.
+                let byte = unsafe { start.add(at) };
+                // SAFETY: the byte is mapped, and any value is valid. Another process may write to it,
+                // which makes the value wrong, but nothing else.
+                unsafe { byte.read_volatile() }
+            })
+            .collect();
+        atomic::fence(Ordering::Acquire);
+        let (after, _) = split(journal.load(Ordering::Relaxed));
+        if after == epoch { bytes } else { Vec::new() }
     }
 }
 
@@ -260,13 +273,13 @@ mod tests {
         let ledger = ledger();
         assert!(ledger.append(b"one"));
         assert!(ledger.append(b"two"));
-        assert_eq!(ledger.leftovers(0), b"onetwo");
+        assert_eq!(ledger.peek(0), b"onetwo");
         // Sent, but the worker died before it emptied the journal: the parent expects epoch 1.
-        assert_eq!(ledger.leftovers(1), b"");
+        assert_eq!(ledger.peek(1), b"");
         ledger.clear(1);
-        assert_eq!(ledger.leftovers(1), b"");
+        assert_eq!(ledger.peek(1), b"");
         assert!(ledger.append(b"three"));
-        assert_eq!(ledger.leftovers(1), b"three");
+        assert_eq!(ledger.peek(1), b"three");
     }
 
     #[test]
@@ -285,6 +298,6 @@ mod tests {
             .header()
             .journal
             .store(join(0, u32::MAX), Ordering::Release);
-        assert_eq!(ledger.leftovers(0).len(), JOURNAL_MAX);
+        assert_eq!(ledger.peek(0).len(), JOURNAL_MAX);
     }
 }

@@ -37,7 +37,7 @@ mod watch;
 pub use clock::now;
 pub use codec::{CodecError, Reader, decode, decode_bytes, encode, encode_bytes};
 pub use exit::Exit;
-pub use launch::{Event, Mailbox, Outcome, Setup, Worker, launch, may_launch};
+pub use launch::{Event, Mailbox, Outcome, Report, Setup, Worker, launch, may_launch};
 pub use ledger::Progress;
 pub use protocol::{Fault, Panic};
 pub use registry::{Registration, Run, RunError};

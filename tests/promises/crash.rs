@@ -821,3 +821,60 @@ fn a_stopped_worker_goes_on_when_it_is_continued() {
     assert_eq!(result.get().unwrap(), 9);
     assert_eq!(pool.worker_pids(), [pid]);
 }
+
+// ---- found by review ------------------------------------------------------------------------------
+
+#[pool_task]
+fn leave_the_group(x: u64) -> u64 {
+    if x == UNLUCKY {
+        let parent = std::os::unix::process::parent_id() as i32;
+        // SAFETY: takes and gives numbers only.
+        let parents = unsafe { libc::getpgid(parent) };
+        // SAFETY: as above.
+        let left = unsafe { libc::setpgid(0, parents) };
+        assert_eq!(left, 0);
+        forever();
+    }
+    x * x
+}
+
+#[test]
+fn a_task_that_has_left_its_process_group_is_killed_nevertheless() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let results = pool
+        .task(leave_the_group)
+        .time_limit(LIMIT)
+        .map_results(0..INPUTS);
+    for (x, result) in (0..).zip(results) {
+        match result {
+            Ok(value) => assert_eq!(value, x * x),
+            Err(error) => {
+                assert!(matches!(error, Error::TimeLimit(_)), "{error:?}");
+                assert_eq!(x, UNLUCKY);
+            }
+        }
+    }
+    works(&pool);
+}
+
+#[pool_task]
+fn panic_with_another_hook(x: u64) -> u64 {
+    if x == 0 {
+        let caught = std::panic::catch_unwind(|| panic!("old news"));
+        assert!(caught.is_err());
+        return 0;
+    }
+    std::panic::resume_unwind(Box::new("the real reason"))
+}
+
+#[test]
+fn a_panic_that_was_caught_is_not_blamed_on_another_task() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    assert_eq!(pool.apply(panic_with_another_hook, (0,)).unwrap(), 0);
+    match pool.apply(panic_with_another_hook, (1,)) {
+        Err(Error::Panicked(panicked)) => assert_eq!(panicked.message(), "the real reason"),
+        other => panic!("{other:?}"),
+    }
+}

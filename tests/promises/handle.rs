@@ -686,3 +686,30 @@ fn a_pool_may_be_dropped_while_others_wait() {
         assert!(matches!(awaiting.join().unwrap(), Err(Error::Terminated)));
     });
 }
+
+struct Panics;
+
+impl std::task::Wake for Panics {
+    fn wake(self: std::sync::Arc<Self>) {
+        panic!("a waker that panics");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_harms_nothing_else() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let gate = Gate::new();
+    let mut result = pool.apply_async(wait_at, (gate.path(), 7));
+    let waker = std::task::Waker::from(std::sync::Arc::new(Panics));
+    let mut context = std::task::Context::from_waker(&waker);
+    assert!(
+        std::pin::Pin::new(&mut result)
+            .poll(&mut context)
+            .is_pending()
+    );
+    gate.accept().release();
+    result.wait();
+    assert_eq!(result.get().unwrap(), 7);
+    works(&pool);
+}

@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::iter;
+use std::path::Path;
 use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{Error, Pool};
+use pool_core::{Error, Pool, pool_task};
 
-use crate::support::{Gate, lines, mark, pool, square, wait_at, watchdog, works};
+use crate::support::{Gate, lines, mark, pool, square, stand, wait_at, watchdog, works};
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -326,4 +327,33 @@ fn streams_side_by_side() {
             assert_eq!(stream.next().unwrap().unwrap(), (from + step).pow(2));
         }
     }
+}
+
+#[pool_task]
+fn quick_or_stuck(gate: &Path, id: u64, stuck: bool) -> u64 {
+    if stuck {
+        stand(gate, id);
+    }
+    id
+}
+
+#[test]
+fn results_do_not_wait_for_a_task_that_takes_its_time_behind_them() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let gate = Gate::new();
+    // Learn that the task is quick, so that many inputs go to the worker at once.
+    let quick = (0..1000).map(|id| (gate.path(), id, false));
+    assert_eq!(pool.starmap(quick_or_stuck, quick).unwrap().len(), 1000);
+    // Each stuck one is let through only when the results of all before it have been seen.
+    let inputs = (0..300).map(|id| (gate.path(), id, id % 100 == 99));
+    let mut results = pool.istarmap_unordered(quick_or_stuck, inputs);
+    for round in 0..3 {
+        for id in 0..99 {
+            assert_eq!(results.next().unwrap().unwrap(), 100 * round + id);
+        }
+        gate.accept().release();
+        assert_eq!(results.next().unwrap().unwrap(), 100 * round + 99);
+    }
+    assert!(results.next().is_none());
 }
