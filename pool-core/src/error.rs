@@ -188,7 +188,8 @@ impl WorkerLost {
         self.pid
     }
 
-    /// The name of the signal that killed it, such as `"SIGKILL"`.
+    /// The name of the signal that killed it, such as `"SIGKILL"`. `"SIGSEGV"` may be a stack that
+    /// overflowed.
     pub fn signal(&self) -> Option<&str> {
         self.exit.signal_name()
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, InvalidSetting};
 const BATCH_BYTES: usize = 8 << 20;
 
 /// What was drawn is handed over after this time, though there is room for more.
-const PATIENCE: Duration = Duration::from_micros(500);
+pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
 
 /// Feeds one job. Dropped before the end of its inputs (because the caller's iterator panicked, or
 /// the caller lost interest), it takes back what has not begun.

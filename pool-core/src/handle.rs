@@ -224,8 +224,8 @@ pub(crate) type Decode<R> = fn(&[Outcome]) -> Result<R, Error>;
 /// Wait for it with [`get`](AsyncResult::get), or `.await` it: it is a [`Future`], woken when the
 /// result is there, under any executor. The value is moved out once.
 ///
-/// Dropping it does not stop the work; the result is thrown away. [`cancel`](AsyncResult::cancel)
-/// stops it.
+/// Dropping it does not stop the work, not even in a `select` or under a timeout; the result is thrown
+/// away. [`cancel`](AsyncResult::cancel) stops it: `select` over `&mut result`, then cancel.
 ///
 /// # Examples
 ///

@@ -14,7 +14,7 @@ use pool_worker::Task;
 use crate::backend::{Backend, Options, Outcome, Sink};
 use crate::call::decode;
 use crate::error::Error;
-use crate::feed::Feed;
+use crate::feed::{Feed, PATIENCE};
 use crate::pool::Pool;
 
 /// The inputs of `imap`, each made a tuple of one.
@@ -32,8 +32,9 @@ const LOOK_LAST: Duration = Duration::from_millis(50);
 /// Yields one `Result<T::Output, Error>` for each input; an error takes its place and the results go
 /// on behind it. Inputs are drawn in the thread that calls `next`, at most
 /// `processes * (chunk size + 2)` ahead of what was consumed, so the inputs may be endless. (Without an
-/// explicit chunk size, that is from 1 to 64, by how short the tasks are.) They are drawn before a
-/// result is looked for: an iterator that waits makes `next` wait. If the
+/// explicit chunk size, that is from 1 to 64, by how short the tasks are.) `next` draws before it looks
+/// for a result, so an iterator that waits makes it wait, but not for more than one input if the
+/// result is there. If the
 /// input iterator panics, the results of all inputs before are yielded first, then the panic goes on.
 ///
 /// Dropped before its end, it takes back what has not begun; what runs is run to its end, and its
@@ -167,7 +168,15 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
 
     /// Draws inputs, as many whole chunks as fit the bound.
     fn draw(&mut self) {
-        while self.draw_some() {}
+        let mut began = Instant::now();
+        while self.draw_some() {
+            // A result that is there should not wait long for inputs that are slow in coming.
+            let now = Instant::now();
+            if now - began >= PATIENCE && self.arrivals.has(self.consumed) {
+                return;
+            }
+            began = now;
+        }
     }
 
     /// Draws some inputs and hands them over. False: there is no room for more, or there are none.
@@ -323,6 +332,15 @@ impl Arrivals {
                 pause = backend.look().then(|| (2 * last).min(LOOK_LAST));
                 arrived = self.lock();
             }
+        }
+    }
+
+    /// Whether [`take`](Arrivals::take) would not have to wait.
+    fn has(&self, index: usize) -> bool {
+        let arrived = self.lock();
+        match self.order {
+            Order::AsGiven => arrived.by_index.contains_key(&index),
+            Order::AsFinished => !arrived.by_time.is_empty(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::Deserialize;
 
-use crate::reason::reason;
+use crate::check::check;
 
 /// A value could not be encoded or decoded; prints the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,10 +24,11 @@ impl std::error::Error for CodecError {}
 
 /// Appends `value` to `out`; on an error `out` is as it was.
 pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    check(value).map_err(CodecError)?;
     let start = out.len();
     postcard::serialize_with_flavor(value, Append(&mut *out)).map_err(|error| {
         out.truncate(start);
-        CodecError(reason(value).unwrap_or_else(|| error.to_string()))
+        CodecError(error.to_string())
     })
 }
 
@@ -90,8 +91,16 @@ impl<'a> Reader<'a> {
 
     /// Takes a value that may borrow from the bytes, such as `&str`.
     pub fn take<T: Deserialize<'a>>(&mut self) -> Result<T, CodecError> {
-        let (value, rest) =
-            postcard::take_from_bytes(self.0).map_err(|error| CodecError(error.to_string()))?;
+        let (value, rest) = postcard::take_from_bytes(self.0).map_err(|error| {
+            CodecError(match error {
+                postcard::Error::WontImplement => {
+                    "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, \
+                     `serde_json::Value` and the like do that)"
+                        .to_owned()
+                }
+                error => error.to_string(),
+            })
+        })?;
         self.0 = rest;
         Ok(value)
     }

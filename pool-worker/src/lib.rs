@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `registry`, `codec`, `reason` | what a task is, which ones this binary has, how values become bytes, why not |
+//! | `task`, `registry`, `codec`, `check` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
 //! | `launch`, `bootstrap`, `watch`, `exit` | the parent's end: start, find each other, talk, see it die |
 //! | `protocol`, `ledger`, `link` | what both ends share: messages, memory, how bytes travel |
@@ -19,6 +19,7 @@ compile_error!(
 );
 
 mod bootstrap;
+mod check;
 mod clock;
 mod codec;
 mod entry;
@@ -27,7 +28,6 @@ mod launch;
 mod ledger;
 mod link;
 mod protocol;
-mod reason;
 mod registry;
 mod serve;
 mod task;

@@ -9,7 +9,8 @@ use crate::codec::CodecError;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a pool task",
     label = "not a pool task",
-    note = "annotate the function with `#[pool_task]`"
+    note = "annotate the function with `#[pool_task]`",
+    note = "a closure can't be a task: write a function, and pass what it captures as arguments"
 )]
 pub trait Task: Copy + Send + Sync + 'static {
     /// The arguments, as a tuple of owned types: `()` for none, `(A,)` for one, `(A, B)` for two.

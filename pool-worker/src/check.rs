@@ -1,8 +1,10 @@
-//! Why a value can't be encoded, in the words of its own `Serialize`.
+//! Whether a value can be encoded at all; and if not, why, in the words of its own `Serialize`.
 //!
 //! postcard keeps the kind of an error only, and a user who wrote "path contains invalid UTF-8
-//! characters" deserves to see it. This serializer writes nothing; it walks through the value until
-//! something fails, and keeps the message. It is used once an encoding has failed.
+//! characters" deserves to see it. And it takes no notice of a field that is left out
+//! (`skip_serializing_if`), after which the other side reads something else than was written. This
+//! serializer writes nothing; it walks through the value until something fails. For numbers and
+//! strings, and for vectors of them, the compiler makes nothing of it.
 
 use std::fmt::Display;
 
@@ -12,9 +14,9 @@ use serde::ser::{
     SerializeStructVariant, SerializeTuple, SerializeTupleStruct, SerializeTupleVariant,
 };
 
-/// The message of the first part of `value` that fails; `None` if no part does.
-pub(crate) fn reason<T: Serialize + ?Sized>(value: &T) -> Option<String> {
-    value.serialize(Walk).err().map(|error| error.to_string())
+/// The message of the first part of `value` that fails.
+pub(crate) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), String> {
+    value.serialize(Walk).map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy)]
@@ -162,6 +164,12 @@ macro_rules! fields {
             ) -> Result<(), Error> {
                 value.serialize(*self)
             }
+            fn skip_field(&mut self, key: &'static str) -> Result<(), Error> {
+                Err(Error::custom(format!(
+                    "field `{key}` is left out (`#[serde(skip_serializing_if)]`), and the bytes do \
+                     not tell which fields there are"
+                )))
+            }
             fn end(self) -> Result<(), Error> {
                 Ok(())
             }
@@ -213,6 +221,27 @@ mod tests {
         };
         let error = encode(&deep, &mut Vec::new()).unwrap_err();
         assert_eq!(error.to_string(), "path contains invalid UTF-8 characters");
+    }
+
+    #[test]
+    fn a_field_that_is_left_out_is_an_error() {
+        #[derive(serde::Serialize)]
+        struct Partly {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            level: Option<u8>,
+            size: u32,
+        }
+        let whole = Partly {
+            level: Some(1),
+            size: 300,
+        };
+        assert!(encode(&whole, &mut Vec::new()).is_ok());
+        let partly = Partly {
+            level: None,
+            size: 300,
+        };
+        let error = encode(&partly, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.starts_with("field `level` is left out"), "{error}");
     }
 
     #[test]
