@@ -31,13 +31,14 @@ use crate::backend::{Backend, Input, Job, JobId, Outcome, Sink};
 use crate::error::{Broken, Error, Start};
 use crate::scheduler::{Action, Mode, Scheduler};
 
-/// An idle worker that was asked to exit, and a busy one after SIGTERM, have this long.
+/// When all is ended, an idle worker that was asked to exit, and a busy one after SIGTERM, have this
+/// long.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// A worker that was let go has this long for its exit handlers.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 
-/// A thread of ours needs little stack: it runs no code of users.
+/// A thread of ours needs little stack: it runs no code of users but the wakers of their futures.
 const STACK: usize = 256 * 1024;
 
 thread_local! {

@@ -61,8 +61,9 @@ pub(crate) fn serve(call: Call) {
 
 /// The parent's descriptors are its own business; workers get 0, 1 and 2.
 fn close_inherited() {
-    // SAFETY: nothing in this process has opened a descriptor beyond 2 yet that is still in use:
-    // we are before `main`.
+    // SAFETY: we are before `main`, so what is open beyond 2 was inherited, or opened by constructors
+    // that ran before ours; those must not count on descriptors in a worker. Nothing of Rust's has
+    // opened one.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     if closed == 0 {
         return;
