@@ -1,7 +1,7 @@
 //! The seam between what users call and what runs their work.
 //!
 //! Above it: encoding, decoding, iterators, handles. Below it: queues, workers, deaths. A job
-//! crosses it as the name of a task, bytes, and options; its outcomes come back through a [`Sink`]
+//! crosses it as the number of a task, bytes, and options; its outcomes come back through a [`Sink`]
 //! as bytes, or as the reason why there are none. Nothing above the seam knows what a process is:
 //! another backend may run the same jobs on other machines. (The two methods that speak of
 //! processes answer questions that users ask; a backend without processes of its own answers with
@@ -11,19 +11,26 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Exit, Panic};
+use pool_worker::{Exit, Fault, Frames, Panic, Tag};
 
 use crate::error::{Broken, Codec, Error, Panicked, Place, Side, TimeLimit, WorkerLost};
+use crate::few::Few;
+use crate::sync::Parker;
 
 /// One accepted piece of work, for as long as it is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct JobId(pub(crate) u64);
+pub(crate) struct JobId {
+    /// Its place among those that are open.
+    pub(crate) place: u32,
+    /// Tells it from others that had the place before.
+    pub(crate) serial: u32,
+}
 
 /// What to run, and how.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Job {
     /// Finds the task in any process that runs the same program.
-    pub(crate) task: &'static str,
+    pub(crate) task: u32,
     pub(crate) options: Options,
 }
 
@@ -38,15 +45,84 @@ pub(crate) struct Options {
     pub(crate) retries: u32,
 }
 
-/// One encoded input of a job.
+/// Encoded inputs of a job, one behind the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Input {
-    pub(crate) index: usize,
-    pub(crate) bytes: Vec<u8>,
+pub(crate) struct Portion {
+    /// The position of the first among the job's inputs.
+    pub(crate) first: usize,
+    pub(crate) inputs: Frames,
 }
 
-/// What became of one input. Failures are rare and large, results are many: hence the box.
-pub(crate) type Outcome = Result<Vec<u8>, Box<Failure>>;
+/// What became of inputs that follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcomes {
+    /// The position of the first among the job's inputs.
+    pub(crate) first: usize,
+    pub(crate) what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Encoded results, and what workers say of those that there are none of.
+    Replies(Frames),
+    /// All of them came to the same end.
+    Failed { count: usize, failure: Arc<Failure> },
+}
+
+impl Outcomes {
+    pub(crate) fn failed(first: usize, count: usize, failure: Arc<Failure>) -> Outcomes {
+        Outcomes {
+            first,
+            what: What::Failed { count, failure },
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        match &self.what {
+            What::Replies(frames) => frames.count(),
+            What::Failed { count, .. } => *count,
+        }
+    }
+
+    /// Takes the first away: its position, and its encoded result or the reason why there is none.
+    pub(crate) fn pop(&mut self) -> Option<(usize, Result<&[u8], Arc<Failure>>)> {
+        let index = self.first;
+        self.first += 1;
+        match &mut self.what {
+            What::Replies(frames) => frames.pop().map(|reply| (index, read(reply))),
+            What::Failed { count, failure } => {
+                *count = count.checked_sub(1)?;
+                Some((index, Err(Arc::clone(failure))))
+            }
+        }
+    }
+
+    /// Each with its position.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, Result<&[u8], Arc<Failure>>)> {
+        let (replies, failed) = match &self.what {
+            What::Replies(frames) => (Some(frames.iter().map(read)), None),
+            What::Failed { count, failure } => (
+                None,
+                Some((0..*count).map(|_| Err(Arc::clone(failure)))),
+            ),
+        };
+        let each = replies.into_iter().flatten();
+        (self.first..).zip(each.chain(failed.into_iter().flatten()))
+    }
+}
+
+/// What a worker has replied to one input.
+fn read((tag, bytes): (Tag, &[u8])) -> Result<&[u8], Arc<Failure>> {
+    match tag {
+        Tag::Value => Ok(bytes),
+        Tag::Fault => Err(Arc::new(match Fault::from_bytes(bytes) {
+            Some(Fault::Panicked(panic)) => Failure::Panicked(panic),
+            Some(Fault::Decode(why) | Fault::Unknown(why)) => Failure::DecodeArguments(why),
+            Some(Fault::Encode(why)) => Failure::EncodeResult(why),
+            None => Failure::EncodeResult("the worker has written what is no reply".to_owned()),
+        })),
+    }
+}
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,11 +174,30 @@ impl Failure {
     }
 }
 
-/// Where outcomes go. Called from the backend's threads, so it neither blocks nor runs code of
-/// users other than the wakers of their futures.
+/// Where outcomes go. Called from any thread, so it neither blocks nor runs code of users other than
+/// the wakers of their futures.
 pub(crate) trait Sink: Debug + Send + Sync {
     /// Takes outcomes: exactly one for each input, in any order.
-    fn deliver(&self, outcomes: Vec<(usize, Outcome)>);
+    fn deliver(self: Arc<Self>, outcomes: Outcomes);
+}
+
+/// What of a job a thread waits for. A hint about when it is worth waking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// All outcomes, or as many as come together.
+    All,
+    /// Any.
+    Any,
+    /// That of this input.
+    Index(usize),
+}
+
+/// A thread that waits for outcomes.
+pub(crate) trait Waiting {
+    /// Whether it need not wait any more.
+    fn is_over(&self) -> bool;
+    /// Whoever makes it so is to wake this parker; or is not to, any more.
+    fn tell(&self, parker: &Arc<Parker>, wake: bool);
 }
 
 /// What a pool needs of whatever runs its work.
@@ -113,24 +208,33 @@ pub(crate) trait Backend: Debug + Send + Sync {
         &self,
         job: Job,
         sink: Arc<dyn Sink>,
-        inputs: Vec<Input>,
+        inputs: Few<Portion>,
         more: bool,
     ) -> Result<JobId, Error>;
 
     /// Adds inputs. Refused if the job was ended by [`cancel`](Backend::cancel), or by the end of
     /// the pool; then the sink has an outcome for everything that was accepted before.
-    fn push(&self, job: JobId, inputs: Vec<Input>, more: bool) -> Result<(), Error>;
+    fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error>;
 
     /// Takes back what has not begun; with `running`, stops what has. With `running`, everything
     /// that is open gets [`Failure::Cancelled`]; without, what is taken back gets no outcome.
     fn cancel(&self, job: JobId, running: bool);
 
-    /// Delivers what is finished but kept back to be sent with more. False: nothing is kept back, nor
-    /// will be, as long as no inputs are added.
-    fn look(&self) -> bool;
+    /// Waits until `waiting` is over; false if the deadline is before that. The calling thread works
+    /// for the pool meanwhile: it delivers what arrives, to whomever.
+    fn wait(
+        &self,
+        job: JobId,
+        want: Want,
+        waiting: &dyn Waiting,
+        deadline: Option<Instant>,
+    ) -> bool;
+
+    /// Delivers the outcomes of this job as soon as they are all there, though nobody may wait.
+    fn notify(&self, job: JobId);
 
     /// How many inputs of this task are worth giving to one worker at once.
-    fn hint(&self, task: &'static str) -> usize;
+    fn hint(&self, task: u32) -> usize;
 
     fn close(&self);
     fn terminate(&self);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pool_worker::{Setup, Task};
 
-use crate::error::{Codec, Error, InvalidSetting, Place, Side};
+use crate::error::{Codec, Error, InvalidSetting, Place, Side, Start};
 use crate::local::{Local, Settings};
 use crate::pool::Pool;
 
@@ -45,7 +45,7 @@ use crate::pool::Pool;
 pub struct PoolBuilder {
     processes: Option<usize>,
     max_tasks_per_child: Option<usize>,
-    initializer: Option<Result<Setup, Error>>,
+    initializer: Option<Result<(u32, Vec<u8>), Error>>,
     initializer_name: &'static str,
     start_timeout: Duration,
 }
@@ -88,10 +88,7 @@ impl PoolBuilder {
                 why: error.to_string(),
             })
         });
-        self.initializer = Some(encoded.map(|()| Setup {
-            task: T::ID,
-            args: bytes,
-        }));
+        self.initializer = Some(encoded.map(|()| (T::number(), bytes)));
         self.initializer_name = T::NAME;
         self
     }
@@ -132,14 +129,18 @@ impl PoolBuilder {
         if self.start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
         }
-        let processes = match self.processes {
-            Some(processes) => processes,
-            None => thread::available_parallelism().map_or(1, usize::from),
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let initializer = match self.initializer.transpose()? {
+            Some((task, args)) => Some(
+                Setup::new(task, &args).map_err(|error| Error::Start(Start(error.to_string())))?,
+            ),
+            None => None,
         };
         let local = Local::start(Settings {
-            processes,
+            processes: self.processes.unwrap_or(cpus),
+            cpus,
             max_tasks_per_child: self.max_tasks_per_child,
-            initializer: self.initializer.transpose()?,
+            initializer,
             initializer_name: self.initializer_name,
             start_timeout: self.start_timeout,
         })?;

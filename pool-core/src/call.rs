@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use pool_worker::Task;
 
-use crate::backend::{Failure, Options, Outcome, Sink};
+use crate::backend::{Failure, Options, Outcomes, Sink, Want};
 use crate::error::{Codec, Error, Place, Side};
 use crate::feed::{Batch, Feed};
-use crate::handle::{AsyncResult, Decode, Gather, GatherSink};
+use crate::few::Few;
+use crate::handle::{AsyncResult, Decode, Gather};
+use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered, Packed};
 use crate::pool::Pool;
 
@@ -191,14 +193,19 @@ impl<'p, T: Task> Call<'p, T> {
         I: IntoIterator<Item = T::Args>,
     {
         let mut inputs = inputs.into_iter();
-        let (gather, refused) = self.run(&mut inputs);
-        match gather.wait_done(None) {
-            Some(Ok(outcomes)) => {
-                let results = decode_all::<T>(outcomes)?;
-                refused.map_or(Ok(results), |refusal| Err(refusal.error))
+        let mut results = Vec::with_capacity(inputs.size_hint().0.min(RESERVE_MAX));
+        let mut failed = None;
+        let refused = self.run(&mut inputs, |index, outcome| {
+            if failed.is_none() {
+                match decode::<T>(outcome, Some(index)) {
+                    Ok(result) => results.push(result),
+                    Err(error) => failed = Some(error),
+                }
             }
-            Some(Err(error)) => Err(error.clone()),
-            None => Err(Error::Terminated),
+        });
+        match failed.or(refused.map(|refusal| refusal.error)) {
+            None => Ok(results),
+            Some(error) => Err(error),
         }
     }
 
@@ -217,12 +224,10 @@ impl<'p, T: Task> Call<'p, T> {
         I: IntoIterator<Item = T::Args>,
     {
         let mut inputs = inputs.into_iter();
-        let (gather, refused) = self.run(&mut inputs);
         let mut results = Vec::new();
-        if let Some(Ok(outcomes)) = gather.wait_done(None) {
-            let decoded = outcomes.iter().enumerate();
-            results.extend(decoded.map(|(index, outcome)| decode::<T>(outcome, Some(index))));
-        }
+        let refused = self.run(&mut inputs, |index, outcome| {
+            results.push(decode::<T>(outcome, Some(index)));
+        });
         if let Some(Refusal { error, count }) = refused {
             let refused = (0..count).chain(inputs.map(|_| 0));
             results.extend(refused.map(|_| Err(error.clone())));
@@ -251,72 +256,108 @@ impl<'p, T: Task> Call<'p, T> {
         let gather = Gather::new(self.pool.callbacks());
         let backend = self.pool.backend();
         let mut id = None;
-        let sent = self.feed(&gather).and_then(|mut feed| {
-            let mut batch = Batch::default();
-            for args in inputs {
-                feed.encode::<T>(&args, &mut batch);
-            }
-            gather.expect(batch.len());
-            feed.send(batch, false)?;
-            id = feed.id();
-            Ok(())
-        });
-        match sent {
-            Ok(()) => gather.complete(),
-            Err(error) => gather.refuse(error),
+        let sent = self
+            .feed(Arc::clone(&gather) as Arc<dyn Sink>)
+            .and_then(|mut feed| {
+                let mut batch = Batch::default();
+                for args in inputs {
+                    feed.encode::<T>(&args, &mut batch);
+                }
+                let count = batch.len();
+                gather.expect(count);
+                feed.send(batch, false)?;
+                id = feed.id();
+                if count == 0 {
+                    gather.finish_empty();
+                }
+                Ok(())
+            });
+        if let Err(error) = sent {
+            gather.refuse(error);
         }
-        let origin = id.map(|id| (Arc::downgrade(backend), id));
+        let origin = id.map(|id| (Arc::clone(backend), id));
         AsyncResult::new(gather, decode, origin)
     }
 
-    /// Draws inputs as the workers get on, until all are handed over, or some are refused; then the
-    /// rest is left in `inputs`.
-    fn run(self, inputs: &mut dyn Iterator<Item = T::Args>) -> (Arc<Gather>, Option<Refusal>) {
-        let gather = Gather::new(self.pool.callbacks());
-        let fed = self
-            .feed(&gather)
-            .map_err(|error| Refusal { error, count: 0 })
-            .and_then(|mut feed| self.feed_all(&mut feed, &gather, inputs));
-        gather.complete();
-        (gather, fed.err())
-    }
-
-    fn feed_all(
+    /// Draws inputs as the workers get on, and shows `each` outcome in the order of the inputs, as they
+    /// come. If inputs are refused, the rest is left in `inputs`.
+    fn run(
         self,
-        feed: &mut Feed,
-        gather: &Gather,
-        inputs: &mut dyn Iterator<Item = T::Args>,
-    ) -> Result<(), Refusal> {
+        inputs: &mut impl Iterator<Item = T::Args>,
+        mut each: impl FnMut(usize, Result<&[u8], Arc<Failure>>),
+    ) -> Option<Refusal> {
+        let inbox = Arc::new(Inbox::default());
+        let mut feed = match self.feed(Arc::clone(&inbox) as Arc<dyn Sink>) {
+            Ok(feed) => feed,
+            Err(error) => return Some(Refusal { error, count: 0 }),
+        };
         let workers = self.pool.processes();
+        let chunk = feed.explicit_chunk().unwrap_or(1);
+        let mut order = InOrder::default();
+        let mut arrived = Vec::new();
+        let mut refused = None;
+        let mut more = true;
+        let mut missing = 0;
         loop {
             // Far enough ahead that no worker waits for us, in whole chunks.
-            let chunk = feed.explicit_chunk().unwrap_or(1);
             let ahead = (4 * workers * feed.hint())
                 .max(AHEAD_MIN)
                 .next_multiple_of(chunk);
-            let room = ahead.saturating_sub(gather.missing()).max(chunk) / chunk * chunk;
-            let (batch, more) = feed.draw::<T>(room, &mut || inputs.next());
-            let count = batch.len();
-            gather.expect(count);
-            if let Err(error) = feed.send(batch, more) {
-                gather.forget(count);
-                return Err(Refusal { error, count });
+            if more && missing <= ahead / 2 {
+                let room = (ahead - missing).max(chunk) / chunk * chunk;
+                let (batch, goes_on) = feed.draw::<T>(room.min(DRAW_MAX.max(chunk)), || inputs.next());
+                more = goes_on;
+                let count = batch.len();
+                match feed.send(batch, more) {
+                    Ok(()) => missing += count,
+                    Err(error) => {
+                        refused = Some(Refusal { error, count });
+                        more = false;
+                    }
+                }
             }
-            if !more {
-                return Ok(());
+            missing -= inbox.take(&mut arrived);
+            arrived.drain(..).for_each(|outcomes| order.add(outcomes));
+            while let Some((index, outcome)) = order.pop() {
+                each(index, outcome);
             }
-            gather.wait_for_room(ahead / 2);
+            let (Some(id), 1..) = (feed.id(), missing) else {
+                if more {
+                    continue;
+                }
+                return refused;
+            };
+            let enough = if !more {
+                missing.min(DECODE_AT)
+            } else if missing > ahead / 2 {
+                missing - ahead / 2
+            } else {
+                continue;
+            };
+            if !inbox.wait(enough, &**self.pool.backend(), id, Want::All, None) {
+                // In a forked copy of the process nobody works for the pool.
+                let error = Error::Terminated;
+                return Some(Refusal { error, count: missing });
+            }
         }
     }
 
-    fn feed(&self, gather: &Arc<Gather>) -> Result<Feed, Error> {
-        let sink: Arc<dyn Sink> = Arc::new(GatherSink(Arc::clone(gather)));
+    fn feed(&self, sink: Arc<dyn Sink>) -> Result<Feed, Error> {
         Feed::new::<T>(self.pool.backend(), sink, self.options)
     }
 }
 
 /// `map` draws at least this many inputs ahead, so that it need not wake for each result.
 const AHEAD_MIN: usize = 64;
+
+/// It draws no more than this many at once, before it looks for results.
+const DRAW_MAX: usize = 8192;
+
+/// So many results are worth decoding while others are still to come.
+const DECODE_AT: usize = 16384;
+
+/// Room for so many results is made at once, if so many inputs are announced.
+const RESERVE_MAX: usize = 1 << 20;
 
 /// The pool took no more inputs, and `count` had been drawn for it already.
 struct Refusal {
@@ -325,7 +366,11 @@ struct Refusal {
 }
 
 /// The result, or the error, that an outcome stands for.
-pub(crate) fn decode<T: Task>(outcome: &Outcome, index: Option<usize>) -> Result<T::Output, Error> {
+#[inline]
+pub(crate) fn decode<T: Task>(
+    outcome: Result<&[u8], Arc<Failure>>,
+    index: Option<usize>,
+) -> Result<T::Output, Error> {
     let place = Place {
         task: T::NAME,
         index,
@@ -342,16 +387,18 @@ pub(crate) fn decode<T: Task>(outcome: &Outcome, index: Option<usize>) -> Result
     }
 }
 
-fn decode_one<T: Task>(outcomes: &[Outcome]) -> Result<T::Output, Error> {
-    let missing = Err(Box::new(Failure::Terminated));
-    decode::<T>(outcomes.first().unwrap_or(&missing), None)
+fn decode_one<T: Task>(outcomes: &Few<Outcomes>) -> Result<T::Output, Error> {
+    match outcomes.iter().flat_map(Outcomes::iter).next() {
+        Some((_, outcome)) => decode::<T>(outcome, None),
+        None => Err(Error::Terminated),
+    }
 }
 
 /// All results, or the error of the lowest failing index.
-fn decode_all<T: Task>(outcomes: &[Outcome]) -> Result<Vec<T::Output>, Error> {
-    outcomes
-        .iter()
-        .enumerate()
-        .map(|(index, outcome)| decode::<T>(outcome, Some(index)))
-        .collect()
+fn decode_all<T: Task>(outcomes: &Few<Outcomes>) -> Result<Vec<T::Output>, Error> {
+    let mut results = Vec::with_capacity(outcomes.iter().map(Outcomes::count).sum());
+    for (index, outcome) in outcomes.iter().flat_map(Outcomes::iter) {
+        results.push(decode::<T>(outcome, Some(index))?);
+    }
+    Ok(results)
 }

@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
+
+use crate::sync;
 
 type Callback = Box<dyn FnOnce() + Send>;
 
@@ -55,14 +57,9 @@ impl fmt::Debug for Callbacks {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.queue)
     }
 
-    fn wait<'a>(&'a self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-        self.changed
-            .wait(queue)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Callbacks {
@@ -73,7 +70,7 @@ impl Callbacks {
 
     /// Sees to it that the thread runs what was pushed. This may run callbacks itself.
     pub(crate) fn start(&self) {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
         if queue.thread.is_none() {
             let shared = Arc::clone(&self.shared);
@@ -99,20 +96,11 @@ impl Callbacks {
         while (queue.running || !queue.waiting.is_empty())
             && queue.thread != Some(thread::current().id())
         {
-            queue = match deadline {
-                None => self.shared.wait(queue),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.shared
-                        .changed
-                        .wait_timeout(queue, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
+            let (guard, in_time) = sync::wait(&self.shared.changed, queue, deadline);
+            if !in_time {
+                return false;
+            }
+            queue = guard;
         }
         true
     }
@@ -125,11 +113,7 @@ impl Callbacks {
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
         let through = self.wait(Some(Instant::now() + Duration::from_millis(100)));
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = sync::lock(&self.thread).take();
         if let Some(thread) = thread
             && through
             && thread.thread().id() != thread::current().id()
@@ -153,7 +137,7 @@ fn work(shared: &Shared) {
             queue.thread = None;
             return;
         } else {
-            queue = shared.wait(queue);
+            queue = sync::wait(&shared.changed, queue, None).0;
         }
     }
 }

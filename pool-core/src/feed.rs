@@ -1,18 +1,23 @@
 //! From a caller's inputs to a backend's job: drawn, encoded, and handed over in batches.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::Task;
+use pool_worker::{Frames, Task};
 
-use crate::backend::{Backend, Failure, Input, Job, JobId, Options, Sink};
+use crate::backend::{Backend, Failure, Job, JobId, Options, Outcomes, Portion, Sink};
 use crate::error::{Error, InvalidSetting};
+use crate::few::Few;
 
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
 
 /// What was drawn is handed over after this time, though there is room for more.
 pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
+
+/// After so many inputs that came at once, the clock is read for every sixteenth only.
+const QUICK: usize = 4;
 
 /// Feeds one job. Dropped before the end of its inputs (because the caller's iterator panicked, or
 /// the caller lost interest), it takes back what has not begun.
@@ -30,19 +35,37 @@ pub(crate) struct Feed {
 /// Inputs that were drawn together.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    encoded: Vec<Input>,
+    portions: Few<Portion>,
+    /// The last portion, which may get more, and the position of its first input.
+    last: Frames,
+    first: usize,
     /// Those that can't be encoded.
     failed: Vec<(usize, Failure)>,
+    count: usize,
+    /// How many bytes the portions take, but for the last.
     bytes: usize,
 }
 
 impl Batch {
     pub(crate) fn len(&self) -> usize {
-        self.encoded.len() + self.failed.len()
+        self.count
     }
 
     fn is_full(&self) -> bool {
-        self.bytes >= BATCH_BYTES
+        self.bytes + self.last.size() >= BATCH_BYTES
+    }
+
+    /// What comes next does not join what came last.
+    fn seal(&mut self) {
+        if self.last.count() > 0 {
+            let inputs = mem::take(&mut self.last);
+            self.add(self.first, inputs);
+        }
+    }
+
+    fn add(&mut self, first: usize, inputs: Frames) {
+        self.bytes += inputs.size();
+        self.portions.push(Portion { first, inputs });
     }
 }
 
@@ -66,7 +89,7 @@ impl Feed {
             backend: Arc::clone(backend),
             sink,
             job: Job {
-                task: T::ID,
+                task: T::number(),
                 options,
             },
             id: None,
@@ -86,15 +109,21 @@ impl Feed {
     }
 
     /// Encodes the next input into a batch.
+    #[inline]
     pub(crate) fn encode<T: Task>(&self, args: &T::Args, batch: &mut Batch) {
-        let index = self.next + batch.len();
-        let mut bytes = Vec::new();
-        match T::encode_args(args, &mut bytes) {
-            Ok(()) => {
-                batch.bytes += bytes.len();
-                batch.encoded.push(Input { index, bytes });
+        let index = self.next + batch.count;
+        batch.count += 1;
+        if batch.last.count() == 0 {
+            batch.first = index;
+        }
+        match batch.last.push(|out| T::encode_args(args, out)) {
+            Ok(None) => {}
+            Ok(Some(alone)) => {
+                batch.seal();
+                batch.add(index, alone);
             }
             Err(error) => {
+                batch.seal();
                 let failure = Failure::EncodeArguments(error.to_string());
                 batch.failed.push((index, failure));
             }
@@ -105,7 +134,7 @@ impl Feed {
     pub(crate) fn draw<T: Task>(
         &self,
         room: usize,
-        next: &mut dyn FnMut() -> Option<T::Args>,
+        mut next: impl FnMut() -> Option<T::Args>,
     ) -> (Batch, bool) {
         let began = Instant::now();
         let chunk = self.job.options.chunksize.unwrap_or(1);
@@ -113,8 +142,12 @@ impl Feed {
         while batch.len() < room {
             // What was drawn should not wait for an iterator that is slow, or for large inputs; but
             // an explicit chunk is handed over whole.
-            let whole = batch.len() > 0 && batch.len().is_multiple_of(chunk);
-            if whole && (batch.is_full() || began.elapsed() >= PATIENCE) {
+            let len = batch.len();
+            if len > 0
+                && (len <= QUICK || len.is_multiple_of(16) || batch.is_full())
+                && len.is_multiple_of(chunk)
+                && (batch.is_full() || began.elapsed() >= PATIENCE)
+            {
                 break;
             }
             let Some(args) = next() else {
@@ -126,25 +159,23 @@ impl Feed {
     }
 
     /// Hands a batch over. On an error, nothing of it was accepted.
-    pub(crate) fn send(&mut self, batch: Batch, more: bool) -> Result<(), Error> {
-        let count = batch.len();
+    pub(crate) fn send(&mut self, mut batch: Batch, more: bool) -> Result<(), Error> {
+        batch.seal();
         match self.id {
             None => {
                 let sink = Arc::clone(&self.sink);
-                let id = self.backend.submit(self.job, sink, batch.encoded, more)?;
+                let id = self
+                    .backend
+                    .submit(self.job, sink, batch.portions, more)?;
                 self.id = Some(id);
             }
-            Some(id) => self.backend.push(id, batch.encoded, more)?,
+            Some(id) => self.backend.push(id, batch.portions, more)?,
         }
-        self.next += count;
+        self.next += batch.count;
         self.ended = !more;
-        if !batch.failed.is_empty() {
-            let failed = batch.failed.into_iter();
-            self.sink.deliver(
-                failed
-                    .map(|(index, failure)| (index, Err(Box::new(failure))))
-                    .collect(),
-            );
+        for (index, failure) in batch.failed {
+            let failed = Outcomes::failed(index, 1, Arc::new(failure));
+            Arc::clone(&self.sink).deliver(failed);
         }
         Ok(())
     }
@@ -152,9 +183,7 @@ impl Feed {
     pub(crate) fn id(&self) -> Option<JobId> {
         self.id
     }
-}
 
-impl Feed {
     /// Takes back what has not begun: nobody wants the results.
     pub(crate) fn abandon(&mut self) {
         if let Some(id) = self.id {

@@ -4,47 +4,43 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Failure, JobId, Outcome, Sink};
+use crate::backend::{Backend, Failure, JobId, Outcomes, Sink, Waiting, Want, What};
 use crate::callback::Callbacks;
 use crate::error::Error;
+use crate::few::Few;
+use crate::sync::{self, Parker};
 
-/// Gathers the outcomes of one job, in the order of its inputs.
+/// Gathers the outcomes of one job.
 pub(crate) struct Gather {
     state: Mutex<GatherState>,
-    changed: Condvar,
     /// Set once, when the last outcome is there.
     done: OnceLock<Done>,
     callbacks: Arc<Callbacks>,
 }
 
-/// All outcomes; or why the call was refused.
-pub(crate) type Done = Result<Vec<Outcome>, Error>;
+/// All outcomes, in the order of the inputs; or why the call was refused.
+pub(crate) type Done = Result<Few<Outcomes>, Error>;
 
 type Then = Box<dyn FnOnce(&Done) + Send>;
 
 #[derive(Default)]
 struct GatherState {
-    outcomes: Vec<Option<Outcome>>,
-    /// How many of them are missing.
+    outcomes: Few<Outcomes>,
+    /// How many inputs have none.
     missing: usize,
-    /// More inputs may come.
-    more: bool,
-    /// Whoever feeds the job waits until no more than this many are missing.
-    room: Option<usize>,
     waker: Option<Waker>,
     then: Vec<Then>,
+    followers: Vec<Arc<Parker>>,
 }
 
 impl fmt::Debug for Gather {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
         f.debug_struct("Gather")
-            .field("inputs", &state.outcomes.len())
-            .field("missing", &state.missing)
+            .field("missing", &self.lock().missing)
             .finish_non_exhaustive()
     }
 }
@@ -52,101 +48,38 @@ impl fmt::Debug for Gather {
 impl Gather {
     pub(crate) fn new(callbacks: &Arc<Callbacks>) -> Arc<Gather> {
         Arc::new(Gather {
-            state: Mutex::new(GatherState {
-                more: true,
-                ..GatherState::default()
-            }),
-            changed: Condvar::new(),
+            state: Mutex::default(),
             done: OnceLock::new(),
             callbacks: Arc::clone(callbacks),
         })
     }
 
-    /// Expects outcomes for `count` more inputs.
+    /// Expects outcomes for so many inputs, and no more.
     pub(crate) fn expect(&self, count: usize) {
-        let mut state = self.lock();
-        let len = state.outcomes.len() + count;
-        state.outcomes.resize_with(len, || None);
-        state.missing += count;
+        self.lock().missing = count;
     }
 
-    /// Takes back the last `count` of them.
-    pub(crate) fn forget(&self, count: usize) {
-        let mut state = self.lock();
-        let len = state.outcomes.len() - count;
-        state.outcomes.truncate(len);
-        state.missing -= count;
-    }
-
-    /// How many outcomes are missing.
-    pub(crate) fn missing(&self) -> usize {
-        self.lock().missing
-    }
-
-    /// No more inputs come.
-    pub(crate) fn complete(self: &Arc<Self>) {
-        let mut state = self.lock();
-        state.more = false;
-        self.finish_if_done(state);
+    /// The call was accepted, and had no inputs.
+    pub(crate) fn finish_empty(self: &Arc<Self>) {
+        self.finish(self.lock(), None);
     }
 
     /// The call was refused, as a whole.
     pub(crate) fn refuse(self: &Arc<Self>, error: Error) {
-        self.finish(self.lock(), Err(error));
+        self.finish(self.lock(), Some(error));
     }
 
-    /// Waits until at most `most` outcomes are missing.
-    pub(crate) fn wait_for_room(&self, most: usize) {
-        let mut state = self.lock();
-        while state.missing > most {
-            state.room = Some(most);
-            state = self.wait_changed(state, None);
-        }
-        state.room = None;
-    }
-
-    pub(crate) fn wait_done(&self, deadline: Option<Instant>) -> Option<&Done> {
-        let mut state = self.lock();
-        loop {
-            if let Some(done) = self.done.get() {
-                return Some(done);
-            }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return None;
-            }
-            state = self.wait_changed(state, deadline);
-        }
-    }
-
-    fn wait_changed<'a>(
-        &self,
-        state: MutexGuard<'a, GatherState>,
-        deadline: Option<Instant>,
-    ) -> MutexGuard<'a, GatherState> {
-        match deadline {
-            None => self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner),
-            Some(deadline) => {
-                self.changed
-                    .wait_timeout(state, deadline.saturating_duration_since(Instant::now()))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
-            }
-        }
-    }
-
-    /// Runs `then` on the callback thread once all is there.
-    fn then(self: &Arc<Self>, then: Then) {
+    /// Runs `then` on the callback thread once all is there. True: it is not there yet.
+    fn then(self: &Arc<Self>, then: Then) -> bool {
         let mut state = self.lock();
         if self.done.get().is_none() {
             state.then.push(then);
-            return;
+            return true;
         }
         self.push_callback(then);
         drop(state);
         self.callbacks.start();
+        false
     }
 
     /// Called under the lock: whoever sees the result finds its callbacks in the queue.
@@ -160,30 +93,24 @@ impl Gather {
     }
 
     fn lock(&self) -> MutexGuard<'_, GatherState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 
-    fn finish_if_done(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>) {
-        if state.missing == 0 && !state.more {
-            let outcomes = mem::take(&mut state.outcomes);
-            self.finish(state, Ok(outcomes.into_iter().flatten().collect()));
-        } else if state.room.is_some_and(|room| state.missing <= room) {
-            // Not each outcome is worth waking somebody.
-            drop(state);
-            self.changed.notify_all();
-        }
-    }
-
-    fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>, done: Done) {
-        state.missing = 0;
-        state.more = false;
+    /// All outcomes are there, or the call was refused.
+    fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>, refused: Option<Error>) {
+        let mut outcomes = mem::take(&mut state.outcomes);
+        outcomes.sort_by_key(|outcomes| outcomes.first);
+        let done = refused.map_or(Ok(outcomes), Err);
         let waker = state.waker.take();
         let thens = mem::take(&mut state.then);
+        let followers = mem::take(&mut state.followers);
         let called = !thens.is_empty();
         let _ = self.done.set(done);
         thens.into_iter().for_each(|then| self.push_callback(then));
         drop(state);
-        self.changed.notify_all();
+        for follower in followers {
+            follower.wake();
+        }
         if called {
             self.callbacks.start();
         }
@@ -191,32 +118,36 @@ impl Gather {
             waker.wake();
         }
     }
+}
 
-    /// Takes outcomes as they come.
-    fn take(self: &Arc<Self>, outcomes: Vec<(usize, Outcome)>) {
-        let mut state = self.lock();
-        for (index, outcome) in outcomes {
-            if let Some(place @ None) = state.outcomes.get_mut(index) {
-                *place = Some(outcome);
-                state.missing -= 1;
-            }
+impl Waiting for Gather {
+    fn is_over(&self) -> bool {
+        self.done.get().is_some()
+    }
+
+    fn tell(&self, parker: &Arc<Parker>, wake: bool) {
+        let followers = &mut self.lock().followers;
+        if wake {
+            followers.push(Arc::clone(parker));
+        } else {
+            followers.retain(|other| !Arc::ptr_eq(other, parker));
         }
-        self.finish_if_done(state);
     }
 }
 
-/// The sink is the shared pointer, since callbacks keep the outcomes alive.
-#[derive(Debug)]
-pub(crate) struct GatherSink(pub(crate) Arc<Gather>);
-
-impl Sink for GatherSink {
-    fn deliver(&self, outcomes: Vec<(usize, Outcome)>) {
-        self.0.take(outcomes);
+impl Sink for Gather {
+    fn deliver(self: Arc<Self>, outcomes: Outcomes) {
+        let mut state = self.lock();
+        state.missing = state.missing.saturating_sub(outcomes.count());
+        state.outcomes.push(outcomes);
+        if state.missing == 0 {
+            self.finish(state, None);
+        }
     }
 }
 
 /// Makes the value that the caller wants of all outcomes.
-pub(crate) type Decode<R> = fn(&[Outcome]) -> Result<R, Error>;
+pub(crate) type Decode<R> = fn(&Few<Outcomes>) -> Result<R, Error>;
 
 /// The result of a call that goes on: [`Pool::apply_async`](crate::Pool::apply_async),
 /// [`map_async`](crate::Pool::map_async), [`starmap_async`](crate::Pool::starmap_async).
@@ -250,7 +181,7 @@ pub(crate) type Decode<R> = fn(&[Outcome]) -> Result<R, Error>;
 pub struct AsyncResult<R> {
     gather: Arc<Gather>,
     decode: Decode<R>,
-    origin: Option<(Weak<dyn Backend>, JobId)>,
+    origin: Option<(Arc<dyn Backend>, JobId)>,
     usage: Mutex<Usage>,
 }
 
@@ -273,7 +204,7 @@ impl<R> AsyncResult<R> {
     pub(crate) fn new(
         gather: Arc<Gather>,
         decode: Decode<R>,
-        origin: Option<(Weak<dyn Backend>, JobId)>,
+        origin: Option<(Arc<dyn Backend>, JobId)>,
     ) -> Self {
         AsyncResult {
             gather,
@@ -310,14 +241,14 @@ impl<R> AsyncResult<R> {
 
     /// Waits until the result is there.
     pub fn wait(&self) {
-        self.gather.wait_done(None);
+        self.wait_until(None);
     }
 
     /// Waits until the result is there, but no longer than `timeout`; says whether it is.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         // A time past the end of time is for ever.
         let deadline = Instant::now().checked_add(timeout);
-        self.gather.wait_done(deadline).is_some()
+        self.wait_until(deadline)
     }
 
     /// Whether the result is there.
@@ -345,17 +276,13 @@ impl<R> AsyncResult<R> {
         if self.ready() {
             return false;
         }
-        if let Some((backend, job)) = &self.origin
-            && let Some(backend) = backend.upgrade()
-        {
+        if let Some((backend, job)) = &self.origin {
             backend.cancel(*job, true);
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
-        let cancelled = |outcome: &Outcome| {
-            outcome
-                .as_ref()
-                .is_err_and(|failure| **failure == Failure::Cancelled)
+        let cancelled = |outcomes: &Outcomes| {
+            matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled)
         };
         matches!(self.gather.done.get(), Some(Ok(outcomes)) if outcomes.iter().any(cancelled))
     }
@@ -370,14 +297,13 @@ impl<R> AsyncResult<R> {
         R: 'static,
     {
         let decode = self.decode;
-        self.gather.then(Box::new(move |done| {
+        self.then(Box::new(move |done| {
             if let Ok(outcomes) = done
                 && let Ok(value) = decode(outcomes)
             {
                 callback(&value);
             }
-        }));
-        self
+        }))
     }
 
     /// Calls `callback` with the error once it is known, if the call fails; otherwise as
@@ -387,15 +313,38 @@ impl<R> AsyncResult<R> {
         R: 'static,
     {
         let decode = self.decode;
-        self.gather.then(Box::new(move |done| match done {
+        self.then(Box::new(move |done| match done {
             Err(error) => callback(error),
             Ok(outcomes) => {
                 if let Err(error) = decode(outcomes) {
                     callback(&error);
                 }
             }
-        }));
+        }))
+    }
+
+    fn then(self, then: Then) -> Self {
+        if self.gather.then(then) {
+            self.notify();
+        }
         self
+    }
+
+    /// The result matters, though no thread may wait for it.
+    fn notify(&self) {
+        if let Some((backend, job)) = &self.origin {
+            backend.notify(*job);
+        }
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> bool {
+        if self.gather.is_over() {
+            return true;
+        }
+        let Some((backend, job)) = &self.origin else {
+            return true;
+        };
+        backend.wait(*job, Want::All, &*self.gather, deadline)
     }
 
     /// Call when the result is there.
@@ -404,7 +353,8 @@ impl<R> AsyncResult<R> {
             return Err(Error::Taken);
         }
         let Some(done) = self.gather.done.get() else {
-            return Err(Error::Timeout);
+            // In a forked copy of the process nobody works for the pool.
+            return Err(Error::Terminated);
         };
         self.decode_done(done)
     }
@@ -417,7 +367,7 @@ impl<R> AsyncResult<R> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.usage)
     }
 }
 
@@ -429,7 +379,11 @@ impl<R> Future for AsyncResult<R> {
             let mut state = self.gather.lock();
             if self.gather.done.get().is_none() {
                 // A future that has moved to another task is woken there, and only there.
-                state.waker = Some(context.waker().clone());
+                let before = state.waker.replace(context.waker().clone());
+                drop(state);
+                if before.is_none() {
+                    self.notify();
+                }
                 return Poll::Pending;
             }
         }

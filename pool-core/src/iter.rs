@@ -1,20 +1,20 @@
 //! [`Imap`] and [`ImapUnordered`]: results as an iterator, inputs drawn as they are consumed.
 
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::iter::{FusedIterator, Map};
 use std::marker::PhantomData;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pool_worker::Task;
 
-use crate::backend::{Backend, Options, Outcome, Sink};
+use crate::backend::{Options, Outcomes, Sink, Want};
 use crate::call::decode;
 use crate::error::Error;
 use crate::feed::{Feed, PATIENCE};
+use crate::inbox::{AsTheyCome, InOrder, Inbox, Next};
 use crate::pool::Pool;
 
 /// The inputs of `imap`, each made a tuple of one.
@@ -22,10 +22,6 @@ pub type Packed<T, A, I> = Map<<I as IntoIterator>::IntoIter, fn(A) -> <T as Tas
 
 /// A chunk that the pool chooses is not larger than this here, so that little is drawn ahead.
 const CHUNK_MAX: usize = 64;
-
-/// How soon results are looked for that are finished but not sent, and how often at the least.
-const LOOK_FIRST: Duration = Duration::from_millis(2);
-const LOOK_LAST: Duration = Duration::from_millis(50);
 
 /// The results of [`Pool::imap`] or [`Pool::istarmap`], in the order of the inputs.
 ///
@@ -111,19 +107,46 @@ macro_rules! results {
     };
 }
 
-results!(Imap, Order::AsGiven);
-results!(ImapUnordered, Order::AsFinished);
+results!(Imap, Order::AsGiven(InOrder::default()));
+results!(ImapUnordered, Order::AsFinished(AsTheyCome::default()));
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What has arrived, in the order in which it is yielded.
+#[derive(Debug)]
 enum Order {
-    AsGiven,
-    AsFinished,
+    AsGiven(InOrder),
+    AsFinished(AsTheyCome),
+}
+
+impl Order {
+    fn add(&mut self, outcomes: Outcomes) {
+        match self {
+            Order::AsGiven(order) => order.add(outcomes),
+            Order::AsFinished(order) => order.add(outcomes),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Next<'_>> {
+        match self {
+            Order::AsGiven(order) => order.pop(),
+            Order::AsFinished(order) => order.pop(),
+        }
+    }
+
+    /// What of the job is waited for, after so many were consumed.
+    fn want(&self, consumed: usize) -> Want {
+        match self {
+            Order::AsGiven(_) => Want::Index(consumed),
+            Order::AsFinished(_) => Want::Any,
+        }
+    }
 }
 
 /// What both iterators do.
 struct Stream<'p, T, I> {
     pool: &'p Pool,
-    arrivals: Arc<Arrivals>,
+    inbox: Arc<Inbox>,
+    order: Order,
+    arrived: Vec<Outcomes>,
     feed: Option<Feed>,
     /// `None` once they have ended.
     inputs: Option<I>,
@@ -143,15 +166,13 @@ enum Finally {
 
 impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
     fn new(pool: &'p Pool, options: Options, inputs: I, order: Order) -> Self {
-        let arrivals = Arc::new(Arrivals {
-            order,
-            arrived: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        let sink: Arc<dyn Sink> = Arc::clone(&arrivals) as _;
+        let inbox = Arc::new(Inbox::default());
+        let sink = Arc::clone(&inbox) as Arc<dyn Sink>;
         let mut stream = Stream {
             pool,
-            arrivals,
+            inbox,
+            order,
+            arrived: Vec::new(),
             feed: None,
             inputs: Some(inputs),
             drawn: 0,
@@ -168,38 +189,53 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
 
     /// Draws inputs, as many whole chunks as fit the bound.
     fn draw(&mut self) {
+        if !self.has_room() {
+            return;
+        }
         let mut began = Instant::now();
         while self.draw_some() {
             // A result that is there should not wait long for inputs that are slow in coming.
             let now = Instant::now();
-            if now - began >= PATIENCE && self.arrivals.has(self.consumed) {
+            if now - began >= PATIENCE && self.inbox.has_some() {
                 return;
             }
             began = now;
         }
     }
 
-    /// Draws some inputs and hands them over. False: there is no room for more, or there are none.
-    fn draw_some(&mut self) -> bool {
-        let (Some(inputs), Some(feed)) = (&mut self.inputs, &mut self.feed) else {
-            return false;
+    /// How many inputs may be drawn, in whole chunks.
+    fn room(&self) -> usize {
+        let Some(feed) = &self.feed else {
+            return 0;
         };
         let chunk = match feed.explicit_chunk() {
             Some(size) => size,
             None => feed.hint().min(CHUNK_MAX),
         };
-        let bound = self
-            .pool
-            .processes()
-            .saturating_mul(chunk.saturating_add(2));
-        let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
+        let processes = self.pool.processes();
+        let bound = processes.saturating_mul(chunk.saturating_add(2));
+        bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk
+    }
+
+    /// Whether it is time to draw.
+    fn has_room(&self) -> bool {
+        self.inputs.is_some() && self.room() > 0
+    }
+
+    /// Draws some inputs and hands them over. False: there is no room for more, or there are none.
+    fn draw_some(&mut self) -> bool {
+        let room = self.room();
+        let (Some(inputs), Some(feed)) = (&mut self.inputs, &mut self.feed) else {
+            return false;
+        };
         if room == 0 {
             return false;
         }
+        let chunk = feed.explicit_chunk().unwrap_or_else(|| feed.hint());
         // Long tasks are handed over one by one: the next input may be long in coming.
         let room = if chunk == 1 { 1 } else { room };
         let mut panicked = None;
-        let (batch, more) = feed.draw::<T>(room, &mut || match panic::catch_unwind(
+        let (batch, more) = feed.draw::<T>(room, || match panic::catch_unwind(
             AssertUnwindSafe(|| inputs.next()),
         ) {
             Ok(next) => next,
@@ -233,16 +269,7 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         loop {
             self.draw();
             if self.consumed < self.drawn {
-                let backend = self.pool.backend();
-                return Some(
-                    match self.arrivals.take(self.consumed, deadline, &**backend) {
-                        Some((index, outcome)) => {
-                            self.consumed += 1;
-                            decode::<T>(&outcome, Some(index))
-                        }
-                        None => Err(Error::Timeout),
-                    },
-                );
+                return Some(self.next_drawn(deadline));
             }
             match self.finally.take() {
                 Some(Finally::Refused(error)) => return Some(Err(error)),
@@ -250,6 +277,35 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
                 None if self.inputs.is_none() => return None,
                 // Nothing was drawn, yet there is more: the iterator gave nothing in its time.
                 None => {}
+            }
+        }
+    }
+
+    /// The next result, of which there is one to come.
+    fn next_drawn(&mut self, deadline: Option<Instant>) -> Result<T::Output, Error> {
+        loop {
+            if let Some((index, outcome)) = self.order.pop() {
+                self.consumed += 1;
+                return decode::<T>(outcome, Some(index));
+            }
+            if self.inbox.take(&mut self.arrived) > 0 {
+                for outcomes in self.arrived.drain(..) {
+                    self.order.add(outcomes);
+                }
+                continue;
+            }
+            let Some(id) = self.feed.as_ref().and_then(Feed::id) else {
+                return Err(Error::Terminated);
+            };
+            let want = self.order.want(self.consumed);
+            let backend = &**self.pool.backend();
+            if !self.inbox.wait(1, backend, id, want, deadline) {
+                return Err(if deadline.is_some() {
+                    Error::Timeout
+                } else {
+                    // In a forked copy of the process nobody works for the pool.
+                    Error::Terminated
+                });
             }
         }
     }
@@ -271,92 +327,5 @@ impl<T, I> Drop for Stream<'_, T, I> {
         {
             feed.abandon();
         }
-    }
-}
-
-/// Where the outcomes of a stream wait to be consumed.
-#[derive(Debug)]
-struct Arrivals {
-    order: Order,
-    arrived: Mutex<Arrived>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Arrived {
-    by_index: BTreeMap<usize, Outcome>,
-    by_time: VecDeque<(usize, Outcome)>,
-}
-
-impl Arrivals {
-    /// Waits for the outcome of this input; or for any, if the order does not matter.
-    ///
-    /// Results of short tasks come many together, and if a long one follows them, they would wait for
-    /// that. So whoever waits has the backend look for them from time to time.
-    fn take(
-        &self,
-        index: usize,
-        deadline: Option<Instant>,
-        backend: &dyn Backend,
-    ) -> Option<(usize, Outcome)> {
-        let mut pause = Some(LOOK_FIRST);
-        let mut arrived = self.lock();
-        loop {
-            let next = match self.order {
-                Order::AsGiven => arrived.by_index.remove_entry(&index),
-                Order::AsFinished => arrived.by_time.pop_front(),
-            };
-            if next.is_some() {
-                return next;
-            }
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return None;
-            }
-            let Some(wait) = [left, pause].into_iter().flatten().min() else {
-                arrived = self
-                    .changed
-                    .wait(arrived)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let (guard, timeout) = self
-                .changed
-                .wait_timeout(arrived, wait)
-                .unwrap_or_else(PoisonError::into_inner);
-            arrived = guard;
-            if timeout.timed_out()
-                && let Some(last) = pause
-            {
-                drop(arrived);
-                pause = backend.look().then(|| (2 * last).min(LOOK_LAST));
-                arrived = self.lock();
-            }
-        }
-    }
-
-    /// Whether [`take`](Arrivals::take) would not have to wait.
-    fn has(&self, index: usize) -> bool {
-        let arrived = self.lock();
-        match self.order {
-            Order::AsGiven => arrived.by_index.contains_key(&index),
-            Order::AsFinished => !arrived.by_time.is_empty(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Arrived> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sink for Arrivals {
-    fn deliver(&self, outcomes: Vec<(usize, Outcome)>) {
-        let mut arrived = self.lock();
-        match self.order {
-            Order::AsGiven => arrived.by_index.extend(outcomes),
-            Order::AsFinished => arrived.by_time.extend(outcomes),
-        }
-        drop(arrived);
-        self.changed.notify_all();
     }
 }

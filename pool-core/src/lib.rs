@@ -48,11 +48,14 @@ mod call;
 mod callback;
 mod error;
 mod feed;
+mod few;
 mod handle;
+mod inbox;
 mod iter;
 mod local;
 mod pool;
 mod scheduler;
+mod sync;
 pub mod worker;
 
 pub use pool_macros::pool_task;
@@ -71,7 +74,7 @@ pub use pool::Pool;
 #[doc(hidden)]
 pub mod __private {
     pub use pool_worker::{
-        CodecError, Reader, Registration, RunError, Task, decode, decode_bytes, encode,
+        CodecError, Number, Reader, Registration, RunError, Task, decode, decode_bytes, encode,
         encode_bytes, inventory,
     };
 }

@@ -1,48 +1,54 @@
 //! The workers of this machine: threads, time and processes around the [`scheduler`](crate::scheduler).
 //!
-//! One lock guards the scheduler. Whoever has an event (a caller with work, a worker with results)
-//! takes the lock, tells the scheduler, and carries out what it decides; nothing of that blocks, so
-//! work goes from the caller's thread straight to a worker, and the next chunk from the thread that
-//! received the last one. Outcomes are delivered when the lock is released.
+//! One lock guards the scheduler and the parent's ends of the rings. Whoever has an event (a caller with
+//! work, a thread that finds replies) takes the lock, tells the scheduler, and carries out what it
+//! decides; nothing of that blocks. Outcomes are delivered, and workers woken, when the lock is released.
+//!
+//! # Who collects replies
+//!
+//! Whoever waits: see [`collect`]. Of several threads that wait one is the *leader*, which looks at the
+//! rings and sleeps on the bell; the others follow. When nobody waits, the *collector* is woken instead,
+//! and only for what can't wait: work to hand on, callbacks, futures.
 //!
 //! # Threads
 //!
-//! - One [`mailbox`] thread for each worker waits for what the worker says, and ends with it.
-//! - One [`supervisor`] starts workers, sees them die, and keeps the time. Workers are killed by the
+//! - The [`supervisor`] starts workers, sees them die, and keeps the time. Workers are killed by the
 //!   system when the thread that started them ends, so it lives as long as they do.
+//! - The *collector*. (It can't be the same thread: one waits for descriptors, the other for a word of
+//!   memory.)
 //! - The *callback* thread is in [`callback`](crate::callback).
 
-mod mailbox;
+mod collect;
+mod state;
 mod supervisor;
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::process;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle, ThreadId};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Setup, Waker, Watch, Worker};
+use pool_worker::{Launcher, Setup, Spin, Waker, Watch, Worker};
 
-use crate::backend::{Backend, Input, Job, JobId, Outcome, Sink};
+use self::state::{Effects, State};
+use crate::backend::{Backend, Job, JobId, Portion, Sink, Waiting, Want};
 use crate::error::{Broken, Error, Start};
-use crate::scheduler::{Action, Mode, Scheduler};
-
-/// When all is ended, an idle worker that was asked to exit, and a busy one after SIGTERM, have this
-/// long.
-const GRACE: Duration = Duration::from_millis(200);
-
-/// A worker that was let go has this long for its exit handlers.
-const LEAVE_MAX: Duration = Duration::from_secs(10);
+use crate::few::Few;
+use crate::scheduler::{Mode, Rules};
+use crate::sync::{self, lock};
 
 /// A thread of ours needs little stack: it runs no code of users but the wakers of their futures.
 const STACK: usize = 256 * 1024;
 
+/// The end of a pool is waited for no longer than this.
+const END_MAX: Duration = Duration::from_secs(5);
+
 thread_local! {
-    /// Whether this is a mailbox thread or a supervisor.
+    /// Whether this is a supervisor or a collector.
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -50,6 +56,8 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) processes: usize,
+    /// How many CPUs this process may use.
+    pub(crate) cpus: usize,
     pub(crate) max_tasks_per_child: Option<usize>,
     pub(crate) initializer: Option<Setup>,
     /// The name of the initializer, for messages.
@@ -61,130 +69,93 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Local {
     shared: Arc<Shared>,
-    supervisor: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// In a forked copy of the process there are no threads, and the workers are not its children.
     owner: u32,
 }
 
 struct Shared {
-    settings: Settings,
+    processes: usize,
+    cpus: usize,
+    initializer_name: &'static str,
+    launcher: Launcher,
     state: Mutex<State>,
+    /// Workers became ready, or all is over.
     changed: Condvar,
+    /// Ends the sleep of the supervisor.
     waker: Waker,
+    /// How long the leader spins.
+    spin: Mutex<Spin>,
+    /// How many threads have outcomes that they have not delivered.
+    delivering: AtomicUsize,
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("settings", &self.settings)
+            .field("processes", &self.processes)
             .finish_non_exhaustive()
     }
 }
 
-struct State {
-    scheduler: Scheduler,
-    seats: Vec<Seat>,
-    sinks: HashMap<JobId, Opened>,
-    /// The first failed start, while the pool is being built.
-    start_error: Option<String>,
-    /// When those who have not gone by themselves are killed.
-    kill_at: Option<Instant>,
-    /// The supervisor looks at the busy workers from time to time.
-    patrolling: bool,
-    /// The supervisor has nothing more to do.
-    over: bool,
-}
-
-/// Who gets a job's outcomes; and who draws its inputs, as far as that is known.
-struct Opened {
-    sink: Arc<dyn Sink>,
-    drawn_by: ThreadId,
-}
-
-/// A place for one worker.
-struct Seat {
-    worker: Option<Worker>,
-    thread: Option<JoinHandle<()>>,
-    /// A worker is to be started.
-    wanted: bool,
-    /// But not before this time.
-    pause_until: Option<Instant>,
-    /// A worker that is not ready by then is killed.
-    ready_by: Option<Instant>,
-    /// A worker that was asked to exit and is not gone by then is killed.
-    leave_by: Option<Instant>,
-    /// Why the start of this worker counts as failed.
-    failure: Option<String>,
-    ready_at: Option<Instant>,
-    /// It has sent what its mailbox has not understood: how much it had, and for how many rounds.
-    unheard: Option<(u32, u32)>,
-    patrolled_at: Instant,
-    /// It was seen dead at this time.
-    dead_at: Option<Instant>,
-    /// Its mailbox thread has reported its death.
-    gone: bool,
-}
-
-impl Default for Seat {
-    fn default() -> Self {
-        Seat {
-            worker: None,
-            thread: None,
-            wanted: false,
-            pause_until: None,
-            ready_by: None,
-            leave_by: None,
-            failure: None,
-            ready_at: None,
-            unheard: None,
-            patrolled_at: Instant::now(),
-            dead_at: None,
-            gone: false,
-        }
-    }
-}
-
-/// Outcomes on their way out, for each sink.
-type Deliveries = Vec<(Arc<dyn Sink>, Vec<(usize, Outcome)>)>;
-
 impl Local {
     /// Starts the workers, and waits until all are ready.
     pub(crate) fn start(settings: Settings) -> Result<Local, Error> {
-        pool_worker::may_launch().map_err(start_error)?;
+        let during = match settings.initializer {
+            Some(_) => format!(" (initializer `{}`)", settings.initializer_name),
+            None => String::new(),
+        };
+        let rules = Rules {
+            slots: settings.processes,
+            max_tasks: settings.max_tasks_per_child,
+            start_timeout: settings.start_timeout,
+            during,
+        };
+        let launcher =
+            Launcher::new(settings.cpus, settings.initializer).map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;
-        let processes = settings.processes;
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                scheduler: Scheduler::new(processes, settings.max_tasks_per_child),
-                seats: (0..processes).map(|_| Seat::default()).collect(),
-                sinks: HashMap::new(),
-                start_error: None,
-                kill_at: None,
-                patrolling: false,
-                over: false,
-            }),
-            settings,
+            processes: settings.processes,
+            cpus: settings.cpus,
+            initializer_name: settings.initializer_name,
+            state: Mutex::new(State::new(rules, launcher.bell().clone())),
+            launcher,
             changed: Condvar::new(),
             waker,
+            spin: Mutex::default(),
+            delivering: AtomicUsize::new(0),
         });
-        let supervised = Arc::clone(&shared);
-        let supervisor = thread::Builder::new()
-            .name("pool-supervisor".to_owned())
-            .stack_size(STACK)
-            .spawn(move || supervisor::supervise(&supervised, &watch))
-            .map_err(start_error)?;
+        // The scheduler's first wish: a worker for each slot.
+        shared.update(|_| ());
         let local = Local {
-            shared,
-            supervisor: Mutex::new(Some(supervisor)),
+            shared: Arc::clone(&shared),
+            threads: Mutex::default(),
             owner: process::id(),
         };
-        // The scheduler's first wish: a worker for each slot.
-        local.shared.update(|_| ());
-        match local.shared.wait_until_ready() {
+        let supervised = Arc::clone(&shared);
+        local.spawn("pool-supervisor", move || {
+            supervisor::supervise(&supervised, &watch);
+        })?;
+        let collected = Arc::clone(&shared);
+        local.spawn("pool-collector", move || collected.collect_when_nobody_waits())?;
+        match shared.wait_until_ready() {
             Ok(()) => Ok(local),
             // Dropping it terminates what did start.
             Err(why) => Err(Error::Start(Start(why))),
         }
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                OF_A_POOL.set(true);
+                work();
+            })
+            .map_err(start_error)?;
+        lock(&self.threads).push(thread);
+        Ok(())
     }
 
     fn is_ours(&self) -> bool {
@@ -208,7 +179,7 @@ impl Backend for Local {
         &self,
         job: Job,
         sink: Arc<dyn Sink>,
-        inputs: Vec<Input>,
+        inputs: Few<Portion>,
         more: bool,
     ) -> Result<JobId, Error> {
         if !self.is_ours() {
@@ -220,19 +191,14 @@ impl Backend for Local {
                 Mode::Closed | Mode::Terminated => return Err(Error::Closed),
                 Mode::Broken(why) => return Err(Error::Broken(Broken(why.clone()))),
             }
+            state.collect_before_submitting();
             let id = state.scheduler.submit(job, inputs, more);
-            state.sinks.insert(
-                id,
-                Opened {
-                    sink,
-                    drawn_by: thread::current().id(),
-                },
-            );
+            state.open(id, sink);
             Ok(id)
         })
     }
 
-    fn push(&self, job: JobId, inputs: Vec<Input>, more: bool) -> Result<(), Error> {
+    fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
         if !self.is_ours() {
             return Err(Error::Closed);
         }
@@ -244,9 +210,8 @@ impl Backend for Local {
                     Mode::Open | Mode::Closed => Error::Cancelled,
                 });
             }
-            if let Some(opened) = state.sinks.get_mut(&job) {
-                opened.drawn_by = thread::current().id();
-            }
+            state.drawn_here(job);
+            state.collect_before_submitting();
             state.scheduler.push(job, inputs, more);
             Ok(())
         })
@@ -259,254 +224,156 @@ impl Backend for Local {
         }
     }
 
-    fn look(&self) -> bool {
-        self.is_ours()
-            && self.shared.update(|state| {
-                let mut more = false;
-                for slot in 0..state.seats.len() {
-                    // A single input is reported as soon as it is done.
-                    if !state.scheduler.is_ready(slot) || state.scheduler.given(slot).len() < 2 {
-                        continue;
-                    }
-                    more = true;
-                    if let Some(worker) = &state.seats[slot].worker {
-                        let outcomes = worker.peek();
-                        state.scheduler.answered(slot, outcomes, Duration::ZERO);
-                    }
-                }
-                more
-            })
+    fn wait(
+        &self,
+        job: JobId,
+        want: Want,
+        waiting: &dyn Waiting,
+        deadline: Option<Instant>,
+    ) -> bool {
+        if !self.is_ours() {
+            return waiting.is_over();
+        }
+        self.shared.wait(job, want, waiting, deadline)
     }
 
-    fn hint(&self, task: &'static str) -> usize {
+    fn notify(&self, job: JobId) {
+        if self.is_ours() {
+            self.shared.update(|state| state.scheduler.notify(job));
+        }
+    }
+
+    fn hint(&self, task: u32) -> usize {
         if !self.is_ours() {
             return 1;
         }
-        self.shared.lock().scheduler.hint(task)
+        lock(&self.shared.state).scheduler.hint(task)
     }
 
     fn close(&self) {
         if self.is_ours() {
             self.shared.update(|state| state.scheduler.close());
-            self.shared.waker.wake();
         }
     }
 
     fn terminate(&self) {
-        if !self.is_ours() {
-            return;
+        if self.is_ours() {
+            let now = pool_worker::now();
+            self.shared.update(|state| state.scheduler.terminate(now));
         }
-        self.shared.update(|state| {
-            state.scheduler.terminate();
-            state.wind_up();
-        });
-        self.shared.waker.wake();
     }
 
     fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
         if !self.is_ours() {
             return Ok(());
         }
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         loop {
-            if state.over {
+            if state.over && self.shared.delivering.load(Ordering::SeqCst) == 0 {
                 return Ok(());
             }
-            if *state.scheduler.mode() == Mode::Open || state.waits_for(thread::current().id()) {
+            let open = *state.scheduler.mode() == Mode::Open;
+            if open || state.waits_for(sync::thread_number()) {
                 return Err(Error::StillOpen);
             }
-            state = match deadline {
-                None => self
-                    .shared
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(Error::Timeout);
-                    }
-                    self.shared
-                        .changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
+            let (guard, in_time) = sync::wait(&self.shared.changed, state, deadline);
+            if !in_time {
+                return Err(Error::Timeout);
+            }
+            state = guard;
         }
     }
 
     /// A process can be stuck in the kernel, beyond the reach of SIGKILL, so the wait is bounded.
     fn shut_down(&self) {
-        let supervisor = self
-            .supervisor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(supervisor) = supervisor.filter(|_| self.is_ours()) else {
+        let threads = mem::take(&mut *lock(&self.threads));
+        if threads.is_empty() || !self.is_ours() {
             return;
-        };
+        }
         self.terminate();
         // A waker that drops the last handle of a pool may run on a thread of that pool, and the
         // end of the pool waits for its threads.
         if OF_A_POOL.get() {
             return;
         }
-        let gone = self.join(Some(Instant::now() + Duration::from_secs(5)));
-        if gone.is_ok() {
-            let _ = supervisor.join();
+        if self.join(Some(Instant::now() + END_MAX)).is_ok() {
+            for thread in threads {
+                let _ = thread.join();
+            }
         }
     }
 
     fn processes(&self) -> usize {
-        self.shared.settings.processes
+        self.shared.processes
     }
 
     fn worker_pids(&self) -> Vec<u32> {
         if !self.is_ours() {
             return Vec::new();
         }
-        self.shared
-            .lock()
-            .seats
-            .iter()
-            .filter(|seat| !seat.gone)
-            .filter_map(|seat| seat.worker.as_ref().map(Worker::pid))
-            .collect()
+        let state = lock(&self.shared.state);
+        state.workers.iter().flatten().map(Worker::pid).collect()
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Changes the state, does what follows from it, and delivers.
     fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let (result, deliveries, wake) = {
-            let mut state = self.lock();
+        let (result, effects) = {
+            let mut state = lock(&self.state);
             let result = change(&mut state);
-            let (deliveries, wake) = state.act();
-            (result, deliveries, wake)
+            let effects = state.settle();
+            if !effects.deliveries.is_empty() {
+                self.delivering.fetch_add(1, Ordering::SeqCst);
+            }
+            (result, effects)
         };
-        for (sink, outcomes) in deliveries {
+        self.carry_out(effects);
+        result
+    }
+
+    /// What is done without the lock.
+    fn carry_out(&self, effects: Effects) {
+        for sleeper in effects.sleepers {
+            sleeper.wake();
+        }
+        let delivers = !effects.deliveries.is_empty();
+        for (sink, outcomes) in effects.deliveries {
             // The waker of a user's future may panic, and this may be a thread that others need.
             let delivered = panic::catch_unwind(AssertUnwindSafe(|| sink.deliver(outcomes)));
             if let Err(payload) = delivered {
                 mem::forget(payload);
             }
         }
-        if wake {
+        if delivers {
+            let last = self.delivering.fetch_sub(1, Ordering::SeqCst) == 1;
+            if effects.leader_may_sleep {
+                self.launcher.bell().wake_leader();
+            }
+            if last && effects.closed {
+                drop(lock(&self.state));
+                self.changed.notify_all();
+            }
+        }
+        if effects.wake_supervisor {
             self.waker.wake();
         }
-        result
+        if effects.over {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits for the first workers.
     fn wait_until_ready(&self) -> Result<(), String> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         loop {
-            if let Some(why) = &state.start_error {
-                return Err(why.clone());
+            if let Some(why) = state.scheduler.first_failure() {
+                return Err(why.to_owned());
             }
-            let slots = 0..self.settings.processes;
-            if slots
-                .into_iter()
-                .all(|slot| state.seats[slot].ready_at.is_some())
-            {
+            if state.scheduler.are_all_ready() {
                 return Ok(());
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = sync::wait(&self.changed, state, None).0;
         }
-    }
-}
-
-impl State {
-    /// Carries out what the scheduler has decided. The second value: the supervisor has something
-    /// new to look at.
-    fn act(&mut self) -> (Deliveries, bool) {
-        let mut deliveries = Deliveries::new();
-        let mut wake = false;
-        while let Some(action) = self.scheduler.next_action() {
-            match action {
-                Action::Start { slot } => {
-                    self.seats[slot].wanted = true;
-                    wake = true;
-                }
-                Action::Run {
-                    slot,
-                    generation,
-                    from,
-                    count,
-                } => {
-                    let given = self.scheduler.given(slot).range(from..from + count);
-                    if let Some(worker) = &self.seats[slot].worker
-                        && let Some(first) = given.clone().next()
-                    {
-                        wake |= first.task.options.time_limit.is_some() || !self.patrolling;
-                        self.patrolling = true;
-                        worker.run(
-                            first.task.task,
-                            generation,
-                            given.map(|given| given.input.bytes.as_slice()),
-                        );
-                    }
-                }
-                Action::Recall { slot } => {
-                    if let Some(worker) = &self.seats[slot].worker {
-                        let (generation, begun) = worker.recall();
-                        self.scheduler.recalled(slot, generation, begun);
-                    }
-                }
-                Action::Ask { slot } => {
-                    let seat = &mut self.seats[slot];
-                    if let Some(worker) = &seat.worker {
-                        worker.ask_to_exit();
-                        seat.leave_by = Some(Instant::now() + LEAVE_MAX);
-                        wake = true;
-                    }
-                }
-                Action::Kill { slot } => {
-                    if let Some(worker) = &self.seats[slot].worker {
-                        worker.kill();
-                    }
-                }
-                Action::Deliver { job, outcomes } => {
-                    if let Some(opened) = self.sinks.get(&job) {
-                        deliveries.push((Arc::clone(&opened.sink), outcomes));
-                    }
-                }
-                Action::Forget { job } => {
-                    self.sinks.remove(&job);
-                }
-            }
-        }
-        (deliveries, wake || self.scheduler.is_over())
-    }
-
-    /// Lets all workers go: the idle are asked, the others are told by SIGTERM.
-    fn wind_up(&mut self) {
-        if self.kill_at.is_some() {
-            return;
-        }
-        self.kill_at = Some(Instant::now() + GRACE);
-        for (slot, seat) in self.seats.iter().enumerate() {
-            let Some(worker) = &seat.worker else { continue };
-            if seat.ready_at.is_some() && self.scheduler.given(slot).is_empty() {
-                worker.ask_to_exit();
-            } else {
-                worker.terminate();
-            }
-        }
-    }
-
-    /// Whether the end of the pool waits for inputs that only this thread can draw.
-    fn waits_for(&self, thread: ThreadId) -> bool {
-        self.sinks
-            .iter()
-            .any(|(job, opened)| opened.drawn_by == thread && self.scheduler.takes(*job))
     }
 }

@@ -2,21 +2,28 @@
 //!
 //! # Jobs
 //!
-//! A job is a queue of inputs. Older jobs go first. What is sent to a worker at once is a *portion*: as
+//! A [`job`] is a queue of inputs. Older jobs go first. What is sent to a worker at once is a *portion*: as
 //! many inputs as take about a millisecond, and fewer towards the end of the job. A *chunk* is what a
 //! caller with an explicit chunk size wants kept together; then a portion is made of whole chunks. Who
 //! gets which portion is decided in [`decide`]; here is what follows from each event.
 //!
 //! # Slots
 //!
-//! Each worker process sits in a slot. `given` holds what it was given and has not answered, in
-//! order; a worker answers in that order too. `answered` counts what it has answered since it
-//! started, so together with the number of inputs that it has *begun*, which only the worker's
-//! ledger knows, the scheduler knows exactly which input runs now and which have not begun.
+//! Each worker process sits in a [`slot`], which is also the state machine of that process: wanted,
+//! starting, ready, leaving, dying. `given` holds what it was given and has not answered, in order; a
+//! worker answers in that order too. `answered` counts what it has answered since it started, so together
+//! with the number of inputs that it has *begun*, which only the worker's ring knows, the scheduler knows
+//! exactly which input runs now and which have not begun.
 //!
 //! Work that has not begun can be taken back: the scheduler asks for it with [`Action::Recall`],
 //! and the answer comes back through [`Scheduler::recalled`]. That serves a worker that would
 //! otherwise idle, a cancelled job, and a worker that must be killed.
+//!
+//! # Time
+//!
+//! Time is a number that comes in with events. [`Scheduler::tick`] does what is due, and says when it wants
+//! to be called again. Where an event that brings no time begins a wait, [`Scheduler::wants_tick`] asks
+//! for one.
 //!
 //! # Invariants
 //!
@@ -26,40 +33,62 @@
 //! - What was begun is never given again, unless the job allows retries and its worker died.
 
 mod decide;
+mod job;
+mod pace;
+mod slot;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pool_worker::{Exit, Fault};
+use pool_worker::{Exit, Frames, Progress};
 
-use self::decide::{by_time, goes_on};
-use crate::backend::{Failure, Input, Job, JobId, Outcome};
+use self::job::{Jobs, Pending};
+use self::pace::Paces;
+use self::slot::{Given, Phase, Reason, Slot};
+use crate::backend::{Failure, Job, JobId, Outcomes, Portion, Want, What};
+use crate::few::Few;
+
+/// A moment: how long after one that is fixed.
+pub(crate) type Time = Duration;
 
 /// Failed starts are counted over this time.
 const INTENSITY_PERIOD: Duration = Duration::from_secs(30);
 
+/// After a failed start the next try waits this long.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
+/// A worker that dies idle so soon after its start is not replaced at once.
+const EARLY: Duration = Duration::from_secs(1);
+
+/// When all is ended, an idle worker that was asked to exit, and a busy one after SIGTERM, have this
+/// long.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// A worker that was let go has this long for its exit handlers.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+
 /// What the caller of the scheduler must do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Start a worker for this slot.
+    /// Start a worker for this slot, and call [`Scheduler::started`] or [`Scheduler::start_failed`].
     Start { slot: usize },
-    /// Send `count` of the inputs given to this slot, from position `from` of [`Scheduler::given`].
-    Run {
-        slot: usize,
-        generation: u32,
-        from: usize,
-        count: usize,
-    },
+    /// Send what there is to send: see [`Scheduler::next_to_send`].
+    Send { slot: usize },
     /// Take back what has not begun, and call [`Scheduler::recalled`].
     Recall { slot: usize },
     /// Ask the worker to exit when it is through.
     Ask { slot: usize },
+    /// Tell the worker to end, by SIGTERM.
+    Terminate { slot: usize },
     /// Kill the worker.
     Kill { slot: usize },
-    /// Hand outcomes to whoever waits for them.
+    /// Hand outcomes to whoever waits for them. `last`: nothing comes for this job any more.
     Deliver {
         job: JobId,
-        outcomes: Vec<(usize, Outcome)>,
+        outcomes: Outcomes,
+        last: bool,
     },
     /// Nothing comes for this job any more.
     Forget { job: JobId },
@@ -74,137 +103,81 @@ pub(crate) enum Mode {
     Broken(String),
 }
 
-/// An input in the hands of a worker.
-#[derive(Debug)]
-pub(crate) struct Given {
-    pub(crate) job: JobId,
-    pub(crate) task: Job,
-    pub(crate) input: Input,
-    /// How many workers have died under it.
-    deaths: u32,
-    /// The last of a portion.
-    last: bool,
-    /// Its outcome is out already: its job was cancelled.
-    void: bool,
+/// How the workers are to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) slots: usize,
+    /// How many inputs a worker is given before another takes its place.
+    pub(crate) max_tasks: Option<usize>,
+    /// How long a worker may take until it is ready.
+    pub(crate) start_timeout: Duration,
+    /// What a worker does before it is ready, for messages.
+    pub(crate) during: String,
 }
 
-#[derive(Debug)]
-struct Pending {
-    input: Input,
-    deaths: u32,
-}
-
-#[derive(Debug)]
-struct Queue {
-    job: Job,
-    pending: VecDeque<Pending>,
-    /// Inputs without an outcome, pending or given.
-    open: usize,
-    /// More inputs may come.
-    more: bool,
-    /// Nobody wants its results any more: what was taken back is dropped.
-    abandoned: bool,
-    /// The size of the last portion.
-    last_portion: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// No process; one is wanted or not.
-    Empty,
-    /// Started, and not ready yet.
-    Starting,
-    Ready,
-    /// Runs an input that is past its time limit, the last of `begun`; what it has not begun is
-    /// being taken back.
-    Overdue {
-        begun: u32,
-    },
-    /// Asked to exit.
-    Leaving,
-    /// To be killed, or killed already.
-    Dying(Reason),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    TimeLimit,
-    /// The job of what it runs was cancelled, or it talked nonsense, or all is over.
-    Other,
-}
-
-#[derive(Debug)]
-struct Slot {
-    phase: Phase,
-    given: VecDeque<Given>,
-    generation: u32,
-    answered: u32,
-    last_answered: Option<(JobId, usize)>,
-    /// How many inputs this process was given in all.
-    total: usize,
-    /// A recall is on its way; nothing is given until it is answered.
-    recalling: bool,
-    /// A recall has found nothing to take back since work was last given.
-    drained: bool,
-}
-
-impl Slot {
-    fn new() -> Slot {
-        Slot {
-            phase: Phase::Empty,
-            given: VecDeque::new(),
-            generation: 0,
-            answered: 0,
-            last_answered: None,
-            total: 0,
-            recalling: false,
-            drained: false,
-        }
-    }
-
-    fn portions(&self) -> usize {
-        self.given.iter().filter(|given| given.last).count()
-    }
-
-    /// How many of `given` have begun, by the ledger's count.
-    fn running(&self, begun: u32) -> usize {
-        (begun.wrapping_sub(self.answered) as usize).min(self.given.len())
-    }
+/// The end of a worker. Everything that it replied was heard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    pub(crate) pid: u32,
+    pub(crate) exit: Exit,
+    /// How many inputs it had begun.
+    pub(crate) begun: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct Scheduler {
+    rules: Rules,
     mode: Mode,
     slots: Vec<Slot>,
-    jobs: BTreeMap<JobId, Queue>,
-    next_job: u64,
-    max_tasks: Option<usize>,
-    /// How long one input of a task takes, lately.
-    pace: HashMap<&'static str, Duration>,
-    failed_starts: VecDeque<Duration>,
+    jobs: Jobs,
+    /// Slots that may be idle.
+    idle: Vec<usize>,
+    /// The slot that was given something last.
+    recent: usize,
+    /// No worker takes more, as far as is known.
+    saturated: bool,
+    /// Work was taken back so that others do it.
+    spreading: bool,
+    paces: Paces,
+    failed_starts: VecDeque<Time>,
+    /// Why the first start failed that did.
+    first_failure: Option<String>,
+    /// When those who have not gone by themselves are killed.
+    kill_at: Option<Time>,
+    wants_tick: bool,
+    /// The shortest time limit that the last tick knew of, or that it was asked for since.
+    shortest_limit: Option<Duration>,
     actions: VecDeque<Action>,
 }
 
 impl Scheduler {
-    /// `max_tasks`: how many inputs a worker is given before another takes its place.
-    pub(crate) fn new(slots: usize, max_tasks: Option<usize>) -> Scheduler {
+    pub(crate) fn new(rules: Rules) -> Scheduler {
+        let slots = rules.slots;
         let mut scheduler = Scheduler {
+            rules,
             mode: Mode::Open,
-            slots: (0..slots).map(|_| Slot::new()).collect(),
-            jobs: BTreeMap::new(),
-            next_job: 0,
-            max_tasks,
-            pace: HashMap::new(),
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            jobs: Jobs::default(),
+            idle: Vec::with_capacity(slots),
+            recent: 0,
+            saturated: false,
+            spreading: false,
+            paces: Paces::default(),
             failed_starts: VecDeque::new(),
+            first_failure: None,
+            kill_at: None,
+            wants_tick: false,
+            shortest_limit: None,
             actions: VecDeque::new(),
         };
         for slot in 0..slots {
-            scheduler.start(slot);
+            scheduler.want_worker(slot, None);
         }
         scheduler
     }
 
     /// The next thing to do; `None` when all is done.
+    #[inline]
     pub(crate) fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -213,23 +186,14 @@ impl Scheduler {
         &self.mode
     }
 
-    /// What this slot was given and has not answered.
-    pub(crate) fn given(&self, slot: usize) -> &VecDeque<Given> {
-        &self.slots[slot].given
+    /// Why the first start failed that did.
+    pub(crate) fn first_failure(&self) -> Option<&str> {
+        self.first_failure.as_deref()
     }
 
-    /// The position in [`given`](Scheduler::given) of the input that runs, by the ledger's count of
-    /// those begun; `None` if none does, or if the slot is to be killed anyway.
-    pub(crate) fn running(&self, slot: usize, begun: u32) -> Option<usize> {
-        let slot = &self.slots[slot];
-        match slot.phase {
-            Phase::Ready => slot.running(begun).checked_sub(1),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn is_ready(&self, slot: usize) -> bool {
-        self.slots[slot].phase == Phase::Ready
+    /// Whether every worker is ready, or was once.
+    pub(crate) fn are_all_ready(&self) -> bool {
+        self.slots.iter().all(|slot| slot.was_ready)
     }
 
     /// Whether there is no process and no wish for one.
@@ -241,62 +205,158 @@ impl Scheduler {
 
     /// Whether this job still takes inputs.
     pub(crate) fn takes(&self, job: JobId) -> bool {
-        self.jobs.get(&job).is_some_and(|queue| queue.more)
+        self.jobs.get(job).is_some_and(|job| job.more)
     }
 
     /// How many inputs of this task make a portion.
-    pub(crate) fn hint(&self, task: &'static str) -> usize {
-        self.pace.get(task).map_or(1, |pace| by_time(*pace))
+    pub(crate) fn hint(&self, task: u32) -> usize {
+        self.paces.portion(task)
+    }
+
+    /// Whether there are inputs that nobody has.
+    pub(crate) fn has_pending(&self) -> bool {
+        self.jobs.has_pending()
+    }
+
+    /// Whether this slot has inputs that it has not answered.
+    pub(crate) fn is_busy(&self, slot: usize) -> bool {
+        self.slots[slot].open > 0
+    }
+
+    /// How many inputs the slot that was given something last has open; when many, some may be done.
+    pub(crate) fn backlog(&self) -> (usize, usize) {
+        (self.recent, self.slots[self.recent].open)
+    }
+
+    /// Whether a call of [`tick`](Scheduler::tick) was asked for since the last one.
+    pub(crate) fn wants_tick(&self) -> bool {
+        self.wants_tick
+    }
+
+    // ---- sending ------------------------------------------------------------------------------
+
+    /// The next portion to send to this slot, with how many of its inputs were answered already (of
+    /// another sending).
+    pub(crate) fn next_to_send(&self, slot: usize) -> Option<&Given> {
+        let slot = &self.slots[slot];
+        slot.given.get(slot.sent)
+    }
+
+    /// The last one was sent, as a whole.
+    pub(crate) fn sent(&mut self, slot: usize) {
+        self.slots[slot].sent += 1;
+    }
+
+    /// The number of the reply at which somebody has reason to look: a thread waits for it, or the
+    /// worker needs more to do.
+    pub(crate) fn wake_at(&self, slot: usize) -> Option<u32> {
+        let state = &self.slots[slot];
+        if state.open == 0 {
+            return None;
+        }
+        let refill = if self.jobs.has_pending() {
+            Some(state.open.div_ceil(2))
+        } else {
+            // When it is idle it may help another.
+            self.others_can_share(slot).then_some(state.open)
+        };
+        let wanted = if self.jobs.any_wanted() {
+            self.wanted_of(state)
+        } else {
+            None
+        };
+        let soonest = refill.into_iter().chain(wanted).min()?;
+        Some(state.answered.wrapping_add(soonest as u32))
+    }
+
+    /// How many inputs the worker of this slot has answered since its start.
+    pub(crate) fn answered_by(&self, slot: usize) -> u32 {
+        self.slots[slot].answered
+    }
+
+    /// Whether that is at least so many, wrapping around.
+    pub(crate) fn has_answered(&self, slot: usize, number: u32) -> bool {
+        (number.wrapping_sub(self.slots[slot].answered) as i32) <= 0
+    }
+
+    /// After how many more replies of this slot somebody has what it waits for.
+    fn wanted_of(&self, slot: &Slot) -> Option<usize> {
+        let mut before = 0;
+        for given in &slot.given {
+            let left = given.left();
+            if !given.void
+                && let Some(want) = self.jobs.get(given.job).and_then(|job| job.want())
+            {
+                match want {
+                    Want::All => return Some(before + left),
+                    Want::Any => return Some(before + 1),
+                    Want::Index(index) => {
+                        let first = given.portion.first + given.answered;
+                        if let Some(at) = index.checked_sub(first)
+                            && at < left
+                        {
+                            return Some(before + at + 1);
+                        }
+                    }
+                }
+            }
+            before += left;
+        }
+        None
     }
 
     // ---- what users do ------------------------------------------------------------------------
 
     /// Accepts a job. The caller has checked that the mode is `Open`.
-    pub(crate) fn submit(&mut self, job: Job, inputs: Vec<Input>, more: bool) -> JobId {
-        let id = JobId(self.next_job);
-        self.next_job += 1;
-        self.jobs.insert(
-            id,
-            Queue {
-                job,
-                pending: VecDeque::new(),
-                open: 0,
-                more: true,
-                abandoned: false,
-                last_portion: 0,
-            },
-        );
+    pub(crate) fn submit(&mut self, job: Job, inputs: Few<Portion>, more: bool) -> JobId {
+        let start = self.paces.first_portion(job.task);
+        let id = self.jobs.open(job, start);
         self.push(id, inputs, more);
         id
     }
 
     /// Adds inputs to a job that takes them.
-    pub(crate) fn push(&mut self, id: JobId, inputs: Vec<Input>, more: bool) {
-        let Some(queue) = self.jobs.get_mut(&id) else {
+    pub(crate) fn push(&mut self, id: JobId, inputs: Few<Portion>, more: bool) {
+        let Some(job) = self.jobs.get_mut(id) else {
             return;
         };
-        queue.open += inputs.len();
-        queue.more = more;
-        queue
-            .pending
-            .extend(inputs.into_iter().map(|input| Pending { input, deaths: 0 }));
+        job.more = more;
+        self.jobs.push(id, inputs);
         self.finish_if_done(id);
         self.dispatch();
     }
 
+    /// A thread waits for outcomes of this job, until [`forget_want`](Scheduler::forget_want).
+    pub(crate) fn want(&mut self, id: JobId, want: Want) {
+        self.jobs.want(id, want);
+    }
+
+    pub(crate) fn forget_want(&mut self, id: JobId) {
+        self.jobs.forget_want(id);
+    }
+
+    /// The end of this job matters, though no thread may wait for it.
+    pub(crate) fn notify(&mut self, id: JobId) {
+        self.jobs.notify(id);
+    }
+
     /// Ends a job; see `Backend::cancel`.
     pub(crate) fn cancel(&mut self, id: JobId, running: bool) {
-        let Some(queue) = self.jobs.get_mut(&id) else {
+        let Some(job) = self.jobs.get_mut(id) else {
             return;
         };
-        queue.more = false;
-        queue.abandoned = true;
-        let pending = std::mem::take(&mut queue.pending);
-        let mut open = Vec::new();
+        job.more = false;
+        job.abandoned = true;
+        let pending = self.jobs.take_pending(id);
+        let mut open: Vec<(usize, usize)> = Vec::new();
+        let counts = pending
+            .iter()
+            .map(|next| (next.portion.first, next.portion.inputs.count()));
         if running {
-            open.extend(pending.into_iter().map(|pending| pending.input.index));
+            open.extend(counts);
         } else {
-            queue.open -= pending.len();
+            let count: usize = counts.map(|(_, count)| count).sum();
+            self.jobs.close_inputs(id, count);
         }
         for slot in 0..self.slots.len() {
             let mut concerned = false;
@@ -305,16 +365,21 @@ impl Scheduler {
                     concerned = true;
                     if running {
                         given.void = true;
-                        open.push(given.input.index);
+                        open.push((given.portion.first + given.answered, given.left()));
                     }
                 }
             }
-            if concerned && self.slots[slot].phase == Phase::Ready {
+            if concerned && self.slots[slot].is_ready() {
                 self.recall(slot);
             }
         }
-        let cancelled = |index| (index, Err(Box::new(Failure::Cancelled)));
-        self.deliver(id, open.into_iter().map(cancelled).collect());
+        if open.is_empty() {
+            self.finish_if_done(id);
+        }
+        let cancelled = Arc::new(Failure::Cancelled);
+        for (first, count) in open {
+            self.deliver(id, Outcomes::failed(first, count, Arc::clone(&cancelled)));
+        }
         self.dispatch();
     }
 
@@ -326,85 +391,104 @@ impl Scheduler {
         }
     }
 
-    /// Ends everything. The caller sees to it that the workers die.
-    pub(crate) fn terminate(&mut self) {
+    /// Ends everything.
+    pub(crate) fn terminate(&mut self, now: Time) {
         if matches!(self.mode, Mode::Open | Mode::Closed) {
-            self.end(Mode::Terminated, &Failure::Terminated);
+            self.end(Mode::Terminated, Failure::Terminated, now);
         }
     }
 
     // ---- what workers do ----------------------------------------------------------------------
 
-    /// The worker's initializer is through.
-    pub(crate) fn ready(&mut self, slot: usize) {
-        if self.slots[slot].phase == Phase::Starting {
-            self.slots[slot].phase = Phase::Ready;
+    /// The process of this slot was started.
+    pub(crate) fn started(&mut self, slot: usize, now: Time) {
+        self.slots[slot].phase = Phase::Starting {
+            until: now.checked_add(self.rules.start_timeout),
+        };
+        // All may be over by now.
+        if self.kill_at.is_some() {
+            self.kill(slot, Reason::Other);
+        }
+        self.wants_tick = true;
+    }
+
+    /// The worker takes tasks.
+    pub(crate) fn ready(&mut self, slot: usize, now: Time) {
+        if matches!(self.slots[slot].phase, Phase::Starting { .. }) {
+            let state = &mut self.slots[slot];
+            state.phase = Phase::Ready;
+            state.ready_since = Some(now);
+            state.was_ready = true;
+            self.saturated = false;
+            self.note_idle(slot);
             self.dispatch();
         }
     }
 
+    /// The worker will not do, for this reason, and is to be killed.
+    pub(crate) fn refuse(&mut self, slot: usize, why: String) {
+        self.slots[slot].why.get_or_insert(why);
+        match self.slots[slot].phase {
+            Phase::Ready | Phase::Leaving { .. } => {
+                self.recall(slot);
+                self.kill(slot, Reason::Other);
+            }
+            Phase::Starting { .. } => self.kill(slot, Reason::Other),
+            Phase::Overdue { .. } | Phase::Dying(_) => {
+                self.actions.push_back(Action::Kill { slot });
+            }
+            Phase::Empty | Phase::Wanted { .. } | Phase::Launching => {}
+        }
+    }
+
+    /// How long an input of a task took.
+    pub(crate) fn observe(&mut self, task: u32, each: Duration) {
+        self.paces.observe(task, each);
+        self.saturated = false;
+    }
+
     /// The worker has answered the next inputs that it was given.
-    pub(crate) fn answered(
-        &mut self,
-        slot: usize,
-        outcomes: Vec<pool_worker::Outcome>,
-        busy: Duration,
-    ) {
-        let count = outcomes.len();
-        let mut task = None;
-        let mut told: Vec<(JobId, Vec<(usize, Outcome)>)> = Vec::new();
-        for outcome in outcomes {
+    pub(crate) fn answered(&mut self, slot: usize, mut replies: Frames) {
+        while replies.count() > 0 {
             let state = &mut self.slots[slot];
             // More answers than questions: a worker that lies harms nobody else.
-            let Some(given) = state.given.pop_front() else {
+            let Some(given) = state.given.front_mut() else {
                 break;
             };
-            state.answered = state.answered.wrapping_add(1);
-            state.last_answered = Some((given.job, given.input.index));
-            task = Some(given.task.task);
-            if given.void {
-                continue;
+            let count = replies.count().min(given.left());
+            let part = replies.take_front(count);
+            let outcomes = Outcomes {
+                first: given.portion.first + given.answered,
+                what: What::Replies(part),
+            };
+            let (job, void) = (given.job, given.void);
+            given.answered += count;
+            state.answered = state.answered.wrapping_add(count as u32);
+            state.open -= count;
+            state.last_answered = Some((job, outcomes.first + count - 1));
+            if given.left() == 0 {
+                state.given.pop_front();
+                state.sent = state.sent.saturating_sub(1);
             }
-            let outcome = outcome.map_err(|fault| {
-                Box::new(match *fault {
-                    Fault::Panicked(panic) => Failure::Panicked(panic),
-                    Fault::Decode(why) | Fault::Unknown(why) => Failure::DecodeArguments(why),
-                    Fault::Encode(why) => Failure::EncodeResult(why),
-                })
-            });
-            let outcome = (given.input.index, outcome);
-            match told.last_mut() {
-                Some((job, outcomes)) if *job == given.job => outcomes.push(outcome),
-                _ => told.push((given.job, vec![outcome])),
+            if !void {
+                self.deliver(job, outcomes);
             }
         }
-        for (job, outcomes) in told {
-            self.deliver(job, outcomes);
-        }
-        if let (Some(task), Ok(count @ 1..)) = (task, u32::try_from(count))
-            && !busy.is_zero()
-        {
-            self.observe(task, busy / count);
-        }
+        self.saturated = false;
+        self.note_idle(slot);
         self.dispatch();
     }
 
-    /// The answer to [`Action::Recall`]: the new generation, and how many inputs the worker has
-    /// begun in all.
-    pub(crate) fn recalled(&mut self, slot: usize, generation: u32, begun: u32) {
-        let state = &mut self.slots[slot];
+    /// The answer to [`Action::Recall`]: how many inputs the worker has begun in all.
+    pub(crate) fn recalled(&mut self, slot: usize, begun: u32) {
         // The worker that was meant may have died since, and another may sit in its place.
-        if !std::mem::take(&mut state.recalling) {
+        if !mem::take(&mut self.slots[slot].recalling) {
             return;
         }
-        state.generation = generation;
+        let state = &mut self.slots[slot];
         let running = state.running(begun);
-        let mut back: Vec<Given> = state.given.drain(running..).collect();
-        state.total -= back.len();
+        let mut back = state.take_back(running);
         state.drained = back.is_empty();
-        if let Some(given) = state.given.back_mut() {
-            given.last = true;
-        }
         match state.phase {
             // Still the same input, and nothing else behind it.
             Phase::Overdue { begun: then } if then == begun && running > 0 => {
@@ -413,104 +497,111 @@ impl Scheduler {
             Phase::Overdue { .. } => state.phase = Phase::Ready,
             _ => {}
         }
-        let state = &self.slots[slot];
         // The input that runs belongs to a cancelled job.
-        if state.phase == Phase::Ready && state.given.back().is_some_and(|given| given.void) {
+        let state = &self.slots[slot];
+        if state.is_ready() && state.given.back().is_some_and(|given| given.void) {
             self.kill(slot, Reason::Other);
         }
         back.retain(|given| self.is_wanted(given));
         // The rest of an explicit chunk stays with its worker, if that one lives on.
         let state = &self.slots[slot];
-        let before = state
-            .given
-            .back()
-            .map(|running| (running.job, running.input.index))
-            .or(state.last_answered);
-        if state.phase == Phase::Ready
-            && let Some(before) = before
-            && back.first().is_some_and(|next| goes_on(before, next))
+        if state.is_ready()
+            && let Some(before) = state.last_given()
+            && back.first().is_some_and(|next| next.goes_on_from(before))
         {
-            let stays = back
-                .iter()
-                .take_while(|given| goes_on(before, given))
-                .count();
-            let rest = back.split_off(stays);
-            self.hand_over(slot, back);
-            // What is left here now can't be shared, so asking again would never end.
-            self.slots[slot].drained = true;
-            back = rest;
+            self.keep_chunk(slot, before, &mut back);
         }
         self.put_back(back);
+        self.saturated = false;
+        self.note_idle(slot);
+        self.spreading = true;
         self.dispatch();
+        self.spreading = false;
     }
 
-    /// The last of `begun` inputs, by the ledger's count, is past its time limit.
-    pub(crate) fn overdue(&mut self, slot: usize, begun: u32) {
-        if self.slots[slot].phase == Phase::Ready {
-            self.slots[slot].phase = Phase::Overdue { begun };
-            self.recall(slot);
-        }
-    }
-
-    /// The worker talked nonsense.
-    pub(crate) fn distrust(&mut self, slot: usize) {
-        match self.slots[slot].phase {
-            Phase::Ready | Phase::Leaving => {
-                self.recall(slot);
-                self.kill(slot, Reason::Other);
+    /// Gives back to the slot what belongs to the chunk of the input `before`.
+    fn keep_chunk(&mut self, slot: usize, before: (JobId, usize), back: &mut Vec<Given>) {
+        while let Some(next) = back.first_mut() {
+            let stays = next.of_same_chunk(before);
+            if stays == 0 {
+                break;
             }
-            Phase::Starting => self.kill(slot, Reason::Other),
-            Phase::Overdue { .. } | Phase::Dying(_) => {
-                self.actions.push_back(Action::Kill { slot });
+            if stays == next.left() {
+                let next = back.remove(0);
+                self.hand_over(slot, next);
+            } else {
+                let front = next.split_front(stays);
+                self.hand_over(slot, front);
+                break;
             }
-            Phase::Empty => {}
         }
+        // What is left here now can't be shared, so asking again would never end.
+        self.slots[slot].drained = true;
     }
 
-    /// The worker is dead, and everything that it said was heard. `begun` is the ledger's last
-    /// count.
-    pub(crate) fn died(&mut self, slot: usize, begun: u32, pid: u32, exit: Exit) {
-        let state = std::mem::replace(&mut self.slots[slot], Slot::new());
+    /// The worker is dead.
+    pub(crate) fn died(&mut self, slot: usize, end: End, now: Time) {
+        let End { pid, exit, begun } = end;
+        let mut state = mem::take(&mut self.slots[slot]);
+        self.slots[slot].was_ready = state.was_ready;
+        let Some(ready_since) = state.ready_since else {
+            let during = &self.rules.during;
+            let why = state.why.unwrap_or_else(|| match state.phase {
+                Phase::Dying(Reason::Late) => {
+                    format!("process {pid} was not ready in time{during}")
+                }
+                _ => format!("process {pid} {exit} before it was ready{during}"),
+            });
+            self.start_failed(slot, why, now);
+            return;
+        };
         let running = state.running(begun);
-        let mut given: Vec<Given> = state.given.into();
-        let back = given.split_off(running);
+        let back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
         let mut retry = Vec::new();
-        for (position, mut lost) in given.into_iter().enumerate() {
-            if lost.void {
-                continue;
-            }
-            let abandoned = self
-                .jobs
-                .get(&lost.job)
-                .is_some_and(|queue| queue.abandoned);
-            lost.deaths += 1;
-            // The limit was passed by the last one begun; what lies before it went down with it.
-            let limit = lost.task.options.time_limit.filter(|_| time_limit);
-            let failure = match limit {
-                Some(limit) if position + 1 == running => Failure::TimeLimit(limit),
-                _ if !abandoned && lost.deaths <= lost.task.options.retries => {
-                    retry.push(lost);
+        let mut position = 0;
+        for mut given in state.given {
+            while given.left() > 0 {
+                let mut lost = given.split_front(1);
+                position += 1;
+                if lost.void {
                     continue;
                 }
-                _ => Failure::Lost {
-                    pid,
-                    exit,
-                    attempts: lost.deaths,
-                },
-            };
-            self.deliver(lost.job, vec![(lost.input.index, Err(Box::new(failure)))]);
+                let abandoned = self.jobs.get(lost.job).is_some_and(|job| job.abandoned);
+                lost.deaths += 1;
+                // The limit was passed by the last one begun; what lies before it went down with it.
+                let limit = lost.options.time_limit.filter(|_| time_limit);
+                let failure = match limit {
+                    Some(limit) if position == running => Failure::TimeLimit(limit),
+                    _ if !abandoned && lost.deaths <= lost.options.retries => {
+                        retry.push(lost);
+                        continue;
+                    }
+                    _ => Failure::Lost {
+                        pid,
+                        exit,
+                        attempts: lost.deaths,
+                    },
+                };
+                let outcomes = Outcomes::failed(lost.portion.first, 1, Arc::new(failure));
+                self.deliver(lost.job, outcomes);
+            }
         }
         retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
         self.put_back(retry);
-        self.start(slot);
+        let early = begun == 0 && now.saturating_sub(ready_since) < EARLY;
+        self.want_worker(slot, early.then(|| now + START_PAUSE));
+        self.saturated = false;
         self.dispatch();
     }
 
-    /// The worker could not be started, or was dead before it was ready. `now` is any clock that
-    /// does not go back.
-    pub(crate) fn start_failed(&mut self, slot: usize, why: &str, now: Duration) {
-        self.slots[slot] = Slot::new();
+    /// The worker could not be started, or was dead before it was ready.
+    pub(crate) fn start_failed(&mut self, slot: usize, why: String, now: Time) {
+        let was_ready = self.slots[slot].was_ready;
+        self.slots[slot] = Slot {
+            was_ready,
+            ..Slot::default()
+        };
         self.failed_starts.push_back(now);
         while self
             .failed_starts
@@ -519,19 +610,98 @@ impl Scheduler {
         {
             self.failed_starts.pop_front();
         }
+        self.first_failure.get_or_insert_with(|| why.clone());
         if self.failed_starts.len() > 10.max(5 * self.slots.len())
             && matches!(self.mode, Mode::Open | Mode::Closed)
         {
-            let failure = Failure::Broken(why.to_owned());
-            self.end(Mode::Broken(why.to_owned()), &failure);
+            self.end(Mode::Broken(why.clone()), Failure::Broken(why), now);
         }
-        self.start(slot);
+        self.want_worker(slot, Some(now + START_PAUSE));
         self.dispatch();
     }
 
-    /// All is over, and the worker that was wanted for this slot was never started.
-    pub(crate) fn not_started(&mut self, slot: usize) {
-        self.slots[slot] = Slot::new();
+    // ---- time ---------------------------------------------------------------------------------
+
+    /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
+    /// was heard; `progress` tells how far the worker of a slot is.
+    pub(crate) fn tick(
+        &mut self,
+        now: Time,
+        progress: impl Fn(usize) -> Progress,
+    ) -> Option<Time> {
+        self.wants_tick = false;
+        self.shortest_limit = None;
+        let mut next: Option<Time> = None;
+        let mut soonest = |at: Time| next = Some(next.map_or(at, |next| next.min(at)));
+        for slot in 0..self.slots.len() {
+            match self.slots[slot].phase {
+                Phase::Wanted { not_before } if not_before > now => soonest(not_before),
+                Phase::Wanted { .. } => {
+                    self.slots[slot].phase = Phase::Launching;
+                    self.actions.push_back(Action::Start { slot });
+                }
+                Phase::Starting { until: Some(until) } if until > now => soonest(until),
+                Phase::Starting { until: Some(_) } => self.kill(slot, Reason::Late),
+                Phase::Leaving { until: None } => {
+                    let until = now + LEAVE_MAX;
+                    self.slots[slot].phase = Phase::Leaving { until: Some(until) };
+                    soonest(until);
+                }
+                Phase::Leaving { until: Some(until) } if until > now => soonest(until),
+                Phase::Leaving { .. } => self.kill(slot, Reason::Other),
+                Phase::Ready => {
+                    if let Some(left) = self.time_left(slot, now, &progress)
+                        && let Some(at) = now.checked_add(left)
+                    {
+                        soonest(at);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(at) = self.kill_at {
+            if at > now {
+                soonest(at);
+            } else {
+                for slot in 0..self.slots.len() {
+                    if self.slots[slot].has_process() {
+                        self.actions.push_back(Action::Kill { slot });
+                    }
+                }
+            }
+        }
+        next
+    }
+
+    /// Ends an input that is past its limit; otherwise says how long it has, or how long the next one
+    /// will have at least.
+    fn time_left(
+        &mut self,
+        slot: usize,
+        now: Time,
+        progress: impl Fn(usize) -> Progress,
+    ) -> Option<Duration> {
+        let state = &self.slots[slot];
+        let limits = state.given.iter().filter_map(|given| given.options.time_limit);
+        let shortest = limits.min()?;
+        let known = self.shortest_limit.get_or_insert(shortest);
+        *known = shortest.min(*known);
+        let progress = progress(slot);
+        let Some(limit) = state
+            .running_now(progress.begun)
+            .and_then(|given| given.options.time_limit)
+        else {
+            return Some(shortest);
+        };
+        let ran = now.saturating_sub(progress.begun_at);
+        let left = limit.saturating_sub(ran);
+        if left.is_zero() {
+            self.slots[slot].phase = Phase::Overdue {
+                begun: progress.begun,
+            };
+            self.recall(slot);
+        }
+        Some(left.min(shortest))
     }
 }
 

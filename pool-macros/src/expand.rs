@@ -61,8 +61,15 @@ pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> To
             impl #private::Task for #task {
                 #types
                 #constants
+
+                fn number() -> ::core::primitive::u32 {
+                    __POOL_TASK_NUMBER.get()
+                }
+
                 #codec
             }
+
+            static __POOL_TASK_NUMBER: #private::Number = #private::Number::new();
 
             #[automatically_derived]
             impl ::core::ops::Deref for #task {
@@ -76,7 +83,7 @@ pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> To
             #run
 
             #private::inventory::submit! {
-                #private::Registration::new(#name, #id, __pool_task_run)
+                #private::Registration::new(#name, #id, __pool_task_run, &__POOL_TASK_NUMBER)
             }
         };
         #(#errors)*

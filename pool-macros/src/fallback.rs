@@ -45,6 +45,10 @@ pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> To
                 type Output = <Self as #private::Task>::Args;
                 #constants
 
+                fn number() -> ::core::primitive::u32 {
+                    loop {}
+                }
+
                 fn encode_args(
                     _: &Self::Args,
                     _: &mut ::std::vec::Vec<::core::primitive::u8>,

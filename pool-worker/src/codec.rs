@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::Deserialize;
 
-use crate::check::check;
+use crate::encode as encoding;
 
 /// A value could not be encoded or decoded; prints the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,34 +23,13 @@ impl fmt::Display for CodecError {
 impl std::error::Error for CodecError {}
 
 /// Appends `value` to `out`; on an error `out` is as it was.
+#[inline]
 pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    check(value).map_err(CodecError)?;
     let start = out.len();
-    postcard::serialize_with_flavor(value, Append(&mut *out)).map_err(|error| {
+    encoding::encode(value, out).map_err(|why| {
         out.truncate(start);
-        CodecError(error.to_string())
+        CodecError(why)
     })
-}
-
-/// postcard's own flavors take a vector by value or write byte by byte; this one does neither.
-struct Append<'a>(&'a mut Vec<u8>);
-
-impl postcard::ser_flavors::Flavor for Append<'_> {
-    type Output = ();
-
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
 }
 
 /// Appends a byte string to `out`, as one block.

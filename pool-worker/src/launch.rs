@@ -1,150 +1,75 @@
 //! The parent's end: start a worker, talk to it, learn of its death.
 //!
-//! A worker has two handles. [`Worker`] is shared: any thread sends through it, takes work back,
-//! sends signals. [`Mailbox`] belongs to one thread, which waits in [`Mailbox::receive`] for all
-//! that the worker says, and for its end. A third thread waits in [`Watch`](crate::Watch) for the
-//! death of any worker.
-//!
-//! # Start
-//!
-//! The parent opens a [`bootstrap`] server, then starts its own binary with a token in the environment
-//! and a way to the server as standard input. The worker connects and says hello: the token, the
-//! protocol's version, a fingerprint of its tasks, its channels and its ledger. `accept` has no time
-//! limit, so whoever finds that the worker died or takes too long kills it, and connects in its place
-//! to say that nobody will come.
+//! A [`Worker`] is one process and the parent's end of its rings. One thread uses it at a time; nothing
+//! here waits for the worker. [`Starting`] is the same before its first word: whoever polls
+//! [`Starting::socket`] hears what it says.
 //!
 //! # End
 //!
-//! Death is seen through the pidfd. End-of-file on a channel says nothing: a grandchild may hold it
-//! open. [`Worker::bury`] kills what is left of the worker's process group, reads the exit status,
-//! and puts an end mark into the worker's own channel, behind all that the worker has sent. So the
-//! mailbox reads what is there, then the mark, then the ledger's leftovers, then tells of the death.
+//! Death is seen through the pidfd: [`Worker::reap`] kills what is left of the process group and reads the
+//! exit status, without waiting, for a debugger may hold a dead process. What the worker has replied
+//! stands in its ring, and can be received as before.
 
-mod mailbox;
-
+use std::collections::VecDeque;
 use std::env;
-use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{self, Child, Command};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::process::{self, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use ipc_channel::ipc::IpcBytesSender;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
-use serde_bytes::Bytes;
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
+    pidfd_send_signal, waitid,
+};
 
-use crate::bootstrap::{self, Door};
-use crate::codec::{self, Reader};
+use crate::bell::Bell;
 use crate::entry::{self, Call, VARIABLE};
 use crate::exit::Exit;
-use crate::ledger::{Ledger, Progress};
-use crate::link::channel::{self, Outbox};
-use crate::protocol::{Fault, Message, OwnedRecord, Request, Run};
+use crate::frames::Frames;
+use crate::greeting::{self, Door, Said, Setup, Talk};
+use crate::memory::Memory;
+use crate::ring::{self, Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
 
-pub use mailbox::Mailbox;
-
-/// What a worker runs before its first task: a task's id and its encoded arguments.
-#[derive(Debug, Clone)]
-pub struct Setup {
-    /// The id of the task.
-    pub task: &'static str,
-    /// Its encoded arguments.
-    pub args: Vec<u8>,
+/// What all workers of a pool have in common.
+#[derive(Debug)]
+pub struct Launcher {
+    bell: Bell,
+    /// By which workers get the bell.
+    bell_fd: OwnedFd,
+    cpus: usize,
+    setup: Option<Arc<Setup>>,
 }
 
-/// What became of one input: the encoded result, or why there is none.
-pub type Outcome = Result<Vec<u8>, Box<Fault>>;
-
-/// What a worker's mailbox yields.
+/// A worker process.
 #[derive(Debug)]
-pub enum Event {
-    /// The initializer is through: the worker takes tasks.
-    Ready,
-    /// The initializer failed. The worker exits by itself.
-    Failed(Fault),
-    /// The next inputs of those that were given, in the order in which they were, are done: see
-    /// [`Worker::accept`].
-    Outcomes(Report),
-    /// The worker said something that no worker of ours says. It should be killed.
-    Garbled(String),
-    /// The worker is dead; nothing comes after this.
-    Died(Exit),
-}
-
-/// Outcomes as they came, some of which may have been read before they came.
-#[derive(Debug)]
-pub struct Report {
-    /// The number of the message; `None` if it was read from the journal.
-    epoch: Option<u32>,
-    outcomes: Vec<Outcome>,
-    /// How long the worker was busy with them.
-    busy: Duration,
-}
-
-/// A worker process, as all threads of the parent share it.
-#[derive(Debug, Clone)]
-pub struct Worker(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    index: usize,
+pub struct Worker {
     pid: u32,
     group: Pid,
-    pidfd: OwnedFd,
-    child: Mutex<Child>,
-    state: Mutex<State>,
-    exited: Condvar,
-}
-
-#[derive(Debug)]
-struct State {
-    /// How often the mailbox was nudged.
-    nudges: u32,
-    /// Until the worker has come through it.
-    door: Option<Door>,
-    link: Option<Arc<Link>>,
+    pidfd: Arc<OwnedFd>,
+    ring: ParentEnd,
     exit: Option<Exit>,
+    /// It has written what no worker writes.
+    garbled: Option<&'static str>,
+    /// It was to be asked to exit, and there was no room to.
+    ask_later: bool,
 }
 
-/// What the parent holds of a worker that has said hello.
-struct Link {
-    outbox: Outbox,
-    end: IpcBytesSender,
-    ledger: Ledger,
-    seen: Mutex<Seen>,
-}
+/// What a worker that is not ready has to say.
+#[derive(Debug)]
+pub struct Starting(Talk);
 
-/// How far the parent has read what the worker has finished.
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    /// The number of the next message with outcomes to be accepted.
-    epoch: u32,
-    /// How many of its records were read from the journal already.
-    records: usize,
-}
-
-impl Link {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+impl Starting {
+    /// Readable when the worker has said something.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.0.socket()
     }
 
-    /// The records in the journal that were not read yet.
-    fn peek(&self) -> Vec<Outcome> {
-        let mut seen = self.seen();
-        let mut outcomes = read_records(Reader::new(&self.ledger.peek(seen.epoch)));
-        outcomes.drain(..seen.records.min(outcomes.len()));
-        seen.records += outcomes.len();
-        outcomes
-    }
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
-            .field("ledger", &self.ledger)
-            .finish_non_exhaustive()
+    /// Hears what the worker has said, if anything. Does not wait.
+    pub fn hear(&mut self) -> Said {
+        self.0.hear()
     }
 }
 
@@ -168,62 +93,89 @@ pub fn may_launch() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a worker. It is ready when its mailbox says so.
-///
-/// The worker is killed when the calling *thread* ends: call this from one that lives long enough.
-///
-/// # Errors
-///
-/// If the process can't be started, or the bootstrap server can't be made.
-pub fn launch(index: usize, setup: Option<Setup>) -> io::Result<(Worker, Mailbox)> {
-    may_launch()?;
-    let (server, door) = bootstrap::open()?;
-    let call = Call {
-        parent: process::id(),
-        index,
-        token: token()?,
-    };
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that starts processes"
-    )]
-    let mut child = Command::new("/proc/self/exe")
-        .arg0(title(index))
-        .env(VARIABLE, call.to_variable())
-        .stdin(door.to_stdin()?)
-        .process_group(0)
-        .spawn()?;
-    let pid = child.id();
-    let opened = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::other("a process without a pid"))
-        .and_then(|group| Ok((group, pidfd_open(group, PidfdFlags::empty())?)));
-    let (group, pidfd) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
-            // Without a pidfd nobody would see it die.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(error);
-        }
-    };
-    let worker = Worker(Arc::new(Shared {
-        index,
-        pid,
-        group,
-        pidfd,
-        child: Mutex::new(child),
-        state: Mutex::new(State {
-            nudges: 0,
-            door: Some(door),
-            link: None,
+impl Launcher {
+    /// For workers that run `setup` before their first task. `cpus`: how many the pool may use.
+    ///
+    /// # Errors
+    ///
+    /// If this process must not start workers ([`may_launch`]), or has no memory or descriptor left.
+    pub fn new(cpus: usize, setup: Option<Setup>) -> io::Result<Launcher> {
+        may_launch()?;
+        let (bell, bell_fd) = Bell::create(cpus)?;
+        Ok(Launcher {
+            bell,
+            bell_fd,
+            cpus,
+            setup: setup.map(Arc::new),
+        })
+    }
+
+    /// The bell that the workers ring.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Starts a worker. It takes tasks when it has said that it is ready.
+    ///
+    /// The worker is killed when the calling *thread* ends: call this from one that lives long enough.
+    ///
+    /// # Errors
+    ///
+    /// If the process can't be started, or the way to talk to it can't be made.
+    pub fn launch(&self, index: usize) -> io::Result<(Worker, Starting)> {
+        let door = greeting::open_door()?;
+        let (socket, stdin) = greeting::socket()?;
+        let call = Call {
+            parent: process::id(),
+            index,
+            token: token()?,
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that starts processes"
+        )]
+        let child = Command::new("/proc/self/exe")
+            .arg0(title(index))
+            .env(VARIABLE, call.to_variable())
+            .stdin(Stdio::from(stdin))
+            .process_group(0)
+            .spawn()?;
+        // What it needs next is made while it starts.
+        self.introduce(child.id(), socket, door, call.token)
+            .inspect_err(|_| {
+                // Without a pidfd nobody would see it die.
+                let mut child = child;
+                let _ = child.kill();
+                let _ = child.wait();
+            })
+    }
+
+    fn introduce(
+        &self,
+        pid: u32,
+        socket: OwnedFd,
+        door: Door,
+        token: String,
+    ) -> io::Result<(Worker, Starting)> {
+        let group = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::other("a process without a pid"))?;
+        let pidfd = pidfd_open(group, PidfdFlags::empty())?;
+        let (memory, rings) = Memory::create("pool-rings", ring::SIZE)?;
+        let fds = [rings.as_fd(), self.bell_fd.as_fd()];
+        let talk = Talk::begin(socket, door, token, self.cpus, self.setup.clone(), fds)?;
+        let worker = Worker {
+            pid,
+            group,
+            pidfd: Arc::new(pidfd),
+            ring: ParentEnd::new(memory),
             exit: None,
-        }),
-        exited: Condvar::new(),
-    }));
-    let mailbox = Mailbox::new(worker.clone(), server, call.token, setup);
-    Ok((worker, mailbox))
+            garbled: None,
+            ask_later: false,
+        };
+        Ok((worker, Starting(talk)))
+    }
 }
 
 /// What `ps` shows: "pool-worker 3 of wordcount".
@@ -244,112 +196,99 @@ fn token() -> io::Result<String> {
 }
 
 impl Worker {
-    /// Which worker of the pool it is.
-    pub fn index(&self) -> usize {
-        self.0.index
-    }
-
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.pid
     }
 
-    /// Gives it inputs of one task, to be run in order. `generation` is that of the last
-    /// [`recall`](Worker::recall), 0 before the first. Never blocks.
-    pub fn run<'a>(&self, task: &str, generation: u32, inputs: impl Iterator<Item = &'a [u8]>) {
-        let inputs = inputs.map(Bytes::new).collect();
-        self.request(&Request::Run(Run {
-            task,
-            generation,
-            inputs,
-        }));
+    /// Readable when it is dead.
+    pub fn pidfd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.pidfd)
     }
 
-    /// Asks it to exit once it has done what it was given. Never blocks.
-    pub fn ask_to_exit(&self) {
-        self.request(&Request::Exit);
+    /// Gives it a portion, as far as there is room; true if all of it is sent. Otherwise give the same
+    /// portion again later, or [`recall`](Worker::recall) it.
+    pub fn send(&mut self, portion: Portion<'_>) -> bool {
+        let sent = self.ring.send(portion);
+        self.believe(sent).unwrap_or(false)
     }
 
-    /// Takes back every input that it has not begun. Gives the generation for what is sent from now
-    /// on, and how many inputs it has begun since it started, wrapping around.
-    pub fn recall(&self) -> (u32, u32) {
-        self.link().map_or((0, 0), |link| link.ledger.recall())
+    /// Whether the last portion could not be sent whole.
+    pub fn wants_room(&self) -> bool {
+        self.ring.wants_room()
+    }
+
+    /// Asks it to exit once it has done what it was given.
+    pub fn ask_to_exit(&mut self) {
+        let sent = self.ring.send_exit();
+        self.ask_later = !self.believe(sent).unwrap_or(true);
+    }
+
+    /// Who is to be woken for what was sent, after the last of it.
+    pub fn sleeper(&self) -> Option<Sleeper> {
+        self.ring.sleeper()
+    }
+
+    /// Takes back every input that it has not begun. Gives how many inputs it has begun since it
+    /// started, wrapping around.
+    pub fn recall(&mut self) -> u32 {
+        self.ring.recall()
     }
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        self.link().map_or(
-            Progress {
-                begun: 0,
-                begun_at_ns: 0,
-            },
-            |link| link.ledger.progress(),
-        )
+        self.ring.progress()
     }
 
-    /// Whether it has sent outcomes that its mailbox has not understood yet; and how many messages it
-    /// has understood. If that stays so, the channel is broken.
-    pub fn unheard(&self) -> Option<u32> {
-        let link = self.link()?;
-        let heard = link.seen().epoch;
-        (link.ledger.epoch() != heard).then_some(heard)
+    /// Whether it has replied what was not received.
+    pub fn has_replies(&self) -> bool {
+        self.ring.has_replies()
     }
 
-    /// The outcomes of a report that were not [`peek`](Worker::peek)ed at before, and how long the
-    /// worker was busy with them. To be called for one report after the other, and under a lock that
-    /// is also held for `peek`: only so does each outcome come once, and in its turn.
-    pub fn accept(&self, report: Report) -> (Vec<Outcome>, Duration) {
-        let Report {
-            epoch,
-            mut outcomes,
-            busy,
-        } = report;
-        let (Some(epoch), Some(link)) = (epoch, self.link()) else {
-            return (outcomes, busy);
-        };
-        let mut seen = link.seen();
-        let count = outcomes.len();
-        outcomes.drain(..seen.records.min(count));
-        *seen = Seen {
-            epoch: epoch.wrapping_add(1),
-            records: 0,
-        };
-        let share = outcomes.len() as f64 / count.max(1) as f64;
-        (outcomes, busy.mul_f64(share))
+    /// Whether it has, or had, reason to ring: to be asked after a fence, before sleeping.
+    pub fn has_reason_to_ring(&self) -> bool {
+        self.ring.has_reason_to_ring()
     }
 
-    /// The outcomes that it has finished and not sent yet; see [`accept`](Worker::accept). While a
-    /// report waits to be accepted there are none.
-    pub fn peek(&self) -> Vec<Outcome> {
-        self.link().map_or_else(Vec::new, |link| link.peek())
+    /// What tells from any thread whether it has replied.
+    pub fn glance(&self) -> Glance {
+        self.ring.glance()
     }
 
-    /// For a worker that is dead, and whose mailbox has not said so after a while: frees it, after a
-    /// few calls, from a channel that is broken.
-    pub fn nudge(&self) {
-        let mut state = self.state();
-        if state.exit.is_none() || state.nudges >= channel::NUDGES {
-            return;
+    /// Appends what it has replied: one byte string for each input that it has begun, in order. Gives who
+    /// is to be woken for the room that this made.
+    pub fn receive(&mut self, replies: &mut VecDeque<Frames>) -> Option<Sleeper> {
+        let received = self.ring.receive(replies);
+        self.believe(received)?;
+        if self.ask_later {
+            self.ask_to_exit();
         }
-        state.nudges += 1;
-        let link = state.link.clone();
-        drop(state);
-        if let Some(link) = link {
-            channel::nudge(&link.end);
+        self.ring.sleeper_for_room()
+    }
+
+    /// A task by its number, and how long an input of it took, if that is news.
+    pub fn new_pace(&mut self) -> Option<(u32, Duration)> {
+        self.ring.new_pace()
+    }
+
+    /// It shall ring when reply number `at` stands, counted from its start, wrapping around.
+    pub fn set_wake_at(&mut self, at: u32) {
+        self.ring.set_wake_at(at);
+    }
+
+    /// What it has written that no worker of ours writes. It should be killed.
+    pub fn garbled(&self) -> Option<&'static str> {
+        self.garbled
+    }
+
+    fn believe<T>(&mut self, result: Result<T, Garbled>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(Garbled(why)) => {
+                self.garbled.get_or_insert(why);
+                None
+            }
         }
-    }
-
-    /// Whether it is dead, and its status read.
-    pub fn is_dead(&self) -> bool {
-        self.state().exit.is_some()
-    }
-
-    /// Kills it and reads its status at once: for a worker that nobody will watch.
-    pub fn discard(&self) {
-        // Nobody waits behind the door.
-        self.state().door = None;
-        self.kill();
-        self.bury();
     }
 
     /// Sends SIGTERM to its process group.
@@ -363,95 +302,36 @@ impl Worker {
     }
 
     fn signal(&self, signal: Signal) {
-        let state = self.state();
-        // After the burial the number may belong to others.
-        if state.exit.is_none() {
-            let _ = kill_process_group(self.0.group, signal);
+        // After the status is read the number may belong to others.
+        if self.exit.is_none() {
+            let _ = kill_process_group(self.group, signal);
             // A task may have left the group.
-            let _ = pidfd_send_signal(&self.0.pidfd, signal);
+            let _ = pidfd_send_signal(&*self.pidfd, signal);
         }
     }
 
-    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
-        self.0.pidfd.as_fd()
-    }
-
-    /// Call when the pidfd says that it is dead; a second time does nothing.
-    pub(crate) fn bury(&self) {
-        let mut state = self.state();
-        if state.exit.is_some() {
-            return;
+    /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
+    pub fn reap(&mut self) -> Option<Exit> {
+        if self.exit.is_some() {
+            return self.exit;
         }
         // Until its status is read the number of the group stays its own.
-        let _ = kill_process_group(self.0.group, Signal::KILL);
-        let status = self
-            .0
-            .child
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wait();
-        state.exit = Some(status.map_or(Exit::Unknown, Exit::from));
-        self.0.exited.notify_all();
-        let link = state.link.clone();
-        let door = state.door.take();
-        // Marking the end waits for room in the channel, and whoever reads it may want the lock.
-        drop(state);
-        match link {
-            Some(link) => channel::mark_end(&link.end),
-            // Its mailbox may wait for a connection that nobody else will make.
-            None => {
-                if let Some(door) = door {
-                    door.give_up();
+        let _ = kill_process_group(self.group, Signal::KILL);
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        self.exit = loop {
+            match waitid(WaitId::Pid(self.group), options) {
+                Ok(None) => break None,
+                Ok(Some(status)) => {
+                    break Some(match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => Exit::Code(code),
+                        (None, Some(signal)) => Exit::Signal(signal),
+                        (None, None) => Exit::Unknown,
+                    });
                 }
+                Err(Errno::INTR) => {}
+                Err(_) => break Some(Exit::Unknown),
             }
-        }
+        };
+        self.exit
     }
-
-    fn request(&self, request: &Request<'_>) {
-        let mut message: Message = vec![0];
-        // Bytes and strings into a vector: does not fail.
-        if codec::encode(request, &mut message).is_ok()
-            && let Some(link) = self.link()
-            && link.outbox.send(message).is_err()
-        {
-            // It is dead already, or will never get what it must have.
-            self.kill();
-        }
-    }
-
-    fn link(&self) -> Option<Arc<Link>> {
-        self.state().link.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_for_exit(&self) -> Exit {
-        let mut state = self.state();
-        loop {
-            if let Some(exit) = state.exit {
-                return exit;
-            }
-            state = self
-                .0
-                .exited
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-/// Reads records up to the end, or up to the first that is none: what was not reported counts as
-/// not done.
-fn read_records(mut reader: Reader<'_>) -> Vec<Outcome> {
-    let mut outcomes = Vec::new();
-    while let Ok(record) = reader.take_owned() {
-        outcomes.push(match record {
-            OwnedRecord::Done(bytes) => Ok(bytes.into_vec()),
-            OwnedRecord::Fault(fault) => Err(Box::new(fault)),
-        });
-    }
-    outcomes
 }

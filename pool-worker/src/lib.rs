@@ -5,10 +5,11 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `registry`, `codec`, `check` | what a task is, which ones this binary has, how values become bytes, why not |
+//! | `task`, `registry`, `codec`, `encode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
-//! | `launch`, `bootstrap`, `watch`, `exit` | the parent's end: start, find each other, talk, see it die |
-//! | `protocol`, `ledger`, `link` | what both ends share: messages, memory, how bytes travel |
+//! | `launch`, `watch`, `exit` | the parent's end: start, talk, see it die |
+//! | `greeting` | how both find each other: all that is ipc-channel's |
+//! | `ring`, `frames`, `bell`, `memory`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
 //! caller.
@@ -18,30 +19,38 @@ compile_error!(
     "pool-worker needs Linux: it starts workers through /proc and watches them by pidfd"
 );
 
-mod bootstrap;
-mod check;
+mod bell;
 mod clock;
 mod codec;
+mod encode;
 mod entry;
 mod exit;
+mod fault;
+mod frames;
+mod futex;
+mod greeting;
 mod launch;
-mod ledger;
-mod link;
-mod protocol;
+mod memory;
 mod registry;
+mod ring;
 mod serve;
+mod spin;
 mod task;
 mod unwind;
 mod watch;
 
+pub use bell::{Bell, TICK};
 pub use clock::now;
 pub use codec::{CodecError, Reader, decode, decode_bytes, encode, encode_bytes};
 pub use exit::Exit;
-pub use launch::{Event, Mailbox, Outcome, Report, Setup, Worker, launch, may_launch};
-pub use ledger::Progress;
-pub use protocol::{Fault, Panic};
-pub use registry::{Registration, Run, RunError};
+pub use fault::{Fault, Panic};
+pub use frames::{FRAME_MAX, Frames, Iter, Tag};
+pub use greeting::{Said, Setup};
+pub use launch::{Launcher, Starting, Worker, may_launch};
+pub use registry::{Number, Registration, Run, RunError};
+pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use serve::index;
+pub use spin::Spin;
 pub use task::Task;
 pub use watch::{Waker, Watch};
 

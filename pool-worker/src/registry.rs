@@ -1,9 +1,8 @@
 //! The tasks of this binary, each registered before `main` by `#[pool_task]`.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::codec::CodecError;
 
@@ -25,12 +24,47 @@ pub struct Registration {
     name: &'static str,
     id: &'static str,
     run: Run,
+    number: &'static Number,
+}
+
+/// The number of a task: its place among all tasks of this binary, by their ids. Two processes that run
+/// the same program give a task the same number.
+#[derive(Debug)]
+pub struct Number(AtomicU32);
+
+impl Number {
+    /// One that is not known yet.
+    #[expect(clippy::new_without_default, reason = "made by `#[pool_task]`, in a constant")]
+    pub const fn new() -> Self {
+        Number(AtomicU32::new(u32::MAX))
+    }
+
+    /// The number.
+    #[inline]
+    pub fn get(&self) -> u32 {
+        let number = self.0.load(Ordering::Relaxed);
+        if number == u32::MAX {
+            registry();
+            return self.0.load(Ordering::Relaxed);
+        }
+        number
+    }
 }
 
 impl Registration {
     /// What `#[pool_task]` hands to `inventory::submit!`.
-    pub const fn new(name: &'static str, id: &'static str, run: Run) -> Self {
-        Registration { name, id, run }
+    pub const fn new(
+        name: &'static str,
+        id: &'static str,
+        run: Run,
+        number: &'static Number,
+    ) -> Self {
+        Registration {
+            name,
+            id,
+            run,
+            number,
+        }
     }
 
     /// The name that errors show.
@@ -46,22 +80,19 @@ impl Registration {
 
 inventory::collect!(Registration);
 
-/// What a look-up by id may find.
+/// What a look-up by number may find.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Found {
     Task(&'static Registration),
     Nothing,
-    /// Two functions bear the same id: one `macro_rules!` invocation can emit two of one name.
-    Several,
+    /// Two functions bear this id: one `macro_rules!` invocation can emit two of one name.
+    Several(&'static str),
 }
 
-/// Finds a task by its id.
-pub(crate) fn find(id: &str) -> Found {
-    match registry().by_id.get(id) {
-        Some(Some(task)) => Found::Task(task),
-        Some(None) => Found::Several,
-        None => Found::Nothing,
-    }
+/// Finds a task by its number.
+pub(crate) fn find(number: u32) -> Found {
+    let found = registry().by_number.get(number as usize);
+    found.copied().unwrap_or(Found::Nothing)
 }
 
 /// A number that two processes share if they know the same tasks.
@@ -70,31 +101,30 @@ pub(crate) fn fingerprint() -> u64 {
 }
 
 struct Registry {
-    by_id: HashMap<&'static str, Option<&'static Registration>>,
+    by_number: Vec<Found>,
     fingerprint: u64,
 }
 
 fn registry() -> &'static Registry {
     static REGISTRY: OnceLock<Registry> = OnceLock::new();
     REGISTRY.get_or_init(|| {
-        let mut by_id = HashMap::new();
-        let mut ids = Vec::new();
-        for task in inventory::iter::<Registration> {
-            ids.push(task.id);
-            match by_id.entry(task.id) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Some(task));
-                }
-                Entry::Occupied(mut entry) => {
-                    entry.insert(None);
-                }
-            }
-        }
-        ids.sort_unstable();
+        let mut tasks: Vec<&'static Registration> =
+            inventory::iter::<Registration>.into_iter().collect();
+        tasks.sort_unstable_by_key(|task| task.id);
         let mut hasher = DefaultHasher::new();
-        ids.hash(&mut hasher);
+        let mut by_number = Vec::new();
+        for same in tasks.chunk_by(|one, other| one.id == other.id) {
+            same[0].id.hash(&mut hasher);
+            for task in same {
+                task.number.0.store(by_number.len() as u32, Ordering::Relaxed);
+            }
+            by_number.push(match same {
+                [task] => Found::Task(task),
+                _ => Found::Several(same[0].id),
+            });
+        }
         Registry {
-            by_id,
+            by_number,
             fingerprint: hasher.finish(),
         }
     })

@@ -12,28 +12,25 @@ use std::process;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
-use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use serde_bytes::Bytes;
 
-use crate::bootstrap;
+use crate::bell::Bell;
 use crate::clock;
-use crate::codec::{self, Reader};
 use crate::entry::Call;
-use crate::ledger::Ledger;
-use crate::link::channel;
-use crate::protocol::{
-    self, Assembly, Fault, Greeting, Hello, Initializer, Piece, Record, Reply, Request, Run,
-};
+use crate::fault::Fault;
+use crate::frames::{Frames, Tag};
+use crate::greeting;
+use crate::memory::Memory;
 use crate::registry::{self, Found, Registration, RunError};
+use crate::ring::{self, Body, Replies, Request, Requests, Run};
 use crate::unwind;
-
-/// Results wait for others in the journal at most this long while tasks are short.
-const FLUSH_AFTER_NS: u64 = 500_000;
 
 /// A buffer larger than this is given back after use.
 const KEEP: usize = 1 << 20;
+
+/// The clock is read once for so many inputs without a time limit.
+const INPUTS_PER_READING: u32 = 16;
 
 static INDEX: OnceLock<usize> = OnceLock::new();
 
@@ -106,6 +103,7 @@ fn set_signals() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
+/// Becomes a worker; gives up without a parent.
 fn connect(call: &Call) -> io::Result<Worker> {
     // The signal tells of the parent's death from now on, the comparison of any death before.
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -113,110 +111,77 @@ fn connect(call: &Call) -> io::Result<Worker> {
     if parent != Some(call.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
-    let bootstrap = bootstrap::connect_through_stdin()?;
+    let handed = greeting::receive_introduction()?;
+    let introduction = handed.introduction;
+    let bell = Bell::open(&handed.bell, introduction.cpus)?;
+    let memory = Memory::open(&handed.rings, ring::SIZE)?;
+    let (requests, replies) = Replies::open(memory, bell, call.index);
+    let voice = Arc::new(handed.voice);
 
-    let (requests, from_parent) = channel::pair()?;
-    let (to_parent, replies) = channel::pair()?;
-    let memory = Ledger::memory();
-    let ledger = Ledger::new(memory.clone()).ok_or(io::ErrorKind::OutOfMemory)?;
-    let hello = Hello {
-        token: call.token.clone(),
-        version: protocol::VERSION,
-        fingerprint: registry::fingerprint(),
-        requests,
-        replies,
-        end: to_parent.clone(),
-        ledger: memory,
-    };
-    bootstrap
-        .send(Greeting::Hello(hello))
-        .map_err(io::Error::other)?;
+    // Where a panic aborts, the hook has the last word.
+    let aborting = cfg!(panic = "abort").then(|| (Arc::clone(&voice), replies.clone()));
+    unwind::install(move |panic| {
+        if let Some((voice, replies)) = &aborting {
+            let fault = Fault::Panicked(panic);
+            if INITIALIZED.get().is_some() {
+                replies.write(Tag::Fault, &fault.to_bytes());
+            } else {
+                voice.say_failed(fault);
+            }
+        }
+    });
+    let ready = voice.greet(call.token.clone(), introduction.initializer, |task, args| {
+        let result = find(task).and_then(|task| call_task(task, args, &mut Vec::new()));
+        flush_stdout();
+        result
+    })?;
+    let _ = INITIALIZED.set(());
+    if !ready {
+        process::exit(0);
+    }
     Ok(Worker {
-        from_parent,
-        assembly: Assembly::default(),
-        out: Out {
-            to_parent,
-            ledger: Arc::new(ledger),
-            taken: 0,
-            told: 0,
-            epoch: 0,
-            records: Vec::new(),
-            busy_ns: 0,
-            last_flush_ns: clock::now_ns(),
+        requests,
+        runner: Runner {
+            replies,
+            result: Vec::new(),
+            pace: Pace::default(),
         },
     })
 }
 
+/// Set when the initializer is through.
+static INITIALIZED: OnceLock<()> = OnceLock::new();
+
 struct Worker {
-    from_parent: IpcBytesReceiver,
-    assembly: Assembly,
-    out: Out,
+    requests: Requests,
+    runner: Runner,
 }
 
 impl Worker {
-    /// Serves until the parent says so, or is gone.
+    /// Serves until the parent says so.
     fn run(&mut self) {
-        let ledger = Arc::clone(&self.out.ledger);
-        unwind::install(move |panic| {
-            let mut record = Vec::new();
-            if codec::encode(&Record::Fault(Fault::Panicked(panic)), &mut record).is_ok() {
-                ledger.append(&record);
-            }
-        });
-        while let Some(message) = self.next_message() {
-            // The parent is trusted: it is the same program, and it started us.
-            let Ok(request) = Reader::new(&message).take() else {
-                return;
-            };
-            match request {
-                Request::Setup(initializer) => {
-                    let result = initializer.map_or(Ok(()), |task| initialize(&task));
-                    let (reply, go_on) = match result {
-                        Ok(()) => (Reply::Ready, true),
-                        Err(fault) => (Reply::Failed(fault), false),
-                    };
-                    self.out.reply(&reply);
-                    if !go_on {
-                        return;
-                    }
-                }
-                Request::Run(run) => self.out.run(&run),
+        loop {
+            let Worker { requests, runner } = self;
+            match requests.next(|| runner.pause()) {
+                Request::Run(run) => runner.run(&run),
                 Request::Exit => return,
             }
         }
     }
-
-    fn next_message(&mut self) -> Option<Vec<u8>> {
-        loop {
-            let frame = channel::receive(&self.from_parent).ok()?;
-            self.out.taken = self.out.taken.wrapping_add(1);
-            match self.assembly.add(&frame) {
-                Piece::Whole(message) => return Some(message),
-                // The parent may be waiting for room to send the rest.
-                Piece::Part => self.out.reply(&Reply::Taken),
-                Piece::End | Piece::Bad => return None,
-            }
-        }
-    }
 }
 
-fn initialize(initializer: &Initializer<'_>) -> Result<(), Fault> {
-    let mut ignored = Vec::new();
-    call(find(initializer.task)?, initializer.args, &mut ignored)
-}
-
-fn find(id: &str) -> Result<&'static Registration, Fault> {
-    match registry::find(id) {
+fn find(number: u32) -> Result<&'static Registration, Fault> {
+    match registry::find(number) {
         Found::Task(task) => Ok(task),
-        Found::Nothing => Err(Fault::Unknown(format!("no task `{id}` in this program"))),
-        Found::Several => Err(Fault::Unknown(format!(
+        Found::Nothing => Err(Fault::Unknown("no such task in this program".to_owned())),
+        Found::Several(id) => Err(Fault::Unknown(format!(
             "several tasks `{id}`: tell them apart with `#[pool_task(name = \"…\")]`"
         ))),
     }
 }
 
 /// Runs a task and appends its encoded result to `out`.
-fn call(task: &Registration, args: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+fn call_task(task: &Registration, args: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
     match unwind::catch(|| task.run(args, out)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
@@ -230,115 +195,111 @@ fn flush_stdout() {
     let _ = io::stdout().flush();
 }
 
-/// The way back to the parent: records wait here, mirrored in the journal, until they are sent.
-struct Out {
-    to_parent: IpcBytesSender,
-    ledger: Arc<Ledger>,
-    /// How many frames were taken.
-    taken: u32,
-    /// How many of them the parent knows of.
-    told: u32,
-    epoch: u32,
-    records: Vec<u8>,
-    busy_ns: u64,
-    last_flush_ns: u64,
+/// Runs inputs and replies to each.
+struct Runner {
+    replies: Replies,
+    result: Vec<u8>,
+    pace: Pace,
 }
 
-impl Out {
+impl Runner {
     fn run(&mut self, run: &Run<'_>) {
-        let mut result = Vec::new();
-        let mut record = Vec::new();
-        let last = run.inputs.len().saturating_sub(1);
         let task = find(run.task);
-        let mut now = clock::now_ns();
-        for (at, args) in run.inputs.iter().enumerate() {
-            if !self.ledger.begin(run.generation, now) {
-                break;
+        self.pace.task(run.task, &self.replies);
+        match run.body {
+            Body::Many(count, frames) => {
+                for (_, args) in Frames::read(frames, count) {
+                    if !self.one(run, &task, args) {
+                        break;
+                    }
+                }
             }
-            result.clear();
-            let outcome = match &task {
-                Ok(task) => call(task, args, &mut result),
-                Err(unknown) => Err(unknown.clone()),
-            };
-            let done = clock::now_ns();
-            self.busy_ns += done.saturating_sub(now);
-            now = done;
-
-            record.clear();
-            let value = match outcome {
-                Ok(()) => Record::Done(Bytes::new(&result)),
-                Err(fault) => Record::Fault(fault),
-            };
-            // Encoding bytes and strings into a vector does not fail.
-            let _ = codec::encode(&value, &mut record);
-            self.put(&record, at == last, now);
-            result.shrink_to(KEEP);
-            record.shrink_to(KEEP);
-        }
-        self.flush(now);
-        // Inputs that were taken back have no outcomes. The parent must learn of the room that they
-        // leave in the socket, or it would wait for ever.
-        if self.told != self.taken {
-            self.reply(&Reply::Taken);
+            Body::Alone(args) => {
+                self.one(run, &task, args);
+            }
         }
     }
 
-    /// Adds a record; sends all if it is the last one, if it is time, or if no more will fit.
-    fn put(&mut self, record: &[u8], last: bool, now_ns: u64) {
-        let soon = last || now_ns.saturating_sub(self.last_flush_ns) >= FLUSH_AFTER_NS;
-        // A record that is sent at once needs no copy.
-        if !soon && self.ledger.append(record) {
-            self.records.extend_from_slice(record);
-            return;
+    /// Runs one input; false if it was taken back.
+    #[inline]
+    fn one(
+        &mut self,
+        run: &Run<'_>,
+        task: &Result<&'static Registration, Fault>,
+        args: &[u8],
+    ) -> bool {
+        if run.limited {
+            self.replies.begins_at(clock::now_ns());
         }
-        if record.len() + self.records.len() > protocol::FRAME_MAX / 2 {
-            // What was finished before must not be lost should we die while a long message is
-            // still on its way.
-            self.flush(now_ns);
+        if !self.replies.begin(run.generation) {
+            return false;
         }
-        self.records.extend_from_slice(record);
-        self.flush(now_ns);
-    }
-
-    fn flush(&mut self, now_ns: u64) {
-        self.last_flush_ns = now_ns;
-        if self.records.is_empty() {
-            return;
-        }
-        let reply = Reply::Outcomes {
-            epoch: self.epoch,
-            busy_ns: std::mem::take(&mut self.busy_ns),
+        self.result.clear();
+        let outcome = match task {
+            Ok(task) => call_task(task, args, &mut self.result),
+            Err(unknown) => Err(unknown.clone()),
         };
-        let records = std::mem::take(&mut self.records);
-        if self.send(&reply, &records).is_err() {
-            // The parent is gone, or a task has closed our descriptors. In the latter case the
-            // parent still finds in the journal what could not be sent.
-            self.ledger.clear(self.epoch);
-            self.ledger.append(&records);
-            process::exit(NO_PARENT);
-        }
-        self.records = records;
-        self.records.clear();
-        self.records.shrink_to(KEEP);
-        self.epoch = self.epoch.wrapping_add(1);
-        self.ledger.clear(self.epoch);
-    }
-
-    fn reply(&mut self, reply: &Reply) {
-        if self.send(reply, &[]).is_err() {
-            process::exit(NO_PARENT);
-        }
-    }
-
-    fn send(&mut self, reply: &Reply, records: &[u8]) -> io::Result<()> {
         flush_stdout();
-        let mut message = Vec::with_capacity(32 + records.len());
-        message.push(0);
-        self.told = self.taken;
-        message.extend_from_slice(&self.taken.to_le_bytes());
-        // Numbers and strings into a vector: does not fail.
-        let _ = codec::encode(reply, &mut message);
-        message.extend_from_slice(records);
-        protocol::each_frame(message, |frame| channel::send(&self.to_parent, &frame))
+        match outcome {
+            Ok(()) => self.replies.write(Tag::Value, &self.result),
+            Err(fault) => self.replies.write(Tag::Fault, &fault.to_bytes()),
+        }
+        if self.result.capacity() > KEEP {
+            self.result = Vec::new();
+        }
+        self.pace.count(&self.replies);
+        true
+    }
+
+    /// There is nothing to do for a while.
+    fn pause(&mut self) {
+        self.pace.stop(&self.replies);
+    }
+}
+
+/// Measures how long inputs take, with few readings of the clock.
+#[derive(Default)]
+struct Pace {
+    task: u32,
+    /// Since when `count` inputs were run, one right after the other.
+    since_ns: Option<u64>,
+    count: u32,
+}
+
+impl Pace {
+    /// The next inputs are of this task.
+    fn task(&mut self, task: u32, replies: &Replies) {
+        if self.task != task {
+            self.stop(replies);
+            self.task = task;
+        }
+        if self.since_ns.is_none() {
+            self.since_ns = Some(clock::now_ns());
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, replies: &Replies) {
+        self.count += 1;
+        if self.count >= INPUTS_PER_READING {
+            self.read(replies);
+        }
+    }
+
+    fn read(&mut self, replies: &Replies) {
+        if let Some(since) = self.since_ns
+            && self.count > 0
+        {
+            let now = clock::now_ns();
+            let each = now.saturating_sub(since) / u64::from(self.count);
+            replies.set_pace(self.task, each);
+            self.since_ns = Some(now);
+            self.count = 0;
+        }
+    }
+
+    fn stop(&mut self, replies: &Replies) {
+        self.read(replies);
+        self.since_ns = None;
     }
 }

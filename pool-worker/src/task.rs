@@ -26,6 +26,10 @@ pub trait Task: Copy + Send + Sync + 'static {
     #[doc(hidden)]
     const ID: &'static str;
 
+    /// The same in a form that is quick to look up.
+    #[doc(hidden)]
+    fn number() -> u32;
+
     /// Appends the encoded arguments to `out`.
     #[doc(hidden)]
     fn encode_args(args: &Self::Args, out: &mut Vec<u8>) -> Result<(), CodecError>;

@@ -9,7 +9,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 
-use crate::protocol::Panic;
+use crate::fault::Panic;
 
 thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };

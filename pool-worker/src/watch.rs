@@ -1,14 +1,15 @@
-//! Waiting for the death of any of several workers, for a time, or to be woken.
+//! Waiting for one of several descriptors, for a time, or to be woken.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use crate::launch::Worker;
+/// If the system will not wait, so long passes between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// One thread waits here; see [`Watch::wait`].
 #[derive(Debug)]
@@ -30,37 +31,32 @@ impl Watch {
         Ok((Watch { wake }, waker))
     }
 
-    /// Waits until one of `workers` has died, the waker was used, or `timeout` is over.
-    ///
-    /// A worker that has died is buried here: what is left of its process group is killed, its exit
-    /// status is read, and its mailbox learns of it.
-    pub fn wait(&self, workers: &[Worker], timeout: Option<Duration>) {
-        let mut fds = Vec::with_capacity(workers.len() + 1);
-        fds.push(PollFd::new(&*self.wake, PollFlags::IN));
-        fds.extend(
-            workers
-                .iter()
-                .map(|worker| PollFd::from_borrowed_fd(worker.pidfd(), PollFlags::IN)),
-        );
+    /// Waits until one of `fds` is readable, the waker was used, or `timeout` is over. Gives for each
+    /// whether it may be readable.
+    pub fn wait(&self, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Vec<bool> {
+        let mut polled = Vec::with_capacity(fds.len() + 1);
+        polled.push(PollFd::new(&*self.wake, PollFlags::IN));
+        polled.extend(fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         });
-        match poll(&mut fds, timeout.as_ref()) {
+        match poll(&mut polled, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
-            // Out of memory, say: the caller looks around and waits again.
-            Err(_) => std::thread::yield_now(),
+            // More descriptors than the process may have by now, or no memory.
+            Err(_) => {
+                std::thread::park_timeout(PAUSE);
+                return vec![true; fds.len()];
+            }
         }
-        let dead: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
-        if !fds[0].revents().is_empty() {
+        if !polled[0].revents().is_empty() {
             let mut count = [0; 8];
             let _ = rustix::io::read(&*self.wake, &mut count);
         }
-        for (worker, dead) in workers.iter().zip(dead) {
-            if dead {
-                worker.bury();
-            }
-        }
+        polled[1..]
+            .iter()
+            .map(|fd| !fd.revents().is_empty())
+            .collect()
     }
 }
 

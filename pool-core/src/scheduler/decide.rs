@@ -1,17 +1,12 @@
 //! The decisions of the scheduler: who gets what, how much, and who gives it back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Given, Mode, Pending, Phase, Reason, Scheduler, Slot};
-use crate::backend::{Failure, JobId, Outcome};
-
-/// How long a portion should keep a worker busy: long against the price of a message, short against
-/// the patience of whoever waits for the first result.
-const PORTION_TIME: Duration = Duration::from_millis(1);
-
-/// The most inputs in a portion, unless one chunk is larger.
-const PORTION_MAX: usize = 4096;
+use super::pace::inputs_in;
+use super::{Action, GRACE, Given, Mode, Pending, Phase, Portion, Reason, Scheduler, Slot, Time};
+use crate::backend::{Failure, JobId, Outcomes};
 
 /// Small inputs go together up to this size, in bytes.
 const PORTION_BYTES: usize = 48 * 1024;
@@ -19,76 +14,132 @@ const PORTION_BYTES: usize = 48 * 1024;
 /// A worker with less work than this ahead is given its next portion before it is through.
 const BACKLOG: Duration = Duration::from_millis(1);
 
+/// Work that takes longer than this is not given to a worker that is busy. Below it, one input is.
+const AHEAD_MAX: Duration = Duration::from_millis(50);
+
+/// Less work than this is not worth waking a second worker for.
+const WORTH: Duration = Duration::from_micros(30);
+
+/// The most inputs in the hands of a worker that is given more.
+const OPEN_MAX: usize = 8192;
+
 impl Scheduler {
-    /// Starts a worker for an empty slot, if one is still wanted.
-    pub(super) fn start(&mut self, slot: usize) {
+    /// Wants a worker for an empty slot, if one is still needed; at once, or not before a time.
+    pub(super) fn want_worker(&mut self, slot: usize, not_before: Option<Time>) {
         let wanted = match self.mode {
             Mode::Open => true,
             Mode::Closed => !self.jobs.is_empty(),
             Mode::Terminated | Mode::Broken(_) => false,
         };
-        if wanted && self.slots[slot].phase == Phase::Empty {
-            self.slots[slot].phase = Phase::Starting;
-            self.actions.push_back(Action::Start { slot });
+        if !wanted || self.slots[slot].phase != Phase::Empty {
+            return;
         }
+        self.slots[slot].phase = match not_before {
+            Some(not_before) => {
+                self.wants_tick = true;
+                Phase::Wanted { not_before }
+            }
+            None => {
+                self.actions.push_back(Action::Start { slot });
+                Phase::Launching
+            }
+        };
     }
 
     /// Gives work to all who can take some, and lets go who is not needed any more.
     pub(super) fn dispatch(&mut self) {
-        self.retire();
-        while let Some(id) = self.next_queue() {
-            let Some(slot) = self.next_slot(id) else {
-                break;
-            };
-            self.give(slot, id);
+        while !self.saturated
+            && let Some(id) = self.jobs.next()
+        {
+            match self.next_slot(id) {
+                Some(slot) => self.give(slot, id),
+                None => self.saturated = true,
+            }
         }
-        self.balance();
-        if self.mode == Mode::Closed && self.jobs.is_empty() {
+        self.balance(false);
+        let closing = self.mode == Mode::Closed && self.jobs.is_empty();
+        if closing || self.rules.max_tasks.is_some() {
             for slot in 0..self.slots.len() {
-                if self.slots[slot].phase == Phase::Ready && self.slots[slot].given.is_empty() {
+                let state = &self.slots[slot];
+                if state.is_ready()
+                    && state.given.is_empty()
+                    && (closing || self.tasks_left(state) == 0)
+                {
                     self.leave(slot);
+                }
+                // Nobody is left to need those that are still wanted.
+                if closing && matches!(self.slots[slot].phase, Phase::Wanted { .. }) {
+                    self.slots[slot].phase = Phase::Empty;
+                    self.wants_tick = true;
                 }
             }
         }
     }
 
-    /// The oldest job with inputs that nobody has.
-    fn next_queue(&self) -> Option<JobId> {
-        self.jobs
-            .iter()
-            .find(|(_, queue)| !queue.pending.is_empty())
-            .map(|(id, _)| *id)
+    fn takes_more(&self, slot: &Slot) -> bool {
+        slot.is_ready() && !slot.recalling && self.tasks_left(slot) > 0
     }
 
-    /// Who takes the next portion of this job: an idle worker, or else one that will be idle soon.
-    fn next_slot(&self, id: JobId) -> Option<usize> {
-        let free = |slot: &Slot| {
-            slot.phase == Phase::Ready && !slot.recalling && self.tasks_left(slot) > 0
-        };
-        if let Some(idle) = self
-            .slots
-            .iter()
-            .position(|slot| free(slot) && slot.given.is_empty())
+    fn is_idle(&self, slot: &Slot) -> bool {
+        self.takes_more(slot) && slot.given.is_empty()
+    }
+
+    /// Lists a slot that may be idle now.
+    pub(super) fn note_idle(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        if state.given.is_empty() && state.is_ready() && !state.listed {
+            state.listed = true;
+            self.idle.push(slot);
+        }
+    }
+
+    fn next_idle(&mut self) -> Option<usize> {
+        while let Some(slot) = self.idle.last().copied() {
+            if self.is_idle(&self.slots[slot]) {
+                return Some(slot);
+            }
+            self.idle.pop();
+            self.slots[slot].listed = false;
+        }
+        None
+    }
+
+    /// Who takes the next portion of this job: the worker that has just been given something, if that is
+    /// not worth waking another; or one that is idle; or one that will be idle soon.
+    fn next_slot(&mut self, id: JobId) -> Option<usize> {
+        let job = self.jobs.get(id)?;
+        let pace = self.paces.of(job.job.task);
+        let pending = job.pending_inputs;
+        if let Some(pace) = pace
+            && !self.spreading
         {
+            let recent = &self.slots[self.recent];
+            let more = u32::try_from(pending).map_or(Duration::MAX, |n| pace.saturating_mul(n));
+            if self.takes_more(recent)
+                && recent.open < OPEN_MAX
+                && recent.backlog().saturating_add(more) < WORTH
+            {
+                return Some(self.recent);
+            }
+        }
+        if let Some(idle) = self.next_idle() {
             return Some(idle);
         }
-        let pace = self.pace.get(self.jobs[&id].job.task)?;
-        if *pace >= BACKLOG {
-            return None;
-        }
-        self.slots.iter().position(|slot| {
-            free(slot) && slot.portions() < 2 && {
-                // An input of unknown pace may take for ever.
-                let backlog = slot.given.iter().try_fold(Duration::ZERO, |sum, given| {
-                    Some(sum + *self.pace.get(given.task.task)?)
-                });
-                backlog.is_some_and(|backlog| backlog < BACKLOG + PORTION_TIME)
-            }
-        })
+        let pace = pace.filter(|pace| *pace < AHEAD_MAX)?;
+        (0..self.slots.len())
+            .filter(|slot| {
+                let slot = &self.slots[*slot];
+                let backlog = slot.backlog();
+                self.takes_more(slot)
+                    && slot.open < OPEN_MAX
+                    && (backlog < BACKLOG || slot.open == 1 && backlog.max(pace) < AHEAD_MAX)
+            })
+            .min_by_key(|slot| self.slots[*slot].backlog())
     }
 
-    fn tasks_left(&self, slot: &Slot) -> usize {
-        self.max_tasks
+    pub(super) fn tasks_left(&self, slot: &Slot) -> usize {
+        self.rules
+            .max_tasks
             .map_or(usize::MAX, |max| max.saturating_sub(slot.total))
     }
 
@@ -96,119 +147,156 @@ impl Scheduler {
     fn give(&mut self, slot: usize, id: JobId) {
         let tasks_left = self.tasks_left(&self.slots[slot]);
         let workers = self.slots.len();
-        let Some(queue) = self.jobs.get_mut(&id) else {
+        let Some(queue) = self.jobs.get_mut(id) else {
             return;
         };
-        let pace = self.pace.get(queue.job.task);
-        let by_time = pace.map_or(1, |pace| by_time(*pace));
-        // What is left is shared out in ever smaller portions, so that all end together.
+        let job = queue.job;
+        let pace = self.paces.of(job.task);
+        // What is left is shared out in ever smaller portions, so that all end together; but not in
+        // smaller ones than are worth it.
         let shares = if queue.more { workers } else { 2 * workers };
-        let share = queue.pending.len().div_ceil(shares);
-        let most = by_time
-            .min(share)
+        let share = queue.pending_inputs.div_ceil(shares);
+        let least = pace.map_or(1, |pace| inputs_in(WORTH, pace));
+        let most = self
+            .paces
+            .portion(job.task)
+            .min(share.max(least))
             .min(4 * queue.last_portion.max(1))
             .min(tasks_left);
-        let mut bytes = 0;
-        let mut count = queue
-            .pending
-            .iter()
-            .take(most)
-            .take_while(|next| {
-                bytes += next.input.bytes.len();
-                bytes <= PORTION_BYTES
-            })
-            .count()
-            .max(1);
-        if let Some(size) = queue.job.options.chunksize {
-            count = whole_chunks(&queue.pending, size, count);
-        }
-        queue.last_portion = count;
-        let job = queue.job;
-        let portion = queue
-            .pending
-            .drain(..count)
-            .map(|next| Given {
-                job: id,
-                task: job,
-                input: next.input,
-                deaths: next.deaths,
-                last: false,
-                void: false,
-            })
-            .collect();
-        self.hand_over(slot, portion);
-    }
-
-    /// Adds inputs to what a slot has, as one portion.
-    pub(super) fn hand_over(&mut self, slot: usize, mut portion: Vec<Given>) {
-        let Some(last) = portion.last_mut() else {
+        let Some(next) = queue.pending.front() else {
             return;
         };
-        last.last = true;
-        let count = portion.len();
-        let state = &mut self.slots[slot];
-        self.actions.push_back(Action::Run {
-            slot,
-            generation: state.generation,
-            from: state.given.len(),
-            count,
-        });
-        state.total += count;
-        state.drained = false;
-        state.given.extend(portion);
+        let mut count = next.portion.inputs.fitting(most, PORTION_BYTES);
+        let first = next.portion.first;
+        let mut end_of_chunk = None;
+        if let Some(size) = job.options.chunksize {
+            // Back to where a chunk ends, or forward to the end of the first.
+            let whole = (first + count) / size * size;
+            let end = if whole > first {
+                whole
+            } else {
+                (first / size + 1).saturating_mul(size)
+            };
+            count = (end - first).min(next.portion.inputs.count());
+            end_of_chunk = Some(end);
+        }
+        queue.last_portion = count;
+        self.give_first(slot, id, count);
+        // A chunk may lie in several pieces, if it holds large inputs.
+        while let Some(end) = end_of_chunk
+            && let Some(queue) = self.jobs.get(id)
+            && let Some(next) = queue.pending.front()
+            && next.portion.first < end
+        {
+            let count = next.portion.inputs.count().min(end - next.portion.first);
+            self.give_first(slot, id, count);
+        }
     }
 
-    /// Takes work from the busy for the idle, once there is nothing else for them.
-    fn balance(&mut self) {
-        let idle = self
-            .slots
-            .iter()
-            .any(|slot| slot.phase == Phase::Ready && slot.given.is_empty());
-        if !idle || self.next_queue().is_some() {
+    /// Gives the first `count` pending inputs of a job, which lie together.
+    fn give_first(&mut self, slot: usize, id: JobId, count: usize) {
+        let Some(queue) = self.jobs.get_mut(id) else {
             return;
+        };
+        let Some(next) = queue.pending.front_mut() else {
+            return;
+        };
+        let deaths = next.deaths;
+        let portion = if count < next.portion.inputs.count() {
+            let first = next.portion.first;
+            next.portion.first += count;
+            let inputs = next.portion.inputs.take_front(count);
+            Portion { first, inputs }
+        } else {
+            let Some(Pending { portion, .. }) = queue.pending.pop_front() else {
+                return;
+            };
+            portion
+        };
+        queue.pending_inputs -= count;
+        let given = Given {
+            job: id,
+            task: queue.job.task,
+            options: queue.job.options,
+            portion,
+            answered: 0,
+            deaths,
+            void: false,
+        };
+        self.hand_over(slot, given);
+    }
+
+    /// Adds inputs to what a slot has.
+    pub(super) fn hand_over(&mut self, slot: usize, given: Given) {
+        let pace = self.paces.of(given.task);
+        if let Some(limit) = given.options.time_limit
+            && self.shortest_limit.is_none_or(|known| limit < known)
+        {
+            self.shortest_limit = Some(limit);
+            self.wants_tick = true;
+        }
+        let state = &mut self.slots[slot];
+        let count = given.left();
+        state.pace = if state.open == 0 {
+            pace
+        } else {
+            state.pace.zip(pace).map(|(one, other)| one.max(other))
+        };
+        state.total += count;
+        state.open += count;
+        state.drained = false;
+        state.given.push_back(given);
+        self.recent = slot;
+        self.actions.push_back(Action::Send { slot });
+    }
+
+    /// Takes work from the busy for the idle, once there is nothing else for them. Unless it is `urgent`,
+    /// only if it seems worth it.
+    pub(crate) fn balance(&mut self, urgent: bool) -> bool {
+        if self.jobs.has_pending() || self.next_idle().is_none() {
+            return false;
         }
         let busiest = (0..self.slots.len())
-            .filter(|slot| {
-                let slot = &self.slots[*slot];
-                slot.phase == Phase::Ready
-                    && !slot.recalling
-                    && !slot.drained
-                    && self.can_share(slot)
-            })
-            .max_by_key(|slot| self.slots[*slot].given.len());
-        if let Some(slot) = busiest {
+            .filter(|slot| self.can_share(&self.slots[*slot]))
+            .max_by_key(|slot| self.slots[*slot].open);
+        let Some(slot) = busiest else {
+            return false;
+        };
+        // What is given out again comes in portions of at least `WORTH`, so this comes to an end.
+        if urgent || self.slots[slot].backlog() >= 2 * WORTH {
             self.recall(slot);
+            return false;
         }
+        true
+    }
+
+    /// Whether a slot other than this one may have something to give away.
+    pub(super) fn others_can_share(&self, but: usize) -> bool {
+        let mut others = (0..self.slots.len()).filter(|slot| *slot != but);
+        others.any(|slot| self.slots[slot].open > 1 && self.can_share(&self.slots[slot]))
     }
 
     /// Whether the slot may have something to give away: more than what runs, and more than the
     /// rest of one explicit chunk.
     fn can_share(&self, slot: &Slot) -> bool {
-        match (slot.given.front(), slot.given.back()) {
-            (Some(first), Some(last)) => {
-                slot.given.len() > 1 && !goes_on((first.job, first.input.index), last)
-            }
-            _ => false,
-        }
-    }
-
-    /// Lets workers go that have done as many tasks as they may.
-    fn retire(&mut self) {
-        if self.max_tasks.is_none() {
-            return;
-        }
-        for slot in 0..self.slots.len() {
-            let state = &self.slots[slot];
-            if state.phase == Phase::Ready && state.given.is_empty() && self.tasks_left(state) == 0
-            {
-                self.leave(slot);
-            }
-        }
+        let (Some(first), Some(last)) = (slot.given.front(), slot.last_given()) else {
+            return false;
+        };
+        let running = (first.job, first.portion.first + first.answered);
+        slot.is_ready()
+            && !slot.recalling
+            && !slot.drained
+            && slot.open > 1
+            && !first
+                .options
+                .chunksize
+                .is_some_and(|size| running.0 == last.0 && running.1 / size == last.1 / size)
     }
 
     fn leave(&mut self, slot: usize) {
-        self.slots[slot].phase = Phase::Leaving;
+        self.slots[slot].phase = Phase::Leaving { until: None };
         self.actions.push_back(Action::Ask { slot });
+        self.wants_tick = true;
     }
 
     pub(super) fn recall(&mut self, slot: usize) {
@@ -223,12 +311,12 @@ impl Scheduler {
         self.actions.push_back(Action::Kill { slot });
     }
 
-    /// Whether an input that was taken back should run. One of an abandoned job is dropped here.
+    /// Whether inputs that were taken back should run. Those of an abandoned job are dropped here.
     pub(super) fn is_wanted(&mut self, given: &Given) -> bool {
-        match self.jobs.get_mut(&given.job) {
-            Some(queue) if !queue.abandoned => !given.void,
-            Some(queue) if !given.void => {
-                queue.open -= 1;
+        match self.jobs.get(given.job) {
+            Some(job) if !job.abandoned => !given.void,
+            Some(_) if !given.void => {
+                self.jobs.close_inputs(given.job, given.left());
                 self.finish_if_done(given.job);
                 false
             }
@@ -239,109 +327,82 @@ impl Scheduler {
     /// Puts inputs back into their queues, where they were.
     pub(super) fn put_back(&mut self, back: Vec<Given>) {
         for given in back.into_iter().rev() {
-            let Some(queue) = self.jobs.get_mut(&given.job) else {
-                continue;
+            let pending = Pending {
+                portion: given.portion,
+                deaths: given.deaths,
             };
-            let place = queue
-                .pending
-                .partition_point(|next| next.input.index < given.input.index);
-            queue.pending.insert(
-                place,
-                Pending {
-                    input: given.input,
-                    deaths: given.deaths,
-                },
-            );
+            self.jobs.put_back(given.job, pending);
         }
-    }
-
-    /// How long an input took: half of what we think comes from the last report.
-    pub(super) fn observe(&mut self, task: &'static str, each: Duration) {
-        let pace = self.pace.entry(task).or_insert(each);
-        *pace = (*pace + each) / 2;
     }
 
     /// Closes inputs of a job with their outcomes.
-    pub(super) fn deliver(&mut self, id: JobId, outcomes: Vec<(usize, Outcome)>) {
-        if let Some(queue) = self.jobs.get_mut(&id) {
-            queue.open -= outcomes.len();
-            if !outcomes.is_empty() {
-                self.actions
-                    .push_back(Action::Deliver { job: id, outcomes });
-            }
-            self.finish_if_done(id);
+    pub(super) fn deliver(&mut self, job: JobId, outcomes: Outcomes) {
+        let count = outcomes.count();
+        self.jobs.close_inputs(job, count);
+        let Some(queue) = self.jobs.get(job) else {
+            return;
+        };
+        let last = queue.is_done();
+        if last {
+            self.jobs.remove(job);
+        }
+        self.actions.push_back(Action::Deliver {
+            job,
+            outcomes,
+            last,
+        });
+    }
+
+    pub(super) fn finish_if_done(&mut self, job: JobId) {
+        if self.jobs.get(job).is_some_and(|queue| queue.is_done()) {
+            self.jobs.remove(job);
+            self.actions.push_back(Action::Forget { job });
         }
     }
 
-    pub(super) fn finish_if_done(&mut self, id: JobId) {
-        if let Some(queue) = self.jobs.get(&id)
-            && queue.open == 0
-            && !queue.more
-        {
-            self.jobs.remove(&id);
-            self.actions.push_back(Action::Forget { job: id });
-        }
-    }
-
-    /// Answers everything with `failure`, and wants no worker any more.
-    pub(super) fn end(&mut self, mode: Mode, failure: &Failure) {
+    /// Answers everything with `failure`, and lets all workers go: the idle are asked, the others are told
+    /// by SIGTERM.
+    pub(super) fn end(&mut self, mode: Mode, failure: Failure, now: Time) {
         self.mode = mode;
-        let mut given: HashMap<JobId, Vec<usize>> = HashMap::new();
-        for slot in &self.slots {
-            for input in slot.given.iter().filter(|input| !input.void) {
-                given.entry(input.job).or_default().push(input.input.index);
-            }
-        }
-        for (id, queue) in std::mem::take(&mut self.jobs) {
-            let pending = queue.pending.iter().map(|next| next.input.index);
-            let outcomes = pending
-                .chain(given.remove(&id).unwrap_or_default())
-                .map(|index| (index, Err(Box::new(failure.clone()))))
-                .collect();
-            self.actions
-                .push_back(Action::Deliver { job: id, outcomes });
-            self.actions.push_back(Action::Forget { job: id });
-        }
+        let failure = Arc::new(failure);
+        let mut open: HashMap<JobId, Vec<(usize, usize)>> = HashMap::new();
         for slot in &mut self.slots {
-            for given in &mut slot.given {
+            for given in slot.given.iter_mut().filter(|given| !given.void) {
                 given.void = true;
+                let left = (given.portion.first + given.answered, given.left());
+                open.entry(given.job).or_default().push(left);
             }
-            if slot.phase == Phase::Ready {
-                slot.phase = Phase::Dying(Reason::Other);
+        }
+        for (job, pending) in self.jobs.remove_all() {
+            let pending = pending
+                .iter()
+                .map(|next| (next.portion.first, next.portion.inputs.count()));
+            for (first, count) in pending.chain(open.remove(&job).unwrap_or_default()) {
+                self.actions.push_back(Action::Deliver {
+                    job,
+                    outcomes: Outcomes::failed(first, count, Arc::clone(&failure)),
+                    last: false,
+                });
+            }
+            self.actions.push_back(Action::Forget { job });
+        }
+        self.kill_at = Some(now + GRACE);
+        self.wants_tick = true;
+        for slot in 0..self.slots.len() {
+            let state = &mut self.slots[slot];
+            match state.phase {
+                Phase::Empty | Phase::Launching => continue,
+                Phase::Wanted { .. } => state.phase = Phase::Empty,
+                Phase::Ready if state.given.is_empty() => {
+                    state.phase = Phase::Dying(Reason::Other);
+                    self.actions.push_back(Action::Ask { slot });
+                }
+                Phase::Leaving { .. } => {}
+                _ => {
+                    state.phase = Phase::Dying(Reason::Other);
+                    self.actions.push_back(Action::Terminate { slot });
+                }
             }
         }
     }
-}
-
-/// How many inputs of this pace make a portion.
-pub(super) fn by_time(pace: Duration) -> usize {
-    let pace = pace.as_nanos().max(1);
-    usize::try_from(PORTION_TIME.as_nanos() / pace)
-        .unwrap_or(PORTION_MAX)
-        .clamp(1, PORTION_MAX)
-}
-
-/// The inputs at the front that make up as many whole chunks as fit into `most`, but at least one.
-fn whole_chunks(pending: &VecDeque<Pending>, size: usize, most: usize) -> usize {
-    let chunk = |at: usize| pending.get(at).map(|next| next.input.index / size);
-    // Back from `most` to where a chunk ends, or forward to the end of the first.
-    (1..=most)
-        .rev()
-        .find(|at| chunk(*at) != chunk(at - 1))
-        .unwrap_or_else(|| {
-            let first = chunk(0);
-            (most..pending.len())
-                .find(|at| chunk(*at) != first)
-                .unwrap_or(pending.len())
-        })
-}
-
-/// Whether an input belongs to the same explicit chunk as one before it, and so to the same worker.
-pub(super) fn goes_on((job, index): (JobId, usize), given: &Given) -> bool {
-    job == given.job
-        && given
-            .task
-            .options
-            .chunksize
-            .is_some_and(|size| index / size == given.input.index / size)
 }

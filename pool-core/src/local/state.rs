@@ -1,0 +1,383 @@
+//! What the lock of a pool guards: the scheduler, the workers, and who gets what comes of them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
+
+use pool_worker::{Bell, Frames, Glance, Sleeper, Worker};
+
+use crate::backend::{JobId, Outcomes, Sink};
+use crate::scheduler::{Action, Mode, Rules, Scheduler};
+use crate::sync::{self, Parker};
+
+/// A worker that is busy with so many inputs may have done most of them: look before giving it more.
+const LOOK_AT: usize = 64;
+
+pub(super) struct State {
+    pub(super) scheduler: Scheduler,
+    pub(super) workers: Vec<Option<Worker>>,
+    pub(super) bell: Bell,
+    /// By the place of the job.
+    sinks: Vec<Option<Opened>>,
+    /// Slots for which a process is to be started.
+    pub(super) wanted: Vec<usize>,
+    /// Some thread looks at the rings, or sleeps on the bell.
+    pub(super) has_leader: bool,
+    pub(super) followers: Vec<Arc<Parker>>,
+    /// Somebody sleeps, or is about to, and counts on being woken at [`Worker::set_wake_at`].
+    pub(super) listening: bool,
+    /// What each worker's `wake_at` was set to.
+    armed: Vec<Option<u32>>,
+    /// The supervisor looks at the busy workers from time to time.
+    pub(super) patrolling: bool,
+    /// The supervisor has nothing more to do.
+    pub(super) over: bool,
+    /// Slots that were sent something and must perhaps be woken.
+    sent_to: Vec<usize>,
+    replies: VecDeque<Frames>,
+    effects: Effects,
+}
+
+/// Who gets a job's outcomes; and who draws its inputs, as far as that is known.
+struct Opened {
+    serial: u32,
+    sink: Arc<dyn Sink>,
+    drawn_by: u64,
+}
+
+/// What is to be done when the lock is released.
+#[derive(Default)]
+pub(super) struct Effects {
+    pub(super) deliveries: Vec<(Arc<dyn Sink>, Outcomes)>,
+    pub(super) sleepers: Vec<Sleeper>,
+    pub(super) wake_supervisor: bool,
+    /// Something was delivered that the leader may wait for, and nobody rings the bell for it.
+    pub(super) leader_may_sleep: bool,
+    /// The pool takes no more work: somebody may wait for the last delivery.
+    pub(super) closed: bool,
+    /// Whoever waits for the end, or for the start, should look again.
+    pub(super) over: bool,
+}
+
+impl State {
+    pub(super) fn new(rules: Rules, bell: Bell) -> State {
+        let slots = rules.slots;
+        State {
+            scheduler: Scheduler::new(rules),
+            workers: (0..slots).map(|_| None).collect(),
+            bell,
+            sinks: Vec::new(),
+            wanted: Vec::new(),
+            has_leader: false,
+            followers: Vec::new(),
+            listening: false,
+            armed: vec![None; slots],
+            patrolling: false,
+            over: false,
+            sent_to: Vec::new(),
+            replies: VecDeque::new(),
+            effects: Effects::default(),
+        }
+    }
+
+    /// Remembers who gets the outcomes of a job.
+    pub(super) fn open(&mut self, id: JobId, sink: Arc<dyn Sink>) {
+        let place = id.place as usize;
+        if self.sinks.len() <= place {
+            self.sinks.resize_with(place + 1, || None);
+        }
+        self.sinks[place] = Some(Opened {
+            serial: id.serial,
+            sink,
+            drawn_by: sync::thread_number(),
+        });
+    }
+
+    /// The inputs of this job are drawn by this thread.
+    pub(super) fn drawn_here(&mut self, job: JobId) {
+        if let Some(Some(opened)) = self.sinks.get_mut(job.place as usize) {
+            opened.drawn_by = sync::thread_number();
+        }
+    }
+
+    /// Whether the end of the pool waits for inputs that only this thread can draw.
+    pub(super) fn waits_for(&self, thread: u64) -> bool {
+        (0..).zip(&self.sinks).any(|(place, opened)| {
+            opened.as_ref().is_some_and(|opened| {
+                let serial = opened.serial;
+                opened.drawn_by == thread && self.scheduler.takes(JobId { place, serial })
+            })
+        })
+    }
+
+    // ---- replies ------------------------------------------------------------------------------
+
+    /// Takes up all that workers have replied.
+    pub(super) fn collect(&mut self) {
+        for slot in 0..self.workers.len() {
+            if self.scheduler.is_busy(slot) {
+                self.collect_from(slot);
+            }
+        }
+    }
+
+    /// Before work is given out by what is believed to be done: looks, if that may be outdated.
+    pub(super) fn collect_before_submitting(&mut self) {
+        let (slot, open) = self.scheduler.backlog();
+        if self.scheduler.has_pending() {
+            self.collect();
+        } else if open >= LOOK_AT {
+            self.collect_from(slot);
+        }
+        // Jobs that are done with that make place for new ones.
+        self.act_all();
+    }
+
+    /// Takes up what one worker has replied, and sends what there was no room for.
+    pub(super) fn collect_from(&mut self, slot: usize) {
+        self.take_replies(slot);
+        if self.workers[slot].as_ref().is_some_and(Worker::wants_room) {
+            self.send(slot);
+        }
+        self.refuse_if_garbled(slot);
+    }
+
+    /// Takes up what one worker has replied.
+    pub(super) fn take_replies(&mut self, slot: usize) {
+        let Some(worker) = &mut self.workers[slot] else {
+            return;
+        };
+        if worker.has_replies() {
+            self.effects.sleepers.extend(worker.receive(&mut self.replies));
+            if let Some((task, each)) = worker.new_pace() {
+                self.scheduler.observe(task, each);
+            }
+            while let Some(replies) = self.replies.pop_front() {
+                self.scheduler.answered(slot, replies);
+            }
+        }
+    }
+
+    fn refuse_if_garbled(&mut self, slot: usize) {
+        if let Some(worker) = &self.workers[slot]
+            && let Some(why) = worker.garbled()
+        {
+            self.scheduler.refuse(slot, why.to_owned());
+        }
+    }
+
+    /// What tells without the lock whether a busy worker has replied; empty if there are more than `most`
+    /// busy ones.
+    pub(super) fn glances(&self, most: usize) -> Vec<Glance> {
+        let busy = (0..self.workers.len()).filter(|slot| self.scheduler.is_busy(*slot));
+        if busy.clone().nth(most).is_some() {
+            return Vec::new();
+        }
+        busy.filter_map(|slot| Some(self.workers[slot].as_ref()?.glance()))
+            .collect()
+    }
+
+    // ---- consequences -------------------------------------------------------------------------
+
+    /// Carries out what the scheduler has decided, as far as it can be done under the lock.
+    pub(super) fn settle(&mut self) -> Effects {
+        loop {
+            self.act_all();
+            // Whoever sleeps must be woken for what is new.
+            if !self.listening || !self.arm() {
+                break;
+            }
+            fence(Ordering::SeqCst);
+            if !self.collect_what_would_ring() {
+                break;
+            }
+        }
+        while let Some(slot) = self.sent_to.pop() {
+            if let Some(worker) = &self.workers[slot] {
+                self.effects.sleepers.extend(worker.sleeper());
+            }
+        }
+        self.effects.wake_supervisor |= self.scheduler.wants_tick() || self.scheduler.is_over();
+        self.effects.leader_may_sleep = self.has_leader;
+        self.effects.closed = *self.scheduler.mode() != Mode::Open;
+        std::mem::take(&mut self.effects)
+    }
+
+    fn act_all(&mut self) {
+        while let Some(action) = self.scheduler.next_action() {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Start { slot } => {
+                self.wanted.push(slot);
+                self.effects.wake_supervisor = true;
+            }
+            Action::Send { slot } => {
+                self.send(slot);
+                if !self.patrolling {
+                    self.patrolling = true;
+                    self.effects.wake_supervisor = true;
+                }
+            }
+            Action::Recall { slot } => {
+                let begun = self.workers[slot].as_mut().map_or(0, Worker::recall);
+                // What has begun may be done: then it was answered.
+                self.take_replies(slot);
+                self.scheduler.recalled(slot, begun);
+            }
+            Action::Ask { slot } => {
+                if let Some(worker) = &mut self.workers[slot] {
+                    worker.ask_to_exit();
+                    self.sent_to.push(slot);
+                }
+            }
+            Action::Terminate { slot } => {
+                if let Some(worker) = &self.workers[slot] {
+                    worker.terminate();
+                }
+            }
+            Action::Kill { slot } => {
+                if let Some(worker) = &self.workers[slot] {
+                    worker.kill();
+                }
+            }
+            Action::Deliver {
+                job,
+                outcomes,
+                last,
+            } => {
+                let Some(place) = self.sinks.get_mut(job.place as usize) else {
+                    return;
+                };
+                debug_assert!(place.as_ref().is_none_or(|opened| opened.serial == job.serial));
+                let sink = if last {
+                    place.take().map(|opened| opened.sink)
+                } else {
+                    place.as_ref().map(|opened| Arc::clone(&opened.sink))
+                };
+                if let Some(sink) = sink {
+                    self.effects.deliveries.push((sink, outcomes));
+                }
+            }
+            Action::Forget { job } => {
+                if let Some(place) = self.sinks.get_mut(job.place as usize) {
+                    *place = None;
+                }
+            }
+        }
+    }
+
+    /// Sends a worker what it was given, as far as there is room.
+    fn send(&mut self, slot: usize) {
+        let Some(worker) = &mut self.workers[slot] else {
+            return;
+        };
+        while let Some(given) = self.scheduler.next_to_send(slot) {
+            let sent = worker.send(pool_worker::Portion {
+                task: given.task,
+                limited: given.options.time_limit.is_some(),
+                inputs: &given.portion.inputs,
+                skip: given.answered,
+            });
+            if !sent {
+                break;
+            }
+            self.scheduler.sent(slot);
+        }
+        if self.sent_to.last() != Some(&slot) {
+            self.sent_to.push(slot);
+        }
+    }
+
+    /// Has busy workers ring when somebody has reason to look. False: that was so before.
+    fn arm(&mut self) -> bool {
+        let mut changed = false;
+        for slot in 0..self.workers.len() {
+            let wake_at = self.scheduler.wake_at(slot);
+            let armed = self.armed[slot];
+            // A later one will do when this one has come.
+            let sooner = match (wake_at, armed) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(at), Some(armed)) => {
+                    let passed = self.scheduler.has_answered(slot, armed);
+                    passed || (at.wrapping_sub(armed) as i32) < 0
+                }
+            };
+            if sooner
+                && let Some(at) = wake_at
+                && let Some(worker) = &mut self.workers[slot]
+            {
+                worker.set_wake_at(at);
+                self.armed[slot] = wake_at;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Somebody is going to sleep, and to be woken by the bell.
+    pub(super) fn listen(&mut self) {
+        self.listening = true;
+        for slot in 0..self.workers.len() {
+            let wake_at = self.scheduler.wake_at(slot);
+            if self.armed[slot] != wake_at
+                && let Some(worker) = &mut self.workers[slot]
+            {
+                // Half of all numbers away: never.
+                let never = || self.scheduler.answered_by(slot).wrapping_add(1 << 30);
+                worker.set_wake_at(wake_at.unwrap_or_else(never));
+                self.armed[slot] = wake_at;
+            }
+        }
+    }
+
+    /// Nobody sleeps.
+    pub(super) fn attend(&mut self) {
+        self.listening = false;
+        self.bell.attend();
+    }
+
+    /// Takes up what workers would have rung for, had they known. False: there is nothing like that.
+    pub(super) fn collect_what_would_ring(&mut self) -> bool {
+        let mut any = false;
+        for slot in 0..self.workers.len() {
+            if self.scheduler.is_busy(slot)
+                && let Some(worker) = &self.workers[slot]
+                && worker.has_reason_to_ring()
+            {
+                self.collect_from(slot);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Puts a fresh worker into its slot.
+    pub(super) fn seat(&mut self, slot: usize, worker: Worker) {
+        self.workers[slot] = Some(worker);
+        self.armed[slot] = None;
+    }
+
+    /// Whoever waits for the end, or for the start, should look again.
+    pub(super) fn announce(&mut self) {
+        self.effects.over = true;
+    }
+
+    /// Follows no more.
+    pub(super) fn unfollow(&mut self, parker: &Arc<Parker>) {
+        self.followers.retain(|other| !Arc::ptr_eq(other, parker));
+    }
+}
+
+/// The sooner of two moments, of which none may be.
+pub(super) fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}

@@ -1,0 +1,257 @@
+//! Jobs: what was accepted and is not finished.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use crate::backend::{Job, JobId, Portion, Want};
+use crate::few::Few;
+
+/// Inputs that nobody has.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) portion: Portion,
+    /// How many workers have died under them.
+    pub(super) deaths: u32,
+}
+
+/// One job.
+#[derive(Debug)]
+pub(super) struct Queue {
+    serial: u32,
+    /// Older jobs have lower ages.
+    age: u64,
+    pub(super) job: Job,
+    /// In the order of the inputs.
+    pub(super) pending: VecDeque<Pending>,
+    /// How many inputs that is.
+    pub(super) pending_inputs: usize,
+    /// Inputs without an outcome, pending or given.
+    open: usize,
+    /// More inputs may come.
+    pub(super) more: bool,
+    /// Nobody wants its results any more: what was taken back is dropped.
+    pub(super) abandoned: bool,
+    /// The size of the last portion.
+    pub(super) last_portion: usize,
+    /// How many threads wait for outcomes, and for which.
+    waiting: usize,
+    wanted: Want,
+    /// Its end matters in any case.
+    notify: bool,
+    /// It is in `waiting`.
+    listed: bool,
+}
+
+impl Queue {
+    pub(super) fn want(&self) -> Option<Want> {
+        if self.waiting > 0 {
+            return Some(self.wanted);
+        }
+        self.notify.then_some(Want::All)
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.open == 0 && !self.more
+    }
+
+    /// Puts inputs back where they were.
+    fn insert(&mut self, pending: Pending) {
+        self.pending_inputs += pending.portion.inputs.count();
+        let first = pending.portion.first;
+        let place = self
+            .pending
+            .partition_point(|next| next.portion.first < first);
+        self.pending.insert(place, pending);
+    }
+}
+
+/// All jobs, each in a place of its own.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    places: Vec<Option<Queue>>,
+    free: Vec<u32>,
+    opened: u64,
+    /// Those with pending inputs, the oldest first; and some that have none any more.
+    waiting: VecDeque<(u64, JobId)>,
+    /// How many have a [`want`](Queue::want).
+    wanted: usize,
+}
+
+impl Jobs {
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.len() == self.free.len()
+    }
+
+    #[inline]
+    pub(super) fn get(&self, id: JobId) -> Option<&Queue> {
+        let queue = self.places.get(id.place as usize)?.as_ref()?;
+        (queue.serial == id.serial).then_some(queue)
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, id: JobId) -> Option<&mut Queue> {
+        let queue = self.places.get_mut(id.place as usize)?.as_mut()?;
+        (queue.serial == id.serial).then_some(queue)
+    }
+
+    /// A new job without inputs, of which the first portion is to have `first_portion / 4`.
+    pub(super) fn open(&mut self, job: Job, first_portion: usize) -> JobId {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            (self.places.len() - 1) as u32
+        });
+        let id = JobId {
+            place,
+            serial: self.opened as u32,
+        };
+        self.places[place as usize] = Some(Queue {
+            serial: id.serial,
+            age: self.opened,
+            job,
+            pending: VecDeque::new(),
+            pending_inputs: 0,
+            open: 0,
+            more: true,
+            abandoned: false,
+            last_portion: first_portion,
+            waiting: 0,
+            wanted: Want::All,
+            notify: false,
+            listed: false,
+        });
+        self.opened += 1;
+        id
+    }
+
+    /// Adds inputs behind the others.
+    pub(super) fn push(&mut self, id: JobId, inputs: Few<Portion>) {
+        let Some(queue) = self.get_mut(id) else {
+            return;
+        };
+        for portion in inputs {
+            let count = portion.inputs.count();
+            queue.open += count;
+            queue.pending_inputs += count;
+            queue.pending.push_back(Pending { portion, deaths: 0 });
+        }
+        self.list(id);
+    }
+
+    /// Puts inputs back where they were.
+    pub(super) fn put_back(&mut self, id: JobId, pending: Pending) {
+        if let Some(queue) = self.get_mut(id) {
+            queue.insert(pending);
+            self.list(id);
+        }
+    }
+
+    /// Sees to it that a job with pending inputs is found.
+    fn list(&mut self, id: JobId) {
+        let Some(queue) = self.get_mut(id) else {
+            return;
+        };
+        if queue.listed || queue.pending.is_empty() {
+            return;
+        }
+        queue.listed = true;
+        let age = queue.age;
+        let place = match self.waiting.back() {
+            Some((last, _)) if *last > age => self.waiting.partition_point(|(at, _)| *at < age),
+            _ => self.waiting.len(),
+        };
+        self.waiting.insert(place, (age, id));
+    }
+
+    /// The oldest job with inputs that nobody has.
+    pub(super) fn next(&mut self) -> Option<JobId> {
+        while let Some((_, id)) = self.waiting.front() {
+            let id = *id;
+            match self.get_mut(id) {
+                Some(queue) if !queue.pending.is_empty() => return Some(id),
+                Some(queue) => queue.listed = false,
+                None => {}
+            }
+            self.waiting.pop_front();
+        }
+        None
+    }
+
+    /// Whether there is one. (After [`next`](Jobs::next) exactly; otherwise there may be none.)
+    pub(super) fn has_pending(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn take_pending(&mut self, id: JobId) -> VecDeque<Pending> {
+        self.get_mut(id)
+            .map(|queue| {
+                queue.pending_inputs = 0;
+                mem::take(&mut queue.pending)
+            })
+            .unwrap_or_default()
+    }
+
+    /// Inputs have their outcome, or will have none.
+    pub(super) fn close_inputs(&mut self, id: JobId, count: usize) {
+        if let Some(queue) = self.get_mut(id) {
+            queue.open -= count;
+        }
+    }
+
+    pub(super) fn want(&mut self, id: JobId, want: Want) {
+        self.change(id, |queue| {
+            queue.waiting += 1;
+            queue.wanted = want;
+        });
+    }
+
+    pub(super) fn forget_want(&mut self, id: JobId) {
+        self.change(id, |queue| queue.waiting = queue.waiting.saturating_sub(1));
+    }
+
+    pub(super) fn notify(&mut self, id: JobId) {
+        self.change(id, |queue| queue.notify = true);
+    }
+
+    fn change(&mut self, id: JobId, change: impl FnOnce(&mut Queue)) {
+        let Some(queue) = self.get_mut(id) else {
+            return;
+        };
+        let before = queue.want().is_some();
+        change(queue);
+        let after = queue.want().is_some();
+        self.wanted = self.wanted + usize::from(after) - usize::from(before);
+    }
+
+    /// Whether somebody waits for any of them.
+    pub(super) fn any_wanted(&self) -> bool {
+        self.wanted > 0
+    }
+
+    /// Ends a job.
+    pub(super) fn remove(&mut self, id: JobId) {
+        if let Some(queue) = self.get(id) {
+            self.wanted -= usize::from(queue.want().is_some());
+            self.places[id.place as usize] = None;
+            self.free.push(id.place);
+        }
+    }
+
+    /// Ends all jobs; gives what is pending of each.
+    pub(super) fn remove_all(&mut self) -> Vec<(JobId, VecDeque<Pending>)> {
+        let ids: Vec<JobId> = (0..)
+            .zip(&self.places)
+            .filter_map(|(place, queue)| {
+                let serial = queue.as_ref()?.serial;
+                Some(JobId { place, serial })
+            })
+            .collect();
+        let all = ids.into_iter().map(|id| {
+            let pending = self.take_pending(id);
+            self.remove(id);
+            (id, pending)
+        });
+        let all = all.collect();
+        self.waiting.clear();
+        all
+    }
+}

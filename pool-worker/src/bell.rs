@@ -1,0 +1,188 @@
+//! The bell of a pool: how workers wake whoever collects their replies.
+//!
+//! One page that the parent shares with all its workers. `listener` says who is to be woken:
+//!
+//! - [`AWAKE`]: nobody. Somebody is collecting, and looks at all rings once more before sleeping.
+//! - [`LEADER`]: the thread that waits for a result, which sleeps on `listener` itself.
+//! - [`COLLECTOR`]: the pool's own thread, which sleeps on `collector`.
+//!
+//! A worker that has something to say swaps in `AWAKE`, and wakes whom it found there; so a sleeper is
+//! woken once. Sleeping is safe against what is said at the same moment: the sleeper writes `listener`,
+//! then a fence, then looks at the rings; the worker writes its ring, then a fence, then looks at
+//! `listener`. One of them sees the other.
+//!
+//! The page holds nothing but hints. A task that scribbles over it can delay a wake-up or cause some for
+//! nothing, so no sleep with work outstanding is without a bound ([`TICK`]).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::time::Duration;
+
+use crate::futex;
+use crate::memory::Memory;
+
+/// Nobody is to be woken.
+const AWAKE: u32 = 0;
+/// The thread that waits for a result.
+const LEADER: u32 = 1;
+/// The pool's own thread.
+const COLLECTOR: u32 = 2;
+
+/// With work outstanding, nobody sleeps longer than this without a look at the rings.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// So many workers may spin at a time, at the most.
+const SPINNERS: usize = 63;
+
+const SIZE: usize = 4096 * 2;
+
+#[repr(C, align(64))]
+struct Line(AtomicU32);
+
+#[repr(C)]
+struct Words {
+    listener: Line,
+    /// Counts how often the collector was woken; it sleeps on this.
+    collector: Line,
+    /// The worker that may spin in each place, by its number plus one.
+    spinners: [Line; SPINNERS],
+}
+
+const _: () = assert!(size_of::<Words>() <= SIZE);
+
+/// Both ends of the bell.
+#[derive(Debug, Clone)]
+pub struct Bell {
+    memory: Arc<Memory>,
+    /// So many workers may spin.
+    spinners: usize,
+}
+
+impl Bell {
+    /// A bell, and the descriptor by which workers get it. `cpus`: how many this process may use.
+    pub(crate) fn create(cpus: usize) -> io::Result<(Bell, OwnedFd)> {
+        let (memory, fd) = Memory::create("pool-bell", SIZE)?;
+        Ok((Bell::of(memory, cpus), fd))
+    }
+
+    pub(crate) fn open(fd: &OwnedFd, cpus: usize) -> io::Result<Bell> {
+        Ok(Bell::of(Memory::open(fd, SIZE)?, cpus))
+    }
+
+    fn of(memory: Memory, cpus: usize) -> Bell {
+        Bell {
+            memory: Arc::new(memory),
+            // The parent needs a CPU, too.
+            spinners: cpus.saturating_sub(1).min(SPINNERS),
+        }
+    }
+
+    fn words(&self) -> &Words {
+        // SAFETY: the mapping is page-aligned and large enough, lives as long as `self`, and consists of
+        // atomics, for which every bit pattern is valid.
+        unsafe { &*self.memory.base().cast::<Words>() }
+    }
+
+    // ---- workers ------------------------------------------------------------------------------
+
+    /// Wakes whoever listens, if somebody sleeps. Call after a fence.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        if self.words().listener.0.load(Ordering::Relaxed) != AWAKE {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        match self.words().listener.0.swap(AWAKE, Ordering::SeqCst) {
+            LEADER => futex::wake(&self.words().listener.0),
+            COLLECTOR => self.wake_collector(),
+            _ => {}
+        }
+    }
+
+    /// Worker `index` wants to spin; false: it may not.
+    pub(crate) fn start_spinning(&self, index: usize) -> bool {
+        let Some(place) = index.checked_rem(self.spinners) else {
+            return false;
+        };
+        self.words().spinners[place]
+            .0
+            .store(index as u32 + 1, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether no other worker spins in its place by now.
+    pub(crate) fn may_spin(&self, index: usize) -> bool {
+        index.checked_rem(self.spinners).is_some_and(|place| {
+            self.words().spinners[place].0.load(Ordering::Relaxed) == index as u32 + 1
+        })
+    }
+
+    // ---- the parent ---------------------------------------------------------------------------
+
+    /// Somebody collects: nobody need be woken.
+    pub fn attend(&self) {
+        let listener = &self.words().listener.0;
+        if listener.load(Ordering::Relaxed) != AWAKE {
+            listener.store(AWAKE, Ordering::SeqCst);
+        }
+    }
+
+    /// From now on the leader is woken. Look at the rings afterwards, then sleep.
+    pub fn listen_as_leader(&self) {
+        self.words().listener.0.store(LEADER, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// From now on the collector is woken. Look at the rings afterwards.
+    pub fn listen_as_collector(&self) {
+        self.words().listener.0.store(COLLECTOR, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether nobody has rung since [`listen_as_leader`](Bell::listen_as_leader).
+    pub fn is_leader_listening(&self) -> bool {
+        self.words().listener.0.load(Ordering::Relaxed) == LEADER
+    }
+
+    /// Sleeps as the leader, until woken or for so long.
+    pub fn sleep_as_leader(&self, timeout: Option<Duration>) {
+        if futex::wait(&self.words().listener.0, LEADER, timeout).is_err() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Wakes the leader, if one sleeps: something has happened that no worker said.
+    pub fn wake_leader(&self) {
+        fence(Ordering::SeqCst);
+        let listener = &self.words().listener.0;
+        let woken =
+            listener.compare_exchange(LEADER, AWAKE, Ordering::SeqCst, Ordering::Relaxed);
+        if woken.is_ok() {
+            futex::wake(listener);
+        }
+    }
+
+    /// How often the collector was woken; read before deciding to sleep.
+    pub fn collector_wakes(&self) -> u32 {
+        self.words().collector.0.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps as the collector, unless it was woken since `wakes` was read.
+    pub fn sleep_as_collector(&self, wakes: u32, timeout: Option<Duration>) {
+        if futex::wait(&self.words().collector.0, wakes, timeout).is_err() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Wakes the collector.
+    pub fn wake_collector(&self) {
+        let collector = &self.words().collector.0;
+        collector.fetch_add(1, Ordering::SeqCst);
+        futex::wake(collector);
+    }
+}

@@ -1,0 +1,349 @@
+//! Byte strings one behind the other in one buffer: the inputs of a portion, or the answers to them.
+//!
+//! A *frame* is a word of four bytes, little-endian (the length times four, plus a [`Tag`]), and the
+//! bytes. That is also how frames lie in the rings, so a whole portion is copied there at once. One that
+//! is longer than [`FRAME_MAX`] stands alone, without the word, so that its buffer can become the value.
+
+use std::fmt;
+
+/// The longest byte string that stands with others, in bytes.
+pub const FRAME_MAX: usize = 32 * 1024;
+
+/// The word in front of the bytes.
+pub(crate) const WORD: usize = 4;
+
+/// What the bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag {
+    /// An encoded input, or an encoded result.
+    Value,
+    /// An encoded [`Fault`](crate::Fault).
+    Fault,
+}
+
+/// The tag of a piece of a longer byte string, in a ring only: the rest follows.
+pub(crate) const PIECE: u32 = 2;
+
+impl Tag {
+    pub(crate) fn bits(self) -> u32 {
+        match self {
+            Tag::Value => 0,
+            Tag::Fault => 1,
+        }
+    }
+}
+
+/// The word in front of `len` bytes.
+pub(crate) fn word(len: usize, tag: u32) -> [u8; WORD] {
+    debug_assert!(len <= FRAME_MAX);
+    ((len as u32) << 2 | tag).to_le_bytes()
+}
+
+/// Reads a word: the length, and the bits of the tag.
+pub(crate) fn read_word(word: [u8; WORD]) -> (usize, u32) {
+    let word = u32::from_le_bytes(word);
+    ((word >> 2) as usize, word & 3)
+}
+
+/// Byte strings in order; see the [module](self).
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Frames {
+    /// From `start` on: `count` frames, or the one byte string that stands alone, with this tag.
+    bytes: Vec<u8>,
+    start: usize,
+    count: usize,
+    alone: Option<Tag>,
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frames")
+            .field("count", &self.count)
+            .field("bytes", &self.size())
+            .finish()
+    }
+}
+
+impl Frames {
+    /// One byte string.
+    pub fn alone(tag: Tag, bytes: Vec<u8>) -> Frames {
+        if bytes.len() > FRAME_MAX {
+            return Frames {
+                bytes,
+                start: 0,
+                count: 1,
+                alone: Some(tag),
+            };
+        }
+        let mut framed = Vec::with_capacity(WORD + bytes.len());
+        framed.extend_from_slice(&word(bytes.len(), tag.bits()));
+        framed.extend_from_slice(&bytes);
+        Frames::many(framed, 1)
+    }
+
+    /// `count` frames that were checked before.
+    pub(crate) fn many(bytes: Vec<u8>, count: usize) -> Frames {
+        Frames {
+            bytes,
+            start: 0,
+            count,
+            alone: None,
+        }
+    }
+
+    /// Appends what `write` writes as one more byte string. One that is too long to stand with others
+    /// is given back instead, to stand alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`; then nothing was appended.
+    #[inline]
+    pub fn push<E>(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Option<Frames>, E> {
+        let bytes = &mut self.bytes;
+        let at = bytes.len();
+        bytes.extend_from_slice(&[0; WORD]);
+        if let Err(error) = write(bytes) {
+            bytes.truncate(at);
+            return Err(error);
+        }
+        let len = bytes.len() - at - WORD;
+        if len <= FRAME_MAX {
+            bytes[at..at + WORD].copy_from_slice(&word(len, Tag::Value.bits()));
+            self.count += 1;
+            return Ok(None);
+        }
+        let (bytes, start) = if self.count == 0 {
+            (std::mem::take(bytes), at + WORD)
+        } else {
+            let alone = bytes[at + WORD..].to_vec();
+            bytes.truncate(at);
+            (alone, 0)
+        };
+        Ok(Some(Frames {
+            bytes,
+            start,
+            count: 1,
+            alone: Some(Tag::Value),
+        }))
+    }
+
+    /// How many byte strings there are.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many bytes they take.
+    pub fn size(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// Takes the first `front` away, as frames of their own.
+    pub fn take_front(&mut self, front: usize) -> Frames {
+        if front >= self.count {
+            return std::mem::take(self);
+        }
+        let cut = self.start + skip(self.rest(), front);
+        let taken = self.bytes[self.start..cut].to_vec();
+        self.start = cut;
+        self.count -= front;
+        Frames::many(taken, front)
+    }
+
+    /// Takes the first byte string away, and shows it.
+    #[inline]
+    pub fn pop(&mut self) -> Option<(Tag, &[u8])> {
+        self.count = self.count.checked_sub(1)?;
+        if let Some(tag) = self.alone {
+            return Some((tag, self.rest()));
+        }
+        let (tag, frame, rest) = first(&self.bytes[self.start..]);
+        self.start = self.bytes.len() - rest.len();
+        Some((tag, frame))
+    }
+
+    /// How many at the front take no more than `max_bytes` together, up to `most`; but at least one.
+    pub fn fitting(&self, most: usize, max_bytes: usize) -> usize {
+        let most = most.min(self.count).max(1);
+        if self.size() <= max_bytes || self.alone.is_some() {
+            return most;
+        }
+        let mut sizes = self.iter().scan(0, |size, (_, bytes)| {
+            *size += WORD + bytes.len();
+            Some(*size)
+        });
+        let fit = sizes.position(|size| size > max_bytes);
+        fit.unwrap_or(most).clamp(1, most)
+    }
+
+    /// The byte strings, in order.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter {
+            rest: self.rest(),
+            alone: self.alone,
+            count: self.count,
+        }
+    }
+
+    /// Reads `count` frames that the parent has written into a ring.
+    pub(crate) fn read(bytes: &[u8], count: usize) -> Iter<'_> {
+        Iter {
+            rest: bytes,
+            alone: None,
+            count,
+        }
+    }
+
+    /// As they lie in a ring: frames, or, if the second value is true, one long byte string.
+    pub(crate) fn as_bytes(&self) -> (&[u8], bool) {
+        (self.rest(), self.alone.is_some())
+    }
+
+    /// The buffer of a byte string that stands alone, if there is nothing else in it.
+    ///
+    /// # Errors
+    ///
+    /// Otherwise itself.
+    pub fn into_alone(self) -> Result<(Tag, Vec<u8>), Frames> {
+        match self {
+            Frames {
+                alone: Some(tag),
+                start: 0,
+                count: 1,
+                bytes,
+            } => Ok((tag, bytes)),
+            frames => Err(frames),
+        }
+    }
+}
+
+/// How far `count` frames reach.
+fn skip(bytes: &[u8], count: usize) -> usize {
+    let mut at = 0;
+    for _ in 0..count {
+        let (word, _) = bytes[at..].split_first_chunk().expect("frames are whole");
+        at += WORD + read_word(*word).0;
+    }
+    at
+}
+
+/// The first frame of several, and the rest.
+fn first(bytes: &[u8]) -> (Tag, &[u8], &[u8]) {
+    let (word, rest) = bytes.split_first_chunk().expect("frames are whole");
+    let (len, tag) = read_word(*word);
+    let (frame, rest) = rest.split_at(len);
+    let tag = if tag == Tag::Fault.bits() {
+        Tag::Fault
+    } else {
+        Tag::Value
+    };
+    (tag, frame, rest)
+}
+
+/// See [`Frames::iter`].
+#[derive(Debug, Clone)]
+pub struct Iter<'a> {
+    rest: &'a [u8],
+    alone: Option<Tag>,
+    count: usize,
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (Tag, &'a [u8]);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.count = self.count.checked_sub(1)?;
+        if let Some(tag) = self.alone {
+            return Some((tag, self.rest));
+        }
+        let (tag, frame, rest) = first(self.rest);
+        self.rest = rest;
+        Some((tag, frame))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.count, Some(self.count))
+    }
+}
+
+impl ExactSizeIterator for Iter<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(frames: &mut Frames, bytes: &[u8]) -> Option<Frames> {
+        let pushed = frames.push(|out| {
+            out.extend_from_slice(bytes);
+            Ok::<(), ()>(())
+        });
+        pushed.unwrap()
+    }
+
+    fn strings(frames: &Frames) -> Vec<Vec<u8>> {
+        frames.iter().map(|(_, bytes)| bytes.to_vec()).collect()
+    }
+
+    #[test]
+    fn what_was_pushed_comes_back() {
+        let mut frames = Frames::default();
+        for text in ["one", "", "three"] {
+            assert_eq!(push(&mut frames, text.as_bytes()), None);
+        }
+        assert_eq!(strings(&frames), [&b"one"[..], b"", b"three"]);
+        let front = frames.take_front(2);
+        assert_eq!(strings(&front), [&b"one"[..], b""]);
+        assert_eq!(strings(&frames), [b"three"]);
+        assert_eq!(strings(&frames.take_front(5)), [b"three"]);
+        assert_eq!(frames.count(), 0);
+    }
+
+    #[test]
+    fn an_error_leaves_nothing_behind() {
+        let mut frames = Frames::default();
+        push(&mut frames, b"one");
+        let failed = frames.push(|out| {
+            out.push(7);
+            Err("no")
+        });
+        assert_eq!(failed, Err("no"));
+        assert_eq!(strings(&frames), [b"one"]);
+    }
+
+    #[test]
+    fn a_long_one_stands_alone() {
+        let long = vec![7; FRAME_MAX + 1];
+        for before in [0, 1] {
+            let mut frames = Frames::default();
+            for _ in 0..before {
+                push(&mut frames, b"x");
+            }
+            let alone = push(&mut frames, &long).expect("it is too long");
+            assert_eq!(strings(&alone), [&long[..]]);
+            assert_eq!(alone.count(), 1);
+            assert_eq!(frames.count(), before);
+        }
+        let alone = Frames::alone(Tag::Fault, long.clone());
+        assert_eq!(alone.into_alone(), Ok((Tag::Fault, long)));
+    }
+
+    #[test]
+    fn only_so_many_fit() {
+        let mut frames = Frames::default();
+        for _ in 0..10 {
+            push(&mut frames, b"12345678");
+        }
+        assert_eq!(frames.fitting(5, 1000), 5);
+        assert_eq!(frames.fitting(20, 1000), 10);
+        assert_eq!(frames.fitting(20, 40), 3);
+        assert_eq!(frames.fitting(20, 1), 1);
+    }
+}

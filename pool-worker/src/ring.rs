@@ -1,0 +1,208 @@
+//! The two rings between the parent and one worker, in one piece of shared memory.
+//!
+//! # Layout
+//!
+//! A page of [`Words`], then the ring of requests, then the ring of replies. Positions count bytes since
+//! the start of the worker and never wrap; a byte's place is its position modulo the ring's size. Each
+//! word is written by one side only (but for `claim` and `asleep`).
+//!
+//! # Requests
+//!
+//! The parent writes *records* at `requests_end`, each in one piece, aligned to 8: a [`Head`], then its
+//! body. The worker reads it where it lies, and moves `requests_taken` behind it when it is through. A
+//! record that would reach over the end of the ring is preceded by a `SKIP` that fills the rest. A
+//! portion is one record: its inputs one behind the other, as [`Frames`]. An input that stands alone
+//! comes as `PIECE` records, which the worker puts together, and a `RUN` with the last piece.
+//!
+//! # Claims
+//!
+//! The word `claim` holds a *generation* and the number of inputs *begun* so far. Inputs are begun in the
+//! order in which they were sent. The worker begins one by raising the number, if the generation is still
+//! the one in the record; otherwise the rest of the record is void. The parent takes back all that was
+//! not begun by raising the generation, and learns from the same operation how much was begun. One atomic
+//! word decides, so no input runs after it was taken back, and none is taken back after it began.
+//!
+//! # Replies
+//!
+//! The worker writes one frame for each input that it has begun, in order, and moves `replies_end`: then
+//! the reply *stands*, and the parent will read it even if the worker dies at the next instruction. It
+//! writes no input's reply before its own, and begins no input before the reply to the last one stands.
+//! So when the worker is dead and all replies are read, what was begun and has no reply is the one input
+//! that it died in. A reply too long for one frame comes in pieces, the last of which is the frame. The
+//! parent copies what stands, and only then reads the copy.
+//!
+//! # Sleeping
+//!
+//! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes
+//! the word, then a fence, then looks once more; the parent writes its position, then a fence, then looks
+//! at the word. One of them sees the other. The worker wakes the parent through the [`Bell`], if the
+//! parent wants to be: when the reply number `wake_at` stands, when the ring of replies is more than half
+//! full, or when the parent waits for room (`wants_room`) and half of the ring of requests is free.
+//!
+//! # Trust
+//!
+//! The worker believes the parent. The parent believes nothing that a worker may have written: it keeps
+//! its own positions in memory of its own, reads each word of the worker's once, bounds it, and gives up
+//! the worker ([`Garbled`]) if it is out of bounds. No lock is held by anybody, so nobody can die holding
+//! one.
+
+mod parent;
+mod worker;
+
+pub use parent::{Glance, Portion, Progress, Sleeper};
+pub(crate) use parent::ParentEnd;
+pub(crate) use worker::{Body, Replies, Request, Requests, Run};
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::memory::Memory;
+
+/// The sizes of the rings, in bytes: powers of two.
+const REQUESTS: usize = 128 * 1024;
+const REPLIES: usize = 128 * 1024;
+
+const REQUESTS_AT: usize = 4096;
+const REPLIES_AT: usize = REQUESTS_AT + REQUESTS;
+
+/// The size of the shared memory, in bytes.
+pub(crate) const SIZE: usize = REPLIES_AT + REPLIES;
+
+/// Words that are written together share a line of the cache, and no other.
+#[repr(C, align(128))]
+struct Line<T>(T);
+
+#[repr(C)]
+struct Words {
+    /// By the parent: where the next request will be.
+    requests_end: Line<AtomicU64>,
+    parent: Line<ParentWords>,
+    /// By both: generation << 32 | begun.
+    claim: Line<AtomicU64>,
+    /// By the worker: where the next reply will be, and how many there were.
+    replies: Line<(AtomicU64, AtomicU32)>,
+    worker: Line<WorkerWords>,
+    /// By both: what the worker sleeps for.
+    asleep: Line<AtomicU32>,
+}
+
+#[repr(C)]
+struct ParentWords {
+    /// How far replies were read.
+    replies_taken: AtomicU64,
+    /// The number of the reply at which the parent wants to be woken.
+    wake_at: AtomicU32,
+    /// The CPU that the parent ran on when it last sent something.
+    cpu: AtomicU32,
+    /// The parent has more to send than there is room for.
+    wants_room: AtomicU32,
+}
+
+#[repr(C)]
+struct WorkerWords {
+    /// How far requests were read.
+    requests_taken: AtomicU64,
+    /// CLOCK_MONOTONIC, in nanoseconds, when the last input with a time limit was begun.
+    begun_at: AtomicU64,
+    /// A task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
+    pace: AtomicU64,
+    /// The CPU that it ran on when it last took a request.
+    cpu: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Words>() <= REQUESTS_AT);
+
+/// What the worker sleeps for.
+mod asleep {
+    pub(super) const NO: u32 = 0;
+    pub(super) const FOR_REQUEST: u32 = 1;
+    pub(super) const FOR_ROOM: u32 = 2;
+}
+
+/// What stands in front of a record's body.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    kind: u32,
+    task: u32,
+    generation: u32,
+    count: u32,
+    len: u32,
+    unused: u32,
+}
+
+const HEAD: usize = size_of::<Head>();
+
+mod kind {
+    /// Nothing, up to the end of the ring.
+    pub(super) const SKIP: u32 = 0;
+    /// Inputs to run.
+    pub(super) const RUN: u32 = 1;
+    /// The same, but they have a time limit: say when each begins.
+    pub(super) const RUN_LIMITED: u32 = 2;
+    /// The same as `RUN` and `RUN_LIMITED`, for one input that stands alone; `count` is how many bytes of
+    /// it came before, in pieces, divided by [`PIECE_LEN`].
+    pub(super) const RUN_ALONE: u32 = 3;
+    pub(super) const RUN_ALONE_LIMITED: u32 = 4;
+    /// A part of such an input; `count` counts them from 0.
+    pub(super) const PIECE: u32 = 5;
+    /// Nothing comes any more.
+    pub(super) const EXIT: u32 = 6;
+}
+
+/// The length of a piece, in bytes.
+const PIECE_LEN: usize = 32 * 1024;
+
+fn record_len(body: usize) -> usize {
+    HEAD + body.next_multiple_of(8)
+}
+
+/// A worker has written what no worker of ours writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Garbled(pub(crate) &'static str);
+
+/// The shared memory, as both ends use it.
+#[derive(Clone)]
+struct Segment(Arc<Memory>);
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Segment")
+    }
+}
+
+impl Segment {
+    fn words(&self) -> &Words {
+        // SAFETY: the mapping is page-aligned and large enough, lives as long as `self`, and the words
+        // are atomics, for which every bit pattern is valid.
+        unsafe { &*self.0.base().cast::<Words>() }
+    }
+
+    /// Where the byte at `position` of the ring of requests lies, and how many follow up to its end.
+    fn request_at(&self, position: u64) -> (*mut u8, usize) {
+        self.at(REQUESTS_AT, REQUESTS, position)
+    }
+
+    fn reply_at(&self, position: u64) -> (*mut u8, usize) {
+        self.at(REPLIES_AT, REPLIES, position)
+    }
+
+    fn at(&self, start: usize, size: usize, position: u64) -> (*mut u8, usize) {
+        let offset = (position % size as u64) as usize;
+        // SAFETY: both rings lie within the mapping, and `offset` within its ring.
+        let byte = unsafe { self.0.base().add(start + offset) };
+        (byte, size - offset)
+    }
+}
+
+fn split(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
+}
+
+fn join(high: u32, low: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! The worker's end of the rings.
+
+use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::{
+    HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, asleep, join, kind, record_len, split,
+};
+use crate::bell::Bell;
+use crate::frames::{self, FRAME_MAX, PIECE, Tag, WORD};
+use crate::futex;
+use crate::memory::Memory;
+use crate::spin::Spin;
+
+/// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
+/// it is finished, and is not lost waiting.
+const RESERVE: usize = 4096;
+
+/// What the parent wants.
+#[derive(Debug)]
+pub(crate) enum Request<'a> {
+    Run(Run<'a>),
+    Exit,
+}
+
+/// Inputs to run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub(crate) task: u32,
+    pub(crate) generation: u32,
+    /// Say when each begins.
+    pub(crate) limited: bool,
+    pub(crate) body: Body<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Body<'a> {
+    /// So many frames.
+    Many(usize, &'a [u8]),
+    /// One input that stands alone.
+    Alone(&'a [u8]),
+}
+
+/// Reads requests.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    segment: Segment,
+    bell: Bell,
+    index: usize,
+    spin: Spin,
+    /// Up to here they are done with.
+    taken: u64,
+    /// Behind the record that was given out last.
+    next: u64,
+    /// An input that comes in pieces.
+    pieces: Vec<u8>,
+}
+
+impl Requests {
+    /// The next request. What the last one gave is let go. `before_sleep` is called once before waiting.
+    pub(crate) fn next(&mut self, mut before_sleep: impl FnMut()) -> Request<'_> {
+        self.pieces = Vec::new();
+        loop {
+            self.release();
+            if self.end() == self.next {
+                before_sleep();
+                self.wait();
+            }
+            let (at, to_end) = self.segment.request_at(self.next);
+            if to_end < HEAD {
+                // Too little for a head: the parent has gone on at the start.
+                self.next += to_end as u64;
+                continue;
+            }
+            // SAFETY: the parent has written a head here, before it moved the end behind it.
+            let head = unsafe { at.cast::<Head>().read() };
+            if head.kind == kind::SKIP {
+                self.next += to_end as u64;
+                continue;
+            }
+            let len = (head.len as usize).min(to_end - HEAD);
+            self.next += record_len(len) as u64;
+            let cpu = &self.segment.words().worker.0.cpu;
+            cpu.store(rustix::thread::sched_getcpu() as u32, Ordering::Relaxed);
+            // SAFETY: the body follows the head, within the ring.
+            let body = unsafe { at.add(HEAD) };
+            // SAFETY: as above; the parent does not write there before it is released.
+            let body = unsafe { slice::from_raw_parts(body, len) };
+            let body = match head.kind {
+                kind::RUN | kind::RUN_LIMITED => Body::Many(head.count as usize, body),
+                kind::PIECE => {
+                    if head.count == 0 {
+                        self.pieces.clear();
+                    }
+                    self.pieces.extend_from_slice(body);
+                    continue;
+                }
+                kind::RUN_ALONE | kind::RUN_ALONE_LIMITED => {
+                    if self.pieces.len() != head.count as usize * PIECE_LEN {
+                        // Its pieces were taken back.
+                        continue;
+                    }
+                    self.pieces.extend_from_slice(body);
+                    Body::Alone(&self.pieces)
+                }
+                _ => return Request::Exit,
+            };
+            return Request::Run(Run {
+                task: head.task,
+                generation: head.generation,
+                limited: matches!(head.kind, kind::RUN_LIMITED | kind::RUN_ALONE_LIMITED),
+                body,
+            });
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.segment.words().requests_end.0.load(Ordering::Acquire)
+    }
+
+    /// Gives back the room of what was read.
+    fn release(&mut self) {
+        if self.taken == self.next {
+            return;
+        }
+        self.taken = self.next;
+        let words = self.segment.words();
+        words
+            .worker
+            .0
+            .requests_taken
+            .store(self.taken, Ordering::Release);
+        if words.parent.0.wants_room.load(Ordering::Relaxed) != 0
+            && self.end() - self.taken <= REQUESTS as u64 / 2
+        {
+            fence(Ordering::SeqCst);
+            self.bell.ring();
+        }
+    }
+
+    /// Waits for a request.
+    #[cold]
+    fn wait(&mut self) {
+        let words = self.segment.words();
+        let (bell, index) = (&self.bell, self.index);
+        let come = || words.requests_end.0.load(Ordering::Acquire) != self.next;
+        let apart = || {
+            words.parent.0.cpu.load(Ordering::Relaxed) != rustix::thread::sched_getcpu() as u32
+        };
+        if bell.start_spinning(index)
+            && self.spin.until(come, || bell.may_spin(index) && apart())
+        {
+            return;
+        }
+        let asleep = &words.asleep.0;
+        while !come() {
+            asleep.store(asleep::FOR_REQUEST, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if come() {
+                break;
+            }
+            if futex::wait(asleep, asleep::FOR_REQUEST, None).is_err() {
+                std::thread::yield_now();
+            }
+        }
+        asleep.store(asleep::NO, Ordering::Relaxed);
+    }
+}
+
+/// Writes replies. Everything that it must know lies in the shared memory, so that a copy may go on where
+/// another was left.
+#[derive(Debug, Clone)]
+pub(crate) struct Replies {
+    segment: Segment,
+    bell: Bell,
+}
+
+impl Replies {
+    /// Both ends of the worker's side.
+    pub(crate) fn open(memory: Memory, bell: Bell, index: usize) -> (Requests, Replies) {
+        let segment = Segment(Arc::new(memory));
+        let requests = Requests {
+            segment: segment.clone(),
+            bell: bell.clone(),
+            index,
+            spin: Spin::default(),
+            taken: 0,
+            next: 0,
+            pieces: Vec::new(),
+        };
+        (requests, Replies { segment, bell })
+    }
+
+    /// Begins the next input, unless it was taken back.
+    #[inline]
+    pub(crate) fn begin(&self, generation: u32) -> bool {
+        let words = self.segment.words();
+        if self.room() < RESERVE {
+            self.wait_for_room(RESERVE);
+        }
+        let claim = &words.claim.0;
+        let mut seen = claim.load(Ordering::Relaxed);
+        loop {
+            let (current, begun) = split(seen);
+            if current != generation {
+                return false;
+            }
+            match claim.compare_exchange_weak(
+                seen,
+                join(current, begun.wrapping_add(1)),
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Says when the next input begins. To be called before [`begin`](Replies::begin): whoever sees the
+    /// new number sees this time or a later one.
+    pub(crate) fn begins_at(&self, now_ns: u64) {
+        let begun_at = &self.segment.words().worker.0.begun_at;
+        begun_at.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Tells how long an input of this task takes.
+    pub(crate) fn set_pace(&self, task: u32, each_ns: u64) {
+        let each_ns = u32::try_from(each_ns.max(1)).unwrap_or(u32::MAX);
+        let pace = &self.segment.words().worker.0.pace;
+        pace.store(join(task, each_ns), Ordering::Relaxed);
+    }
+
+    /// Writes the reply to the input that was begun last.
+    #[inline]
+    pub(crate) fn write(&self, tag: Tag, mut bytes: &[u8]) {
+        while bytes.len() > FRAME_MAX {
+            let (piece, rest) = bytes.split_at(FRAME_MAX);
+            self.put(PIECE, piece);
+            self.ring_if_crowded();
+            bytes = rest;
+        }
+        self.put(tag.bits(), bytes);
+        let words = self.segment.words();
+        let count = &words.replies.0.1;
+        let number = count.load(Ordering::Relaxed).wrapping_add(1);
+        count.store(number, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let wake_at = words.parent.0.wake_at.load(Ordering::Relaxed);
+        if (wake_at.wrapping_sub(number) as i32) <= 0 {
+            self.bell.ring();
+        } else {
+            self.ring_if_crowded();
+        }
+    }
+
+    fn ring_if_crowded(&self) {
+        if self.room() < REPLIES / 2 {
+            fence(Ordering::SeqCst);
+            self.bell.ring();
+        }
+    }
+
+    /// Appends a frame, which then stands.
+    #[inline]
+    fn put(&self, tag: u32, bytes: &[u8]) {
+        let len = WORD + bytes.len();
+        if self.room() < len {
+            self.wait_for_room(len);
+        }
+        let replies = &self.segment.words().replies.0.0;
+        let end = replies.load(Ordering::Relaxed);
+        self.copy_in(end, &frames::word(bytes.len(), tag));
+        self.copy_in(end + WORD as u64, bytes);
+        replies.store(end + len as u64, Ordering::Release);
+    }
+
+    #[inline]
+    fn copy_in(&self, position: u64, bytes: &[u8]) {
+        let (at, to_end) = self.segment.reply_at(position);
+        if bytes.len() <= to_end {
+            // SAFETY: the ring has room for them, as `put` has seen, and the parent does not look behind
+            // `replies_end`.
+            unsafe { bytes.as_ptr().copy_to_nonoverlapping(at, bytes.len()) };
+            return;
+        }
+        let (first, rest) = bytes.split_at(to_end);
+        // SAFETY: as above, up to the end of the ring.
+        unsafe { first.as_ptr().copy_to_nonoverlapping(at, first.len()) };
+        let (start, _) = self.segment.reply_at(0);
+        // SAFETY: as above, from the start of the ring.
+        unsafe { rest.as_ptr().copy_to_nonoverlapping(start, rest.len()) };
+    }
+
+    #[inline]
+    fn room(&self) -> usize {
+        let words = self.segment.words();
+        let end = words.replies.0.0.load(Ordering::Relaxed);
+        let taken = words.parent.0.replies_taken.load(Ordering::Acquire);
+        REPLIES - (end - taken) as usize
+    }
+
+    /// Sleeps until there is room. The parent is woken: it may wait for something else.
+    #[cold]
+    fn wait_for_room(&self, len: usize) {
+        let asleep = &self.segment.words().asleep.0;
+        while self.room() < len {
+            asleep.store(asleep::FOR_ROOM, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if self.room() >= len {
+                break;
+            }
+            self.bell.ring();
+            if futex::wait(asleep, asleep::FOR_ROOM, None).is_err() {
+                std::thread::yield_now();
+            }
+        }
+        asleep.store(asleep::NO, Ordering::Relaxed);
+    }
+}
