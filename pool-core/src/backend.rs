@@ -77,6 +77,7 @@ impl Outcomes {
         }
     }
 
+    #[inline]
     pub(crate) fn count(&self) -> usize {
         match &self.what {
             What::Replies(frames) => frames.count(),
@@ -85,6 +86,7 @@ impl Outcomes {
     }
 
     /// Takes the first away: its position, and its encoded result or the reason why there is none.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<(usize, Result<&[u8], Arc<Failure>>)> {
         let index = self.first;
         self.first += 1;
@@ -97,30 +99,40 @@ impl Outcomes {
         }
     }
 
-    /// Each with its position.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, Result<&[u8], Arc<Failure>>)> {
-        let (replies, failed) = match &self.what {
-            What::Replies(frames) => (Some(frames.iter().map(read)), None),
-            What::Failed { count, failure } => (
-                None,
-                Some((0..*count).map(|_| Err(Arc::clone(failure)))),
-            ),
-        };
-        let each = replies.into_iter().flatten();
-        (self.first..).zip(each.chain(failed.into_iter().flatten()))
+    /// Shows each, with its position.
+    #[inline]
+    pub(crate) fn for_each(&self, mut each: impl FnMut(usize, Result<&[u8], Arc<Failure>>)) {
+        match &self.what {
+            What::Replies(frames) => {
+                for (index, reply) in (self.first..).zip(frames.iter()) {
+                    each(index, read(reply));
+                }
+            }
+            What::Failed { count, failure } => {
+                for index in self.first..self.first + count {
+                    each(index, Err(Arc::clone(failure)));
+                }
+            }
+        }
     }
 }
 
 /// What a worker has replied to one input.
+#[inline]
 fn read((tag, bytes): (Tag, &[u8])) -> Result<&[u8], Arc<Failure>> {
     match tag {
         Tag::Value => Ok(bytes),
-        Tag::Fault => Err(Arc::new(match Fault::from_bytes(bytes) {
-            Some(Fault::Panicked(panic)) => Failure::Panicked(panic),
-            Some(Fault::Decode(why) | Fault::Unknown(why)) => Failure::DecodeArguments(why),
-            Some(Fault::Encode(why)) => Failure::EncodeResult(why),
-            None => Failure::EncodeResult("the worker has written what is no reply".to_owned()),
-        })),
+        Tag::Fault => Err(Arc::new(read_fault(bytes))),
+    }
+}
+
+#[cold]
+fn read_fault(bytes: &[u8]) -> Failure {
+    match Fault::from_bytes(bytes) {
+        Some(Fault::Panicked(panic)) => Failure::Panicked(panic),
+        Some(Fault::Decode(why) | Fault::Unknown(why)) => Failure::DecodeArguments(why),
+        Some(Fault::Encode(why)) => Failure::EncodeResult(why),
+        None => Failure::EncodeResult("the worker has written what is no reply".to_owned()),
     }
 }
 

@@ -4,11 +4,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_worker::Task;
+use pool_worker::{Frames, Task};
 
-use crate::backend::{Failure, Options, Outcomes, Sink, Want};
+use crate::backend::{Backend, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
 use crate::error::{Codec, Error, Place, Side};
-use crate::feed::{Batch, Feed};
+use crate::feed::{self, Batch, Feed};
 use crate::few::Few;
 use crate::handle::{AsyncResult, Decode, Gather};
 use crate::inbox::{InOrder, Inbox};
@@ -122,7 +122,14 @@ impl<'p, T: Task> Call<'p, T> {
 
     /// [`Pool::apply_async`] with these options.
     pub fn apply_async(self, args: T::Args) -> AsyncResult<T::Output> {
-        self.start(std::iter::once(args), decode_one::<T>)
+        let gather = Gather::new(self.pool.callbacks());
+        match self.submit_one(&args, &gather) {
+            Ok(origin) => AsyncResult::new(gather, decode_one::<T>, Some(origin)),
+            Err(error) => {
+                gather.refuse(error);
+                AsyncResult::new(gather, decode_one::<T>, None)
+            }
+        }
     }
 
     /// [`Pool::map`] with these options.
@@ -196,12 +203,7 @@ impl<'p, T: Task> Call<'p, T> {
         let mut results = Vec::with_capacity(inputs.size_hint().0.min(RESERVE_MAX));
         let mut failed = None;
         let refused = self.run(&mut inputs, |index, outcome| {
-            if failed.is_none() {
-                match decode::<T>(outcome, Some(index)) {
-                    Ok(result) => results.push(result),
-                    Err(error) => failed = Some(error),
-                }
-            }
+            keep::<T>(&mut results, &mut failed, index, outcome);
         });
         match failed.or(refused.map(|refusal| refusal.error)) {
             None => Ok(results),
@@ -249,6 +251,36 @@ impl<'p, T: Task> Call<'p, T> {
         I: IntoIterator<Item = T::Args>,
     {
         ImapUnordered::new(self.pool, self.options, inputs.into_iter())
+    }
+
+    /// Hands over one input, without what it takes to hand over many.
+    fn submit_one(
+        &self,
+        args: &T::Args,
+        gather: &Arc<Gather>,
+    ) -> Result<(Arc<dyn Backend>, JobId), Error> {
+        feed::check(&self.options)?;
+        let backend = self.pool.backend();
+        let mut frames = Frames::default();
+        let (inputs, failed) = match frames.push(|out| T::encode_args(args, out)) {
+            Ok(alone) => {
+                let inputs = alone.unwrap_or(frames);
+                (Few::one(Portion { first: 0, inputs }), None)
+            }
+            Err(error) => (Few::default(), Some(error)),
+        };
+        gather.expect(1);
+        let job = Job {
+            task: T::number(),
+            options: self.options,
+        };
+        let sink = Arc::clone(gather) as Arc<dyn Sink>;
+        let id = backend.submit(job, sink, inputs, false)?;
+        if let Some(error) = failed {
+            let failure = Failure::EncodeArguments(error.to_string());
+            Arc::clone(gather).deliver(Outcomes::failed(0, 1, Arc::new(failure)));
+        }
+        Ok((Arc::clone(backend), id))
     }
 
     /// Draws all inputs at once, and returns while they run.
@@ -318,8 +350,8 @@ impl<'p, T: Task> Call<'p, T> {
             }
             missing -= inbox.take(&mut arrived);
             arrived.drain(..).for_each(|outcomes| order.add(outcomes));
-            while let Some((index, outcome)) = order.pop() {
-                each(index, outcome);
+            while let Some(outcomes) = order.pop_many() {
+                outcomes.for_each(&mut each);
             }
             let (Some(id), 1..) = (feed.id(), missing) else {
                 if more {
@@ -388,17 +420,35 @@ pub(crate) fn decode<T: Task>(
 }
 
 fn decode_one<T: Task>(outcomes: &Few<Outcomes>) -> Result<T::Output, Error> {
-    match outcomes.iter().flat_map(Outcomes::iter).next() {
-        Some((_, outcome)) => decode::<T>(outcome, None),
-        None => Err(Error::Terminated),
+    let mut result = Err(Error::Terminated);
+    for outcomes in outcomes.iter() {
+        outcomes.for_each(|_, outcome| result = decode::<T>(outcome, None));
     }
+    result
 }
 
 /// All results, or the error of the lowest failing index.
 fn decode_all<T: Task>(outcomes: &Few<Outcomes>) -> Result<Vec<T::Output>, Error> {
     let mut results = Vec::with_capacity(outcomes.iter().map(Outcomes::count).sum());
-    for (index, outcome) in outcomes.iter().flat_map(Outcomes::iter) {
-        results.push(decode::<T>(outcome, Some(index))?);
+    let mut failed = None;
+    for outcomes in outcomes.iter() {
+        outcomes.for_each(|index, outcome| keep::<T>(&mut results, &mut failed, index, outcome));
     }
-    Ok(results)
+    failed.map_or(Ok(results), Err)
+}
+
+/// Adds a result to the others, or notes the first error, after which nothing is added.
+#[inline]
+fn keep<T: Task>(
+    results: &mut Vec<T::Output>,
+    failed: &mut Option<Error>,
+    index: usize,
+    outcome: Result<&[u8], Arc<Failure>>,
+) {
+    if failed.is_none() {
+        match decode::<T>(outcome, Some(index)) {
+            Ok(result) => results.push(result),
+            Err(error) => *failed = Some(error),
+        }
+    }
 }

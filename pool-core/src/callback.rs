@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
-use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -28,7 +27,7 @@ impl Default for Callbacks {
         Callbacks {
             shared: Arc::default(),
             thread: Mutex::default(),
-            owner: process::id(),
+            owner: pool_worker::lineage(),
         }
     }
 }
@@ -107,7 +106,7 @@ impl Callbacks {
 
     /// Lets the thread end when it is through. It is waited for if it is through soon.
     pub(crate) fn end(&self) {
-        if process::id() != self.owner {
+        if pool_worker::lineage() != self.owner {
             return;
         }
         self.shared.lock().ended = true;

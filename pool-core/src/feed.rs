@@ -13,11 +13,32 @@ use crate::few::Few;
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// What was drawn is handed over after this time, though there is room for more.
-pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
+/// A portion is cut off at this size, in inputs and in bytes: that much goes to a worker at once, at the
+/// most.
+const PORTION_MAX: usize = 4096;
+const PORTION_BYTES: usize = 48 * 1024;
 
-/// After so many inputs that came at once, the clock is read for every sixteenth only.
-const QUICK: usize = 4;
+/// What was drawn is handed over after this time, though there is room for more.
+const PATIENCE: Duration = Duration::from_micros(500);
+
+/// The clock is read once for so many inputs, or for so many batches that are smaller, while the inputs
+/// come quickly.
+const INPUTS_PER_READING: usize = 16;
+const BATCHES_PER_READING: usize = 8;
+
+/// # Errors
+///
+/// [`Error::InvalidSetting`] if the options can't be met.
+pub(crate) fn check(options: &Options) -> Result<(), Error> {
+    let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
+    if options.chunksize == Some(0) {
+        return invalid("chunksize", "a chunk holds at least one input");
+    }
+    if options.time_limit.is_some_and(|limit| limit.is_zero()) {
+        return invalid("time_limit", "no task ends in no time");
+    }
+    Ok(())
+}
 
 /// Feeds one job. Dropped before the end of its inputs (because the caller's iterator panicked, or
 /// the caller lost interest), it takes back what has not begun.
@@ -30,6 +51,10 @@ pub(crate) struct Feed {
     /// The position of the next input.
     next: usize,
     ended: bool,
+    /// The inputs are slow in coming; or it is not known yet whether they are.
+    slow: bool,
+    /// How many batches were drawn.
+    draws: usize,
 }
 
 /// Inputs that were drawn together.
@@ -58,7 +83,9 @@ impl Batch {
     /// What comes next does not join what came last.
     fn seal(&mut self) {
         if self.last.count() > 0 {
-            let inputs = mem::take(&mut self.last);
+            // The next one will be about as large.
+            let next = Frames::with_capacity(self.last.size());
+            let inputs = mem::replace(&mut self.last, next);
             self.add(self.first, inputs);
         }
     }
@@ -72,19 +99,13 @@ impl Batch {
 impl Feed {
     /// # Errors
     ///
-    /// [`Error::InvalidSetting`] if the options can't be met.
+    /// As [`check`].
     pub(crate) fn new<T: Task>(
         backend: &Arc<dyn Backend>,
         sink: Arc<dyn Sink>,
         options: Options,
     ) -> Result<Feed, Error> {
-        let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
-        if options.chunksize == Some(0) {
-            return invalid("chunksize", "a chunk holds at least one input");
-        }
-        if options.time_limit.is_some_and(|limit| limit.is_zero()) {
-            return invalid("time_limit", "no task ends in no time");
-        }
+        check(&options)?;
         Ok(Feed {
             backend: Arc::clone(backend),
             sink,
@@ -95,6 +116,8 @@ impl Feed {
             id: None,
             next: 0,
             ended: false,
+            slow: true,
+            draws: 0,
         })
     }
 
@@ -117,7 +140,11 @@ impl Feed {
             batch.first = index;
         }
         match batch.last.push(|out| T::encode_args(args, out)) {
-            Ok(None) => {}
+            Ok(None) => {
+                if batch.last.count() >= PORTION_MAX || batch.last.size() >= PORTION_BYTES {
+                    batch.seal();
+                }
+            }
             Ok(Some(alone)) => {
                 batch.seal();
                 batch.add(index, alone);
@@ -132,21 +159,26 @@ impl Feed {
 
     /// Draws and encodes up to `room` inputs, a whole number of chunks. False: there are no more.
     pub(crate) fn draw<T: Task>(
-        &self,
+        &mut self,
         room: usize,
         mut next: impl FnMut() -> Option<T::Args>,
     ) -> (Batch, bool) {
-        let began = Instant::now();
         let chunk = self.job.options.chunksize.unwrap_or(1);
+        let timed = self.slow
+            || room > INPUTS_PER_READING
+            || self.draws.is_multiple_of(BATCHES_PER_READING);
+        self.draws += 1;
+        let began = timed.then(Instant::now);
+        let late = || began.is_some_and(|began| began.elapsed() >= PATIENCE);
         let mut batch = Batch::default();
         while batch.len() < room {
             // What was drawn should not wait for an iterator that is slow, or for large inputs; but
             // an explicit chunk is handed over whole.
             let len = batch.len();
             if len > 0
-                && (len <= QUICK || len.is_multiple_of(16) || batch.is_full())
                 && len.is_multiple_of(chunk)
-                && (batch.is_full() || began.elapsed() >= PATIENCE)
+                && (batch.is_full()
+                    || (self.slow || len.is_multiple_of(INPUTS_PER_READING)) && late())
             {
                 break;
             }
@@ -155,12 +187,23 @@ impl Feed {
             };
             self.encode::<T>(&args, &mut batch);
         }
+        if timed {
+            self.slow = late();
+        }
         (batch, true)
+    }
+
+    /// Whether inputs are slow in coming.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.slow
     }
 
     /// Hands a batch over. On an error, nothing of it was accepted.
     pub(crate) fn send(&mut self, mut batch: Batch, more: bool) -> Result<(), Error> {
-        batch.seal();
+        if batch.last.count() > 0 {
+            let inputs = mem::take(&mut batch.last);
+            batch.add(batch.first, inputs);
+        }
         match self.id {
             None => {
                 let sink = Arc::clone(&self.sink);

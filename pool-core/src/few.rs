@@ -17,6 +17,13 @@ impl<T> Default for Few<T> {
 }
 
 impl<T> Few<T> {
+    pub(crate) fn one(value: T) -> Few<T> {
+        Few {
+            first: Some(value),
+            rest: Vec::new(),
+        }
+    }
+
     pub(crate) fn push(&mut self, value: T) {
         match self.first {
             None => self.first = Some(value),

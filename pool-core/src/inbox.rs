@@ -96,6 +96,7 @@ impl InOrder {
         }
     }
 
+    /// The next one, if it is here.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Next<'_>> {
         if self.now.as_ref().is_none_or(|now| now.count() == 0) {
@@ -104,6 +105,13 @@ impl InOrder {
         let popped = self.now.as_mut()?.pop()?;
         self.next += 1;
         Some(popped)
+    }
+
+    /// All that follow each other and came together, if they are here.
+    pub(crate) fn pop_many(&mut self) -> Option<Outcomes> {
+        let many = self.now.take().or_else(|| self.early.remove(&self.next))?;
+        self.next += many.count();
+        Some(many)
     }
 }
 

@@ -13,7 +13,7 @@ use pool_worker::Task;
 use crate::backend::{Options, Outcomes, Sink, Want};
 use crate::call::decode;
 use crate::error::Error;
-use crate::feed::{Feed, PATIENCE};
+use crate::feed::Feed;
 use crate::inbox::{AsTheyCome, InOrder, Inbox, Next};
 use crate::pool::Pool;
 
@@ -22,6 +22,10 @@ pub type Packed<T, A, I> = Map<<I as IntoIterator>::IntoIter, fn(A) -> <T as Tas
 
 /// A chunk that the pool chooses is not larger than this here, so that little is drawn ahead.
 const CHUNK_MAX: usize = 64;
+
+/// Of tasks so short that so many make a portion, inputs are drawn when there is room for half of those
+/// that may be drawn ahead.
+const SHORT: usize = 32;
 
 /// The results of [`Pool::imap`] or [`Pool::istarmap`], in the order of the inputs.
 ///
@@ -189,51 +193,31 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
 
     /// Draws inputs, as many whole chunks as fit the bound.
     fn draw(&mut self) {
-        if !self.has_room() {
-            return;
-        }
-        let mut began = Instant::now();
-        while self.draw_some() {
-            // A result that is there should not wait long for inputs that are slow in coming.
-            let now = Instant::now();
-            if now - began >= PATIENCE && self.inbox.has_some() {
-                return;
-            }
-            began = now;
-        }
+        // A result that is there should not wait long for inputs that are slow in coming.
+        while self.draw_some() && !(self.is_slow() && self.inbox.has_some()) {}
     }
 
-    /// How many inputs may be drawn, in whole chunks.
-    fn room(&self) -> usize {
-        let Some(feed) = &self.feed else {
-            return 0;
-        };
-        let chunk = match feed.explicit_chunk() {
-            Some(size) => size,
-            None => feed.hint().min(CHUNK_MAX),
-        };
-        let processes = self.pool.processes();
-        let bound = processes.saturating_mul(chunk.saturating_add(2));
-        bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk
-    }
-
-    /// Whether it is time to draw.
-    fn has_room(&self) -> bool {
-        self.inputs.is_some() && self.room() > 0
+    fn is_slow(&self) -> bool {
+        self.feed.as_ref().is_some_and(Feed::is_slow)
     }
 
     /// Draws some inputs and hands them over. False: there is no room for more, or there are none.
     fn draw_some(&mut self) -> bool {
-        let room = self.room();
         let (Some(inputs), Some(feed)) = (&mut self.inputs, &mut self.feed) else {
             return false;
         };
-        if room == 0 {
+        let hint = feed.hint();
+        let chunk = feed.explicit_chunk().unwrap_or(hint.min(CHUNK_MAX));
+        let processes = self.pool.processes();
+        let bound = processes.saturating_mul(chunk.saturating_add(2));
+        let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
+        // Short tasks are handed over several at a time. Long ones one by one: the next input may be long
+        // in coming.
+        let least = if hint >= SHORT { bound / 2 } else { 1 };
+        if room < least.max(1) {
             return false;
         }
-        let chunk = feed.explicit_chunk().unwrap_or_else(|| feed.hint());
-        // Long tasks are handed over one by one: the next input may be long in coming.
-        let room = if chunk == 1 { 1 } else { room };
+        let room = if hint == 1 { chunk } else { room };
         let mut panicked = None;
         let (batch, more) = feed.draw::<T>(room, || match panic::catch_unwind(
             AssertUnwindSafe(|| inputs.next()),

@@ -26,7 +26,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
-use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -130,7 +129,7 @@ impl Local {
         let local = Local {
             shared: Arc::clone(&shared),
             threads: Mutex::default(),
-            owner: process::id(),
+            owner: pool_worker::lineage(),
         };
         let supervised = Arc::clone(&shared);
         local.spawn("pool-supervisor", move || {
@@ -159,7 +158,7 @@ impl Local {
     }
 
     fn is_ours(&self) -> bool {
-        process::id() == self.owner
+        pool_worker::lineage() == self.owner
     }
 }
 

@@ -1,7 +1,6 @@
 //! [`Pool`]: what users hold.
 
 use std::fmt;
-use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,7 +61,7 @@ impl Pool {
         Pool {
             backend,
             callbacks: Arc::default(),
-            owner: process::id(),
+            owner: pool_worker::lineage(),
         }
     }
 
@@ -269,7 +268,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if process::id() == self.owner {
+        if pool_worker::lineage() == self.owner {
             self.backend.shut_down();
             self.callbacks.end();
         }

@@ -33,11 +33,13 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(),
 }
 
 /// Appends a byte string to `out`, as one block.
+#[inline]
 pub fn encode_bytes(value: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
     encode(serde_bytes::Bytes::new(value), out)
 }
 
 /// Decodes one value that fills `bytes` to the end.
+#[inline]
 pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecError> {
     let mut reader = Reader::new(bytes);
     let value = reader.take_owned()?;
@@ -46,6 +48,7 @@ pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecErro
 }
 
 /// Decodes one byte string that fills `bytes` to the end.
+#[inline]
 pub fn decode_bytes(bytes: &[u8]) -> Result<Vec<u8>, CodecError> {
     let mut reader = Reader::new(bytes);
     let value = reader.take_bytes()?.to_vec();
@@ -59,16 +62,19 @@ pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     /// A reader over all of `bytes`.
+    #[inline]
     pub fn new(bytes: &'a [u8]) -> Self {
         Reader(bytes)
     }
 
     /// Takes a value that owns all it has.
+    #[inline]
     pub fn take_owned<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T, CodecError> {
         self.take()
     }
 
     /// Takes a value that may borrow from the bytes, such as `&str`.
+    #[inline]
     pub fn take<T: Deserialize<'a>>(&mut self) -> Result<T, CodecError> {
         let (value, rest) = postcard::take_from_bytes(self.0).map_err(|error| {
             CodecError(match error {
@@ -85,11 +91,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes a byte string, in place.
+    #[inline]
     pub fn take_bytes(&mut self) -> Result<&'a [u8], CodecError> {
         self.take::<&serde_bytes::Bytes>().map(|bytes| &**bytes)
     }
 
     /// Says that nothing more is expected.
+    #[inline]
     pub fn finish(self) -> Result<(), CodecError> {
         match self.0.len() {
             0 => Ok(()),

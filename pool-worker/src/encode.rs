@@ -58,9 +58,17 @@ impl<'b> Encoder<'_, 'b> {
         Encoder(self.0)
     }
 
-    /// postcard writes lengths and numbers of variants like any other number.
-    fn number(&mut self, number: u64) -> Result<(), Error> {
-        ser::Serializer::serialize_u64(&mut *self.0, number).map_err(Error::custom)
+    /// Writes a number as postcard does, also those of lengths and variants: seven bits a byte, the
+    /// lowest first. Most numbers are short, and short ones are faster written than copied.
+    #[inline]
+    fn number(&mut self, mut number: u64) -> Result<(), Error> {
+        let out = &mut *self.0.output.0;
+        while number >= 0x80 {
+            out.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        out.push(number as u8);
+        Ok(())
     }
 
     /// postcard writes the length first.
@@ -85,7 +93,8 @@ macro_rules! postcards {
 
 macro_rules! without_a_trace {
     ($($method:ident($($argument:ty),*);)*) => {
-        $(fn $method(self, $(_: $argument),*) -> Result<Self, Error> {
+        $(#[inline]
+        fn $method(self, $(_: $argument),*) -> Result<Self, Error> {
             Ok(self)
         })*
     };
@@ -110,15 +119,27 @@ impl ser::Serializer for Encoder<'_, '_> {
         serialize_i64(i64);
         serialize_i128(i128);
         serialize_u8(u8);
-        serialize_u16(u16);
-        serialize_u32(u32);
-        serialize_u64(u64);
         serialize_u128(u128);
         serialize_f32(f32);
         serialize_f64(f64);
         serialize_char(char);
         serialize_str(&str);
         serialize_bytes(&[u8]);
+    }
+
+    #[inline]
+    fn serialize_u16(mut self, value: u16) -> Result<(), Error> {
+        self.number(value.into())
+    }
+
+    #[inline]
+    fn serialize_u32(mut self, value: u32) -> Result<(), Error> {
+        self.number(value.into())
+    }
+
+    #[inline]
+    fn serialize_u64(mut self, value: u64) -> Result<(), Error> {
+        self.number(value)
     }
 
     without_a_trace! {

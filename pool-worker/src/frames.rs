@@ -9,6 +9,9 @@ use std::fmt;
 /// The longest byte string that stands with others, in bytes.
 pub const FRAME_MAX: usize = 32 * 1024;
 
+/// Room that is made for the first byte string, so that small ones need no more.
+const RESERVE: usize = 60;
+
 /// The word in front of the bytes.
 pub(crate) const WORD: usize = 4;
 
@@ -34,12 +37,14 @@ impl Tag {
 }
 
 /// The word in front of `len` bytes.
+#[inline]
 pub(crate) fn word(len: usize, tag: u32) -> [u8; WORD] {
     debug_assert!(len <= FRAME_MAX);
     ((len as u32) << 2 | tag).to_le_bytes()
 }
 
 /// Reads a word: the length, and the bits of the tag.
+#[inline]
 pub(crate) fn read_word(word: [u8; WORD]) -> (usize, u32) {
     let word = u32::from_le_bytes(word);
     ((word >> 2) as usize, word & 3)
@@ -81,6 +86,11 @@ impl Frames {
         Frames::many(framed, 1)
     }
 
+    /// None, with room for so many bytes.
+    pub fn with_capacity(bytes: usize) -> Frames {
+        Frames::many(Vec::with_capacity(bytes), 0)
+    }
+
     /// `count` frames that were checked before.
     pub(crate) fn many(bytes: Vec<u8>, count: usize) -> Frames {
         Frames {
@@ -104,6 +114,9 @@ impl Frames {
     ) -> Result<Option<Frames>, E> {
         let bytes = &mut self.bytes;
         let at = bytes.len();
+        if at == 0 {
+            bytes.reserve(RESERVE);
+        }
         bytes.extend_from_slice(&[0; WORD]);
         if let Err(error) = write(bytes) {
             bytes.truncate(at);
@@ -137,10 +150,12 @@ impl Frames {
     }
 
     /// How many bytes they take.
+    #[inline]
     pub fn size(&self) -> usize {
         self.bytes.len() - self.start
     }
 
+    #[inline]
     fn rest(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
@@ -170,6 +185,7 @@ impl Frames {
     }
 
     /// How many at the front take no more than `max_bytes` together, up to `most`; but at least one.
+    #[inline]
     pub fn fitting(&self, most: usize, max_bytes: usize) -> usize {
         let most = most.min(self.count).max(1);
         if self.size() <= max_bytes || self.alone.is_some() {
@@ -193,6 +209,7 @@ impl Frames {
     }
 
     /// Reads `count` frames that the parent has written into a ring.
+    #[inline]
     pub(crate) fn read(bytes: &[u8], count: usize) -> Iter<'_> {
         Iter {
             rest: bytes,
@@ -235,6 +252,7 @@ fn skip(bytes: &[u8], count: usize) -> usize {
 }
 
 /// The first frame of several, and the rest.
+#[inline]
 fn first(bytes: &[u8]) -> (Tag, &[u8], &[u8]) {
     let (word, rest) = bytes.split_first_chunk().expect("frames are whole");
     let (len, tag) = read_word(*word);

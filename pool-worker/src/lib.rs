@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `task`, `registry`, `codec`, `encode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
-//! | `launch`, `watch`, `exit` | the parent's end: start, talk, see it die |
+//! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `ring`, `frames`, `bell`, `memory`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
@@ -30,6 +30,7 @@ mod frames;
 mod futex;
 mod greeting;
 mod launch;
+mod lineage;
 mod memory;
 mod registry;
 mod ring;
@@ -47,6 +48,7 @@ pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
 pub use launch::{Launcher, Starting, Worker, may_launch};
+pub use lineage::lineage;
 pub use registry::{Number, Registration, Run, RunError};
 pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use serve::index;

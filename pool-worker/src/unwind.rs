@@ -12,8 +12,11 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use crate::fault::Panic;
 
 thread_local! {
-    static IN_TASK: Cell<bool> = const { Cell::new(false) };
-    static REPORT: RefCell<Option<Panic>> = const { RefCell::new(None) };
+    /// The number of the task that runs on this thread; 0 if none does.
+    static RUNNING: Cell<u64> = const { Cell::new(0) };
+    static LAST: Cell<u64> = const { Cell::new(0) };
+    /// What the hook has written last, in which task.
+    static REPORT: RefCell<Option<(u64, Panic)>> = const { RefCell::new(None) };
 }
 
 /// Installs the hook. In a build with `panic = "abort"` nothing runs after it, so the report is
@@ -21,36 +24,40 @@ thread_local! {
 pub(crate) fn install(last_words: impl Fn(Panic) + Send + Sync + 'static) {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if !IN_TASK.get() {
+        let task = RUNNING.get();
+        if task == 0 {
             return before(info);
         }
         let report = report(info);
         if cfg!(panic = "abort") {
             last_words(report);
         } else {
-            REPORT.set(Some(report));
+            REPORT.set(Some((task, report)));
         }
     }));
 }
 
 /// Runs `task`, and turns a panic into its report.
+#[inline]
 pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
-    REPORT.set(None);
-    IN_TASK.set(true);
+    let number = LAST.get() + 1;
+    LAST.set(number);
+    RUNNING.set(number);
     let result = panic::catch_unwind(AssertUnwindSafe(task));
-    IN_TASK.set(false);
+    RUNNING.set(0);
     result.map_err(|payload| {
         let message = message(&*payload);
         // `resume_unwind` calls no hook, and a task may have put a hook of its own in place. Then
         // what is here, if anything, tells of another panic, which the task has caught.
         let report = REPORT
             .take()
-            .filter(|report| report.message == message)
-            .unwrap_or(Panic {
-                message,
-                location: None,
-                backtrace: None,
-            });
+            .filter(|(of, report)| *of == number && report.message == message)
+            .map(|(_, report)| report);
+        let report = report.unwrap_or(Panic {
+            message,
+            location: None,
+            backtrace: None,
+        });
         // A payload may panic when it is dropped.
         std::mem::forget(payload);
         report

@@ -11,15 +11,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::TICK;
+use pool_worker::{Glance, TICK};
 
 use super::Shared;
-use super::state::sooner;
+use super::state::State;
 use crate::backend::{JobId, Waiting, Want};
 use crate::sync::{Parker, lock};
 
 /// If work seems badly shared out, but not worth mending, it is mended after this time nevertheless.
 const BALANCE: Duration = Duration::from_micros(300);
+
+/// What a thread that waits does for the others.
+enum Role {
+    /// It found something, and has no role yet.
+    Found,
+    /// It looks at the rings of these workers, and sleeps on the bell.
+    Leader(Vec<Glance>),
+    Follower,
+}
 
 impl Shared {
     pub(super) fn wait(
@@ -29,100 +38,107 @@ impl Shared {
         waiting: &dyn Waiting,
         deadline: Option<Instant>,
     ) -> bool {
-        if waiting.is_over() {
-            return true;
-        }
-        loop {
-            let leads = self.update(|state| {
-                state.collect();
-                state.scheduler.want(job, want);
-                let leads = !state.has_leader;
-                if leads {
-                    state.has_leader = true;
-                    state.attend();
-                }
-                leads
-            });
-            if leads {
-                let over = self.lead(waiting, deadline);
-                self.resign(job);
-                return over;
-            }
-            self.follow(waiting, deadline);
-            self.update(|state| state.scheduler.forget_want(job));
-            if waiting.is_over() {
-                return true;
-            }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return false;
-            }
-        }
-    }
-
-    fn lead(&self, waiting: &dyn Waiting, deadline: Option<Instant>) -> bool {
         loop {
             if waiting.is_over() {
                 return true;
             }
-            if self.spin() {
-                self.update(|state| state.collect());
-                continue;
-            }
-            let sleeps = self.update(|state| {
-                state.listen();
-                self.launcher.bell().listen_as_leader();
-                if state.collect_what_would_ring() {
-                    state.attend();
-                    return None;
-                }
-                Some(state.scheduler.balance(false))
-            });
-            let Some(unbalanced) = sleeps else {
-                continue;
-            };
-            if !waiting.is_over() {
-                let now = Instant::now();
-                if deadline.is_some_and(|deadline| deadline <= now) {
-                    return false;
-                }
-                let look = now + if unbalanced { BALANCE } else { TICK };
-                let until = sooner(deadline, Some(look));
-                let timeout = until.map(|until| until.saturating_duration_since(now));
-                self.launcher.bell().sleep_as_leader(timeout);
-                self.update(|state| {
-                    state.attend();
-                    state.collect();
-                    if unbalanced && Instant::now() >= look {
-                        state.scheduler.balance(true);
+            match self.update(|state| self.enter(state)) {
+                // Perhaps it is over with that.
+                Role::Found => {}
+                Role::Leader(glances) => {
+                    let hit = self.spin(&glances);
+                    if !hit && !self.sleep_as_leader(job, want, waiting, deadline) {
+                        return waiting.is_over();
                     }
-                });
+                }
+                Role::Follower => {
+                    let late = |deadline: Instant| deadline <= Instant::now();
+                    if deadline.is_some_and(late) {
+                        return false;
+                    }
+                    self.follow(job, want, waiting, deadline);
+                }
             }
         }
     }
 
-    /// Spins while replies may come at once. True: there are some.
-    fn spin(&self) -> bool {
+    /// Takes up what is there; if there is nothing, takes a role.
+    fn enter(&self, state: &mut State) -> Role {
+        if state.collect() {
+            return Role::Found;
+        }
+        if state.has_leader {
+            return Role::Follower;
+        }
+        state.has_leader = true;
+        state.attend();
         // Where all CPUs are busy, spinning takes the CPU from whom one waits for.
-        let glances = lock(&self.state).glances(self.cpus.saturating_sub(1));
+        Role::Leader(state.glances(self.cpus.saturating_sub(1)))
+    }
+
+    /// Spins while replies may come at once. If there are some, takes them up and resigns.
+    fn spin(&self, glances: &[Glance]) -> bool {
         if glances.is_empty() {
             return false;
         }
-        lock(&self.spin).until(
-            || glances.iter().any(|worker| worker.has_replies()),
-            || glances.iter().all(|worker| worker.is_elsewhere()),
-        )
+        let hit = lock(&self.spin).until(
+            || glances.iter().any(Glance::has_replies),
+            || glances.iter().all(Glance::is_elsewhere),
+        );
+        if hit {
+            self.resign();
+        }
+        hit
     }
 
-    /// Leads no more: a follower does, or the collector is woken when it matters.
-    fn resign(&self, job: JobId) {
-        let next = self.update(|state| {
-            state.has_leader = false;
-            state.scheduler.forget_want(job);
-            if let Some(next) = state.followers.pop() {
-                return Some(next);
+    /// Sleeps until there is something to take up, takes it up, and resigns. False: the deadline came first.
+    fn sleep_as_leader(
+        &self,
+        job: JobId,
+        want: Want,
+        waiting: &dyn Waiting,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let unbalanced = self.update(|state| {
+            state.scheduler.want(job, want);
+            state.listen();
+            self.launcher.bell().listen_as_leader();
+            if state.collect_what_would_ring() {
+                return None;
             }
-            state.listen_as_collector();
-            None
+            Some(state.scheduler.balance(false))
+        });
+        let mut in_time = true;
+        if let Some(unbalanced) = unbalanced
+            && !waiting.is_over()
+        {
+            let now = Instant::now();
+            in_time = deadline.is_none_or(|deadline| deadline > now);
+            let look = now + if unbalanced { BALANCE } else { TICK };
+            let until = deadline.map_or(look, |deadline| deadline.min(look));
+            let timeout = until.saturating_duration_since(now);
+            self.launcher.bell().sleep_as_leader(Some(timeout));
+            if unbalanced && Instant::now() >= look {
+                self.update(|state| state.scheduler.balance(true));
+            }
+        }
+        self.update(|state| state.scheduler.forget_want(job));
+        self.resign();
+        in_time
+    }
+
+    /// Takes up what is there, and leads no more: a follower does, or the collector is woken when it
+    /// matters.
+    fn resign(&self) {
+        let next = self.update(|state| {
+            state.attend();
+            state.collect();
+            state.has_leader = false;
+            let next = state.followers.pop();
+            if next.is_none() {
+                state.listen_as_collector();
+            }
+            next
         });
         if let Some(next) = next {
             next.wake();
@@ -130,12 +146,13 @@ impl Shared {
     }
 
     /// Sleeps until it is over, or until there is need for another leader.
-    fn follow(&self, waiting: &dyn Waiting, deadline: Option<Instant>) {
+    fn follow(&self, job: JobId, want: Want, waiting: &dyn Waiting, deadline: Option<Instant>) {
         Parker::with_current(|parker| {
             waiting.tell(parker, true);
             let follows = self.update(|state| {
                 // The leader may have resigned meanwhile.
                 if state.has_leader {
+                    state.scheduler.want(job, want);
                     state.followers.push(Arc::clone(parker));
                 }
                 state.has_leader
@@ -144,7 +161,10 @@ impl Shared {
                 if !waiting.is_over() {
                     parker.park(deadline);
                 }
-                self.update(|state| state.unfollow(parker));
+                self.update(|state| {
+                    state.scheduler.forget_want(job);
+                    state.unfollow(parker);
+                });
             }
             waiting.tell(parker, false);
         });
@@ -180,7 +200,7 @@ impl Shared {
     }
 }
 
-impl super::State {
+impl State {
     /// The collector is woken from now on.
     fn listen_as_collector(&mut self) {
         loop {

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Instant;
 
 use pool_worker::{Bell, Frames, Glance, Sleeper, Worker};
 
@@ -113,13 +112,15 @@ impl State {
 
     // ---- replies ------------------------------------------------------------------------------
 
-    /// Takes up all that workers have replied.
-    pub(super) fn collect(&mut self) {
+    /// Takes up all that workers have replied. False: nothing.
+    pub(super) fn collect(&mut self) -> bool {
+        let mut any = false;
         for slot in 0..self.workers.len() {
             if self.scheduler.is_busy(slot) {
-                self.collect_from(slot);
+                any |= self.collect_from(slot);
             }
         }
+        any
     }
 
     /// Before work is given out by what is believed to be done: looks, if that may be outdated.
@@ -135,28 +136,31 @@ impl State {
     }
 
     /// Takes up what one worker has replied, and sends what there was no room for.
-    pub(super) fn collect_from(&mut self, slot: usize) {
-        self.take_replies(slot);
+    pub(super) fn collect_from(&mut self, slot: usize) -> bool {
+        let any = self.take_replies(slot);
         if self.workers[slot].as_ref().is_some_and(Worker::wants_room) {
             self.send(slot);
         }
         self.refuse_if_garbled(slot);
+        any
     }
 
     /// Takes up what one worker has replied.
-    pub(super) fn take_replies(&mut self, slot: usize) {
+    pub(super) fn take_replies(&mut self, slot: usize) -> bool {
         let Some(worker) = &mut self.workers[slot] else {
-            return;
+            return false;
         };
-        if worker.has_replies() {
-            self.effects.sleepers.extend(worker.receive(&mut self.replies));
-            if let Some((task, each)) = worker.new_pace() {
-                self.scheduler.observe(task, each);
-            }
-            while let Some(replies) = self.replies.pop_front() {
-                self.scheduler.answered(slot, replies);
-            }
+        if !worker.has_replies() {
+            return false;
         }
+        self.effects.sleepers.extend(worker.receive(&mut self.replies));
+        if let Some((task, each)) = worker.new_pace() {
+            self.scheduler.observe(task, each);
+        }
+        while let Some(replies) = self.replies.pop_front() {
+            self.scheduler.answered(slot, replies);
+        }
+        true
     }
 
     fn refuse_if_garbled(&mut self, slot: usize) {
@@ -371,13 +375,5 @@ impl State {
     /// Follows no more.
     pub(super) fn unfollow(&mut self, parker: &Arc<Parker>) {
         self.followers.retain(|other| !Arc::ptr_eq(other, parker));
-    }
-}
-
-/// The sooner of two moments, of which none may be.
-pub(super) fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
     }
 }
