@@ -122,7 +122,7 @@ impl<'p, T: Task> Call<'p, T> {
 
     /// [`Pool::apply_async`] with these options.
     pub fn apply_async(self, args: T::Args) -> AsyncResult<T::Output> {
-        let gather = Gather::new(self.pool.callbacks());
+        let gather = Gather::new(self.pool.callbacks(), 1);
         match self.submit_one(&args, &gather) {
             Ok(origin) => AsyncResult::new(gather, decode_one::<T>, Some(origin)),
             Err(error) => {
@@ -269,7 +269,6 @@ impl<'p, T: Task> Call<'p, T> {
             }
             Err(error) => (Few::default(), Some(error)),
         };
-        gather.expect(1);
         let job = Job {
             task: T::number(),
             options: self.options,
@@ -285,7 +284,7 @@ impl<'p, T: Task> Call<'p, T> {
 
     /// Draws all inputs at once, and returns while they run.
     fn start<R>(self, inputs: impl Iterator<Item = T::Args>, decode: Decode<R>) -> AsyncResult<R> {
-        let gather = Gather::new(self.pool.callbacks());
+        let gather = Gather::new(self.pool.callbacks(), 0);
         let backend = self.pool.backend();
         let mut id = None;
         let sent = self

@@ -24,6 +24,11 @@ impl<T> Few<T> {
         }
     }
 
+    /// The only one, if there is just one.
+    pub(crate) fn single(&self) -> Option<&T> {
+        self.first.as_ref().filter(|_| self.rest.is_empty())
+    }
+
     pub(crate) fn push(&mut self, value: T) {
         match self.first {
             None => self.first = Some(value),

@@ -46,9 +46,13 @@ impl fmt::Debug for Gather {
 }
 
 impl Gather {
-    pub(crate) fn new(callbacks: &Arc<Callbacks>) -> Arc<Gather> {
+    /// For a call of so many inputs.
+    pub(crate) fn new(callbacks: &Arc<Callbacks>, inputs: usize) -> Arc<Gather> {
         Arc::new(Gather {
-            state: Mutex::default(),
+            state: Mutex::new(GatherState {
+                missing: inputs,
+                ..GatherState::default()
+            }),
             done: OnceLock::new(),
             callbacks: Arc::clone(callbacks),
         })

@@ -134,6 +134,11 @@ pub(crate) struct Scheduler {
     idle: Vec<usize>,
     /// The slot that was given something last.
     recent: usize,
+    /// How many inputs were given.
+    given: usize,
+    /// How many slots have inputs open, and how many have more than one.
+    busy: usize,
+    sharable: usize,
     /// No worker takes more, as far as is known.
     saturated: bool,
     /// Work was taken back so that others do it.
@@ -160,6 +165,9 @@ impl Scheduler {
             jobs: Jobs::default(),
             idle: Vec::with_capacity(slots),
             recent: 0,
+            given: 0,
+            busy: 0,
+            sharable: 0,
             saturated: false,
             spreading: false,
             paces: Paces::default(),
@@ -223,9 +231,9 @@ impl Scheduler {
         self.slots[slot].open > 0
     }
 
-    /// How many inputs the slot that was given something last has open; when many, some may be done.
-    pub(crate) fn backlog(&self) -> (usize, usize) {
-        (self.recent, self.slots[self.recent].open)
+    /// How many inputs were given to workers so far; wraps around.
+    pub(crate) fn given_in_all(&self) -> usize {
+        self.given
     }
 
     /// Whether a call of [`tick`](Scheduler::tick) was asked for since the last one.
@@ -247,6 +255,12 @@ impl Scheduler {
         self.slots[slot].sent += 1;
     }
 
+    /// Whether there may be a reply at which somebody has reason to look; see
+    /// [`wake_at`](Scheduler::wake_at).
+    pub(crate) fn is_watched(&self) -> bool {
+        self.jobs.has_pending() || self.jobs.any_wanted() || self.busy > 1 && self.sharable > 0
+    }
+
     /// The number of the reply at which somebody has reason to look: a thread waits for it, or the
     /// worker needs more to do.
     pub(crate) fn wake_at(&self, slot: usize) -> Option<u32> {
@@ -258,7 +272,8 @@ impl Scheduler {
             Some(state.open.div_ceil(2))
         } else {
             // When it is idle it may help another.
-            self.others_can_share(slot).then_some(state.open)
+            let others = self.sharable - usize::from(state.open > 1);
+            (others > 0).then_some(state.open)
         };
         let wanted = if self.jobs.any_wanted() {
             self.wanted_of(state)
@@ -321,9 +336,11 @@ impl Scheduler {
             return;
         };
         job.more = more;
-        self.jobs.push(id, inputs);
-        self.finish_if_done(id);
-        self.dispatch();
+        if let Some(inputs) = self.give_at_once(id, inputs) {
+            self.jobs.push(id, inputs);
+            self.finish_if_done(id);
+            self.dispatch();
+        }
     }
 
     /// A thread waits for outcomes of this job, until [`forget_want`](Scheduler::forget_want).
@@ -456,20 +473,25 @@ impl Scheduler {
                 break;
             };
             let count = replies.count().min(given.left());
-            let part = replies.take_front(count);
-            let outcomes = Outcomes {
-                first: given.portion.first + given.answered,
-                what: What::Replies(part),
-            };
+            let first = given.portion.first + given.answered;
             let (job, void) = (given.job, given.void);
             given.answered += count;
             state.answered = state.answered.wrapping_add(count as u32);
-            state.open -= count;
-            state.last_answered = Some((job, outcomes.first + count - 1));
-            if given.left() == 0 {
+            state.last_answered = Some((job, first + count - 1));
+            let part = if given.left() == 0 {
+                let inputs = mem::take(&mut given.portion.inputs);
                 state.given.pop_front();
                 state.sent = state.sent.saturating_sub(1);
-            }
+                replies.take_front_into(count, inputs)
+            } else {
+                replies.take_front(count)
+            };
+            let open = state.open - count;
+            self.set_open(slot, open);
+            let outcomes = Outcomes {
+                first,
+                what: What::Replies(part),
+            };
             if !void {
                 self.deliver(job, outcomes);
             }
@@ -489,12 +511,17 @@ impl Scheduler {
         let running = state.running(begun);
         let mut back = state.take_back(running);
         state.drained = back.is_empty();
+        self.set_open(slot, running);
+        let state = &mut self.slots[slot];
         match state.phase {
             // Still the same input, and nothing else behind it.
             Phase::Overdue { begun: then } if then == begun && running > 0 => {
                 self.kill(slot, Reason::TimeLimit);
             }
-            Phase::Overdue { .. } => state.phase = Phase::Ready,
+            Phase::Overdue { .. } => {
+                state.phase = Phase::Ready;
+                self.wants_tick = true;
+            }
             _ => {}
         }
         // The input that runs belongs to a cancelled job.
@@ -542,7 +569,10 @@ impl Scheduler {
     /// The worker is dead.
     pub(crate) fn died(&mut self, slot: usize, end: End, now: Time) {
         let End { pid, exit, begun } = end;
+        let open = self.slots[slot].open;
+        self.set_open(slot, 0);
         let mut state = mem::take(&mut self.slots[slot]);
+        state.open = open;
         self.slots[slot].was_ready = state.was_ready;
         let Some(ready_since) = state.ready_since else {
             let during = &self.rules.during;
@@ -700,6 +730,7 @@ impl Scheduler {
                 begun: progress.begun,
             };
             self.recall(slot);
+            return None;
         }
         Some(left.min(shortest))
     }

@@ -28,7 +28,7 @@ pub struct Panic {
 
 impl Fault {
     /// As a worker writes it.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         // Strings into a vector: does not fail.
         postcard::to_stdvec(self).unwrap_or_default()
     }

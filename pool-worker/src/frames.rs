@@ -12,6 +12,9 @@ pub const FRAME_MAX: usize = 32 * 1024;
 /// Room that is made for the first byte string, so that small ones need no more.
 const RESERVE: usize = 60;
 
+/// A larger buffer is not used again for what may need less.
+const RECYCLE: usize = 256;
+
 /// The word in front of the bytes.
 pub(crate) const WORD: usize = 4;
 
@@ -170,6 +173,24 @@ impl Frames {
         self.start = cut;
         self.count -= front;
         Frames::many(taken, front)
+    }
+
+    /// The same, in a buffer that was used before and is now another's.
+    pub fn take_front_into(&mut self, front: usize, used: Frames) -> Frames {
+        let buffer = used.bytes.capacity();
+        if front >= self.count || buffer > RECYCLE {
+            return self.take_front(front);
+        }
+        let len = skip(self.rest(), front);
+        if len > buffer {
+            return self.take_front(front);
+        }
+        let mut bytes = used.bytes;
+        bytes.clear();
+        bytes.extend_from_slice(&self.bytes[self.start..self.start + len]);
+        self.start += len;
+        self.count -= front;
+        Frames::many(bytes, front)
     }
 
     /// Takes the first byte string away, and shows it.

@@ -10,8 +10,9 @@ use crate::backend::{JobId, Outcomes, Sink};
 use crate::scheduler::{Action, Mode, Rules, Scheduler};
 use crate::sync::{self, Parker};
 
-/// A worker that is busy with so many inputs may have done most of them: look before giving it more.
-const LOOK_AT: usize = 64;
+/// When so many inputs were given to workers since the last look, some may be done: what is believed of
+/// their backlog is outdated.
+const LOOK_AFTER: usize = 64;
 
 pub(super) struct State {
     pub(super) scheduler: Scheduler,
@@ -34,6 +35,10 @@ pub(super) struct State {
     pub(super) over: bool,
     /// Slots that were sent something and must perhaps be woken.
     sent_to: Vec<usize>,
+    /// How many inputs had been given at the last look before a submission, and how many submissions there
+    /// were since.
+    looked_at: usize,
+    submits: usize,
     replies: VecDeque<Frames>,
     effects: Effects,
 }
@@ -75,6 +80,8 @@ impl State {
             patrolling: false,
             over: false,
             sent_to: Vec::new(),
+            looked_at: 0,
+            submits: 0,
             replies: VecDeque::new(),
             effects: Effects::default(),
         }
@@ -125,14 +132,17 @@ impl State {
 
     /// Before work is given out by what is believed to be done: looks, if that may be outdated.
     pub(super) fn collect_before_submitting(&mut self) {
-        let (slot, open) = self.scheduler.backlog();
-        if self.scheduler.has_pending() {
+        let given = self.scheduler.given_in_all();
+        if given.wrapping_sub(self.looked_at) >= LOOK_AFTER
+            || self.scheduler.has_pending() && self.submits >= LOOK_AFTER
+        {
+            self.looked_at = given;
+            self.submits = 0;
             self.collect();
-        } else if open >= LOOK_AT {
-            self.collect_from(slot);
+            // Jobs that are done with that make place for new ones.
+            self.act_all();
         }
-        // Jobs that are done with that make place for new ones.
-        self.act_all();
+        self.submits += 1;
     }
 
     /// Takes up what one worker has replied, and sends what there was no room for.
@@ -299,6 +309,9 @@ impl State {
 
     /// Has busy workers ring when somebody has reason to look. False: that was so before.
     fn arm(&mut self) -> bool {
+        if !self.scheduler.is_watched() {
+            return false;
+        }
         let mut changed = false;
         for slot in 0..self.workers.len() {
             let wake_at = self.scheduler.wake_at(slot);

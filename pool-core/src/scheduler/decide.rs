@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::pace::inputs_in;
 use super::{Action, GRACE, Given, Mode, Pending, Phase, Portion, Reason, Scheduler, Slot, Time};
 use crate::backend::{Failure, JobId, Outcomes};
+use crate::few::Few;
 
 /// Small inputs go together up to this size, in bytes.
 const PORTION_BYTES: usize = 48 * 1024;
@@ -51,7 +52,10 @@ impl Scheduler {
         while !self.saturated
             && let Some(id) = self.jobs.next()
         {
-            match self.next_slot(id) {
+            let Some(queue) = self.jobs.get(id) else {
+                return;
+            };
+            match self.next_slot(queue.job.task, queue.pending_inputs) {
                 Some(slot) => self.give(slot, id),
                 None => self.saturated = true,
             }
@@ -104,12 +108,10 @@ impl Scheduler {
         None
     }
 
-    /// Who takes the next portion of this job: the worker that has just been given something, if that is
+    /// Who takes the next of so many inputs of this task: the worker that has just been given something, if that is
     /// not worth waking another; or one that is idle; or one that will be idle soon.
-    fn next_slot(&mut self, id: JobId) -> Option<usize> {
-        let job = self.jobs.get(id)?;
-        let pace = self.paces.of(job.job.task);
-        let pending = job.pending_inputs;
+    fn next_slot(&mut self, task: u32, pending: usize) -> Option<usize> {
+        let pace = self.paces.of(task);
         if let Some(pace) = pace
             && !self.spreading
         {
@@ -226,6 +228,46 @@ impl Scheduler {
         self.hand_over(slot, given);
     }
 
+    /// Gives a single input to a worker without the detour by the queue, if nobody waits there and a worker
+    /// takes it. Otherwise gives the inputs back.
+    pub(super) fn give_at_once(&mut self, id: JobId, inputs: Few<Portion>) -> Option<Few<Portion>> {
+        let Some(portion) = inputs.single().filter(|only| only.inputs.count() == 1) else {
+            return Some(inputs);
+        };
+        let Some(queue) = self.jobs.get_mut(id) else {
+            return Some(inputs);
+        };
+        let job = queue.job;
+        if self.jobs.has_pending() || job.options.chunksize.is_some_and(|size| size > 1) {
+            return Some(inputs);
+        }
+        let size = portion.inputs.size();
+        let Some(slot) = self.next_slot(job.task, 1).filter(|_| size <= PORTION_BYTES) else {
+            return Some(inputs);
+        };
+        self.jobs.open_inputs(id, 1);
+        for portion in inputs {
+            let given = Given {
+                job: id,
+                task: job.task,
+                options: job.options,
+                portion,
+                answered: 0,
+                deaths: 0,
+                void: false,
+            };
+            self.hand_over(slot, given);
+        }
+        None
+    }
+
+    /// Notes how many inputs a slot has open.
+    pub(super) fn set_open(&mut self, slot: usize, open: usize) {
+        let before = std::mem::replace(&mut self.slots[slot].open, open);
+        self.busy = self.busy + usize::from(open > 0) - usize::from(before > 0);
+        self.sharable = self.sharable + usize::from(open > 1) - usize::from(before > 1);
+    }
+
     /// Adds inputs to what a slot has.
     pub(super) fn hand_over(&mut self, slot: usize, given: Given) {
         let pace = self.paces.of(given.task);
@@ -243,17 +285,19 @@ impl Scheduler {
             state.pace.zip(pace).map(|(one, other)| one.max(other))
         };
         state.total += count;
-        state.open += count;
         state.drained = false;
         state.given.push_back(given);
+        let open = state.open + count;
+        self.set_open(slot, open);
         self.recent = slot;
+        self.given = self.given.wrapping_add(count);
         self.actions.push_back(Action::Send { slot });
     }
 
     /// Takes work from the busy for the idle, once there is nothing else for them. Unless it is `urgent`,
     /// only if it seems worth it.
     pub(crate) fn balance(&mut self, urgent: bool) -> bool {
-        if self.jobs.has_pending() || self.next_idle().is_none() {
+        if self.sharable == 0 || self.jobs.has_pending() || self.next_idle().is_none() {
             return false;
         }
         let busiest = (0..self.slots.len())
@@ -268,12 +312,6 @@ impl Scheduler {
             return false;
         }
         true
-    }
-
-    /// Whether a slot other than this one may have something to give away.
-    pub(super) fn others_can_share(&self, but: usize) -> bool {
-        let mut others = (0..self.slots.len()).filter(|slot| *slot != but);
-        others.any(|slot| self.slots[slot].open > 1 && self.can_share(&self.slots[slot]))
     }
 
     /// Whether the slot may have something to give away: more than what runs, and more than the

@@ -14,6 +14,64 @@ pub(super) struct Pending {
     pub(super) deaths: u32,
 }
 
+/// Inputs that nobody has, in their order. Mostly there is one portion, or none.
+#[derive(Debug, Default)]
+pub(super) struct PendingQueue {
+    front: Option<Pending>,
+    rest: VecDeque<Pending>,
+}
+
+impl PendingQueue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.front.is_none()
+    }
+
+    pub(super) fn front(&self) -> Option<&Pending> {
+        self.front.as_ref()
+    }
+
+    pub(super) fn front_mut(&mut self) -> Option<&mut Pending> {
+        self.front.as_mut()
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Pending> {
+        let front = self.front.take();
+        if !self.rest.is_empty() {
+            self.front = self.rest.pop_front();
+        }
+        front
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Pending> {
+        self.front.iter().chain(&self.rest)
+    }
+
+    fn push_back(&mut self, pending: Pending) {
+        match self.front {
+            None => self.front = Some(pending),
+            Some(_) => self.rest.push_back(pending),
+        }
+    }
+
+    fn insert(&mut self, pending: Pending) {
+        let first = pending.portion.first;
+        match &self.front {
+            None => self.front = Some(pending),
+            Some(front) if front.portion.first > first => {
+                if let Some(second) = self.front.replace(pending) {
+                    self.rest.push_front(second);
+                }
+            }
+            Some(_) => {
+                let place = self
+                    .rest
+                    .partition_point(|next| next.portion.first < first);
+                self.rest.insert(place, pending);
+            }
+        }
+    }
+}
+
 /// One job.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -21,8 +79,7 @@ pub(super) struct Queue {
     /// Older jobs have lower ages.
     age: u64,
     pub(super) job: Job,
-    /// In the order of the inputs.
-    pub(super) pending: VecDeque<Pending>,
+    pub(super) pending: PendingQueue,
     /// How many inputs that is.
     pub(super) pending_inputs: usize,
     /// Inputs without an outcome, pending or given.
@@ -57,11 +114,7 @@ impl Queue {
     /// Puts inputs back where they were.
     fn insert(&mut self, pending: Pending) {
         self.pending_inputs += pending.portion.inputs.count();
-        let first = pending.portion.first;
-        let place = self
-            .pending
-            .partition_point(|next| next.portion.first < first);
-        self.pending.insert(place, pending);
+        self.pending.insert(pending);
     }
 }
 
@@ -108,7 +161,7 @@ impl Jobs {
             serial: id.serial,
             age: self.opened,
             job,
-            pending: VecDeque::new(),
+            pending: PendingQueue::default(),
             pending_inputs: 0,
             open: 0,
             more: true,
@@ -135,6 +188,13 @@ impl Jobs {
             queue.pending.push_back(Pending { portion, deaths: 0 });
         }
         self.list(id);
+    }
+
+    /// Counts inputs that were given at once.
+    pub(super) fn open_inputs(&mut self, id: JobId, count: usize) {
+        if let Some(queue) = self.get_mut(id) {
+            queue.open += count;
+        }
     }
 
     /// Puts inputs back where they were.
@@ -181,7 +241,7 @@ impl Jobs {
         !self.waiting.is_empty()
     }
 
-    pub(super) fn take_pending(&mut self, id: JobId) -> VecDeque<Pending> {
+    pub(super) fn take_pending(&mut self, id: JobId) -> PendingQueue {
         self.get_mut(id)
             .map(|queue| {
                 queue.pending_inputs = 0;
@@ -237,7 +297,7 @@ impl Jobs {
     }
 
     /// Ends all jobs; gives what is pending of each.
-    pub(super) fn remove_all(&mut self) -> Vec<(JobId, VecDeque<Pending>)> {
+    pub(super) fn remove_all(&mut self) -> Vec<(JobId, PendingQueue)> {
         let ids: Vec<JobId> = (0..)
             .zip(&self.places)
             .filter_map(|(place, queue)| {

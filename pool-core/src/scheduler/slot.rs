@@ -172,7 +172,7 @@ impl Slot {
             .or(self.last_answered)
     }
 
-    /// Takes away all but the first `keep` inputs that were not answered.
+    /// Takes away all but the first `keep` inputs that were not answered. Leaves `open` as it is.
     pub(super) fn take_back(&mut self, mut keep: usize) -> Vec<Given> {
         let mut kept = 0;
         let mut back = Vec::new();
@@ -195,7 +195,6 @@ impl Slot {
             }
         }
         self.total -= self.open - kept;
-        self.open = kept;
         // What has begun was sent.
         self.sent = self.given.len();
         back

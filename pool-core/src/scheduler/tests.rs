@@ -1,0 +1,868 @@
+//! The scheduler against a model of workers that behave, dawdle and die, in a world whose time passes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use pool_worker::{Exit, Fault, Frames, Tag};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+use crate::backend::{Options, Outcomes};
+
+/// A worker as the scheduler's actions make it.
+#[derive(Debug, Default)]
+struct Process {
+    ready: bool,
+    /// What it was sent and has not begun: job, input, and the generation under which.
+    queue: VecDeque<(JobId, usize, u32)>,
+    /// Begun and not reported, the oldest first; only the last of them may still run.
+    begun_not_told: VecDeque<(JobId, usize)>,
+    begun: u32,
+    begun_at: Time,
+    generation: u32,
+    asked: bool,
+    killed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Submitted {
+    inputs: usize,
+    retries: u32,
+    chunksize: Option<usize>,
+    abandoned: bool,
+}
+
+type Outcome = Result<Vec<u8>, Arc<Failure>>;
+
+/// The world around a scheduler, and what it must never see.
+#[derive(Debug)]
+struct World {
+    scheduler: Scheduler,
+    slots: Vec<Option<Process>>,
+    /// So many inputs fit what lies between the parent and a worker.
+    room: usize,
+    wanted: BTreeSet<usize>,
+    jobs: BTreeMap<JobId, Submitted>,
+    outcomes: BTreeMap<(JobId, usize), Outcome>,
+    forgotten: BTreeSet<JobId>,
+    times_begun: BTreeMap<(JobId, usize), u32>,
+    now: Time,
+}
+
+impl World {
+    fn new(slots: usize, max_tasks: Option<usize>) -> World {
+        let rules = Rules {
+            slots,
+            max_tasks,
+            start_timeout: Duration::from_secs(30),
+            during: String::new(),
+        };
+        let mut world = World {
+            scheduler: Scheduler::new(rules),
+            slots: (0..slots).map(|_| None).collect(),
+            room: 10_000,
+            wanted: BTreeSet::new(),
+            jobs: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            times_begun: BTreeMap::new(),
+            now: Duration::from_secs(1),
+        };
+        world.act();
+        world
+    }
+
+    fn act(&mut self) {
+        let mut actions = 0;
+        while let Some(action) = self.scheduler.next_action() {
+            actions += 1;
+            assert!(actions < 10_000, "the scheduler keeps itself busy");
+            match action {
+                Action::Start { slot } => {
+                    assert!(self.slots[slot].is_none(), "two workers in one slot");
+                    assert!(self.wanted.insert(slot), "one worker wanted twice");
+                }
+                Action::Send { slot } => {
+                    if let Some(process) = self.slots[slot].as_ref() {
+                        assert!(process.ready, "work for a worker that is not ready");
+                        self.send(slot);
+                    }
+                }
+                Action::Recall { slot } => {
+                    if let Some(process) = self.slots[slot].as_mut() {
+                        process.generation += 1;
+                        let begun = process.begun;
+                        self.scheduler.recalled(slot, begun);
+                    }
+                }
+                Action::Ask { slot } => {
+                    let process = self.slots[slot].as_mut().expect("nobody to ask");
+                    process.asked = true;
+                }
+                Action::Kill { slot } | Action::Terminate { slot } => {
+                    if let Some(process) = self.slots[slot].as_mut() {
+                        process.killed = true;
+                    }
+                }
+                Action::Deliver {
+                    job,
+                    outcomes,
+                    last,
+                } => {
+                    self.deliver(job, &outcomes);
+                    if last {
+                        self.forget(job);
+                    }
+                }
+                Action::Forget { job } => self.forget(job),
+            }
+        }
+    }
+
+    fn send(&mut self, slot: usize) {
+        let Some(process) = self.slots[slot].as_mut() else {
+            return;
+        };
+        while process.queue.len() < self.room
+            && let Some(given) = self.scheduler.next_to_send(slot)
+        {
+            assert!(!process.killed, "work for a worker that is being killed");
+            assert!(!process.asked, "work for a worker that was let go");
+            let first = given.portion.first + given.answered;
+            let end = given.portion.first + given.portion.inputs.count();
+            assert!(first < end, "nothing is sent");
+            for index in first..end {
+                let generation = process.generation;
+                process.queue.push_back((given.job, index, generation));
+            }
+            self.scheduler.sent(slot);
+        }
+    }
+
+    fn deliver(&mut self, job: JobId, outcomes: &Outcomes) {
+        assert!(!self.forgotten.contains(&job), "an outcome after the last");
+        outcomes.for_each(|index, outcome| {
+            let outcome = outcome.map(<[u8]>::to_vec);
+            let before = self.outcomes.insert((job, index), outcome);
+            assert!(before.is_none(), "two outcomes for {job:?} {index}");
+        });
+    }
+
+    fn forget(&mut self, job: JobId) {
+        assert!(self.forgotten.insert(job));
+        let submitted = &self.jobs[&job];
+        if !submitted.abandoned {
+            for index in 0..submitted.inputs {
+                assert!(
+                    self.outcomes.contains_key(&(job, index)),
+                    "{job:?} was forgotten without the outcome of {index}"
+                );
+            }
+        }
+    }
+
+    fn submit(&mut self, count: usize, options: Options, more: bool) -> Option<JobId> {
+        if *self.scheduler.mode() != Mode::Open {
+            return None;
+        }
+        let job = Job {
+            task: (count % 2) as u32,
+            options,
+        };
+        // The id is known only afterwards, but what it delivers is looked at only in `act`.
+        let id = self.scheduler.submit(job, inputs(0, count), more);
+        self.jobs.insert(
+            id,
+            Submitted {
+                inputs: count,
+                retries: options.retries,
+                chunksize: options.chunksize,
+                abandoned: false,
+            },
+        );
+        Some(id)
+    }
+
+    fn push(&mut self, id: JobId, count: usize, more: bool) {
+        if !self.scheduler.takes(id) {
+            return;
+        }
+        let submitted = self.jobs.get_mut(&id).unwrap();
+        // Whole chunks, as the seam demands.
+        let count = match submitted.chunksize {
+            Some(size) => count.next_multiple_of(size),
+            None => count,
+        };
+        let first = submitted.inputs;
+        submitted.inputs += count;
+        self.scheduler.push(id, inputs(first, count), more);
+    }
+
+    fn start(&mut self, slot: usize, works: bool) {
+        if !self.wanted.remove(&slot) {
+            return;
+        }
+        if works {
+            self.slots[slot] = Some(Process::default());
+            self.scheduler.started(slot, self.now);
+        } else {
+            self.now += Duration::from_secs(2);
+            self.scheduler
+                .start_failed(slot, "no luck".to_owned(), self.now);
+        }
+    }
+
+    fn become_ready(&mut self, slot: usize) {
+        if let Some(process) = self.slots[slot].as_mut()
+            && !process.ready
+        {
+            process.ready = true;
+            self.scheduler.ready(slot, self.now);
+        }
+    }
+
+    /// Begins the next input that may be begun.
+    fn begin(&mut self, slot: usize) {
+        self.send(slot);
+        let Some(process) = self.slots[slot].as_mut() else {
+            return;
+        };
+        while let Some((job, index, generation)) = process.queue.pop_front() {
+            if generation != process.generation {
+                continue;
+            }
+            process.begun += 1;
+            process.begun_at = self.now;
+            process.begun_not_told.push_back((job, index));
+            let times = self.times_begun.entry((job, index)).or_default();
+            *times += 1;
+            assert!(
+                *times <= 1 + self.jobs[&job].retries,
+                "{job:?} {index} was run too often"
+            );
+            return;
+        }
+    }
+
+    /// Reports the oldest results; `all`: also that of the input begun last.
+    fn tell(&mut self, slot: usize, all: bool) {
+        let Some(process) = self.slots[slot].as_mut() else {
+            return;
+        };
+        let told = process
+            .begun_not_told
+            .len()
+            .saturating_sub(usize::from(!all));
+        let mut replies = Frames::default();
+        for (job, index) in process.begun_not_told.drain(..told) {
+            let pushed: Result<_, ()> = replies.push(|out| {
+                out.extend(format!("{} {index}", job.serial).into_bytes());
+                Ok(())
+            });
+            assert_eq!(pushed, Ok(None));
+        }
+        if replies.count() > 0 {
+            for task in [0, 1] {
+                self.scheduler.observe(task, Duration::from_micros(3));
+            }
+            self.scheduler.answered(slot, replies);
+        }
+    }
+
+    fn die(&mut self, slot: usize) {
+        if let Some(process) = self.slots[slot].take() {
+            let end = End {
+                pid: 1,
+                exit: Exit::Signal(9),
+                begun: process.begun,
+            };
+            self.scheduler.died(slot, end, self.now);
+        }
+    }
+
+    fn age(&mut self, by: Duration) {
+        self.now += by;
+        let slots = &self.slots;
+        let next = self.scheduler.tick(self.now, |slot| {
+            slots[slot]
+                .as_ref()
+                .map_or_else(Default::default, |process| Progress {
+                    begun: process.begun,
+                    begun_at: process.begun_at,
+                })
+        });
+        assert!(next.is_none_or(|next| next > self.now), "due, and not done");
+    }
+
+    /// Lets every worker do all that it can, until nothing happens any more.
+    fn run_to_the_end(&mut self) {
+        let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+        for id in ids {
+            self.push(id, 0, false);
+            self.act();
+        }
+        for _ in 0..10_000 {
+            if self.scheduler.is_over() {
+                return;
+            }
+            for slot in 0..self.slots.len() {
+                self.start(slot, true);
+                self.act();
+                self.become_ready(slot);
+                self.act();
+                match &self.slots[slot] {
+                    Some(process)
+                        if process.killed || process.asked && process.queue.is_empty() =>
+                    {
+                        self.die(slot);
+                    }
+                    Some(_) => {
+                        self.begin(slot);
+                        self.tell(slot, true);
+                    }
+                    None => {}
+                }
+                self.act();
+            }
+            self.age(Duration::from_millis(50));
+            self.act();
+        }
+        panic!("it never ends: {self:#?}");
+    }
+}
+
+fn inputs(first: usize, count: usize) -> Few<Portion> {
+    let mut inputs = Frames::default();
+    for _ in 0..count {
+        let pushed: Result<_, ()> = inputs.push(|out| {
+            out.extend([0; 8]);
+            Ok(())
+        });
+        assert_eq!(pushed, Ok(None));
+    }
+    if count == 0 {
+        return Few::default();
+    }
+    Few::one(Portion { first, inputs })
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Submit {
+        count: usize,
+        chunksize: Option<usize>,
+        retries: u32,
+        limit_ms: Option<u64>,
+        more: bool,
+    },
+    Push(Index, usize, bool),
+    Cancel(Index),
+    Abandon(Index),
+    Start(Index, bool),
+    Ready(Index),
+    Begin(Index),
+    Tell(Index, bool),
+    Age(u64),
+    Balance,
+    Refuse(Index),
+    Die(Index),
+    Close,
+    Terminate,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let slot = any::<Index>;
+    let some = proptest::option::of::<std::ops::Range<usize>>;
+    prop_oneof![
+        6 => (0..20usize, some(1..4), 0..2u32, proptest::option::of(1..50u64), any::<bool>()).prop_map(
+            |(count, chunksize, retries, limit_ms, more)| {
+                Step::Submit { count, chunksize, retries, limit_ms, more }
+            },
+        ),
+        3 => (slot(), 0..6usize, any::<bool>()).prop_map(|(i, n, more)| Step::Push(i, n, more)),
+        1 => slot().prop_map(Step::Cancel),
+        1 => slot().prop_map(Step::Abandon),
+        6 => (slot(), proptest::bool::weighted(0.9)).prop_map(|(i, works)| Step::Start(i, works)),
+        6 => slot().prop_map(Step::Ready),
+        30 => slot().prop_map(Step::Begin),
+        20 => (slot(), any::<bool>()).prop_map(|(i, all)| Step::Tell(i, all)),
+        4 => prop_oneof![Just(0), 1..40u64, Just(1000), Just(31_000)].prop_map(Step::Age),
+        1 => Just(Step::Balance),
+        1 => slot().prop_map(Step::Refuse),
+        3 => slot().prop_map(Step::Die),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ending = prop_oneof![
+        Just(None),
+        Just(Some(Step::Close)),
+        Just(Some(Step::Terminate)),
+    ];
+    (
+        proptest::collection::vec(step(), 0..120),
+        ending,
+        proptest::collection::vec(step(), 0..40),
+    )
+        .prop_map(|(mut steps, ending, after)| {
+            steps.extend(ending);
+            steps.extend(after);
+            steps
+        })
+}
+
+fn take_step(world: &mut World, step: &Step) {
+    let slots = world.slots.len();
+    let slot = |index: &Index| index.index(slots);
+    let job = |world: &World, index: &Index| {
+        let ids: Vec<JobId> = world.jobs.keys().copied().collect();
+        (!ids.is_empty()).then(|| *index.get(&ids))
+    };
+    match step {
+        Step::Submit {
+            count,
+            chunksize,
+            retries,
+            limit_ms,
+            more,
+        } => {
+            let options = Options {
+                chunksize: *chunksize,
+                time_limit: limit_ms.map(Duration::from_millis),
+                retries: *retries,
+            };
+            let count = match (chunksize, more) {
+                (Some(size), true) => count.next_multiple_of(*size),
+                _ => *count,
+            };
+            world.submit(count, options, *more);
+        }
+        Step::Push(index, count, more) => {
+            if let Some(id) = job(world, index) {
+                world.push(id, *count, *more);
+            }
+        }
+        Step::Cancel(index) => {
+            if let Some(id) = job(world, index) {
+                world.scheduler.cancel(id, true);
+            }
+        }
+        Step::Abandon(index) => {
+            if let Some(id) = job(world, index) {
+                if !world.forgotten.contains(&id) {
+                    world.jobs.get_mut(&id).unwrap().abandoned = true;
+                }
+                world.scheduler.cancel(id, false);
+            }
+        }
+        Step::Start(index, works) => world.start(slot(index), *works),
+        Step::Ready(index) => world.become_ready(slot(index)),
+        Step::Begin(index) => world.begin(slot(index)),
+        Step::Tell(index, all) => world.tell(slot(index), *all),
+        Step::Age(ms) => world.age(Duration::from_millis(*ms)),
+        Step::Balance => {
+            world.scheduler.balance(true);
+        }
+        Step::Refuse(index) => {
+            if world.slots[slot(index)].is_some() {
+                world.scheduler.refuse(slot(index), "nonsense".to_owned());
+            }
+        }
+        Step::Die(index) => world.die(slot(index)),
+        Step::Close => world.scheduler.close(),
+        Step::Terminate => world.scheduler.terminate(world.now),
+    }
+    world.act();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens in whatever order: each input ends exactly once, nothing runs more often
+    /// than its job allows, nothing is given to a worker that is on its way out (all checked in
+    /// `World`), and after `close` the pool comes to its end.
+    #[test]
+    fn each_input_ends_exactly_once(
+        slots in 1..4usize,
+        room in prop_oneof![1..8usize, Just(10_000)],
+        max_tasks in proptest::option::of(1..10usize),
+        steps in steps(),
+    ) {
+        let mut world = World::new(slots, max_tasks);
+        world.room = room;
+        for step in steps {
+            take_step(&mut world, &step);
+        }
+        world.scheduler.close();
+        world.act();
+        world.run_to_the_end();
+        for (id, submitted) in &world.jobs {
+            prop_assert!(world.forgotten.contains(id));
+            if submitted.abandoned {
+                continue;
+            }
+            for index in 0..submitted.inputs {
+                match &world.outcomes[&(*id, index)] {
+                    Ok(bytes) => {
+                        prop_assert_eq!(bytes, &format!("{} {index}", id.serial).into_bytes());
+                    }
+                    Err(failure) => {
+                        if let Failure::Lost { attempts, .. } = **failure {
+                            prop_assert_eq!(attempts, 1 + submitted.retries);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A world whose workers are all ready.
+fn ready(slots: usize) -> World {
+    let mut world = World::new(slots, None);
+    for slot in 0..slots {
+        world.start(slot, true);
+        world.become_ready(slot);
+        world.act();
+    }
+    world
+}
+
+/// The same, and both tasks have this pace.
+fn ready_at(slots: usize, pace: Duration) -> World {
+    let mut world = ready(slots);
+    world.scheduler.observe(0, pace);
+    world.scheduler.observe(1, pace);
+    world
+}
+
+fn queue_of(world: &World, slot: usize) -> Vec<usize> {
+    let process = world.slots[slot].as_ref().unwrap();
+    let valid = process
+        .queue
+        .iter()
+        .filter(|(_, _, generation)| *generation == process.generation);
+    valid.map(|(_, index, _)| *index).collect()
+}
+
+fn chunks_of(size: usize) -> Options {
+    Options {
+        chunksize: Some(size),
+        ..Options::default()
+    }
+}
+
+fn limited(seconds: u64) -> Options {
+    Options {
+        time_limit: Some(Duration::from_secs(seconds)),
+        ..Options::default()
+    }
+}
+
+#[test]
+fn explicit_chunks_are_kept() {
+    let mut world = ready(2);
+    world.submit(7, chunks_of(3), false);
+    world.act();
+    assert_eq!(queue_of(&world, 1), [0, 1, 2]);
+    assert_eq!(queue_of(&world, 0), [3, 4, 5]);
+    world.begin(0);
+    world.begin(0);
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert_eq!(queue_of(&world, 0), [6]);
+    // Nobody takes the rest of a chunk from the worker that has begun it.
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert_eq!(queue_of(&world, 1), [0, 1, 2]);
+}
+
+#[test]
+fn the_first_chunks_are_single_and_later_ones_follow_the_pace() {
+    let mut world = ready(1);
+    world.submit(1000, Options::default(), false);
+    world.act();
+    assert_eq!(queue_of(&world, 0).len(), 1);
+    let mut sizes = Vec::new();
+    while world.forgotten.is_empty() {
+        let before = queue_of(&world, 0).len();
+        sizes.push(before);
+        for _ in 0..before {
+            world.begin(0);
+        }
+        world.tell(0, true);
+        world.act();
+    }
+    let largest = sizes.iter().max().unwrap();
+    assert!(*largest > 50, "{sizes:?}");
+    assert!(sizes.iter().sum::<usize>() >= 1000);
+}
+
+#[test]
+fn what_takes_less_than_a_wake_up_wakes_nobody_else() {
+    let mut world = ready_at(2, Duration::from_nanos(100));
+    for _ in 0..3 {
+        world.submit(2, Options::default(), false);
+        world.act();
+    }
+    let lengths = [queue_of(&world, 0).len(), queue_of(&world, 1).len()];
+    assert!(lengths == [6, 0] || lengths == [0, 6], "{lengths:?}");
+}
+
+#[test]
+fn an_idle_worker_gets_what_a_busy_one_has_not_begun() {
+    let mut world = ready_at(2, Duration::from_micros(10));
+    world.submit(64, Options::default(), false);
+    world.act();
+    // Worker 0 is stuck with its first input; worker 1 does everything else.
+    world.begin(0);
+    let mut done = 0;
+    while !queue_of(&world, 1).is_empty() {
+        world.begin(1);
+        world.tell(1, true);
+        world.act();
+        if queue_of(&world, 1).is_empty() && world.scheduler.balance(false) {
+            world.scheduler.balance(true);
+            world.act();
+        }
+        done += 1;
+    }
+    assert_eq!(done, 63);
+    assert_eq!(world.scheduler.slots[0].open, 1);
+}
+
+#[test]
+fn a_portion_that_seems_not_worth_it_is_shared_when_somebody_insists() {
+    let mut world = ready_at(2, Duration::from_nanos(100));
+    world.submit(20, Options::default(), false);
+    world.act();
+    let busy = usize::from(queue_of(&world, 0).is_empty());
+    world.begin(busy);
+    assert!(world.scheduler.balance(false), "it looks as if it were soon done");
+    assert_eq!(queue_of(&world, 1 - busy).len(), 0);
+    world.scheduler.balance(true);
+    world.act();
+    assert_eq!(queue_of(&world, 1 - busy).len(), 19);
+}
+
+#[test]
+fn the_rest_of_a_chunk_is_not_asked_for_again_and_again() {
+    let mut world = ready_at(2, Duration::from_micros(10));
+    world.submit(8, chunks_of(4), false);
+    world.act();
+    assert_eq!(queue_of(&world, 0), [4, 5, 6, 7]);
+    world.begin(0);
+    // Worker 1 is through, and idles beside it.
+    for _ in 0..4 {
+        world.begin(1);
+    }
+    world.tell(1, true);
+    world.act();
+    world.scheduler.balance(true);
+    world.act();
+    assert!(queue_of(&world, 1).is_empty());
+    assert_eq!(world.scheduler.slots[0].open, 4);
+}
+
+#[test]
+fn a_time_limit_costs_one_input() {
+    let mut world = ready(1);
+    let options = Options {
+        chunksize: Some(3),
+        ..limited(1)
+    };
+    let id = world.submit(3, options, false).unwrap();
+    world.act();
+    world.begin(0);
+    world.age(Duration::from_millis(900));
+    world.begin(0);
+    world.tell(0, false);
+    world.act();
+    // Input 1 runs, and input 0 did for most of the time.
+    world.age(Duration::from_millis(900));
+    world.act();
+    assert!(!world.slots[0].as_ref().unwrap().killed);
+    world.age(Duration::from_millis(100));
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().killed);
+    world.die(0);
+    world.act();
+    world.scheduler.close();
+    world.act();
+    world.run_to_the_end();
+    assert!(world.outcomes[&(id, 0)].is_ok());
+    assert_eq!(
+        world.outcomes[&(id, 1)],
+        Err(Arc::new(Failure::TimeLimit(Duration::from_secs(1))))
+    );
+    assert!(world.outcomes[&(id, 2)].is_ok());
+}
+
+#[test]
+fn a_limit_that_comes_too_late_kills_nobody() {
+    let mut world = ready(1);
+    let options = Options {
+        chunksize: Some(2),
+        ..limited(1)
+    };
+    world.submit(2, options, false);
+    world.act();
+    world.begin(0);
+    world.age(Duration::from_secs(2));
+    // Between the look at the clock and the recall the worker has gone on to the next.
+    world.begin(0);
+    world.act();
+    assert!(!world.slots[0].as_ref().unwrap().killed);
+    world.tell(0, true);
+    world.act();
+    assert_eq!(world.outcomes.len(), 2);
+}
+
+#[test]
+fn a_worker_that_is_not_ready_in_time_is_killed_and_said_to_be_late() {
+    let mut world = World::new(1, None);
+    world.start(0, true);
+    world.age(Duration::from_secs(29));
+    world.act();
+    assert!(!world.slots[0].as_ref().unwrap().killed);
+    world.age(Duration::from_secs(1));
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().killed);
+    world.die(0);
+    let why = world.scheduler.first_failure().unwrap();
+    assert_eq!(why, "process 1 was not ready in time");
+}
+
+#[test]
+fn too_many_failed_starts_break_the_pool() {
+    let mut world = World::new(1, None);
+    let id = world.submit(1, Options::default(), false).unwrap();
+    for attempt in 0..11 {
+        assert_eq!(world.scheduler.mode(), &Mode::Open, "{attempt}");
+        world.start(0, false);
+        world.act();
+        world.age(Duration::from_millis(100));
+        world.act();
+    }
+    assert_eq!(world.scheduler.mode(), &Mode::Broken("no luck".into()));
+    assert_eq!(
+        world.outcomes[&(id, 0)],
+        Err(Arc::new(Failure::Broken("no luck".into())))
+    );
+    assert!(world.wanted.is_empty());
+}
+
+#[test]
+fn failed_starts_that_are_far_apart_do_not() {
+    let mut world = World::new(1, None);
+    for _ in 0..50 {
+        world.start(0, false);
+        world.age(Duration::from_secs(5));
+        world.act();
+    }
+    assert_eq!(world.scheduler.mode(), &Mode::Open);
+}
+
+#[test]
+fn a_worker_goes_after_its_number_of_inputs() {
+    let mut world = World::new(1, Some(2));
+    world.start(0, true);
+    world.become_ready(0);
+    world.act();
+    world.submit(5, Options::default(), false);
+    world.act();
+    let mut processes = 0;
+    while world.forgotten.is_empty() {
+        world.begin(0);
+        world.tell(0, true);
+        world.act();
+        if world.slots[0].as_ref().is_some_and(|process| process.asked) {
+            assert_eq!(world.slots[0].as_ref().unwrap().begun, 2);
+            world.die(0);
+            world.act();
+            world.start(0, true);
+            world.become_ready(0);
+            world.act();
+            processes += 1;
+        }
+    }
+    assert_eq!(processes, 2);
+}
+
+#[test]
+fn a_worker_that_does_not_leave_is_killed() {
+    let mut world = ready(1);
+    world.scheduler.close();
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().asked);
+    world.age(Duration::ZERO);
+    world.age(LEAVE_MAX - Duration::from_millis(1));
+    world.act();
+    assert!(!world.slots[0].as_ref().unwrap().killed);
+    world.age(Duration::from_millis(1));
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().killed);
+}
+
+#[test]
+fn a_recall_that_comes_after_the_death_is_not_meant_for_the_next_worker() {
+    let mut world = ready(1);
+    world.submit(1, limited(1), false);
+    world.act();
+    world.begin(0);
+    world.age(Duration::from_secs(2));
+    // Before the recall is carried out the worker dies by itself, and another takes its place.
+    let begun = world.slots[0].as_ref().unwrap().begun;
+    world.die(0);
+    world.scheduler.recalled(0, begun);
+    world.act();
+    world.start(0, true);
+    world.become_ready(0);
+    let id = world.submit(1, Options::default(), false).unwrap();
+    world.act();
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert!(world.outcomes[&(id, 0)].is_ok());
+}
+
+#[test]
+fn somebody_is_to_look_when_a_waiting_thread_has_what_it_wants() {
+    let mut world = ready_at(1, Duration::from_micros(10));
+    let first = world.submit(4, chunks_of(4), false).unwrap();
+    let second = world.submit(4, chunks_of(4), false).unwrap();
+    world.act();
+    assert_eq!(world.scheduler.wake_at(0), None);
+    world.scheduler.want(second, Want::All);
+    assert_eq!(world.scheduler.wake_at(0), Some(8));
+    world.scheduler.want(first, Want::Index(2));
+    assert_eq!(world.scheduler.wake_at(0), Some(3));
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert_eq!(world.scheduler.wake_at(0), Some(3));
+    world.scheduler.forget_want(first);
+    assert_eq!(world.scheduler.wake_at(0), Some(8));
+    world.scheduler.notify(first);
+    assert_eq!(world.scheduler.wake_at(0), Some(4));
+}
+
+#[test]
+fn a_fault_is_an_outcome_like_any_other() {
+    let mut world = ready(1);
+    let id = world.submit(1, Options::default(), false).unwrap();
+    world.act();
+    world.begin(0);
+    let fault = Fault::Encode("no".to_owned());
+    world
+        .scheduler
+        .answered(0, Frames::alone(Tag::Fault, fault.to_bytes()));
+    world.act();
+    assert_eq!(
+        world.outcomes[&(id, 0)],
+        Err(Arc::new(Failure::EncodeResult("no".to_owned())))
+    );
+}

@@ -50,6 +50,8 @@ pub(crate) struct ParentEnd {
     partial: usize,
     wake_at: u32,
     wants_room: bool,
+    /// The CPU that the worker knows.
+    cpu: u32,
     pace: u64,
     /// Pieces of a long reply.
     pieces: Vec<u8>,
@@ -67,6 +69,7 @@ impl ParentEnd {
             partial: 0,
             wake_at: 0,
             wants_room: false,
+            cpu: u32::MAX,
             pace: 0,
             pieces: Vec::new(),
         }
@@ -171,11 +174,11 @@ impl ParentEnd {
         self.put(head, body);
         self.sent += len as u64;
         let words = self.segment.words();
-        words
-            .parent
-            .0
-            .cpu
-            .store(rustix::thread::sched_getcpu() as u32, Ordering::Relaxed);
+        let cpu = rustix::thread::sched_getcpu() as u32;
+        if cpu != self.cpu {
+            self.cpu = cpu;
+            words.parent.0.cpu.store(cpu, Ordering::Relaxed);
+        }
         words.requests_end.0.store(self.sent, Ordering::Release);
         Ok(true)
     }

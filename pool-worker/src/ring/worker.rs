@@ -49,6 +49,8 @@ pub(crate) struct Requests {
     bell: Bell,
     index: usize,
     spin: Spin,
+    /// The CPU that the parent knows.
+    cpu: u32,
     /// Up to here they are done with.
     taken: u64,
     /// Behind the record that was given out last.
@@ -81,8 +83,12 @@ impl Requests {
             }
             let len = (head.len as usize).min(to_end - HEAD);
             self.next += record_len(len) as u64;
-            let cpu = &self.segment.words().worker.0.cpu;
-            cpu.store(rustix::thread::sched_getcpu() as u32, Ordering::Relaxed);
+            let cpu = rustix::thread::sched_getcpu() as u32;
+            if cpu != self.cpu {
+                self.cpu = cpu;
+                let word = &self.segment.words().worker.0.cpu;
+                word.store(cpu, Ordering::Relaxed);
+            }
             // SAFETY: the body follows the head, within the ring.
             let body = unsafe { at.add(HEAD) };
             // SAFETY: as above; the parent does not write there before it is released.
@@ -185,6 +191,7 @@ impl Replies {
             bell: bell.clone(),
             index,
             spin: Spin::default(),
+            cpu: 0,
             taken: 0,
             next: 0,
             pieces: Vec::new(),
