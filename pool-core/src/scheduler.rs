@@ -247,7 +247,7 @@ impl Scheduler {
     /// another sending).
     pub(crate) fn next_to_send(&self, slot: usize) -> Option<&Given> {
         let slot = &self.slots[slot];
-        slot.given.get(slot.sent)
+        slot.is_ready().then(|| slot.given.get(slot.sent))?
     }
 
     /// The last one was sent, as a whole.
