@@ -69,6 +69,9 @@ pub(crate) enum What {
     Failed { count: usize, failure: Arc<Failure> },
 }
 
+/// The encoded result of an input, or the reason why there is none, with its position.
+pub(crate) type Next<'a> = (usize, Result<&'a [u8], Arc<Failure>>);
+
 impl Outcomes {
     pub(crate) fn failed(first: usize, count: usize, failure: Arc<Failure>) -> Outcomes {
         Outcomes {
@@ -87,7 +90,7 @@ impl Outcomes {
 
     /// Takes the first away: its position, and its encoded result or the reason why there is none.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Option<(usize, Result<&[u8], Arc<Failure>>)> {
+    pub(crate) fn pop(&mut self) -> Option<Next<'_>> {
         let index = self.first;
         self.first += 1;
         match &mut self.what {

@@ -336,7 +336,8 @@ impl<'p, T: Task> Call<'p, T> {
                 .next_multiple_of(chunk);
             if more && missing <= ahead / 2 {
                 let room = (ahead - missing).max(chunk) / chunk * chunk;
-                let (batch, goes_on) = feed.draw::<T>(room.min(DRAW_MAX.max(chunk)), || inputs.next());
+                let (batch, goes_on) =
+                    feed.draw::<T>(room.min(DRAW_MAX.max(chunk)), || inputs.next());
                 more = goes_on;
                 let count = batch.len();
                 match feed.send(batch, more) {
@@ -368,7 +369,10 @@ impl<'p, T: Task> Call<'p, T> {
             if !inbox.wait(enough, &**self.pool.backend(), id, Want::All, None) {
                 // In a forked copy of the process nobody works for the pool.
                 let error = Error::Terminated;
-                return Some(Refusal { error, count: missing });
+                return Some(Refusal {
+                    error,
+                    count: missing,
+                });
             }
         }
     }

@@ -58,7 +58,6 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         sync::lock(&self.queue)
     }
-
 }
 
 impl Callbacks {

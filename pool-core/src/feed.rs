@@ -207,9 +207,7 @@ impl Feed {
         match self.id {
             None => {
                 let sink = Arc::clone(&self.sink);
-                let id = self
-                    .backend
-                    .submit(self.job, sink, batch.portions, more)?;
+                let id = self.backend.submit(self.job, sink, batch.portions, more)?;
                 self.id = Some(id);
             }
             Some(id) => self.backend.push(id, batch.portions, more)?,

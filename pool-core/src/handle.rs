@@ -285,9 +285,7 @@ impl<R> AsyncResult<R> {
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
-        let cancelled = |outcomes: &Outcomes| {
-            matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled)
-        };
+        let cancelled = |outcomes: &Outcomes| matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled);
         matches!(self.gather.done.get(), Some(Ok(outcomes)) if outcomes.iter().any(cancelled))
     }
 

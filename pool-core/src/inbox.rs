@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::backend::{Backend, Failure, JobId, Outcomes, Sink, Waiting, Want};
+use crate::backend::{Backend, JobId, Next, Outcomes, Sink, Waiting, Want};
 use crate::sync::{Parker, lock};
 
 /// The sink of a call whose caller consumes outcomes as they come.
@@ -73,9 +73,6 @@ impl Waiting for Inbox {
     }
 }
 
-/// The encoded result of an input, or the reason why there is none, with its position.
-pub(crate) type Next<'a> = (usize, Result<&'a [u8], Arc<Failure>>);
-
 /// Outcomes in the order of the inputs.
 #[derive(Debug, Default)]
 pub(crate) struct InOrder {
@@ -135,6 +132,7 @@ impl AsTheyCome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Failure;
 
     fn failed(first: usize, count: usize) -> Outcomes {
         Outcomes::failed(first, count, Arc::new(Failure::Cancelled))

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use pool_worker::Task;
 
-use crate::backend::{Options, Outcomes, Sink, Want};
+use crate::backend::{Next, Options, Outcomes, Sink, Want};
 use crate::call::decode;
 use crate::error::Error;
 use crate::feed::Feed;
-use crate::inbox::{AsTheyCome, InOrder, Inbox, Next};
+use crate::inbox::{AsTheyCome, InOrder, Inbox};
 use crate::pool::Pool;
 
 /// The inputs of `imap`, each made a tuple of one.
@@ -219,13 +219,13 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         }
         let room = if hint == 1 { chunk } else { room };
         let mut panicked = None;
-        let (batch, more) = feed.draw::<T>(room, || match panic::catch_unwind(
-            AssertUnwindSafe(|| inputs.next()),
-        ) {
-            Ok(next) => next,
-            Err(payload) => {
-                panicked = Some(Finally::Panicked(payload));
-                None
+        let (batch, more) = feed.draw::<T>(room, || {
+            match panic::catch_unwind(AssertUnwindSafe(|| inputs.next())) {
+                Ok(next) => next,
+                Err(payload) => {
+                    panicked = Some(Finally::Panicked(payload));
+                    None
+                }
             }
         });
         let count = batch.len();

@@ -110,8 +110,7 @@ impl Local {
             start_timeout: settings.start_timeout,
             during,
         };
-        let launcher =
-            Launcher::new(settings.cpus, settings.initializer).map_err(start_error)?;
+        let launcher = Launcher::new(settings.cpus, settings.initializer).map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes: settings.processes,
@@ -136,7 +135,9 @@ impl Local {
             supervisor::supervise(&supervised, &watch);
         })?;
         let collected = Arc::clone(&shared);
-        local.spawn("pool-collector", move || collected.collect_when_nobody_waits())?;
+        local.spawn("pool-collector", move || {
+            collected.collect_when_nobody_waits()
+        })?;
         match shared.wait_until_ready() {
             Ok(()) => Ok(local),
             // Dropping it terminates what did start.

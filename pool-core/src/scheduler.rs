@@ -654,11 +654,7 @@ impl Scheduler {
 
     /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
     /// was heard; `progress` tells how far the worker of a slot is.
-    pub(crate) fn tick(
-        &mut self,
-        now: Time,
-        progress: impl Fn(usize) -> Progress,
-    ) -> Option<Time> {
+    pub(crate) fn tick(&mut self, now: Time, progress: impl Fn(usize) -> Progress) -> Option<Time> {
         self.wants_tick = false;
         self.shortest_limit = None;
         let mut next: Option<Time> = None;
@@ -712,7 +708,10 @@ impl Scheduler {
         progress: impl Fn(usize) -> Progress,
     ) -> Option<Duration> {
         let state = &self.slots[slot];
-        let limits = state.given.iter().filter_map(|given| given.options.time_limit);
+        let limits = state
+            .given
+            .iter()
+            .filter_map(|given| given.options.time_limit);
         let shortest = limits.min()?;
         let known = self.shortest_limit.get_or_insert(shortest);
         *known = shortest.min(*known);

@@ -160,8 +160,7 @@ impl Bell {
     pub fn wake_leader(&self) {
         fence(Ordering::SeqCst);
         let listener = &self.words().listener.0;
-        let woken =
-            listener.compare_exchange(LEADER, AWAKE, Ordering::SeqCst, Ordering::Relaxed);
+        let woken = listener.compare_exchange(LEADER, AWAKE, Ordering::SeqCst, Ordering::Relaxed);
         if woken.is_ok() {
             futex::wake(listener);
         }

@@ -371,7 +371,10 @@ mod tests {
             Unit,
             Newtype(i16),
             Tuple(u8, Option<String>),
-            Struct { at: (f32, f64), by: BTreeMap<String, Vec<i128>> },
+            Struct {
+                at: (f32, f64),
+                by: BTreeMap<String, Vec<i128>>,
+            },
         }
         #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         struct All {

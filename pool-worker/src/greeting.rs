@@ -29,8 +29,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic;
 use std::path::{self, Path};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
@@ -380,7 +380,9 @@ pub(crate) fn receive_introduction() -> io::Result<Handed> {
         }
     };
     let fds = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => <[OwnedFd; 3]>::try_from(fds.collect::<Vec<_>>()).ok(),
+        RecvAncillaryMessage::ScmRights(fds) => {
+            <[OwnedFd; 3]>::try_from(fds.collect::<Vec<_>>()).ok()
+        }
         _ => None,
     });
     let [rings, bell, door] = fds.ok_or_else(broken)?;

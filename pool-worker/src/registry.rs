@@ -34,7 +34,10 @@ pub struct Number(AtomicU32);
 
 impl Number {
     /// One that is not known yet.
-    #[expect(clippy::new_without_default, reason = "made by `#[pool_task]`, in a constant")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "made by `#[pool_task]`, in a constant"
+    )]
     pub const fn new() -> Self {
         Number(AtomicU32::new(u32::MAX))
     }
@@ -116,7 +119,9 @@ fn registry() -> &'static Registry {
         for same in tasks.chunk_by(|one, other| one.id == other.id) {
             same[0].id.hash(&mut hasher);
             for task in same {
-                task.number.0.store(by_number.len() as u32, Ordering::Relaxed);
+                task.number
+                    .0
+                    .store(by_number.len() as u32, Ordering::Relaxed);
             }
             by_number.push(match same {
                 [task] => Found::Task(task),

@@ -49,8 +49,8 @@
 mod parent;
 mod worker;
 
-pub use parent::{Glance, Portion, Progress, Sleeper};
 pub(crate) use parent::ParentEnd;
+pub use parent::{Glance, Portion, Progress, Sleeper};
 pub(crate) use worker::{Body, Replies, Request, Requests, Run};
 
 use std::fmt;

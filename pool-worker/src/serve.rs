@@ -130,11 +130,15 @@ fn connect(call: &Call) -> io::Result<Worker> {
             }
         }
     });
-    let ready = voice.greet(call.token.clone(), introduction.initializer, |task, args| {
-        let result = find(task).and_then(|task| call_task(task, args, &mut Vec::new()));
-        flush_stdout();
-        result
-    })?;
+    let ready = voice.greet(
+        call.token.clone(),
+        introduction.initializer,
+        |task, args| {
+            let result = find(task).and_then(|task| call_task(task, args, &mut Vec::new()));
+            flush_stdout();
+            result
+        },
+    )?;
     let _ = INITIALIZED.set(());
     if !ready {
         process::exit(0);

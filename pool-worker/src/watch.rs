@@ -36,7 +36,10 @@ impl Watch {
     pub fn wait(&self, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Vec<bool> {
         let mut polled = Vec::with_capacity(fds.len() + 1);
         polled.push(PollFd::new(&*self.wake, PollFlags::IN));
-        polled.extend(fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        polled.extend(
+            fds.iter()
+                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+        );
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),

@@ -163,7 +163,9 @@ impl State {
         if !worker.has_replies() {
             return false;
         }
-        self.effects.sleepers.extend(worker.receive(&mut self.replies));
+        self.effects
+            .sleepers
+            .extend(worker.receive(&mut self.replies));
         if let Some((task, each)) = worker.new_pace() {
             self.scheduler.observe(task, each);
         }
@@ -267,7 +269,11 @@ impl State {
                 let Some(place) = self.sinks.get_mut(job.place as usize) else {
                     return;
                 };
-                debug_assert!(place.as_ref().is_none_or(|opened| opened.serial == job.serial));
+                debug_assert!(
+                    place
+                        .as_ref()
+                        .is_none_or(|opened| opened.serial == job.serial)
+                );
                 let sink = if last {
                     place.take().map(|opened| opened.sink)
                 } else {

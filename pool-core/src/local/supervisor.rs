@@ -151,7 +151,10 @@ fn initializer_failed(name: &str, fault: &Fault) -> String {
 /// can't be read yet.
 fn bury(shared: &Shared, slot: usize) -> bool {
     shared.update(|state| {
-        let Some(exit) = state.workers[slot].as_mut().and_then(|worker| worker.reap()) else {
+        let Some(exit) = state.workers[slot]
+            .as_mut()
+            .and_then(|worker| worker.reap())
+        else {
             return false;
         };
         state.take_replies(slot);

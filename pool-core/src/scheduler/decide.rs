@@ -242,7 +242,10 @@ impl Scheduler {
             return Some(inputs);
         }
         let size = portion.inputs.size();
-        let Some(slot) = self.next_slot(job.task, 1).filter(|_| size <= PORTION_BYTES) else {
+        let Some(slot) = self
+            .next_slot(job.task, 1)
+            .filter(|_| size <= PORTION_BYTES)
+        else {
             return Some(inputs);
         };
         self.jobs.open_inputs(id, 1);

@@ -63,9 +63,7 @@ impl PendingQueue {
                 }
             }
             Some(_) => {
-                let place = self
-                    .rest
-                    .partition_point(|next| next.portion.first < first);
+                let place = self.rest.partition_point(|next| next.portion.first < first);
                 self.rest.insert(place, pending);
             }
         }

@@ -71,17 +71,25 @@ pub(super) enum Phase {
     #[default]
     Empty,
     /// A process is to be started, but not before this time.
-    Wanted { not_before: Time },
+    Wanted {
+        not_before: Time,
+    },
     /// It is being started.
     Launching,
     /// Started, and not ready yet.
-    Starting { until: Option<Time> },
+    Starting {
+        until: Option<Time>,
+    },
     Ready,
     /// Runs an input that is past its time limit, the last of `begun`; what it has not begun is
     /// being taken back.
-    Overdue { begun: u32 },
+    Overdue {
+        begun: u32,
+    },
     /// Asked to exit, and to be killed at a time that is not known before the next tick.
-    Leaving { until: Option<Time> },
+    Leaving {
+        until: Option<Time>,
+    },
     /// To be killed, or killed already.
     Dying(Reason),
 }

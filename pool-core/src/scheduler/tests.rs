@@ -641,7 +641,10 @@ fn a_portion_that_seems_not_worth_it_is_shared_when_somebody_insists() {
     world.act();
     let busy = usize::from(queue_of(&world, 0).is_empty());
     world.begin(busy);
-    assert!(world.scheduler.balance(false), "it looks as if it were soon done");
+    assert!(
+        world.scheduler.balance(false),
+        "it looks as if it were soon done"
+    );
     assert_eq!(queue_of(&world, 1 - busy).len(), 0);
     world.scheduler.balance(true);
     world.act();

@@ -306,8 +306,7 @@ impl ParentEnd {
     pub(crate) fn sleeper_for_room(&self) -> Option<Sleeper> {
         fence(Ordering::SeqCst);
         let asleep = &self.segment.words().asleep.0;
-        (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM)
-            .then(|| Sleeper(self.segment.clone()))
+        (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM).then(|| Sleeper(self.segment.clone()))
     }
 
     /// Copies `len` bytes from `received` on.

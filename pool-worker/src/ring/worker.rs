@@ -151,12 +151,9 @@ impl Requests {
         let words = self.segment.words();
         let (bell, index) = (&self.bell, self.index);
         let come = || words.requests_end.0.load(Ordering::Acquire) != self.next;
-        let apart = || {
-            words.parent.0.cpu.load(Ordering::Relaxed) != rustix::thread::sched_getcpu() as u32
-        };
-        if bell.start_spinning(index)
-            && self.spin.until(come, || bell.may_spin(index) && apart())
-        {
+        let apart =
+            || words.parent.0.cpu.load(Ordering::Relaxed) != rustix::thread::sched_getcpu() as u32;
+        if bell.start_spinning(index) && self.spin.until(come, || bell.may_spin(index) && apart()) {
             return;
         }
         let asleep = &words.asleep.0;
