@@ -7,6 +7,7 @@
 //! processes answer questions that users ask; a backend without processes of its own answers with
 //! its best notion of a worker.)
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,7 +71,10 @@ pub(crate) enum What {
 }
 
 /// The encoded result of an input, or the reason why there is none, with its position.
-pub(crate) type Next<'a> = (usize, Result<&'a [u8], Arc<Failure>>);
+pub(crate) type Next<'a> = (usize, Encoded<'a>);
+
+/// An encoded result, or the reason why there is none.
+pub(crate) type Encoded<'a> = Result<Cow<'a, [u8]>, Arc<Failure>>;
 
 impl Outcomes {
     pub(crate) fn failed(first: usize, count: usize, failure: Arc<Failure>) -> Outcomes {
@@ -102,13 +106,25 @@ impl Outcomes {
         }
     }
 
+    /// Shows each, with its position, and lets go of it.
+    #[inline]
+    pub(crate) fn consume(mut self, mut each: impl FnMut(usize, Encoded<'_>)) {
+        if self.count() == 1 {
+            if let Some((index, outcome)) = self.pop() {
+                each(index, outcome);
+            }
+        } else {
+            self.for_each(each);
+        }
+    }
+
     /// Shows each, with its position.
     #[inline]
-    pub(crate) fn for_each(&self, mut each: impl FnMut(usize, Result<&[u8], Arc<Failure>>)) {
+    pub(crate) fn for_each(&self, mut each: impl FnMut(usize, Encoded<'_>)) {
         match &self.what {
             What::Replies(frames) => {
-                for (index, reply) in (self.first..).zip(frames.iter()) {
-                    each(index, read(reply));
+                for (index, (tag, bytes)) in (self.first..).zip(frames.iter()) {
+                    each(index, read((tag, Cow::Borrowed(bytes))));
                 }
             }
             What::Failed { count, failure } => {
@@ -122,10 +138,10 @@ impl Outcomes {
 
 /// What a worker has replied to one input.
 #[inline]
-fn read((tag, bytes): (Tag, &[u8])) -> Result<&[u8], Arc<Failure>> {
+fn read((tag, bytes): (Tag, Cow<'_, [u8]>)) -> Encoded<'_> {
     match tag {
         Tag::Value => Ok(bytes),
-        Tag::Fault => Err(Arc::new(read_fault(bytes))),
+        Tag::Fault => Err(Arc::new(read_fault(&bytes))),
     }
 }
 

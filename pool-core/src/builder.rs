@@ -78,7 +78,7 @@ impl PoolBuilder {
     /// fails and says why.
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         let mut bytes = Vec::new();
-        let encoded = T::encode_args(&args, &mut bytes).map_err(|error| {
+        let encoded = T::encode_args(args, &mut bytes).map_err(|error| {
             Error::Encode(Codec {
                 place: Place {
                     task: T::NAME,
@@ -88,7 +88,10 @@ impl PoolBuilder {
                 why: error.to_string(),
             })
         });
-        self.initializer = Some(encoded.map(|()| (T::number(), bytes)));
+        self.initializer = Some(encoded.map(|tail| {
+            bytes.extend(tail.unwrap_or_default());
+            (T::number(), bytes)
+        }));
         self.initializer_name = T::NAME;
         self
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pool_worker::{Frames, Task};
 
-use crate::backend::{Backend, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
+use crate::backend::{Backend, Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
 use crate::error::{Codec, Error, Place, Side};
 use crate::feed::{self, Batch, Feed};
 use crate::few::Few;
-use crate::handle::{AsyncResult, Decode, Gather};
+use crate::handle::{AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered, Packed};
 use crate::pool::Pool;
@@ -123,7 +123,7 @@ impl<'p, T: Task> Call<'p, T> {
     /// [`Pool::apply_async`] with these options.
     pub fn apply_async(self, args: T::Args) -> AsyncResult<T::Output> {
         let gather = Gather::new(self.pool.callbacks(), 1);
-        match self.submit_one(&args, &gather) {
+        match self.submit_one(args, &gather) {
             Ok(origin) => AsyncResult::new(gather, decode_one::<T>, Some(origin)),
             Err(error) => {
                 gather.refuse(error);
@@ -256,7 +256,7 @@ impl<'p, T: Task> Call<'p, T> {
     /// Hands over one input, without what it takes to hand over many.
     fn submit_one(
         &self,
-        args: &T::Args,
+        args: T::Args,
         gather: &Arc<Gather>,
     ) -> Result<(Arc<dyn Backend>, JobId), Error> {
         feed::check(&self.options)?;
@@ -292,7 +292,7 @@ impl<'p, T: Task> Call<'p, T> {
             .and_then(|mut feed| {
                 let mut batch = Batch::default();
                 for args in inputs {
-                    feed.encode::<T>(&args, &mut batch);
+                    feed.encode::<T>(args, &mut batch);
                 }
                 let count = batch.len();
                 gather.expect(count);
@@ -315,7 +315,7 @@ impl<'p, T: Task> Call<'p, T> {
     fn run(
         self,
         inputs: &mut impl Iterator<Item = T::Args>,
-        mut each: impl FnMut(usize, Result<&[u8], Arc<Failure>>),
+        mut each: impl FnMut(usize, Encoded<'_>),
     ) -> Option<Refusal> {
         let inbox = Arc::new(Inbox::default());
         let mut feed = match self.feed(Arc::clone(&inbox) as Arc<dyn Sink>) {
@@ -351,7 +351,7 @@ impl<'p, T: Task> Call<'p, T> {
             missing -= inbox.take(&mut arrived);
             arrived.drain(..).for_each(|outcomes| order.add(outcomes));
             while let Some(outcomes) = order.pop_many() {
-                outcomes.for_each(&mut each);
+                outcomes.consume(&mut each);
             }
             let (Some(id), 1..) = (feed.id(), missing) else {
                 if more {
@@ -403,7 +403,7 @@ struct Refusal {
 /// The result, or the error, that an outcome stands for.
 #[inline]
 pub(crate) fn decode<T: Task>(
-    outcome: Result<&[u8], Arc<Failure>>,
+    outcome: Encoded<'_>,
     index: Option<usize>,
 ) -> Result<T::Output, Error> {
     let place = Place {
@@ -422,21 +422,17 @@ pub(crate) fn decode<T: Task>(
     }
 }
 
-fn decode_one<T: Task>(outcomes: &Few<Outcomes>) -> Result<T::Output, Error> {
+fn decode_one<T: Task>(outcomes: Held<'_>) -> Result<T::Output, Error> {
     let mut result = Err(Error::Terminated);
-    for outcomes in outcomes.iter() {
-        outcomes.for_each(|_, outcome| result = decode::<T>(outcome, None));
-    }
+    outcomes.for_each(|_, outcome| result = decode::<T>(outcome, None));
     result
 }
 
 /// All results, or the error of the lowest failing index.
-fn decode_all<T: Task>(outcomes: &Few<Outcomes>) -> Result<Vec<T::Output>, Error> {
-    let mut results = Vec::with_capacity(outcomes.iter().map(Outcomes::count).sum());
+fn decode_all<T: Task>(outcomes: Held<'_>) -> Result<Vec<T::Output>, Error> {
+    let mut results = Vec::with_capacity(outcomes.count());
     let mut failed = None;
-    for outcomes in outcomes.iter() {
-        outcomes.for_each(|index, outcome| keep::<T>(&mut results, &mut failed, index, outcome));
-    }
+    outcomes.for_each(|index, outcome| keep::<T>(&mut results, &mut failed, index, outcome));
     failed.map_or(Ok(results), Err)
 }
 
@@ -446,7 +442,7 @@ fn keep<T: Task>(
     results: &mut Vec<T::Output>,
     failed: &mut Option<Error>,
     index: usize,
-    outcome: Result<&[u8], Arc<Failure>>,
+    outcome: Encoded<'_>,
 ) {
     if failed.is_none() {
         match decode::<T>(outcome, Some(index)) {

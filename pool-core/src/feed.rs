@@ -133,7 +133,7 @@ impl Feed {
 
     /// Encodes the next input into a batch.
     #[inline]
-    pub(crate) fn encode<T: Task>(&self, args: &T::Args, batch: &mut Batch) {
+    pub(crate) fn encode<T: Task>(&self, args: T::Args, batch: &mut Batch) {
         let index = self.next + batch.count;
         batch.count += 1;
         if batch.last.count() == 0 {
@@ -185,7 +185,7 @@ impl Feed {
             let Some(args) = next() else {
                 return (batch, false);
             };
-            self.encode::<T>(&args, &mut batch);
+            self.encode::<T>(args, &mut batch);
         }
         if timed {
             self.slow = late();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Failure, JobId, Outcomes, Sink, Waiting, Want, What};
+use crate::backend::{Backend, Encoded, Failure, JobId, Outcomes, Sink, Waiting, Want, What};
 use crate::callback::Callbacks;
 use crate::error::Error;
 use crate::few::Few;
@@ -150,8 +150,32 @@ impl Sink for Gather {
     }
 }
 
+/// All outcomes, to be used up or only looked at.
+pub(crate) enum Held<'a> {
+    Own(Few<Outcomes>),
+    Borrowed(&'a Few<Outcomes>),
+}
+
+impl Held<'_> {
+    /// Shows each outcome, with its position.
+    pub(crate) fn for_each(self, mut each: impl FnMut(usize, Encoded<'_>)) {
+        match self {
+            Held::Own(all) => all.into_iter().for_each(|some| some.consume(&mut each)),
+            Held::Borrowed(all) => all.iter().for_each(|some| some.for_each(&mut each)),
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        let all = match self {
+            Held::Own(all) => all,
+            Held::Borrowed(all) => all,
+        };
+        all.iter().map(Outcomes::count).sum()
+    }
+}
+
 /// Makes the value that the caller wants of all outcomes.
-pub(crate) type Decode<R> = fn(&Few<Outcomes>) -> Result<R, Error>;
+pub(crate) type Decode<R> = fn(Held<'_>) -> Result<R, Error>;
 
 /// The result of a call that goes on: [`Pool::apply_async`](crate::Pool::apply_async),
 /// [`map_async`](crate::Pool::map_async), [`starmap_async`](crate::Pool::starmap_async).
@@ -226,7 +250,19 @@ impl<R> AsyncResult<R> {
     /// [`Error::Taken`] if [`get_timeout`](AsyncResult::get_timeout) gave it away before.
     pub fn get(self) -> Result<R, Error> {
         self.wait();
-        self.take()
+        if mem::replace(&mut self.lock().taken, true) {
+            return Err(Error::Taken);
+        }
+        match Arc::try_unwrap(self.gather) {
+            Ok(gather) => match gather.done.into_inner() {
+                Some(Ok(outcomes)) => (self.decode)(Held::Own(outcomes)),
+                Some(Err(error)) => Err(error),
+                // In a forked copy of the process nobody works for the pool.
+                None => Err(Error::Terminated),
+            },
+            // A callback needs it too.
+            Err(gather) => decode_shared(&gather, self.decode),
+        }
     }
 
     /// Waits for the result, but no longer than `timeout`, and takes it.
@@ -267,7 +303,10 @@ impl<R> AsyncResult<R> {
         Some(
             *usage
                 .successful
-                .get_or_insert_with(|| self.decode_done(done).is_ok()),
+                .get_or_insert_with(|| {
+                    let outcomes = done.as_ref().ok();
+                    outcomes.is_some_and(|all| (self.decode)(Held::Borrowed(all)).is_ok())
+                }),
         )
     }
 
@@ -301,7 +340,7 @@ impl<R> AsyncResult<R> {
         let decode = self.decode;
         self.then(Box::new(move |done| {
             if let Ok(outcomes) = done
-                && let Ok(value) = decode(outcomes)
+                && let Ok(value) = decode(Held::Borrowed(outcomes))
             {
                 callback(&value);
             }
@@ -318,7 +357,7 @@ impl<R> AsyncResult<R> {
         self.then(Box::new(move |done| match done {
             Err(error) => callback(error),
             Ok(outcomes) => {
-                if let Err(error) = decode(outcomes) {
+                if let Err(error) = decode(Held::Borrowed(outcomes)) {
                     callback(&error);
                 }
             }
@@ -354,22 +393,20 @@ impl<R> AsyncResult<R> {
         if mem::replace(&mut self.lock().taken, true) {
             return Err(Error::Taken);
         }
-        let Some(done) = self.gather.done.get() else {
-            // In a forked copy of the process nobody works for the pool.
-            return Err(Error::Terminated);
-        };
-        self.decode_done(done)
-    }
-
-    fn decode_done(&self, done: &Done) -> Result<R, Error> {
-        match done {
-            Ok(outcomes) => (self.decode)(outcomes),
-            Err(error) => Err(error.clone()),
-        }
+        decode_shared(&self.gather, self.decode)
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {
         sync::lock(&self.usage)
+    }
+}
+
+fn decode_shared<R>(gather: &Gather, decode: Decode<R>) -> Result<R, Error> {
+    match gather.done.get() {
+        Some(Ok(outcomes)) => decode(Held::Borrowed(outcomes)),
+        Some(Err(error)) => Err(error.clone()),
+        // In a forked copy of the process nobody works for the pool.
+        None => Err(Error::Terminated),
     }
 }
 

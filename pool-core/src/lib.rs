@@ -74,7 +74,7 @@ pub use pool::Pool;
 #[doc(hidden)]
 pub mod __private {
     pub use pool_worker::{
-        CodecError, Number, Reader, Registration, RunError, Task, decode, decode_bytes, encode,
-        encode_bytes, inventory,
+        CodecError, Input, Number, Reader, Registration, RunError, Task, decode, encode,
+        encode_bytes, encode_last_bytes, encode_output_bytes, inventory,
     };
 }

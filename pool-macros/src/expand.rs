@@ -247,41 +247,67 @@ fn fn_pointer(sig: &Signature) -> TokenStream {
 
 /// The caller's side: `encode_args` and `decode_output`.
 fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> TokenStream {
-    let encode = params.iter().enumerate().map(|(position, param)| {
+    let (last_bytes, others) = split_last_bytes(params);
+    let field = |position: usize, span: Span| syn::Index {
+        index: position as u32,
+        span,
+    };
+    let encode = others.iter().enumerate().map(|(position, param)| {
         let span = param.span();
-        let position = syn::Index {
-            index: position as u32,
-            span,
-        };
+        let position = field(position, span);
         let (private, encoder) = (private.at(span), param.encoder());
         quote_spanned!(span=> #private::#encoder(&__pool_task_args.#position, __pool_task_out)?;)
     });
+    let tail = match last_bytes {
+        None => quote!(::core::option::Option::None),
+        Some(param) => {
+            let span = param.span();
+            let position = field(others.len(), span);
+            let private = private.at(span);
+            quote_spanned!(span=>
+                #private::encode_last_bytes(__pool_task_args.#position, __pool_task_out)
+            )
+        }
+    };
     let decode = match output {
-        ReturnType::Default => quote!(#private::decode::<()>(__pool_task_bytes)),
+        ReturnType::Default => quote!(#private::decode::<()>(&__pool_task_bytes)),
         ReturnType::Type(_, ty) => {
             let travel = Travel::of(ty);
             let span = travel.span();
             let path = private.at(span);
             match travel {
-                Travel::Bytes(_) => quote_spanned!(span=> #path::decode_bytes(__pool_task_bytes)),
-                _ => quote_spanned!(span=> #path::decode::<#ty>(__pool_task_bytes)),
+                Travel::Bytes(_) => quote_spanned!(span=>
+                    ::core::result::Result::Ok(__pool_task_bytes.into_owned())
+                ),
+                _ => quote_spanned!(span=> #path::decode::<#ty>(&__pool_task_bytes)),
             }
         }
     };
     quote! {
         fn encode_args(
-            __pool_task_args: &Self::Args,
+            __pool_task_args: Self::Args,
             __pool_task_out: &mut ::std::vec::Vec<::core::primitive::u8>,
-        ) -> ::core::result::Result<(), #private::CodecError> {
+        ) -> ::core::result::Result<
+            ::core::option::Option<::std::vec::Vec<::core::primitive::u8>>,
+            #private::CodecError,
+        > {
             #(#encode)*
-            ::core::result::Result::Ok(())
+            ::core::result::Result::Ok(#tail)
         }
 
         fn decode_output(
-            __pool_task_bytes: &[::core::primitive::u8],
+            __pool_task_bytes: ::std::borrow::Cow<'_, [::core::primitive::u8]>,
         ) -> ::core::result::Result<Self::Output, #private::CodecError> {
             #decode
         }
+    }
+}
+
+/// The last parameter, if it is a byte string; and the others.
+fn split_last_bytes<'p, 'a>(params: &'p [Travel<'a>]) -> (Option<&'p Travel<'a>>, &'p [Travel<'a>]) {
+    match params.split_last() {
+        Some((last, others)) if last.is_bytes() => (Some(last), others),
+        _ => (None, params),
     }
 }
 
@@ -292,33 +318,62 @@ fn run(private: &Private, call: &Ident, params: &[Travel<'_>], output: &ReturnTy
     let locals: Vec<Ident> = (0..params.len())
         .map(|position| format_ident!("__pool_task_arg{position}"))
         .collect();
-    let takes = params.iter().zip(&locals).map(|(param, local)| {
+    let (last_bytes, others) = split_last_bytes(params);
+    let takes = others.iter().zip(&locals).map(|(param, local)| {
         let take = param.take(&reader);
         quote!(let #local = #take.map_err(#decode_error)?;)
     });
+    let read = match (last_bytes, locals.last()) {
+        // The buffer becomes the value.
+        (Some(Travel::Bytes(_)), Some(local)) if others.is_empty() => {
+            quote!(let #local = __pool_task_input.into_vec();)
+        }
+        (Some(last), Some(local)) => {
+            let take = last.take_last(&reader);
+            quote! {
+                let mut #reader = #private::Reader::new(__pool_task_input.as_slice());
+                #(#takes)*
+                let #local = #take;
+            }
+        }
+        _ => quote! {
+            let mut #reader = #private::Reader::new(__pool_task_input.as_slice());
+            #(#takes)*
+            #reader.finish().map_err(#decode_error)?;
+        },
+    };
     let passed = params
         .iter()
         .zip(&locals)
         .map(|(param, local)| param.pass(local));
     let result = quote!(#call(#(#passed),*));
+    let encode_error = quote!(#private::RunError::Encode);
     let encode = match output {
-        ReturnType::Default => quote!(#private::encode::<()>(&#result, __pool_task_output)),
+        ReturnType::Default => {
+            quote!(#private::encode::<()>(&#result, __pool_task_output).map_err(#encode_error))
+        }
         ReturnType::Type(_, ty) => {
             let travel = Travel::of(ty);
             let span = travel.span();
             let (path, encoder) = (private.at(span), travel.encoder());
-            quote_spanned!(span=> #path::#encoder(&#result, __pool_task_output))
+            match travel {
+                Travel::Bytes(_) => quote_spanned!(span=> {
+                    #path::encode_output_bytes(#result, __pool_task_output);
+                    ::core::result::Result::Ok(())
+                }),
+                _ => quote_spanned!(span=>
+                    #path::#encoder(&#result, __pool_task_output).map_err(#encode_error)
+                ),
+            }
         }
     };
     quote! {
         fn __pool_task_run(
-            __pool_task_input: &[::core::primitive::u8],
+            __pool_task_input: #private::Input<'_>,
             __pool_task_output: &mut ::std::vec::Vec<::core::primitive::u8>,
         ) -> ::core::result::Result<(), #private::RunError> {
-            let mut #reader = #private::Reader::new(__pool_task_input);
-            #(#takes)*
-            #reader.finish().map_err(#decode_error)?;
-            #encode.map_err(#private::RunError::Encode)
+            #read
+            #encode
         }
     }
 }

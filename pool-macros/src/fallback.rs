@@ -50,14 +50,17 @@ pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> To
                 }
 
                 fn encode_args(
-                    _: &Self::Args,
+                    _: Self::Args,
                     _: &mut ::std::vec::Vec<::core::primitive::u8>,
-                ) -> ::core::result::Result<(), #private::CodecError> {
+                ) -> ::core::result::Result<
+                    ::core::option::Option<::std::vec::Vec<::core::primitive::u8>>,
+                    #private::CodecError,
+                > {
                     loop {}
                 }
 
                 fn decode_output(
-                    _: &[::core::primitive::u8],
+                    _: ::std::borrow::Cow<'_, [::core::primitive::u8]>,
                 ) -> ::core::result::Result<Self::Output, #private::CodecError> {
                     loop {}
                 }

@@ -107,6 +107,23 @@ impl<'a> Travel<'a> {
         }
     }
 
+    /// Whether it is a byte string, which needs no length where nothing comes behind it.
+    pub(crate) fn is_bytes(&self) -> bool {
+        matches!(
+            self,
+            Travel::Bytes(_) | Travel::BytesRef(_) | Travel::ByteSlice(_)
+        )
+    }
+
+    /// The call that takes a byte string behind which nothing comes off `reader`.
+    pub(crate) fn take_last(&self, reader: &Ident) -> TokenStream {
+        let span = self.span();
+        match self {
+            Travel::ByteSlice(_) => quote_spanned!(span=> #reader.take_last_bytes()),
+            _ => quote_spanned!(span=> #reader.take_last_bytes().to_vec()),
+        }
+    }
+
     /// What the function is called with, given the local variable that holds the value.
     pub(crate) fn pass(&self, local: &Ident) -> TokenStream {
         let span = self.span();

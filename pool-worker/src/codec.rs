@@ -1,14 +1,17 @@
 //! How values become bytes: postcard, one value after the other, and nothing between them.
 //!
 //! The functions here are what `#[pool_task]` calls; the choice of format is made in this file
-//! alone. Byte strings (`Vec<u8>`, `&[u8]`) go as one block instead of element by element.
+//! alone. Byte strings (`Vec<u8>`, `&[u8]`) go as one block instead of element by element, and one behind
+//! which nothing comes goes without its length: its buffer can become the value.
 
 use std::fmt;
+use std::mem;
 
 use serde::Serialize;
 use serde::de::Deserialize;
 
 use crate::encode as encoding;
+use crate::frames::FRAME_MAX;
 
 /// A value could not be encoded or decoded; prints the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,26 @@ pub fn encode_bytes(value: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
     encode(serde_bytes::Bytes::new(value), out)
 }
 
+/// Appends a byte string behind which nothing comes; or, if it is long, gives it back.
+#[inline]
+pub fn encode_last_bytes(value: Vec<u8>, out: &mut Vec<u8>) -> Option<Vec<u8>> {
+    if value.len() > FRAME_MAX {
+        return Some(value);
+    }
+    out.extend_from_slice(&value);
+    None
+}
+
+/// Writes a byte string that is a whole result. A long one is not copied.
+#[inline]
+pub fn encode_output_bytes(value: Vec<u8>, out: &mut Vec<u8>) {
+    if value.len() > FRAME_MAX && out.is_empty() {
+        *out = value;
+    } else {
+        out.extend_from_slice(&value);
+    }
+}
+
 /// Decodes one value that fills `bytes` to the end.
 #[inline]
 pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecError> {
@@ -47,13 +70,33 @@ pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecErro
     Ok(value)
 }
 
-/// Decodes one byte string that fills `bytes` to the end.
-#[inline]
-pub fn decode_bytes(bytes: &[u8]) -> Result<Vec<u8>, CodecError> {
-    let mut reader = Reader::new(bytes);
-    let value = reader.take_bytes()?.to_vec();
-    reader.finish()?;
-    Ok(value)
+/// The encoded arguments of one input, in a worker.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Where they arrived.
+    Shared(&'a [u8]),
+    /// In a buffer of this process. Whoever takes it away leaves none for the next.
+    Buffer(&'a mut Vec<u8>),
+}
+
+impl Input<'_> {
+    /// The bytes, in place.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Input::Shared(bytes) => bytes,
+            Input::Buffer(bytes) => bytes,
+        }
+    }
+
+    /// The bytes, if they are one byte string.
+    #[inline]
+    pub fn into_vec(self) -> Vec<u8> {
+        match self {
+            Input::Shared(bytes) => bytes.to_vec(),
+            Input::Buffer(bytes) => mem::take(bytes),
+        }
+    }
 }
 
 /// Takes values off the front of a block of bytes.
@@ -94,6 +137,12 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn take_bytes(&mut self) -> Result<&'a [u8], CodecError> {
         self.take::<&serde_bytes::Bytes>().map(|bytes| &**bytes)
+    }
+
+    /// Takes all that is left, in place: a byte string behind which nothing comes.
+    #[inline]
+    pub fn take_last_bytes(&mut self) -> &'a [u8] {
+        mem::take(&mut self.0)
     }
 
     /// Says that nothing more is expected.

@@ -4,6 +4,7 @@
 //! bytes. That is also how frames lie in the rings, so a whole portion is copied there at once. One that
 //! is longer than [`FRAME_MAX`] stands alone, without the word, so that its buffer can become the value.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The longest byte string that stands with others, in bytes.
@@ -29,6 +30,9 @@ pub enum Tag {
 
 /// The tag of a piece of a longer byte string, in a ring only: the rest follows.
 pub(crate) const PIECE: u32 = 2;
+
+/// The tag that announces such a byte string: eight bytes say how long it is.
+pub(crate) const LONG: u32 = 3;
 
 impl Tag {
     pub(crate) fn bits(self) -> u32 {
@@ -61,6 +65,8 @@ pub struct Frames {
     start: usize,
     count: usize,
     alone: Option<Tag>,
+    /// What comes behind `bytes`, of one that stands alone.
+    tail: Vec<u8>,
 }
 
 impl fmt::Debug for Frames {
@@ -81,6 +87,7 @@ impl Frames {
                 start: 0,
                 count: 1,
                 alone: Some(tag),
+                tail: Vec::new(),
             };
         }
         let mut framed = Vec::with_capacity(WORD + bytes.len());
@@ -101,11 +108,12 @@ impl Frames {
             start: 0,
             count,
             alone: None,
+            tail: Vec::new(),
         }
     }
 
-    /// Appends what `write` writes as one more byte string. One that is too long to stand with others
-    /// is given back instead, to stand alone.
+    /// Appends what `write` writes as one more byte string, and what it gives, which is to follow that. One
+    /// that is too long to stand with others is given back instead, to stand alone.
     ///
     /// # Errors
     ///
@@ -113,7 +121,7 @@ impl Frames {
     #[inline]
     pub fn push<E>(
         &mut self,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<Option<Vec<u8>>, E>,
     ) -> Result<Option<Frames>, E> {
         let bytes = &mut self.bytes;
         let at = bytes.len();
@@ -121,12 +129,9 @@ impl Frames {
             bytes.reserve(RESERVE);
         }
         bytes.extend_from_slice(&[0; WORD]);
-        if let Err(error) = write(bytes) {
-            bytes.truncate(at);
-            return Err(error);
-        }
+        let tail = write(bytes).inspect_err(|_| bytes.truncate(at))?;
         let len = bytes.len() - at - WORD;
-        if len <= FRAME_MAX {
+        if len <= FRAME_MAX && tail.is_none() {
             bytes[at..at + WORD].copy_from_slice(&word(len, Tag::Value.bits()));
             self.count += 1;
             return Ok(None);
@@ -143,6 +148,7 @@ impl Frames {
             start,
             count: 1,
             alone: Some(Tag::Value),
+            tail: tail.unwrap_or_default(),
         }))
     }
 
@@ -155,7 +161,7 @@ impl Frames {
     /// How many bytes they take.
     #[inline]
     pub fn size(&self) -> usize {
-        self.bytes.len() - self.start
+        self.bytes.len() - self.start + self.tail.len()
     }
 
     #[inline]
@@ -195,14 +201,23 @@ impl Frames {
 
     /// Takes the first byte string away, and shows it.
     #[inline]
-    pub fn pop(&mut self) -> Option<(Tag, &[u8])> {
+    pub fn pop(&mut self) -> Option<(Tag, Cow<'_, [u8]>)> {
         self.count = self.count.checked_sub(1)?;
         if let Some(tag) = self.alone {
-            return Some((tag, self.rest()));
+            return Some((tag, Cow::Owned(self.take_alone())));
         }
         let (tag, frame, rest) = first(&self.bytes[self.start..]);
         self.start = self.bytes.len() - rest.len();
-        Some((tag, frame))
+        Some((tag, Cow::Borrowed(frame)))
+    }
+
+    /// The byte string that stands alone; its buffer, if there is nothing else in it.
+    fn take_alone(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.drain(..self.start);
+        self.start = 0;
+        bytes.append(&mut self.tail);
+        bytes
     }
 
     /// How many at the front take no more than `max_bytes` together, up to `most`; but at least one.
@@ -220,7 +235,7 @@ impl Frames {
         fit.unwrap_or(most).clamp(1, most)
     }
 
-    /// The byte strings, in order.
+    /// The byte strings, in order, but for the tail of one that stands alone: so of results, not of inputs.
     pub fn iter(&self) -> Iter<'_> {
         Iter {
             rest: self.rest(),
@@ -239,26 +254,14 @@ impl Frames {
         }
     }
 
-    /// As they lie in a ring: frames, or, if the second value is true, one long byte string.
-    pub(crate) fn as_bytes(&self) -> (&[u8], bool) {
-        (self.rest(), self.alone.is_some())
+    /// As they lie in a ring, if none stands alone.
+    pub(crate) fn as_framed(&self) -> Option<&[u8]> {
+        self.alone.is_none().then(|| self.rest())
     }
 
-    /// The buffer of a byte string that stands alone, if there is nothing else in it.
-    ///
-    /// # Errors
-    ///
-    /// Otherwise itself.
-    pub fn into_alone(self) -> Result<(Tag, Vec<u8>), Frames> {
-        match self {
-            Frames {
-                alone: Some(tag),
-                start: 0,
-                count: 1,
-                bytes,
-            } => Ok((tag, bytes)),
-            frames => Err(frames),
-        }
+    /// The two parts of a byte string that stands alone.
+    pub(crate) fn as_alone(&self) -> [&[u8]; 2] {
+        [self.rest(), &self.tail]
     }
 }
 
@@ -322,7 +325,7 @@ mod tests {
     fn push(frames: &mut Frames, bytes: &[u8]) -> Option<Frames> {
         let pushed = frames.push(|out| {
             out.extend_from_slice(bytes);
-            Ok::<(), ()>(())
+            Ok::<_, ()>(None)
         });
         pushed.unwrap()
     }
@@ -370,8 +373,25 @@ mod tests {
             assert_eq!(alone.count(), 1);
             assert_eq!(frames.count(), before);
         }
-        let alone = Frames::alone(Tag::Fault, long.clone());
-        assert_eq!(alone.into_alone(), Ok((Tag::Fault, long)));
+        let mut alone = Frames::alone(Tag::Fault, long.clone());
+        assert_eq!(alone.pop(), Some((Tag::Fault, Cow::Owned(long))));
+        assert_eq!(alone.pop(), None);
+    }
+
+    #[test]
+    fn a_tail_follows_what_was_written() {
+        let mut frames = Frames::default();
+        push(&mut frames, b"one");
+        let pushed = frames.push(|out| {
+            out.extend_from_slice(b"head ");
+            Ok::<_, ()>(Some(b"and tail".to_vec()))
+        });
+        let mut alone = pushed.unwrap().expect("a tail makes it stand alone");
+        assert_eq!(alone.size(), 13);
+        assert_eq!(alone.as_alone(), [&b"head "[..], b"and tail"]);
+        let whole = Cow::Owned(b"head and tail".to_vec());
+        assert_eq!(alone.pop(), Some((Tag::Value, whole)));
+        assert_eq!(frames.count(), 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
-//! | `ring`, `frames`, `bell`, `memory`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
+//! | `ring`, `frames`, `bell`, `memory`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
 //! caller.
@@ -22,6 +22,7 @@ compile_error!(
 mod bell;
 mod clock;
 mod codec;
+mod copy;
 mod encode;
 mod entry;
 mod exit;
@@ -42,7 +43,9 @@ mod watch;
 
 pub use bell::{Bell, TICK};
 pub use clock::now;
-pub use codec::{CodecError, Reader, decode, decode_bytes, encode, encode_bytes};
+pub use codec::{
+    CodecError, Input, Reader, decode, encode, encode_bytes, encode_last_bytes, encode_output_bytes,
+};
 pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
@@ -52,7 +55,7 @@ pub use lineage::lineage;
 pub use registry::{Number, Registration, Run, RunError};
 pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use serve::index;
-pub use spin::Spin;
+pub use spin::{Spin, spin_for_piece};
 pub use task::Task;
 pub use watch::{Waker, Watch};
 

@@ -4,10 +4,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::codec::CodecError;
+use crate::codec::{CodecError, Input};
 
 /// The function that `#[pool_task]` emits for the worker: decode, call, encode.
-pub type Run = fn(&[u8], &mut Vec<u8>) -> Result<(), RunError>;
+pub type Run = fn(Input<'_>, &mut Vec<u8>) -> Result<(), RunError>;
 
 /// Why a task gave no result, other than by a panic.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Registration {
     }
 
     /// Runs the function on encoded arguments and appends the encoded result.
-    pub(crate) fn run(&self, args: &[u8], out: &mut Vec<u8>) -> Result<(), RunError> {
+    pub(crate) fn run(&self, args: Input<'_>, out: &mut Vec<u8>) -> Result<(), RunError> {
         (self.run)(args, out)
     }
 }

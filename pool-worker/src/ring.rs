@@ -11,8 +11,8 @@
 //! The parent writes *records* at `requests_end`, each in one piece, aligned to 8: a [`Head`], then its
 //! body. The worker reads it where it lies, and moves `requests_taken` behind it when it is through. A
 //! record that would reach over the end of the ring is preceded by a `SKIP` that fills the rest. A
-//! portion is one record: its inputs one behind the other, as [`Frames`]. An input that stands alone
-//! comes as `PIECE` records, which the worker puts together, and a `RUN` with the last piece.
+//! portion is one record: its inputs one behind the other, as frames. An input that stands alone
+//! comes as `PIECE` records, which the worker puts together, and a `RUN_ALONE` with the last piece.
 //!
 //! # Claims
 //!
@@ -28,8 +28,8 @@
 //! the reply *stands*, and the parent will read it even if the worker dies at the next instruction. It
 //! writes no input's reply before its own, and begins no input before the reply to the last one stands.
 //! So when the worker is dead and all replies are read, what was begun and has no reply is the one input
-//! that it died in. A reply too long for one frame comes in pieces, the last of which is the frame. The
-//! parent copies what stands, and only then reads the copy.
+//! that it died in. A reply too long for one frame is announced by its length (`LONG`) and comes in pieces,
+//! the last of which is an ordinary frame. The parent copies what stands, and only then reads the copy.
 //!
 //! # Sleeping
 //!
@@ -129,7 +129,18 @@ struct Head {
     generation: u32,
     count: u32,
     len: u32,
-    unused: u32,
+    /// More significant than `count`.
+    high: u32,
+}
+
+impl Head {
+    fn before(&self) -> u64 {
+        join(self.high, self.count)
+    }
+
+    fn total(&self) -> u64 {
+        join(self.task, self.generation)
+    }
 }
 
 const HEAD: usize = size_of::<Head>();
@@ -141,18 +152,21 @@ mod kind {
     pub(super) const RUN: u32 = 1;
     /// The same, but they have a time limit: say when each begins.
     pub(super) const RUN_LIMITED: u32 = 2;
-    /// The same as `RUN` and `RUN_LIMITED`, for one input that stands alone; `count` is how many bytes of
-    /// it came before, in pieces, divided by [`PIECE_LEN`].
+    /// The same as `RUN` and `RUN_LIMITED`, for one input that stands alone; `count` and `high` say how many
+    /// bytes of it came before, in pieces.
     pub(super) const RUN_ALONE: u32 = 3;
     pub(super) const RUN_ALONE_LIMITED: u32 = 4;
-    /// A part of such an input; `count` counts them from 0.
+    /// A part of such an input; in addition `generation` and `task` say how many bytes it has in all.
     pub(super) const PIECE: u32 = 5;
     /// Nothing comes any more.
     pub(super) const EXIT: u32 = 6;
 }
 
-/// The length of a piece, in bytes.
+/// The length of a piece, in bytes: several fit the ring, so that one side writes while the other reads.
 const PIECE_LEN: usize = 32 * 1024;
+
+/// A shorter one is not worth writing because the end of the ring is near.
+const PIECE_MIN: usize = 4 * 1024;
 
 fn record_len(body: usize) -> usize {
     HEAD + body.next_multiple_of(8)

@@ -17,6 +17,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::bell::Bell;
 use crate::clock;
+use crate::codec::Input;
 use crate::entry::Call;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
@@ -26,8 +27,8 @@ use crate::registry::{self, Found, Registration, RunError};
 use crate::ring::{self, Body, Replies, Request, Requests, Run};
 use crate::unwind;
 
-/// A buffer larger than this is given back after use.
-const KEEP: usize = 1 << 20;
+/// A buffer for results that has become larger than this is used for something else.
+const KEEP: usize = 64 << 10;
 
 /// The clock is read once for so many inputs without a time limit.
 const INPUTS_PER_READING: u32 = 16;
@@ -134,7 +135,7 @@ fn connect(call: &Call) -> io::Result<Worker> {
         call.token.clone(),
         introduction.initializer,
         |task, args| {
-            let result = find(task).and_then(|task| call_task(task, args, &mut Vec::new()));
+            let result = find(task).and_then(|task| call_task(task, Input::Shared(args), &mut Vec::new()));
             flush_stdout();
             result
         },
@@ -167,8 +168,12 @@ impl Worker {
         loop {
             let Worker { requests, runner } = self;
             match requests.next(|| runner.pause()) {
-                Request::Run(run) => runner.run(&run),
+                Request::Run(run) => runner.run(run),
                 Request::Exit => return,
+            }
+            if runner.result.capacity() > KEEP {
+                requests.recycle(&mut runner.result);
+                runner.result = Vec::new();
             }
         }
     }
@@ -185,7 +190,7 @@ fn find(number: u32) -> Result<&'static Registration, Fault> {
 }
 
 /// Runs a task and appends its encoded result to `out`.
-fn call_task(task: &Registration, args: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+fn call_task(task: &Registration, args: Input<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
     match unwind::catch(|| task.run(args, out)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
@@ -199,6 +204,13 @@ fn flush_stdout() {
     let _ = io::stdout().flush();
 }
 
+/// What the inputs of a portion have in common.
+struct Terms<'a> {
+    task: &'a Result<&'static Registration, Fault>,
+    generation: u32,
+    limited: bool,
+}
+
 /// Runs inputs and replies to each.
 struct Runner {
     replies: Replies,
@@ -207,19 +219,30 @@ struct Runner {
 }
 
 impl Runner {
-    fn run(&mut self, run: &Run<'_>) {
-        let task = find(run.task);
-        self.pace.task(run.task, &self.replies);
-        match run.body {
+    fn run(&mut self, run: Run<'_>) {
+        let Run {
+            task: number,
+            generation,
+            limited,
+            body,
+        } = run;
+        let task = find(number);
+        let terms = Terms {
+            task: &task,
+            generation,
+            limited,
+        };
+        self.pace.task(number, &self.replies);
+        match body {
             Body::Many(count, frames) => {
                 for (_, args) in Frames::read(frames, count) {
-                    if !self.one(run, &task, args) {
+                    if !self.one(&terms, Input::Shared(args)) {
                         break;
                     }
                 }
             }
             Body::Alone(args) => {
-                self.one(run, &task, args);
+                self.one(&terms, Input::Buffer(args));
             }
         }
     }
@@ -228,18 +251,17 @@ impl Runner {
     #[inline]
     fn one(
         &mut self,
-        run: &Run<'_>,
-        task: &Result<&'static Registration, Fault>,
-        args: &[u8],
+        terms: &Terms<'_>,
+        args: Input<'_>,
     ) -> bool {
-        if run.limited {
+        if terms.limited {
             self.replies.begins_at(clock::now_ns());
         }
-        if !self.replies.begin(run.generation) {
+        if !self.replies.begin(terms.generation) {
             return false;
         }
         self.result.clear();
-        let outcome = match task {
+        let outcome = match terms.task {
             Ok(task) => call_task(task, args, &mut self.result),
             Err(unknown) => Err(unknown.clone()),
         };
@@ -247,9 +269,6 @@ impl Runner {
         match outcome {
             Ok(()) => self.replies.write(Tag::Value, &self.result),
             Err(fault) => self.replies.write(Tag::Fault, &fault.to_bytes()),
-        }
-        if self.result.capacity() > KEEP {
-            self.result = Vec::new();
         }
         self.pace.count(&self.replies);
         true

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 const LEAST: Duration = Duration::from_micros(2);
 const MOST: Duration = Duration::from_micros(50);
 
+/// A piece takes ten microseconds, unless somebody is preempted.
+const FOR_PIECE: Duration = Duration::from_micros(100);
+
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
 
@@ -29,24 +32,41 @@ impl Default for Spin {
 
 impl Spin {
     /// Spins until `come`, within the budget and as long as `may`. Gives whether it came.
-    pub fn until(&mut self, mut come: impl FnMut() -> bool, mut may: impl FnMut() -> bool) -> bool {
-        let mut began = None;
-        loop {
-            if !may() {
-                return come();
+    pub fn until(&mut self, come: impl FnMut() -> bool, may: impl FnMut() -> bool) -> bool {
+        let hit = spin(self.budget, come, may);
+        self.budget = if hit {
+            (2 * self.budget).min(MOST)
+        } else {
+            (self.budget / 4).max(LEAST)
+        };
+        hit
+    }
+}
+
+/// Spins for the next piece of something long, which the other side is about to write or to take away.
+pub fn spin_for_piece(come: impl FnMut() -> bool, may: impl FnMut() -> bool) -> bool {
+    spin(FOR_PIECE, come, may)
+}
+
+fn spin(
+    budget: Duration,
+    mut come: impl FnMut() -> bool,
+    mut may: impl FnMut() -> bool,
+) -> bool {
+    let mut began = None;
+    loop {
+        if !may() {
+            return come();
+        }
+        for _ in 0..LOOKS {
+            if come() {
+                return true;
             }
-            for _ in 0..LOOKS {
-                if come() {
-                    self.budget = (2 * self.budget).min(MOST);
-                    return true;
-                }
-                hint::spin_loop();
-            }
-            let began = *began.get_or_insert_with(Instant::now);
-            if began.elapsed() >= self.budget {
-                self.budget = (self.budget / 4).max(LEAST);
-                return false;
-            }
+            hint::spin_loop();
+        }
+        let began = *began.get_or_insert_with(Instant::now);
+        if began.elapsed() >= budget {
+            return false;
         }
     }
 }

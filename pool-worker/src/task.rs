@@ -1,5 +1,7 @@
 //! What makes a function callable in another process: the trait that `#[pool_task]` implements.
 
+use std::borrow::Cow;
+
 use crate::codec::CodecError;
 
 /// A function that a pool can run in another process.
@@ -30,11 +32,12 @@ pub trait Task: Copy + Send + Sync + 'static {
     #[doc(hidden)]
     fn number() -> u32;
 
-    /// Appends the encoded arguments to `out`.
+    /// Appends the encoded arguments to `out`. A long byte string at their end is given back instead, to
+    /// follow what was appended.
     #[doc(hidden)]
-    fn encode_args(args: &Self::Args, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode_args(args: Self::Args, out: &mut Vec<u8>) -> Result<Option<Vec<u8>>, CodecError>;
 
     /// Decodes what the worker sent back.
     #[doc(hidden)]
-    fn decode_output(bytes: &[u8]) -> Result<Self::Output, CodecError>;
+    fn decode_output(bytes: Cow<'_, [u8]>) -> Result<Self::Output, CodecError>;
 }

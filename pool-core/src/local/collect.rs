@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Glance, TICK};
+use pool_worker::{Glance, TICK, spin_for_piece};
 
 use super::Shared;
 use super::state::State;
@@ -81,10 +81,13 @@ impl Shared {
         if glances.is_empty() {
             return false;
         }
-        let hit = lock(&self.spin).until(
-            || glances.iter().any(Glance::has_replies),
-            || glances.iter().all(Glance::is_elsewhere),
-        );
+        let come = || glances.iter().any(Glance::has_news);
+        let apart = || glances.iter().all(Glance::is_elsewhere);
+        let hit = if glances.iter().any(Glance::is_in_pieces) {
+            spin_for_piece(come, apart)
+        } else {
+            lock(&self.spin).until(come, apart)
+        };
         if hit {
             self.resign();
         }

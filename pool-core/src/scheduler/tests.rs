@@ -143,7 +143,7 @@ impl World {
     fn deliver(&mut self, job: JobId, outcomes: &Outcomes) {
         assert!(!self.forgotten.contains(&job), "an outcome after the last");
         outcomes.for_each(|index, outcome| {
-            let outcome = outcome.map(<[u8]>::to_vec);
+            let outcome = outcome.map(|bytes| bytes.into_owned());
             let before = self.outcomes.insert((job, index), outcome);
             assert!(before.is_none(), "two outcomes for {job:?} {index}");
         });
@@ -258,7 +258,7 @@ impl World {
         for (job, index) in process.begun_not_told.drain(..told) {
             let pushed: Result<_, ()> = replies.push(|out| {
                 out.extend(format!("{} {index}", job.serial).into_bytes());
-                Ok(())
+                Ok(None)
             });
             assert_eq!(pushed, Ok(None));
         }
@@ -337,7 +337,7 @@ fn inputs(first: usize, count: usize) -> Few<Portion> {
     for _ in 0..count {
         let pushed: Result<_, ()> = inputs.push(|out| {
             out.extend([0; 8]);
-            Ok(())
+            Ok(None)
         });
         assert_eq!(pushed, Ok(None));
     }

@@ -7,12 +7,19 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use super::{
-    Garbled, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, asleep, join, kind, record_len,
-    split,
+    Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment, asleep, join, kind,
+    record_len, split,
 };
-use crate::frames::{FRAME_MAX, Frames, PIECE, Tag, WORD, read_word};
+use crate::copy;
+use crate::frames::{Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
 use crate::memory::Memory;
+
+/// Room for a long reply is made at once up to this length, in bytes; then as it comes.
+const LONG_MAX: usize = 1 << 30;
+
+const CUT_SHORT: Garbled = Garbled("a reply is cut short");
+const NO_REPLY: Garbled = Garbled("it has written what is no reply");
 
 /// How far a worker is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,8 +60,8 @@ pub(crate) struct ParentEnd {
     /// The CPU that the worker knows.
     cpu: u32,
     pace: u64,
-    /// Pieces of a long reply.
-    pieces: Vec<u8>,
+    /// What there is of a long reply.
+    long: Option<Vec<u8>>,
 }
 
 impl ParentEnd {
@@ -71,7 +78,7 @@ impl ParentEnd {
             wants_room: false,
             cpu: u32::MAX,
             pace: 0,
-            pieces: Vec::new(),
+            long: None,
         }
     }
 
@@ -92,49 +99,83 @@ impl ParentEnd {
     }
 
     fn send_what_fits(&mut self, portion: Portion<'_>) -> Result<bool, Garbled> {
-        let (bytes, alone) = portion.inputs.as_bytes();
+        let Portion {
+            task,
+            limited,
+            inputs,
+            skip,
+        } = portion;
         let mut head = Head {
-            kind: match (alone, portion.limited) {
-                (false, false) => kind::RUN,
-                (false, true) => kind::RUN_LIMITED,
-                (true, false) => kind::RUN_ALONE,
-                (true, true) => kind::RUN_ALONE_LIMITED,
+            kind: if limited {
+                kind::RUN_LIMITED
+            } else {
+                kind::RUN
             },
-            task: portion.task,
+            task,
             generation: self.generation,
-            count: 0,
+            count: (inputs.count() - skip) as u32,
             len: 0,
-            unused: 0,
+            high: 0,
         };
-        if !alone {
-            let mut rest = bytes;
-            for _ in 0..portion.skip {
-                let Some((word, after)) = rest.split_first_chunk() else {
-                    break;
-                };
-                rest = &after[read_word(*word).0..];
-            }
-            head.count = (portion.inputs.count() - portion.skip) as u32;
-            return self.write(head, rest);
-        }
-        loop {
-            let rest = &bytes[self.partial..];
-            head.count = (self.partial / PIECE_LEN) as u32;
-            if rest.len() <= PIECE_LEN {
-                let sent = self.write(head, rest)?;
-                if sent {
-                    self.partial = 0;
-                }
-                return Ok(sent);
-            }
-            let piece = Head {
-                kind: kind::PIECE,
-                ..head
+        let Some(mut rest) = inputs.as_framed() else {
+            return self.send_alone(head, inputs.as_alone());
+        };
+        for _ in 0..skip {
+            let Some((word, after)) = rest.split_first_chunk() else {
+                break;
             };
-            if !self.write(piece, &rest[..PIECE_LEN])? {
+            rest = &after[read_word(*word).0..];
+        }
+        head.high = 0;
+        self.write(head, rest)
+    }
+
+    /// Sends an input that stands alone, given in two parts, from `partial` on.
+    fn send_alone(&mut self, head: Head, [first, second]: [&[u8]; 2]) -> Result<bool, Garbled> {
+        let total = first.len() + second.len();
+        loop {
+            let before = self.partial;
+            let rest = match first.get(before..) {
+                Some(rest @ [_, ..]) => rest,
+                _ => &second[before - first.len()..],
+            };
+            let (_, to_end) = self.segment.request_at(self.sent);
+            let here = to_end.saturating_sub(HEAD);
+            let fits = if here >= PIECE_MIN { here } else { PIECE_LEN };
+            let piece = &rest[..rest.len().min(PIECE_LEN).min(fits)];
+            let last = before + piece.len() == total;
+            let count = before as u32;
+            let high = (before as u64 >> 32) as u32;
+            let head = match (last, head.kind) {
+                (false, _) => Head {
+                    kind: kind::PIECE,
+                    task: (total as u64 >> 32) as u32,
+                    generation: total as u32,
+                    count,
+                    high,
+                    ..head
+                },
+                (true, kind::RUN_LIMITED) => Head {
+                    kind: kind::RUN_ALONE_LIMITED,
+                    count,
+                    high,
+                    ..head
+                },
+                (true, _) => Head {
+                    kind: kind::RUN_ALONE,
+                    count,
+                    high,
+                    ..head
+                },
+            };
+            if !self.write(head, piece)? {
                 return Ok(false);
             }
-            self.partial += PIECE_LEN;
+            if last {
+                self.partial = 0;
+                return Ok(true);
+            }
+            self.partial += piece.len();
         }
     }
 
@@ -146,7 +187,7 @@ impl ParentEnd {
             generation: self.generation,
             count: 0,
             len: 0,
-            unused: 0,
+            high: 0,
         };
         self.write(head, &[])
     }
@@ -192,7 +233,7 @@ impl ParentEnd {
         // SAFETY: as above.
         let to = unsafe { at.add(HEAD) };
         // SAFETY: as above; `body` is memory of this process alone.
-        unsafe { ptr::copy_nonoverlapping(body.as_ptr(), to, body.len()) };
+        unsafe { copy::to_other(body.as_ptr(), to, body.len()) };
     }
 
     fn room(&self) -> usize {
@@ -281,25 +322,103 @@ impl ParentEnd {
         Glance {
             segment: self.segment.clone(),
             received: self.received,
+            sent: self.wants_room.then_some(self.sent),
+            is_long: self.long.is_some(),
         }
     }
 
     /// Appends all replies that stand, in order.
     pub(crate) fn receive(&mut self, replies: &mut VecDeque<Frames>) -> Result<(), Garbled> {
         let end = self.segment.words().replies.0.0.load(Ordering::Acquire);
-        let len = end.wrapping_sub(self.received);
-        if len == 0 {
-            return Ok(());
-        }
-        if len > REPLIES as u64 {
+        if end.wrapping_sub(self.received) > REPLIES as u64 {
             return Err(Garbled("it has written more replies than fit"));
         }
-        let mut bytes = Vec::with_capacity(len as usize);
-        self.copy_out(len as usize, &mut bytes);
-        self.received = end;
-        let taken = &self.segment.words().parent.0.replies_taken;
-        taken.store(end, Ordering::Release);
-        self.parse(bytes, replies)
+        while self.received != end {
+            let stand = (end - self.received) as usize;
+            if self.long.is_some() {
+                self.receive_piece(stand, replies)?;
+            } else {
+                self.receive_many(stand, replies)?;
+            }
+            let taken = &self.segment.words().parent.0.replies_taken;
+            taken.store(self.received, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Takes the frames up to the first that announces a long one.
+    fn receive_many(
+        &mut self,
+        stand: usize,
+        replies: &mut VecDeque<Frames>,
+    ) -> Result<(), Garbled> {
+        let mut bytes = Vec::new();
+        self.copy_out(stand, &mut bytes)?;
+        let (mut at, mut count) = (0, 0);
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            let word = rest.first_chunk().ok_or(CUT_SHORT)?;
+            let (len, tag) = read_word(*word);
+            let frame = rest.get(WORD..WORD + len).ok_or(CUT_SHORT)?;
+            if tag >= PIECE {
+                let long = frame.first_chunk().filter(|_| tag == LONG);
+                let long = u64::from_le_bytes(*long.ok_or(NO_REPLY)?);
+                self.long = Some(Vec::new());
+                // A length that lies costs address space, and no more than this.
+                let reserved = usize::try_from(long).map_or(LONG_MAX, |long| long.min(LONG_MAX));
+                if let Some(buffer) = &mut self.long
+                    && !copy::reserve(buffer, reserved)
+                {
+                    return Err(Garbled("no memory for its reply"));
+                }
+                break;
+            }
+            at += WORD + len;
+            count += 1;
+        }
+        let announced = if self.long.is_some() {
+            WORD + size_of::<u64>()
+        } else {
+            0
+        };
+        self.received += (at + announced) as u64;
+        if count > 0 {
+            bytes.truncate(at);
+            replies.push_back(Frames::many(bytes, count));
+        }
+        Ok(())
+    }
+
+    /// Takes one frame of a long reply.
+    fn receive_piece(
+        &mut self,
+        stand: usize,
+        replies: &mut VecDeque<Frames>,
+    ) -> Result<(), Garbled> {
+        let mut word = Vec::with_capacity(WORD);
+        self.copy_out(WORD.min(stand), &mut word)?;
+        let (len, tag) = read_word(*word.first_chunk().ok_or(CUT_SHORT)?);
+        if tag == LONG {
+            return Err(NO_REPLY);
+        }
+        if WORD + len > stand {
+            return Err(CUT_SHORT);
+        }
+        self.received += WORD as u64;
+        let mut long = self.long.take().unwrap_or_default();
+        self.copy_out(len, &mut long)?;
+        self.received += len as u64;
+        if tag == PIECE {
+            self.long = Some(long);
+            return Ok(());
+        }
+        let tag = if tag == Tag::Value.bits() {
+            Tag::Value
+        } else {
+            Tag::Fault
+        };
+        replies.push_back(Frames::alone(tag, long));
+        Ok(())
     }
 
     /// Who sleeps for the room that was just made; call after [`receive`](ParentEnd::receive).
@@ -309,61 +428,26 @@ impl ParentEnd {
         (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM).then(|| Sleeper(self.segment.clone()))
     }
 
-    /// Copies `len` bytes from `received` on.
-    fn copy_out(&self, len: usize, to: &mut Vec<u8>) {
+    /// Appends `len` bytes from `received` on.
+    fn copy_out(&self, len: usize, to: &mut Vec<u8>) -> Result<(), Garbled> {
+        if to.capacity() - to.len() < len && to.try_reserve(len).is_err() {
+            return Err(Garbled("no memory for its reply"));
+        }
         let (at, to_end) = self.segment.reply_at(self.received);
         let first = len.min(to_end);
-        let target = to.as_mut_ptr();
+        let target = to.spare_capacity_mut().as_mut_ptr().cast::<u8>();
         // SAFETY: the ring has `first` bytes from `at` on, and the vector room for `len`. A worker may
         // write to them meanwhile, if it breaks the protocol: then the copy holds whatever it holds.
         unsafe { ptr::copy_nonoverlapping(at, target, first) };
-        let (start, _) = self.segment.reply_at(0);
-        // SAFETY: the vector has room for `len`.
-        let behind = unsafe { target.add(first) };
-        // SAFETY: as above, for the part at the start of the ring.
-        unsafe { ptr::copy_nonoverlapping(start, behind, len - first) };
+        if first < len {
+            let (start, _) = self.segment.reply_at(0);
+            // SAFETY: the vector has room for `len`.
+            let behind = unsafe { target.add(first) };
+            // SAFETY: as above, for the part at the start of the ring.
+            unsafe { ptr::copy_nonoverlapping(start, behind, len - first) };
+        }
         // SAFETY: all of them were just written.
-        unsafe { to.set_len(len) };
-    }
-
-    fn parse(&mut self, bytes: Vec<u8>, replies: &mut VecDeque<Frames>) -> Result<(), Garbled> {
-        let mut at = 0;
-        let mut run = (0, 0);
-        while at < bytes.len() {
-            let Some(word) = bytes[at..].first_chunk::<WORD>() else {
-                return Err(Garbled("a reply is cut short"));
-            };
-            let (len, tag) = read_word(*word);
-            let next = at + WORD + len;
-            if len > FRAME_MAX || next > bytes.len() || tag > PIECE {
-                return Err(Garbled("it has written what is no reply"));
-            }
-            if tag != PIECE && self.pieces.is_empty() {
-                run.1 += 1;
-                at = next;
-                continue;
-            }
-            if run.1 > 0 {
-                replies.push_back(Frames::many(bytes[run.0..at].to_vec(), run.1));
-            }
-            self.pieces.extend_from_slice(&bytes[at + WORD..next]);
-            if tag != PIECE {
-                let tag = if tag == Tag::Value.bits() {
-                    Tag::Value
-                } else {
-                    Tag::Fault
-                };
-                let whole = std::mem::take(&mut self.pieces);
-                replies.push_back(Frames::alone(tag, whole));
-            }
-            at = next;
-            run = (next, 0);
-        }
-        match run {
-            (_, 0) => {}
-            (0, count) => replies.push_back(Frames::many(bytes, count)),
-            (start, count) => replies.push_back(Frames::many(bytes[start..].to_vec(), count)),
-        }
+        unsafe { to.set_len(to.len() + len) };
         Ok(())
     }
 
@@ -401,18 +485,32 @@ impl Sleeper {
     }
 }
 
-/// Tells whether a worker has replied since, without a lock.
+/// Tells whether there is something to do about a worker, without a lock.
 #[derive(Debug)]
 pub struct Glance {
     segment: Segment,
     received: u64,
+    /// If there is more to send.
+    sent: Option<u64>,
+    /// A part of a long reply was received.
+    is_long: bool,
 }
 
 impl Glance {
-    /// Whether there are replies that were not received when this was made.
+    /// Whether there are replies that were not received when this was made, or room for what waits.
     #[inline]
-    pub fn has_replies(&self) -> bool {
-        self.segment.words().replies.0.0.load(Ordering::Acquire) != self.received
+    pub fn has_news(&self) -> bool {
+        let words = self.segment.words();
+        words.replies.0.0.load(Ordering::Acquire) != self.received
+            || self.sent.is_some_and(|sent| {
+                let taken = words.worker.0.requests_taken.load(Ordering::Acquire);
+                sent.wrapping_sub(taken) <= REQUESTS as u64 / 2
+            })
+    }
+
+    /// Whether something long is under way, to the worker or from it.
+    pub fn is_in_pieces(&self) -> bool {
+        self.sent.is_some() || self.is_long
     }
 
     /// Whether the worker runs on another CPU than this thread.

@@ -8,14 +8,18 @@ use super::{
     HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, asleep, join, kind, record_len, split,
 };
 use crate::bell::Bell;
-use crate::frames::{self, FRAME_MAX, PIECE, Tag, WORD};
+use crate::copy;
+use crate::frames::{self, FRAME_MAX, LONG, PIECE, Tag, WORD};
 use crate::futex;
 use crate::memory::Memory;
-use crate::spin::Spin;
+use crate::spin::{Spin, spin_for_piece};
 
 /// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
 /// it is finished, and is not lost waiting.
 const RESERVE: usize = 4096;
+
+/// A larger buffer is given back to the system after use. One of this size costs 30 ms to be had anew.
+const KEEP_MAX: usize = 128 << 20;
 
 /// What the parent wants.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ pub(crate) enum Request<'a> {
 }
 
 /// Inputs to run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Run<'a> {
     pub(crate) task: u32,
     pub(crate) generation: u32,
@@ -34,12 +38,12 @@ pub(crate) struct Run<'a> {
     pub(crate) body: Body<'a>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum Body<'a> {
     /// So many frames.
     Many(usize, &'a [u8]),
-    /// One input that stands alone.
-    Alone(&'a [u8]),
+    /// One input that stands alone, in a buffer that is used again if nobody takes it.
+    Alone(&'a mut Vec<u8>),
 }
 
 /// Reads requests.
@@ -62,7 +66,7 @@ pub(crate) struct Requests {
 impl Requests {
     /// The next request. What the last one gave is let go. `before_sleep` is called once before waiting.
     pub(crate) fn next(&mut self, mut before_sleep: impl FnMut()) -> Request<'_> {
-        self.pieces = Vec::new();
+        self.pieces.clear();
         loop {
             self.release();
             if self.end() == self.next {
@@ -95,20 +99,22 @@ impl Requests {
             let body = unsafe { slice::from_raw_parts(body, len) };
             let body = match head.kind {
                 kind::RUN | kind::RUN_LIMITED => Body::Many(head.count as usize, body),
-                kind::PIECE => {
-                    if head.count == 0 {
+                kind::PIECE | kind::RUN_ALONE | kind::RUN_ALONE_LIMITED => {
+                    if head.before() == 0 {
                         self.pieces.clear();
+                        if head.kind == kind::PIECE {
+                            copy::reserve(&mut self.pieces, head.total() as usize);
+                        }
                     }
-                    self.pieces.extend_from_slice(body);
-                    continue;
-                }
-                kind::RUN_ALONE | kind::RUN_ALONE_LIMITED => {
-                    if self.pieces.len() != head.count as usize * PIECE_LEN {
-                        // Its pieces were taken back.
+                    // Otherwise what came before was taken back.
+                    if head.before() == self.pieces.len() as u64 {
+                        self.pieces.extend_from_slice(body);
+                    }
+                    let whole = head.before() + body.len() as u64;
+                    if head.kind == kind::PIECE || whole != self.pieces.len() as u64 {
                         continue;
                     }
-                    self.pieces.extend_from_slice(body);
-                    Body::Alone(&self.pieces)
+                    Body::Alone(&mut self.pieces)
                 }
                 _ => return Request::Exit,
             };
@@ -118,6 +124,13 @@ impl Requests {
                 limited: matches!(head.kind, kind::RUN_LIMITED | kind::RUN_ALONE_LIMITED),
                 body,
             });
+        }
+    }
+
+    /// A buffer to put the next input together in, if there is none.
+    pub(crate) fn recycle(&mut self, buffer: &mut Vec<u8>) {
+        if self.pieces.capacity() == 0 && buffer.capacity() <= KEEP_MAX {
+            self.pieces = std::mem::take(buffer);
         }
     }
 
@@ -239,8 +252,11 @@ impl Replies {
     /// Writes the reply to the input that was begun last.
     #[inline]
     pub(crate) fn write(&self, tag: Tag, mut bytes: &[u8]) {
+        if bytes.len() > FRAME_MAX {
+            self.put(LONG, &(bytes.len() as u64).to_le_bytes());
+        }
         while bytes.len() > FRAME_MAX {
-            let (piece, rest) = bytes.split_at(FRAME_MAX);
+            let (piece, rest) = bytes.split_at(PIECE_LEN);
             self.put(PIECE, piece);
             self.ring_if_crowded();
             bytes = rest;
@@ -286,15 +302,20 @@ impl Replies {
         if bytes.len() <= to_end {
             // SAFETY: the ring has room for them, as `put` has seen, and the parent does not look behind
             // `replies_end`.
-            unsafe { bytes.as_ptr().copy_to_nonoverlapping(at, bytes.len()) };
+            unsafe { copy::to_other(bytes.as_ptr(), at, bytes.len()) };
             return;
         }
         let (first, rest) = bytes.split_at(to_end);
         // SAFETY: as above, up to the end of the ring.
-        unsafe { first.as_ptr().copy_to_nonoverlapping(at, first.len()) };
+        unsafe { copy::to_other(first.as_ptr(), at, first.len()) };
         let (start, _) = self.segment.reply_at(0);
         // SAFETY: as above, from the start of the ring.
-        unsafe { rest.as_ptr().copy_to_nonoverlapping(start, rest.len()) };
+        unsafe { copy::to_other(rest.as_ptr(), start, rest.len()) };
+    }
+
+    fn parent_is_elsewhere(&self) -> bool {
+        let cpu = self.segment.words().parent.0.cpu.load(Ordering::Relaxed);
+        cpu != rustix::thread::sched_getcpu() as u32
     }
 
     #[inline]
@@ -308,6 +329,11 @@ impl Replies {
     /// Sleeps until there is room. The parent is woken: it may wait for something else.
     #[cold]
     fn wait_for_room(&self, len: usize) {
+        // The parent may be reading at this moment.
+        self.bell.ring();
+        if spin_for_piece(|| self.room() >= len, || self.parent_is_elsewhere()) {
+            return;
+        }
         let asleep = &self.segment.words().asleep.0;
         while self.room() < len {
             asleep.store(asleep::FOR_ROOM, Ordering::SeqCst);

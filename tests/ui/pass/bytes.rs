@@ -1,4 +1,4 @@
-//! Bytes travel as one block, so they cost their length and a few bytes more.
+//! Bytes travel as one block, so they cost their length and a few bytes more; long ones are not copied.
 
 use pool_core::{Task, pool_task};
 
@@ -14,8 +14,11 @@ fn flip(bytes: Vec<u8>, mask: &[u8], more: &std::vec::Vec<u8>) -> Vec<u8> {
 
 fn main() {
     let mut out = Vec::new();
-    flip::encode_args(&(vec![0xff; 100], vec![1; 10], vec![2; 3]), &mut out).unwrap();
-    assert_eq!(out.len(), 1 + 100 + 1 + 10 + 1 + 3);
-    assert_eq!(flip::decode_output(&[2, 7, 9]).unwrap(), [7, 9]);
+    let tail = flip::encode_args((vec![0xff; 100], vec![1; 10], vec![2; 3]), &mut out).unwrap();
+    // Behind the last one nothing comes, so it needs no length.
+    assert_eq!((out.len(), tail), (1 + 100 + 1 + 10 + 3, None));
+    let tail = flip::encode_args((vec![], vec![], vec![2; 100_000]), &mut out).unwrap();
+    assert_eq!(tail.unwrap().len(), 100_000);
+    assert_eq!(flip::decode_output([7, 9][..].into()).unwrap(), [7, 9]);
     assert_eq!(flip(vec![1, 2], &[3, 4], &vec![5, 6]), [7, 0]);
 }
