@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use pool_worker::{Frames, Task};
 
-use crate::backend::{Backend, Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
+use crate::backend::{
+    Backend, Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want,
+};
 use crate::error::{Codec, Error, Place, Side};
 use crate::feed::{self, Batch, Feed};
 use crate::few::Few;

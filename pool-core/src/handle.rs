@@ -300,14 +300,10 @@ impl<R> AsyncResult<R> {
     pub fn successful(&self) -> Option<bool> {
         let done = self.gather.done.get()?;
         let mut usage = self.lock();
-        Some(
-            *usage
-                .successful
-                .get_or_insert_with(|| {
-                    let outcomes = done.as_ref().ok();
-                    outcomes.is_some_and(|all| (self.decode)(Held::Borrowed(all)).is_ok())
-                }),
-        )
+        Some(*usage.successful.get_or_insert_with(|| {
+            let outcomes = done.as_ref().ok();
+            outcomes.is_some_and(|all| (self.decode)(Held::Borrowed(all)).is_ok())
+        }))
     }
 
     /// Stops the work. What has not begun is taken back and never runs; what runs is stopped by

@@ -304,7 +304,9 @@ fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> Token
 }
 
 /// The last parameter, if it is a byte string; and the others.
-fn split_last_bytes<'p, 'a>(params: &'p [Travel<'a>]) -> (Option<&'p Travel<'a>>, &'p [Travel<'a>]) {
+fn split_last_bytes<'p, 'a>(
+    params: &'p [Travel<'a>],
+) -> (Option<&'p Travel<'a>>, &'p [Travel<'a>]) {
     match params.split_last() {
         Some((last, others)) if last.is_bytes() => (Some(last), others),
         _ => (None, params),

@@ -67,8 +67,18 @@ unsafe fn stream(from: *const u8, to: *mut u8, len: usize) {
     unsafe { ptr::copy_nonoverlapping(from, to, len) };
 }
 
+/// Appends bytes to a buffer that will hold more than the caches do: past them.
+pub(crate) fn append_to_large(buffer: &mut Vec<u8>, bytes: &[u8]) {
+    buffer.reserve(bytes.len());
+    let spare = buffer.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+    // SAFETY: there is room for them.
+    unsafe { to_other(bytes.as_ptr(), spare, bytes.len()) };
+    // SAFETY: they were just written.
+    unsafe { buffer.set_len(buffer.len() + bytes.len()) };
+}
+
 /// A buffer of this capacity or more is worth large pages.
-const HUGE_MIN: usize = 4 << 20;
+pub(crate) const HUGE_MIN: usize = 4 << 20;
 
 /// Makes room in a buffer, in large pages where that pays: the first touch of a page costs more than the
 /// copy of what is written to it. Gives false if there is no memory.
@@ -83,9 +93,8 @@ pub(crate) fn reserve(buffer: &mut Vec<u8>, additional: usize) -> bool {
         let len = (buffer.capacity() - skip) / page * page;
         let start = buffer.as_mut_ptr().wrapping_add(skip);
         // SAFETY: the range is part of the buffer, in whole pages; advice changes no content.
-        let _ = unsafe {
-            rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxHugepage)
-        };
+        let _ =
+            unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxHugepage) };
     }
     true
 }

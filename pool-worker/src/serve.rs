@@ -135,7 +135,8 @@ fn connect(call: &Call) -> io::Result<Worker> {
         call.token.clone(),
         introduction.initializer,
         |task, args| {
-            let result = find(task).and_then(|task| call_task(task, Input::Shared(args), &mut Vec::new()));
+            let result =
+                find(task).and_then(|task| call_task(task, Input::Shared(args), &mut Vec::new()));
             flush_stdout();
             result
         },
@@ -249,11 +250,7 @@ impl Runner {
 
     /// Runs one input; false if it was taken back.
     #[inline]
-    fn one(
-        &mut self,
-        terms: &Terms<'_>,
-        args: Input<'_>,
-    ) -> bool {
+    fn one(&mut self, terms: &Terms<'_>, args: Input<'_>) -> bool {
         if terms.limited {
             self.replies.begins_at(clock::now_ns());
         }

@@ -48,11 +48,7 @@ pub fn spin_for_piece(come: impl FnMut() -> bool, may: impl FnMut() -> bool) -> 
     spin(FOR_PIECE, come, may)
 }
 
-fn spin(
-    budget: Duration,
-    mut come: impl FnMut() -> bool,
-    mut may: impl FnMut() -> bool,
-) -> bool {
+fn spin(budget: Duration, mut come: impl FnMut() -> bool, mut may: impl FnMut() -> bool) -> bool {
     let mut began = None;
     loop {
         if !may() {

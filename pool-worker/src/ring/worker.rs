@@ -108,7 +108,11 @@ impl Requests {
                     }
                     // Otherwise what came before was taken back.
                     if head.before() == self.pieces.len() as u64 {
-                        self.pieces.extend_from_slice(body);
+                        if self.pieces.capacity() >= copy::HUGE_MIN {
+                            copy::append_to_large(&mut self.pieces, body);
+                        } else {
+                            self.pieces.extend_from_slice(body);
+                        }
                     }
                     let whole = head.before() + body.len() as u64;
                     if head.kind == kind::PIECE || whole != self.pieces.len() as u64 {
