@@ -14,14 +14,14 @@
 //! The page holds nothing but hints. A task that scribbles over it can delay a wake-up or cause some for
 //! nothing, so no sleep with work outstanding is without a bound ([`TICK`]).
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use crate::futex;
-use crate::memory::Memory;
+use crate::sync::{self, AtomicU32, Ordering, Shared, fence};
 
 /// Nobody is to be woken.
 const AWAKE: u32 = 0;
@@ -34,15 +34,13 @@ const COLLECTOR: u32 = 2;
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// So many workers may spin at a time, at the most.
-const SPINNERS: usize = 63;
-
-const SIZE: usize = 4096 * 2;
+const SPINNERS: usize = if cfg!(pool_loom) { 1 } else { 63 };
 
 #[repr(C, align(64))]
 struct Line(AtomicU32);
 
 #[repr(C)]
-struct Words {
+pub(crate) struct Words {
     listener: Line,
     /// Counts how often the collector was woken; it sleeps on this.
     collector: Line,
@@ -50,28 +48,47 @@ struct Words {
     spinners: [Line; SPINNERS],
 }
 
-const _: () = assert!(size_of::<Words>() <= SIZE);
+// SAFETY: atomics, for which every bit pattern is valid, aligned to 64.
+unsafe impl sync::Words for Words {
+    const SIZE: usize = 8192;
+
+    #[cfg(pool_loom)]
+    fn new() -> Self {
+        let line = || Line(AtomicU32::new(0));
+        Words {
+            listener: line(),
+            collector: line(),
+            spinners: std::array::from_fn(|_| line()),
+        }
+    }
+}
 
 /// Both ends of the bell.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Bell {
-    memory: Arc<Memory>,
+    memory: Arc<Shared<Words>>,
     /// So many workers may spin.
     spinners: usize,
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bell")
+    }
 }
 
 impl Bell {
     /// A bell, and the descriptor by which workers get it. `cpus`: how many this process may use.
     pub(crate) fn create(cpus: usize) -> io::Result<(Bell, OwnedFd)> {
-        let (memory, fd) = Memory::create("pool-bell", SIZE)?;
+        let (memory, fd) = Shared::create("pool-bell")?;
         Ok((Bell::of(memory, cpus), fd))
     }
 
     pub(crate) fn open(fd: &OwnedFd, cpus: usize) -> io::Result<Bell> {
-        Ok(Bell::of(Memory::open(fd, SIZE)?, cpus))
+        Ok(Bell::of(Shared::open(fd)?, cpus))
     }
 
-    fn of(memory: Memory, cpus: usize) -> Bell {
+    pub(crate) fn of(memory: Shared<Words>, cpus: usize) -> Bell {
         Bell {
             memory: Arc::new(memory),
             // The parent needs a CPU, too.
@@ -79,10 +96,9 @@ impl Bell {
         }
     }
 
+    #[inline]
     fn words(&self) -> &Words {
-        // SAFETY: the mapping is page-aligned and large enough, lives as long as `self`, and consists of
-        // atomics, for which every bit pattern is valid.
-        unsafe { &*self.memory.base().cast::<Words>() }
+        self.memory.words()
     }
 
     // ---- workers ------------------------------------------------------------------------------

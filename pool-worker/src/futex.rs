@@ -1,26 +1,66 @@
 //! Sleeping until a word of shared memory changes.
 
-use std::io;
-use std::sync::atomic::AtomicU32;
-use std::time::Duration;
+#[cfg(pool_loom)]
+pub(crate) use self::model::{wait, wake};
+#[cfg(not(pool_loom))]
+pub(crate) use self::real::{wait, wake};
 
-use rustix::io::Errno;
-use rustix::thread::futex::{Flags, Timespec, wait as futex_wait, wake as futex_wake};
+#[cfg(not(pool_loom))]
+mod real {
+    use std::io;
+    use std::time::Duration;
 
-/// Sleeps while `word` is `value`, but no longer than `timeout`. May return early.
-pub(crate) fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) -> io::Result<()> {
-    let timeout = timeout.map(|timeout| Timespec {
-        tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    });
-    match futex_wait(word, Flags::empty(), value, timeout.as_ref()) {
-        Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
-        Err(error) => Err(error.into()),
+    use rustix::io::Errno;
+    use rustix::thread::futex::{Flags, Timespec, wait as futex_wait, wake as futex_wake};
+
+    use crate::sync::AtomicU32;
+
+    /// Sleeps while `word` is `value`, but no longer than `timeout`. May return early.
+    pub(crate) fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        });
+        match futex_wait(word, Flags::empty(), value, timeout.as_ref()) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Wakes who sleeps on `word`; one at the most.
+    pub(crate) fn wake(word: &AtomicU32) {
+        // It fails for a word that is not mapped, which a reference is.
+        let _ = futex_wake(word, Flags::empty(), 1);
     }
 }
 
-/// Wakes who sleeps on `word`; one at the most.
-pub(crate) fn wake(word: &AtomicU32) {
-    // It fails for a word that is not mapped, which a reference is.
-    let _ = futex_wake(word, Flags::empty(), 1);
+/// A kernel whose sleepers wake when they are woken, and never by themselves: one that nobody wakes is
+/// found as a deadlock.
+#[cfg(pool_loom)]
+mod model {
+    use std::io;
+    use std::time::Duration;
+
+    use loom::sync::{Condvar, Mutex};
+
+    use crate::sync::{AtomicU32, Ordering};
+
+    loom::lazy_static! {
+        static ref KERNEL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+    }
+
+    pub(crate) fn wait(word: &AtomicU32, value: u32, _: Option<Duration>) -> io::Result<()> {
+        let mut guard = KERNEL.0.lock().unwrap();
+        if word.load(Ordering::SeqCst) == value {
+            guard = KERNEL.1.wait(guard).unwrap();
+        }
+        drop(guard);
+        Ok(())
+    }
+
+    pub(crate) fn wake(_: &AtomicU32) {
+        let guard = KERNEL.0.lock().unwrap();
+        KERNEL.1.notify_all();
+        drop(guard);
+    }
 }

@@ -30,8 +30,8 @@ use crate::entry::{self, Call, VARIABLE};
 use crate::exit::Exit;
 use crate::frames::Frames;
 use crate::greeting::{self, Door, Said, Setup, Talk};
-use crate::memory::Memory;
-use crate::ring::{self, Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
+use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
+use crate::sync::Shared;
 
 /// What all workers of a pool have in common.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl Launcher {
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other("a process without a pid"))?;
         let pidfd = pidfd_open(group, PidfdFlags::empty())?;
-        let (memory, rings) = Memory::create("pool-rings", ring::SIZE)?;
+        let (memory, rings) = Shared::create("pool-rings")?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
         let talk = Talk::begin(socket, door, token, self.cpus, self.setup.clone(), fds)?;
         let worker = Worker {

@@ -9,7 +9,7 @@
 //! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
-//! | `ring`, `frames`, `bell`, `memory`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
+//! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
 //! caller.
@@ -32,11 +32,13 @@ mod futex;
 mod greeting;
 mod launch;
 mod lineage;
+#[cfg(not(pool_loom))]
 mod memory;
 mod registry;
 mod ring;
 mod serve;
 mod spin;
+mod sync;
 mod task;
 mod unwind;
 mod watch;

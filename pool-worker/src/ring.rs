@@ -55,26 +55,22 @@ pub(crate) use worker::{Body, Replies, Request, Requests, Run};
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::memory::Memory;
+use crate::sync::{self, AtomicU32, AtomicU64, Shared};
 
 /// The sizes of the rings, in bytes: powers of two.
-const REQUESTS: usize = 128 * 1024;
-const REPLIES: usize = 128 * 1024;
+const REQUESTS: usize = if cfg!(pool_loom) { 128 } else { 128 * 1024 };
+const REPLIES: usize = if cfg!(pool_loom) { 32 } else { 128 * 1024 };
 
 const REQUESTS_AT: usize = 4096;
 const REPLIES_AT: usize = REQUESTS_AT + REQUESTS;
-
-/// The size of the shared memory, in bytes.
-pub(crate) const SIZE: usize = REPLIES_AT + REPLIES;
 
 /// Words that are written together share a line of the cache, and no other.
 #[repr(C, align(128))]
 struct Line<T>(T);
 
 #[repr(C)]
-struct Words {
+pub(crate) struct Words {
     /// By the parent: where the next request will be.
     requests_end: Line<AtomicU64>,
     parent: Line<ParentWords>,
@@ -111,7 +107,35 @@ struct WorkerWords {
     cpu: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Words>() <= REQUESTS_AT);
+const _: () = assert!(cfg!(pool_loom) || size_of::<Words>() <= REQUESTS_AT);
+
+// SAFETY: atomics, for which every bit pattern is valid, aligned to 128.
+unsafe impl sync::Words for Words {
+    const SIZE: usize = REPLIES_AT + REPLIES;
+
+    #[cfg(pool_loom)]
+    fn new() -> Self {
+        let (long, short) = (|| AtomicU64::new(0), || AtomicU32::new(0));
+        Words {
+            requests_end: Line(long()),
+            parent: Line(ParentWords {
+                replies_taken: long(),
+                wake_at: short(),
+                cpu: short(),
+                wants_room: short(),
+            }),
+            claim: Line(long()),
+            replies: Line((long(), short())),
+            worker: Line(WorkerWords {
+                requests_taken: long(),
+                begun_at: long(),
+                pace: long(),
+                cpu: short(),
+            }),
+            asleep: Line(short()),
+        }
+    }
+}
 
 /// What the worker sleeps for.
 mod asleep {
@@ -163,10 +187,10 @@ mod kind {
 }
 
 /// The length of a piece, in bytes: several fit the ring, so that one side writes while the other reads.
-const PIECE_LEN: usize = 32 * 1024;
+const PIECE_LEN: usize = if cfg!(pool_loom) { 32 } else { 32 * 1024 };
 
 /// A shorter one is not worth writing because the end of the ring is near.
-const PIECE_MIN: usize = 4 * 1024;
+const PIECE_MIN: usize = PIECE_LEN / 8;
 
 fn record_len(body: usize) -> usize {
     HEAD + body.next_multiple_of(8)
@@ -178,7 +202,7 @@ pub(crate) struct Garbled(pub(crate) &'static str);
 
 /// The shared memory, as both ends use it.
 #[derive(Clone)]
-struct Segment(Arc<Memory>);
+struct Segment(Arc<Shared<Words>>);
 
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -187,10 +211,9 @@ impl fmt::Debug for Segment {
 }
 
 impl Segment {
+    #[inline]
     fn words(&self) -> &Words {
-        // SAFETY: the mapping is page-aligned and large enough, lives as long as `self`, and the words
-        // are atomics, for which every bit pattern is valid.
-        unsafe { &*self.0.base().cast::<Words>() }
+        self.0.words()
     }
 
     /// Where the byte at `position` of the ring of requests lies, and how many follow up to its end.
@@ -202,6 +225,7 @@ impl Segment {
         self.at(REPLIES_AT, REPLIES, position)
     }
 
+    #[inline]
     fn at(&self, start: usize, size: usize, position: u64) -> (*mut u8, usize) {
         let offset = (position % size as u64) as usize;
         // SAFETY: both rings lie within the mapping, and `offset` within its ring.
@@ -218,5 +242,7 @@ fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-#[cfg(test)]
+#[cfg(all(test, pool_loom))]
+mod loom;
+#[cfg(all(test, not(pool_loom)))]
 mod tests;

@@ -22,9 +22,9 @@ use crate::entry::Call;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting;
-use crate::memory::Memory;
 use crate::registry::{self, Found, Registration, RunError};
-use crate::ring::{self, Body, Replies, Request, Requests, Run};
+use crate::ring::{Body, Replies, Request, Requests, Run};
+use crate::sync::Shared;
 use crate::unwind;
 
 /// A buffer for results that has become larger than this is used for something else.
@@ -115,7 +115,7 @@ fn connect(call: &Call) -> io::Result<Worker> {
     let handed = greeting::receive_introduction()?;
     let introduction = handed.introduction;
     let bell = Bell::open(&handed.bell, introduction.cpus)?;
-    let memory = Memory::open(&handed.rings, ring::SIZE)?;
+    let memory = Shared::open(&handed.rings)?;
     let (requests, replies) = Replies::open(memory, bell, call.index);
     let voice = Arc::new(handed.voice);
 

@@ -3,17 +3,16 @@
 use std::collections::VecDeque;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use super::{
-    Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment, asleep, join, kind,
-    record_len, split,
+    Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment, Words, asleep, join,
+    kind, record_len, split,
 };
 use crate::copy;
 use crate::frames::{Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
-use crate::memory::Memory;
+use crate::sync::{Ordering, Shared, fence};
 
 /// Room for a long reply is made at once up to this length, in bytes; then as it comes.
 const LONG_MAX: usize = 1 << 30;
@@ -65,7 +64,7 @@ pub(crate) struct ParentEnd {
 }
 
 impl ParentEnd {
-    pub(crate) fn new(memory: Memory) -> ParentEnd {
+    pub(crate) fn new(memory: Shared<Words>) -> ParentEnd {
         ParentEnd {
             segment: Segment(Arc::new(memory)),
             sent: 0,
@@ -80,6 +79,11 @@ impl ParentEnd {
             pace: 0,
             long: None,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn segment(&self) -> &Segment {
+        &self.segment
     }
 
     // ---- requests -----------------------------------------------------------------------------

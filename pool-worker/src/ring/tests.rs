@@ -1,1 +1,266 @@
+//! Both ends of the rings in one process: what one writes the other reads, and nothing that a worker may
+//! write harms the parent.
 
+use std::collections::VecDeque;
+
+use super::*;
+use crate::bell::Bell;
+use crate::frames::{FRAME_MAX, Frames, Tag, WORD};
+use crate::sync::{Ordering, Shared};
+
+struct Ends {
+    parent: ParentEnd,
+    requests: Requests,
+    replies: Replies,
+}
+
+fn ends() -> Ends {
+    let (memory, fd) = Shared::create("test").unwrap();
+    let (bell, bell_fd) = Bell::create(2).unwrap();
+    drop(bell_fd);
+    let (requests, replies) = Replies::open(Shared::open(&fd).unwrap(), bell, 0);
+    Ends {
+        parent: ParentEnd::new(memory),
+        requests,
+        replies,
+    }
+}
+
+fn frames(texts: &[Vec<u8>]) -> Frames {
+    let mut frames = Frames::default();
+    for text in texts {
+        let pushed = frames.push(|out| {
+            out.extend_from_slice(text);
+            Ok::<_, ()>(None)
+        });
+        match pushed.unwrap() {
+            None => {}
+            Some(alone) => return alone,
+        }
+    }
+    frames
+}
+
+fn portion(inputs: &Frames) -> Portion<'_> {
+    Portion {
+        task: 7,
+        limited: false,
+        inputs,
+        skip: 0,
+    }
+}
+
+/// Answers what there is with itself, backwards.
+fn serve(ends: &mut Ends) {
+    match ends.requests.next(|| ()) {
+        Request::Run(Run {
+            task: 7,
+            generation,
+            body,
+            ..
+        }) => {
+            let inputs: Vec<Vec<u8>> = match body {
+                Body::Many(count, bytes) => {
+                    let inputs = Frames::read(bytes, count);
+                    inputs.map(|(_, input)| input.to_vec()).collect()
+                }
+                Body::Alone(input) => vec![std::mem::take(input)],
+            };
+            for mut input in inputs {
+                if !ends.replies.begin(generation) {
+                    break;
+                }
+                input.reverse();
+                ends.replies.write(Tag::Value, &input);
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn received(parent: &mut ParentEnd) -> Vec<Vec<u8>> {
+    let mut replies = VecDeque::new();
+    parent.receive(&mut replies).unwrap();
+    replies
+        .iter()
+        .flat_map(|frames| frames.iter().map(|(_, bytes)| bytes.to_vec()))
+        .collect()
+}
+
+#[test]
+fn portions_of_every_size_come_back_around_the_end_of_the_rings() {
+    let mut ends = ends();
+    for round in 0..500_usize {
+        let texts: Vec<Vec<u8>> = (0..round % 7 + 1)
+            .map(|number| vec![(round + number) as u8; (round * 37 + number * 501) % 5000])
+            .collect();
+        let inputs = frames(&texts);
+        assert!(ends.parent.send(portion(&inputs)).unwrap(), "{round}");
+        serve(&mut ends);
+        assert_eq!(received(&mut ends.parent), texts, "{round}");
+    }
+}
+
+#[test]
+fn what_is_longer_than_the_rings_comes_in_pieces() {
+    for len in [FRAME_MAX + 1, 100_000, REQUESTS, 3 * REQUESTS + 17, 5 << 20] {
+        let mut ends = ends();
+        let text: Vec<u8> = (0..len).map(|at| (at / 251) as u8).collect();
+        let mut backwards = text.clone();
+        backwards.reverse();
+        let inputs = frames(std::slice::from_ref(&text));
+        let (worker, all) = std::thread::scope(|scope| {
+            let parent = &mut ends.parent;
+            let (requests, replies) = (&mut ends.requests, &ends.replies);
+            let worker = scope.spawn(move || {
+                let Request::Run(run) = requests.next(|| ()) else {
+                    panic!("there is one to run");
+                };
+                let Body::Alone(input) = run.body else {
+                    panic!("it stands alone");
+                };
+                assert!(replies.begin(run.generation));
+                input.reverse();
+                replies.write(Tag::Value, input);
+            });
+            let mut sent = false;
+            let mut all = Vec::new();
+            while all.is_empty() {
+                sent = sent || parent.send(portion(&inputs)).unwrap();
+                if let Some(sleeper) = parent.sleeper() {
+                    sleeper.wake();
+                }
+                all = received(parent);
+                if let Some(sleeper) = parent.sleeper_for_room() {
+                    sleeper.wake();
+                }
+                std::thread::yield_now();
+            }
+            (worker.join(), all)
+        });
+        worker.unwrap();
+        assert!(all == [backwards], "{len}");
+    }
+}
+
+#[test]
+fn a_long_input_that_was_taken_back_is_not_mixed_with_the_next() {
+    let mut ends = ends();
+    let first = frames(&[vec![1; 2 * REQUESTS]]);
+    assert!(!ends.parent.send(portion(&first)).unwrap());
+    assert_eq!(ends.parent.recall(), 0);
+    let second = frames(&[vec![2; FRAME_MAX + 5]]);
+    std::thread::scope(|scope| {
+        let (requests, replies) = (&mut ends.requests, &ends.replies);
+        let parent = &mut ends.parent;
+        scope.spawn(move || {
+            while !parent.send(portion(&second)).unwrap() {
+                std::thread::yield_now();
+            }
+            if let Some(sleeper) = parent.sleeper() {
+                sleeper.wake();
+            }
+        });
+        let Request::Run(run) = requests.next(|| ()) else {
+            panic!("there is one to run");
+        };
+        let Body::Alone(input) = run.body else {
+            panic!("it stands alone");
+        };
+        assert_eq!(*input, vec![2; FRAME_MAX + 5]);
+        assert!(replies.begin(run.generation));
+    });
+}
+
+/// Wherever a worker dies, what it has begun and not answered is one input at the most.
+#[test]
+fn death_at_each_step_costs_no_more_than_what_was_begun() {
+    for steps in 0..=7 {
+        let mut ends = ends();
+        let texts: Vec<Vec<u8>> = (0..3).map(|number| vec![number; 4]).collect();
+        assert!(ends.parent.send(portion(&frames(&texts))).unwrap());
+        let Request::Run(run) = ends.requests.next(|| ()) else {
+            panic!("there is one to run");
+        };
+        for step in 0..steps {
+            if step % 2 == 0 {
+                let begun = ends.replies.begin(run.generation);
+                assert_eq!(begun, step < 6 || ends.parent.progress().begun == 4);
+            } else {
+                ends.replies.write(Tag::Value, &texts[step / 2]);
+            }
+        }
+        let begun = ends.parent.progress().begun as usize;
+        let answered = received(&mut ends.parent);
+        assert_eq!(answered, texts[..(steps / 2).min(3)]);
+        assert_eq!(begun - answered.len(), steps % 2);
+    }
+}
+
+#[test]
+fn words_that_lie_are_found_out() {
+    let lies: [(&str, fn(&Words)); 4] = [
+        ("more replies than fit", |words| {
+            words.replies.0.0.store(u64::MAX, Ordering::Release);
+        }),
+        ("more replies than there is room", |words| {
+            let end = REPLIES as u64 + 1;
+            words.replies.0.0.store(end, Ordering::Release);
+        }),
+        ("half a word", |words| {
+            words.replies.0.0.store(2, Ordering::Release);
+        }),
+        ("a frame of nothing but its word", |words| {
+            words.replies.0.0.store(WORD as u64, Ordering::Release);
+        }),
+    ];
+    for (what, lie) in lies {
+        let mut ends = ends();
+        ends.replies.write(Tag::Value, &[1; 100]);
+        lie(ends.parent.segment().words());
+        let mut replies = VecDeque::new();
+        assert!(ends.parent.receive(&mut replies).is_err(), "{what}");
+    }
+    for taken in [1, u64::MAX] {
+        let mut ends = ends();
+        let words = ends.parent.segment().words();
+        words
+            .worker
+            .0
+            .requests_taken
+            .store(taken, Ordering::Release);
+        // The ring looks empty for a while; when it is full, the parent looks.
+        let inputs = frames(&[vec![1; 20_000]]);
+        let found = (0..100).find_map(|_| match ends.parent.send(portion(&inputs)) {
+            Ok(true) => None,
+            other => Some(other),
+        });
+        let told = taken == 1 && found == Some(Ok(false));
+        assert!(told || matches!(found, Some(Err(_))), "{taken}: {found:?}");
+    }
+}
+
+#[test]
+fn whatever_lies_in_the_ring_of_replies_the_parent_reads_it_or_says_no() {
+    let mut seed = 12345_u32;
+    for _ in 0..2000 {
+        let mut ends = ends();
+        let end = seed as usize % 300;
+        for at in 0..end {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Small numbers make more sense.
+            let byte = if seed >> 28 < 12 {
+                0
+            } else {
+                (seed >> 16) as u8 % 32
+            };
+            let (place, _) = ends.parent.segment().reply_at(at as u64);
+            // SAFETY: a byte of the ring, which nobody else uses.
+            unsafe { place.write(byte) };
+        }
+        let words = ends.parent.segment().words();
+        words.replies.0.0.store(end as u64, Ordering::Release);
+        let mut replies = VecDeque::new();
+        let _ = ends.parent.receive(&mut replies);
+    }
+}

@@ -2,21 +2,20 @@
 
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::{
-    HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, asleep, join, kind, record_len, split,
+    HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, Words, asleep, join, kind, record_len, split,
 };
 use crate::bell::Bell;
 use crate::copy;
 use crate::frames::{self, FRAME_MAX, LONG, PIECE, Tag, WORD};
 use crate::futex;
-use crate::memory::Memory;
 use crate::spin::{Spin, spin_for_piece};
+use crate::sync::{Ordering, Shared, fence};
 
 /// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
 /// it is finished, and is not lost waiting.
-const RESERVE: usize = 4096;
+const RESERVE: usize = if cfg!(pool_loom) { 8 } else { 4096 };
 
 /// A larger buffer is given back to the system after use. One of this size costs 30 ms to be had anew.
 const KEEP_MAX: usize = 128 << 20;
@@ -198,8 +197,11 @@ pub(crate) struct Replies {
 
 impl Replies {
     /// Both ends of the worker's side.
-    pub(crate) fn open(memory: Memory, bell: Bell, index: usize) -> (Requests, Replies) {
-        let segment = Segment(Arc::new(memory));
+    pub(crate) fn open(memory: Shared<Words>, bell: Bell, index: usize) -> (Requests, Replies) {
+        Replies::of(Segment(Arc::new(memory)), bell, index)
+    }
+
+    pub(super) fn of(segment: Segment, bell: Bell, index: usize) -> (Requests, Replies) {
         let requests = Requests {
             segment: segment.clone(),
             bell: bell.clone(),

@@ -1,0 +1,216 @@
+//! Every order of the accesses of both ends, as far as loom can try them: see `sync.rs`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::*;
+use crate::bell::Bell;
+use crate::frames::{Frames, Tag};
+use crate::sync::Shared;
+
+struct Ends {
+    parent: ParentEnd,
+    requests: Requests,
+    replies: Replies,
+    bell: Bell,
+}
+
+fn ends() -> Ends {
+    let bell = Bell::of(Shared::in_this_process(), 1);
+    let parent = ParentEnd::new(Shared::in_this_process());
+    let (requests, replies) = Replies::of(parent.segment().clone(), bell.clone(), 0);
+    Ends {
+        parent,
+        requests,
+        replies,
+        bell,
+    }
+}
+
+fn model(test: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(test);
+}
+
+fn inputs(count: u8, len: usize) -> Frames {
+    let mut frames = Frames::default();
+    for number in 0..count {
+        let pushed = frames.push(|out| {
+            out.extend(vec![number; len]);
+            Ok::<_, ()>(None)
+        });
+        assert_eq!(pushed, Ok(None));
+    }
+    frames
+}
+
+/// A worker that answers each input with itself, until it is told to exit.
+fn serve(mut requests: Requests, replies: Replies) -> usize {
+    let mut ran = 0;
+    while let Request::Run(run) = requests.next(|| ()) {
+        let Body::Many(count, bytes) = run.body else {
+            panic!("nothing stands alone here");
+        };
+        for (_, input) in Frames::read(bytes, count) {
+            if !replies.begin(run.generation) {
+                break;
+            }
+            ran += 1;
+            replies.write(Tag::Value, input);
+        }
+    }
+    ran
+}
+
+fn send(parent: &mut ParentEnd, inputs: &Frames) -> bool {
+    let sent = parent.send(Portion {
+        task: 0,
+        limited: false,
+        inputs,
+        skip: 0,
+    });
+    if let Some(sleeper) = parent.sleeper() {
+        sleeper.wake();
+    }
+    sent.unwrap()
+}
+
+fn exit(parent: &mut ParentEnd) {
+    assert!(parent.send_exit().unwrap());
+    if let Some(sleeper) = parent.sleeper() {
+        sleeper.wake();
+    }
+}
+
+fn receive(parent: &mut ParentEnd) -> usize {
+    let mut replies = VecDeque::new();
+    parent.receive(&mut replies).unwrap();
+    if let Some(sleeper) = parent.sleeper_for_room() {
+        sleeper.wake();
+    }
+    replies.iter().map(Frames::count).sum()
+}
+
+/// Waits for so many replies as a leader does, the last of which has this number.
+fn wait_for(parent: &mut ParentEnd, bell: &Bell, count: usize, number: u32) {
+    let mut received = 0;
+    loop {
+        received += receive(parent);
+        if received == count {
+            return;
+        }
+        parent.set_wake_at(number);
+        bell.listen_as_leader();
+        if !parent.has_reason_to_ring() {
+            bell.sleep_as_leader(None);
+        }
+        bell.attend();
+    }
+}
+
+#[test]
+fn a_reply_wakes_who_sleeps_for_it_and_a_request_too() {
+    model(|| {
+        let Ends {
+            mut parent,
+            requests,
+            replies,
+            bell,
+        } = ends();
+        let worker = thread::spawn(move || serve(requests, replies));
+        assert!(send(&mut parent, &inputs(1, 1)));
+        wait_for(&mut parent, &bell, 1, 1);
+        exit(&mut parent);
+        assert_eq!(worker.join().unwrap(), 1);
+    });
+}
+
+#[test]
+fn what_was_taken_back_is_not_run_and_what_has_run_is_counted() {
+    model(|| {
+        let Ends {
+            mut parent,
+            requests,
+            replies,
+            ..
+        } = ends();
+        let worker = thread::spawn(move || serve(requests, replies));
+        assert!(send(&mut parent, &inputs(2, 1)));
+        let begun = parent.recall() as usize;
+        exit(&mut parent);
+        let ran = worker.join().unwrap();
+        assert_eq!(ran, begun);
+        assert_eq!(receive(&mut parent), begun);
+        assert_eq!(parent.progress().begun as usize, begun);
+    });
+}
+
+#[test]
+fn a_full_ring_of_replies_holds_up_nobody_for_ever() {
+    model(|| {
+        let Ends {
+            mut parent,
+            requests,
+            replies,
+            bell,
+        } = ends();
+        let worker = thread::spawn(move || serve(requests, replies));
+        // The ring holds two of them.
+        assert!(send(&mut parent, &inputs(3, 9)));
+        wait_for(&mut parent, &bell, 3, 3);
+        exit(&mut parent);
+        assert_eq!(worker.join().unwrap(), 3);
+    });
+}
+
+#[test]
+fn requests_go_around_the_end_of_the_ring() {
+    model(|| {
+        let Ends {
+            mut parent,
+            requests,
+            replies,
+            bell,
+        } = ends();
+        let worker = thread::spawn(move || serve(requests, replies));
+        // Two of three fit.
+        for round in 1..=3 {
+            assert!(send(&mut parent, &inputs(1, 10)));
+            wait_for(&mut parent, &bell, 1, round);
+        }
+        exit(&mut parent);
+        assert_eq!(worker.join().unwrap(), 3);
+    });
+}
+
+/// The collector sleeps for one worker, and the bell is rung by another at the same moment.
+#[test]
+fn the_collector_is_woken_once_and_not_missed() {
+    model(|| {
+        let bell = Arc::new(Bell::of(Shared::in_this_process(), 1));
+        let ringing = Arc::clone(&bell);
+        let flag = Arc::new(loom::sync::atomic::AtomicU32::new(0));
+        let raised = Arc::clone(&flag);
+        let worker = thread::spawn(move || {
+            raised.store(1, crate::sync::Ordering::Release);
+            crate::sync::fence(crate::sync::Ordering::SeqCst);
+            ringing.ring();
+        });
+        loop {
+            let wakes = bell.collector_wakes();
+            bell.attend();
+            if flag.load(crate::sync::Ordering::Acquire) == 1 {
+                break;
+            }
+            bell.listen_as_collector();
+            if flag.load(crate::sync::Ordering::Acquire) == 1 {
+                break;
+            }
+            bell.sleep_as_collector(wakes, None);
+        }
+        worker.join().unwrap();
+    });
+}

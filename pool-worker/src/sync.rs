@@ -1,0 +1,104 @@
+//! Words of shared memory: the processor's, or loom's, which tries every order of their accesses.
+//!
+//! `RUSTFLAGS="--cfg pool_loom" cargo test -p pool-worker --lib loom` runs the code of `ring` and `bell` in
+//! threads under loom, in memory of one process and with rings of a few bytes.
+
+#[cfg(pool_loom)]
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(not(pool_loom))]
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// What a piece of shared memory begins with. All zero when the memory is made.
+///
+/// # Safety
+///
+/// Every bit pattern must be valid, and the type must have an alignment of a page at the most.
+pub(crate) unsafe trait Words {
+    /// How many bytes the memory has.
+    const SIZE: usize;
+
+    #[cfg(pool_loom)]
+    fn new() -> Self;
+}
+
+/// Shared memory that begins with words; the rest is for their owner to divide.
+pub(crate) struct Shared<W> {
+    #[cfg(not(pool_loom))]
+    memory: crate::memory::Memory,
+    #[cfg(not(pool_loom))]
+    words: std::marker::PhantomData<W>,
+    #[cfg(pool_loom)]
+    words: W,
+    #[cfg(pool_loom)]
+    bytes: Box<std::cell::UnsafeCell<[u8]>>,
+}
+
+#[cfg(not(pool_loom))]
+impl<W: Words> Shared<W> {
+    /// Makes memory, and the descriptor by which another process gets it.
+    pub(crate) fn create(name: &str) -> io::Result<(Self, OwnedFd)> {
+        let (memory, fd) = crate::memory::Memory::create(name, W::SIZE)?;
+        let words = std::marker::PhantomData;
+        Ok((Shared { memory, words }, fd))
+    }
+
+    /// Maps memory that another process has made.
+    pub(crate) fn open(fd: &OwnedFd) -> io::Result<Self> {
+        let memory = crate::memory::Memory::open(fd, W::SIZE)?;
+        let words = std::marker::PhantomData;
+        Ok(Shared { memory, words })
+    }
+
+    #[inline]
+    pub(crate) fn words(&self) -> &W {
+        const { assert!(size_of::<W>() <= W::SIZE) };
+        // SAFETY: the mapping begins with a page, is as long as `W` says, and lives as long as `self`;
+        // every bit pattern is a valid `W`.
+        unsafe { &*self.memory.base().cast::<W>() }
+    }
+
+    /// The first byte.
+    #[inline]
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.memory.base()
+    }
+}
+
+#[cfg(pool_loom)]
+#[expect(clippy::unnecessary_wraps, reason = "as the real one")]
+impl<W: Words> Shared<W> {
+    pub(crate) fn create(_: &str) -> io::Result<(Self, OwnedFd)> {
+        let null = std::fs::File::open("/dev/null")?;
+        Ok((Shared::in_this_process(), null.into()))
+    }
+
+    pub(crate) fn open(_: &OwnedFd) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn in_this_process() -> Self {
+        let bytes: Box<[u8]> = vec![0; W::SIZE].into();
+        // SAFETY: `UnsafeCell` is transparent.
+        let bytes =
+            unsafe { Box::from_raw(Box::into_raw(bytes) as *mut std::cell::UnsafeCell<[u8]>) };
+        Shared {
+            words: W::new(),
+            bytes,
+        }
+    }
+
+    pub(crate) fn words(&self) -> &W {
+        &self.words
+    }
+
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.bytes.get().cast()
+    }
+}
+
+#[cfg(pool_loom)]
+// SAFETY: the bytes are accessed by its users, who say how.
+unsafe impl<W: Sync> Sync for Shared<W> {}
