@@ -34,7 +34,7 @@ const COLLECTOR: u32 = 2;
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// So many workers may spin at a time, at the most.
-const SPINNERS: usize = if cfg!(pool_loom) { 1 } else { 63 };
+const SPINNERS: usize = if cfg!(pool_shuttle) { 1 } else { 63 };
 
 #[repr(C, align(64))]
 struct Line(AtomicU32);
@@ -52,7 +52,7 @@ pub(crate) struct Words {
 unsafe impl sync::Words for Words {
     const SIZE: usize = 8192;
 
-    #[cfg(pool_loom)]
+    #[cfg(pool_shuttle)]
     fn new() -> Self {
         let line = || Line(AtomicU32::new(0));
         Words {

@@ -1,11 +1,11 @@
 //! Sleeping until a word of shared memory changes.
 
-#[cfg(pool_loom)]
+#[cfg(pool_shuttle)]
 pub(crate) use self::model::{wait, wake};
-#[cfg(not(pool_loom))]
+#[cfg(not(pool_shuttle))]
 pub(crate) use self::real::{wait, wake};
 
-#[cfg(not(pool_loom))]
+#[cfg(not(pool_shuttle))]
 mod real {
     use std::io;
     use std::time::Duration;
@@ -36,16 +36,16 @@ mod real {
 
 /// A kernel whose sleepers wake when they are woken, and never by themselves: one that nobody wakes is
 /// found as a deadlock.
-#[cfg(pool_loom)]
+#[cfg(pool_shuttle)]
 mod model {
     use std::io;
     use std::time::Duration;
 
-    use loom::sync::{Condvar, Mutex};
+    use shuttle::sync::{Condvar, Mutex};
 
     use crate::sync::{AtomicU32, Ordering};
 
-    loom::lazy_static! {
+    shuttle::lazy_static! {
         static ref KERNEL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
     }
 

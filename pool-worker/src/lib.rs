@@ -32,7 +32,7 @@ mod futex;
 mod greeting;
 mod launch;
 mod lineage;
-#[cfg(not(pool_loom))]
+#[cfg(not(pool_shuttle))]
 mod memory;
 mod registry;
 mod ring;

@@ -59,8 +59,8 @@ use std::sync::Arc;
 use crate::sync::{self, AtomicU32, AtomicU64, Shared};
 
 /// The sizes of the rings, in bytes: powers of two.
-const REQUESTS: usize = if cfg!(pool_loom) { 128 } else { 128 * 1024 };
-const REPLIES: usize = if cfg!(pool_loom) { 32 } else { 128 * 1024 };
+const REQUESTS: usize = if cfg!(pool_shuttle) { 128 } else { 128 * 1024 };
+const REPLIES: usize = if cfg!(pool_shuttle) { 32 } else { 128 * 1024 };
 
 const REQUESTS_AT: usize = 4096;
 const REPLIES_AT: usize = REQUESTS_AT + REQUESTS;
@@ -107,13 +107,13 @@ struct WorkerWords {
     cpu: AtomicU32,
 }
 
-const _: () = assert!(cfg!(pool_loom) || size_of::<Words>() <= REQUESTS_AT);
+const _: () = assert!(cfg!(pool_shuttle) || size_of::<Words>() <= REQUESTS_AT);
 
 // SAFETY: atomics, for which every bit pattern is valid, aligned to 128.
 unsafe impl sync::Words for Words {
     const SIZE: usize = REPLIES_AT + REPLIES;
 
-    #[cfg(pool_loom)]
+    #[cfg(pool_shuttle)]
     fn new() -> Self {
         let (long, short) = (|| AtomicU64::new(0), || AtomicU32::new(0));
         Words {
@@ -187,7 +187,7 @@ mod kind {
 }
 
 /// The length of a piece, in bytes: several fit the ring, so that one side writes while the other reads.
-const PIECE_LEN: usize = if cfg!(pool_loom) { 32 } else { 32 * 1024 };
+const PIECE_LEN: usize = if cfg!(pool_shuttle) { 32 } else { 32 * 1024 };
 
 /// A shorter one is not worth writing because the end of the ring is near.
 const PIECE_MIN: usize = PIECE_LEN / 8;
@@ -242,7 +242,7 @@ fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-#[cfg(all(test, pool_loom))]
-mod loom;
-#[cfg(all(test, not(pool_loom)))]
+#[cfg(all(test, pool_shuttle))]
+mod orders;
+#[cfg(all(test, not(pool_shuttle)))]
 mod tests;

@@ -49,7 +49,7 @@ pub fn spin_for_piece(come: impl FnMut() -> bool, may: impl FnMut() -> bool) -> 
 }
 
 fn spin(budget: Duration, mut come: impl FnMut() -> bool, mut may: impl FnMut() -> bool) -> bool {
-    if cfg!(pool_loom) {
+    if cfg!(pool_shuttle) {
         // Waiting awake proves nothing there.
         return come();
     }

@@ -1,15 +1,25 @@
-//! Words of shared memory: the processor's, or loom's, which tries every order of their accesses.
+//! Words of shared memory: the processor's, or shuttle's, which tries very many orders of their accesses.
 //!
-//! `RUSTFLAGS="--cfg pool_loom" cargo test -p pool-worker --lib loom` runs the code of `ring` and `bell` in
-//! threads under loom, in memory of one process and with rings of a few bytes.
+//! `RUSTFLAGS="--cfg pool_shuttle" cargo test -p pool-worker --lib orders` runs the code of `ring` and `bell` in
+//! threads under shuttle, in memory of one process and with rings of a few bytes.
 
-#[cfg(pool_loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-#[cfg(not(pool_loom))]
+#[cfg(pool_shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(not(pool_shuttle))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use std::io;
 use std::os::fd::OwnedFd;
+
+/// The CPU that this thread runs on.
+#[inline]
+pub(crate) fn this_cpu() -> u32 {
+    if cfg!(pool_shuttle) {
+        // Every run is to be the same.
+        return 0;
+    }
+    rustix::thread::sched_getcpu() as u32
+}
 
 /// What a piece of shared memory begins with. All zero when the memory is made.
 ///
@@ -20,23 +30,23 @@ pub(crate) unsafe trait Words {
     /// How many bytes the memory has.
     const SIZE: usize;
 
-    #[cfg(pool_loom)]
+    #[cfg(pool_shuttle)]
     fn new() -> Self;
 }
 
 /// Shared memory that begins with words; the rest is for their owner to divide.
 pub(crate) struct Shared<W> {
-    #[cfg(not(pool_loom))]
+    #[cfg(not(pool_shuttle))]
     memory: crate::memory::Memory,
-    #[cfg(not(pool_loom))]
+    #[cfg(not(pool_shuttle))]
     words: std::marker::PhantomData<W>,
-    #[cfg(pool_loom)]
+    #[cfg(pool_shuttle)]
     words: W,
-    #[cfg(pool_loom)]
+    #[cfg(pool_shuttle)]
     bytes: Box<std::cell::UnsafeCell<[u8]>>,
 }
 
-#[cfg(not(pool_loom))]
+#[cfg(not(pool_shuttle))]
 impl<W: Words> Shared<W> {
     /// Makes memory, and the descriptor by which another process gets it.
     pub(crate) fn create(name: &str) -> io::Result<(Self, OwnedFd)> {
@@ -67,7 +77,7 @@ impl<W: Words> Shared<W> {
     }
 }
 
-#[cfg(pool_loom)]
+#[cfg(pool_shuttle)]
 #[expect(clippy::unnecessary_wraps, reason = "as the real one")]
 impl<W: Words> Shared<W> {
     pub(crate) fn create(_: &str) -> io::Result<(Self, OwnedFd)> {
@@ -99,6 +109,6 @@ impl<W: Words> Shared<W> {
     }
 }
 
-#[cfg(pool_loom)]
+#[cfg(pool_shuttle)]
 // SAFETY: the bytes are accessed by its users, who say how.
 unsafe impl<W: Sync> Sync for Shared<W> {}

@@ -12,7 +12,7 @@ use super::{
 use crate::copy;
 use crate::frames::{Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
-use crate::sync::{Ordering, Shared, fence};
+use crate::sync::{Ordering, Shared, fence, this_cpu};
 
 /// Room for a long reply is made at once up to this length, in bytes; then as it comes.
 const LONG_MAX: usize = 1 << 30;
@@ -219,7 +219,7 @@ impl ParentEnd {
         self.put(head, body);
         self.sent += len as u64;
         let words = self.segment.words();
-        let cpu = rustix::thread::sched_getcpu() as u32;
+        let cpu = this_cpu();
         if cpu != self.cpu {
             self.cpu = cpu;
             words.parent.0.cpu.store(cpu, Ordering::Relaxed);
@@ -520,6 +520,6 @@ impl Glance {
     /// Whether the worker runs on another CPU than this thread.
     pub fn is_elsewhere(&self) -> bool {
         let cpu = self.segment.words().worker.0.cpu.load(Ordering::Relaxed);
-        cpu != rustix::thread::sched_getcpu() as u32
+        cpu != this_cpu()
     }
 }

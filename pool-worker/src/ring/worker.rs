@@ -11,11 +11,11 @@ use crate::copy;
 use crate::frames::{self, FRAME_MAX, LONG, PIECE, Tag, WORD};
 use crate::futex;
 use crate::spin::{Spin, spin_for_piece};
-use crate::sync::{Ordering, Shared, fence};
+use crate::sync::{Ordering, Shared, fence, this_cpu};
 
 /// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
 /// it is finished, and is not lost waiting.
-const RESERVE: usize = if cfg!(pool_loom) { 8 } else { 4096 };
+const RESERVE: usize = if cfg!(pool_shuttle) { 8 } else { 4096 };
 
 /// A larger buffer is given back to the system after use. One of this size costs 30 ms to be had anew.
 const KEEP_MAX: usize = 128 << 20;
@@ -86,7 +86,7 @@ impl Requests {
             }
             let len = (head.len as usize).min(to_end - HEAD);
             self.next += record_len(len) as u64;
-            let cpu = rustix::thread::sched_getcpu() as u32;
+            let cpu = this_cpu();
             if cpu != self.cpu {
                 self.cpu = cpu;
                 let word = &self.segment.words().worker.0.cpu;
@@ -167,8 +167,7 @@ impl Requests {
         let words = self.segment.words();
         let (bell, index) = (&self.bell, self.index);
         let come = || words.requests_end.0.load(Ordering::Acquire) != self.next;
-        let apart =
-            || words.parent.0.cpu.load(Ordering::Relaxed) != rustix::thread::sched_getcpu() as u32;
+        let apart = || words.parent.0.cpu.load(Ordering::Relaxed) != this_cpu();
         if bell.start_spinning(index) && self.spin.until(come, || bell.may_spin(index) && apart()) {
             return;
         }
@@ -321,7 +320,7 @@ impl Replies {
 
     fn parent_is_elsewhere(&self) -> bool {
         let cpu = self.segment.words().parent.0.cpu.load(Ordering::Relaxed);
-        cpu != rustix::thread::sched_getcpu() as u32
+        cpu != this_cpu()
     }
 
     #[inline]

@@ -1,9 +1,10 @@
-//! Every order of the accesses of both ends, as far as loom can try them: see `sync.rs`.
+//! Very many orders of the accesses of both ends, by shuttle: see `sync.rs`. (loom, which would also try
+//! what a processor may delay, takes the second round of a request and a sleeper for a deadlock.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use loom::thread;
+use shuttle::thread;
 
 use super::*;
 use crate::bell::Bell;
@@ -29,10 +30,14 @@ fn ends() -> Ends {
     }
 }
 
+/// Tries orders at random, those with few preemptions in hard places, and as many as time allows one after
+/// the other. One that ends with a sleeper whom nobody wakes is found as a deadlock.
 fn model(test: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(test);
+    let test = Arc::new(test);
+    let [random, few, ordered] = [0; 3].map(|_| Arc::clone(&test));
+    shuttle::check_random(move || random(), 20_000);
+    shuttle::check_pct(move || few(), 20_000, 4);
+    shuttle::check_dfs(move || ordered(), Some(100_000));
 }
 
 fn inputs(count: u8, len: usize) -> Frames {
@@ -192,7 +197,7 @@ fn the_collector_is_woken_once_and_not_missed() {
     model(|| {
         let bell = Arc::new(Bell::of(Shared::in_this_process(), 1));
         let ringing = Arc::clone(&bell);
-        let flag = Arc::new(loom::sync::atomic::AtomicU32::new(0));
+        let flag = Arc::new(shuttle::sync::atomic::AtomicU32::new(0));
         let raised = Arc::clone(&flag);
         let worker = thread::spawn(move || {
             raised.store(1, crate::sync::Ordering::Release);
