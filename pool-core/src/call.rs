@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use pool_worker::{Frames, Task};
 
-use crate::backend::{
-    Backend, Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want,
-};
+use crate::backend::{Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
 use crate::error::{Codec, Error, Place, Side};
 use crate::feed::{self, Batch, Feed};
 use crate::few::Few;
-use crate::handle::{AsyncResult, Decode, Gather, Held};
+use crate::handle::{self, AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered, Packed};
 use crate::pool::Pool;
@@ -119,14 +117,20 @@ impl<'p, T: Task> Call<'p, T> {
     ///
     /// As [`Pool::apply`], and [`Error::InvalidSetting`].
     pub fn apply(self, args: T::Args) -> Result<T::Output, Error> {
-        self.apply_async(args).get()
+        let gather = Gather::new(self.pool.callbacks(), 1);
+        let job = self.submit_one(args, &gather)?;
+        self.pool.backend().wait(job, Want::All, &*gather, None);
+        handle::use_up(gather, decode_one::<T>)
     }
 
     /// [`Pool::apply_async`] with these options.
     pub fn apply_async(self, args: T::Args) -> AsyncResult<T::Output> {
         let gather = Gather::new(self.pool.callbacks(), 1);
         match self.submit_one(args, &gather) {
-            Ok(origin) => AsyncResult::new(gather, decode_one::<T>, Some(origin)),
+            Ok(job) => {
+                let origin = (Arc::clone(self.pool.backend()), job);
+                AsyncResult::new(gather, decode_one::<T>, Some(origin))
+            }
             Err(error) => {
                 gather.refuse(error);
                 AsyncResult::new(gather, decode_one::<T>, None)
@@ -256,11 +260,7 @@ impl<'p, T: Task> Call<'p, T> {
     }
 
     /// Hands over one input, without what it takes to hand over many.
-    fn submit_one(
-        &self,
-        args: T::Args,
-        gather: &Arc<Gather>,
-    ) -> Result<(Arc<dyn Backend>, JobId), Error> {
+    fn submit_one(&self, args: T::Args, gather: &Arc<Gather>) -> Result<JobId, Error> {
         feed::check(&self.options)?;
         let backend = self.pool.backend();
         let mut frames = Frames::default();
@@ -281,7 +281,7 @@ impl<'p, T: Task> Call<'p, T> {
             let failure = Failure::EncodeArguments(error.to_string());
             Arc::clone(gather).deliver(Outcomes::failed(0, 1, Arc::new(failure)));
         }
-        Ok((Arc::clone(backend), id))
+        Ok(id)
     }
 
     /// Draws all inputs at once, and returns while they run.

@@ -253,16 +253,7 @@ impl<R> AsyncResult<R> {
         if mem::replace(&mut self.lock().taken, true) {
             return Err(Error::Taken);
         }
-        match Arc::try_unwrap(self.gather) {
-            Ok(gather) => match gather.done.into_inner() {
-                Some(Ok(outcomes)) => (self.decode)(Held::Own(outcomes)),
-                Some(Err(error)) => Err(error),
-                // In a forked copy of the process nobody works for the pool.
-                None => Err(Error::Terminated),
-            },
-            // A callback needs it too.
-            Err(gather) => decode_shared(&gather, self.decode),
-        }
+        use_up(self.gather, self.decode)
     }
 
     /// Waits for the result, but no longer than `timeout`, and takes it.
@@ -394,6 +385,20 @@ impl<R> AsyncResult<R> {
 
     fn lock(&self) -> MutexGuard<'_, Usage> {
         sync::lock(&self.usage)
+    }
+}
+
+/// The result of a call that is over.
+pub(crate) fn use_up<R>(gather: Arc<Gather>, decode: Decode<R>) -> Result<R, Error> {
+    match Arc::try_unwrap(gather) {
+        Ok(gather) => match gather.done.into_inner() {
+            Some(Ok(outcomes)) => decode(Held::Own(outcomes)),
+            Some(Err(error)) => Err(error),
+            // In a forked copy of the process nobody works for the pool.
+            None => Err(Error::Terminated),
+        },
+        // A callback needs it too.
+        Err(gather) => decode_shared(&gather, decode),
     }
 }
 

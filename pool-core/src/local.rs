@@ -47,6 +47,7 @@ const STACK: usize = 256 * 1024;
 const END_MAX: Duration = Duration::from_secs(5);
 
 thread_local! {
+    static EFFECTS: Cell<Option<Box<Effects>>> = const { Cell::new(None) };
     /// Whether this is a supervisor or a collector.
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
 }
@@ -319,33 +320,37 @@ impl Backend for Local {
 impl Shared {
     /// Changes the state, does what follows from it, and delivers.
     fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let (result, effects) = {
+        // One box for each thread, so that nothing large is moved or allocated each time.
+        let mut effects = EFFECTS.take().unwrap_or_default();
+        let result = {
             let mut state = lock(&self.state);
+            mem::swap(&mut state.effects, &mut effects);
             let result = change(&mut state);
-            let effects = state.settle();
-            if !effects.deliveries.is_empty() {
+            state.settle();
+            if !state.effects.deliveries.is_empty() {
                 self.delivering.fetch_add(1, Ordering::SeqCst);
             }
-            (result, effects)
+            mem::swap(&mut state.effects, &mut effects);
+            result
         };
-        self.carry_out(effects);
+        self.carry_out(&mut effects);
+        EFFECTS.set(Some(effects));
         result
     }
 
     /// What is done without the lock.
-    fn carry_out(&self, effects: Effects) {
-        for sleeper in effects.sleepers {
+    fn carry_out(&self, effects: &mut Effects) {
+        for sleeper in effects.sleepers.drain(..) {
             sleeper.wake();
         }
-        let delivers = !effects.deliveries.is_empty();
-        for (sink, outcomes) in effects.deliveries {
-            // The waker of a user's future may panic, and this may be a thread that others need.
-            let delivered = panic::catch_unwind(AssertUnwindSafe(|| sink.deliver(outcomes)));
-            if let Err(payload) = delivered {
-                mem::forget(payload);
+        if !effects.deliveries.is_empty() {
+            for (sink, outcomes) in effects.deliveries.drain(..) {
+                // The waker of a user's future may panic, and this may be a thread that others need.
+                let delivered = panic::catch_unwind(AssertUnwindSafe(|| sink.deliver(outcomes)));
+                if let Err(payload) = delivered {
+                    mem::forget(payload);
+                }
             }
-        }
-        if delivers {
             let last = self.delivering.fetch_sub(1, Ordering::SeqCst) == 1;
             if effects.leader_may_sleep {
                 self.launcher.bell().wake_leader();
@@ -355,10 +360,10 @@ impl Shared {
                 self.changed.notify_all();
             }
         }
-        if effects.wake_supervisor {
+        if mem::take(&mut effects.wake_supervisor) {
             self.waker.wake();
         }
-        if effects.over {
+        if mem::take(&mut effects.over) {
             self.changed.notify_all();
         }
     }

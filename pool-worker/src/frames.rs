@@ -66,7 +66,8 @@ pub struct Frames {
     count: usize,
     alone: Option<Tag>,
     /// What comes behind `bytes`, of one that stands alone.
-    tail: Vec<u8>,
+    /// (In a box, since it is rare, and frames are moved often.)
+    tail: Option<Box<Vec<u8>>>,
 }
 
 impl fmt::Debug for Frames {
@@ -87,7 +88,7 @@ impl Frames {
                 start: 0,
                 count: 1,
                 alone: Some(tag),
-                tail: Vec::new(),
+                tail: None,
             };
         }
         let mut framed = Vec::with_capacity(WORD + bytes.len());
@@ -108,7 +109,7 @@ impl Frames {
             start: 0,
             count,
             alone: None,
-            tail: Vec::new(),
+            tail: None,
         }
     }
 
@@ -148,7 +149,7 @@ impl Frames {
             start,
             count: 1,
             alone: Some(Tag::Value),
-            tail: tail.unwrap_or_default(),
+            tail: tail.map(Box::new),
         }))
     }
 
@@ -161,12 +162,16 @@ impl Frames {
     /// How many bytes they take.
     #[inline]
     pub fn size(&self) -> usize {
-        self.bytes.len() - self.start + self.tail.len()
+        self.bytes.len() - self.start + self.tail().len()
     }
 
     #[inline]
     fn rest(&self) -> &[u8] {
         &self.bytes[self.start..]
+    }
+
+    fn tail(&self) -> &[u8] {
+        self.tail.as_deref().map_or(&[], Vec::as_slice)
     }
 
     /// Takes the first `front` away, as frames of their own.
@@ -216,7 +221,9 @@ impl Frames {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.drain(..self.start);
         self.start = 0;
-        bytes.append(&mut self.tail);
+        if let Some(mut tail) = self.tail.take() {
+            bytes.append(&mut tail);
+        }
         bytes
     }
 
@@ -261,7 +268,7 @@ impl Frames {
 
     /// The two parts of a byte string that stands alone.
     pub(crate) fn as_alone(&self) -> [&[u8]; 2] {
-        [self.rest(), &self.tail]
+        [self.rest(), self.tail()]
     }
 }
 

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::process;
 use std::ptr;
@@ -277,13 +277,20 @@ impl Runner {
     }
 }
 
+/// Of so many busy times of a task, only one is measured once its pace is known.
+const BUSY_PER_MEASUREMENT: u32 = 8;
+
 /// Measures how long inputs take, with few readings of the clock.
 #[derive(Default)]
 struct Pace {
     task: u32,
+    /// How many times this worker has begun to be busy with the task.
+    times: u32,
     /// Since when `count` inputs were run, one right after the other.
     since_ns: Option<u64>,
     count: u32,
+    /// There was nothing to do since.
+    paused: bool,
 }
 
 impl Pace {
@@ -292,9 +299,15 @@ impl Pace {
         if self.task != task {
             self.stop(replies);
             self.task = task;
+            self.times = 0;
+            self.paused = true;
         }
-        if self.since_ns.is_none() {
-            self.since_ns = Some(clock::now_ns());
+        if mem::take(&mut self.paused) {
+            self.times = self.times.wrapping_add(1);
+            let known = self.times > BUSY_PER_MEASUREMENT;
+            if !known || self.times.is_multiple_of(BUSY_PER_MEASUREMENT) {
+                self.since_ns = Some(clock::now_ns());
+            }
         }
     }
 
@@ -302,7 +315,13 @@ impl Pace {
     fn count(&mut self, replies: &Replies) {
         self.count += 1;
         if self.count >= INPUTS_PER_READING {
-            self.read(replies);
+            // A busy time that lasts is measured in any case.
+            if self.since_ns.is_some() {
+                self.read(replies);
+            } else {
+                self.since_ns = Some(clock::now_ns());
+                self.count = 0;
+            }
         }
     }
 
@@ -321,5 +340,7 @@ impl Pace {
     fn stop(&mut self, replies: &Replies) {
         self.read(replies);
         self.since_ns = None;
+        self.count = 0;
+        self.paused = true;
     }
 }

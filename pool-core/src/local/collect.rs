@@ -16,6 +16,7 @@ use pool_worker::{Glance, TICK, spin_for_piece};
 use super::Shared;
 use super::state::State;
 use crate::backend::{JobId, Waiting, Want};
+use crate::few::Few;
 use crate::sync::{Parker, lock};
 
 /// If work seems badly shared out, but not worth mending, it is mended after this time nevertheless.
@@ -26,7 +27,7 @@ enum Role {
     /// It found something, and has no role yet.
     Found,
     /// It looks at the rings of these workers, and sleeps on the bell.
-    Leader(Vec<Glance>),
+    Leader(Few<Glance>),
     Follower,
 }
 
@@ -77,7 +78,7 @@ impl Shared {
     }
 
     /// Spins while replies may come at once. If there are some, takes them up and resigns.
-    fn spin(&self, glances: &[Glance]) -> bool {
+    fn spin(&self, glances: &Few<Glance>) -> bool {
         if glances.is_empty() {
             return false;
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 use pool_worker::{Bell, Frames, Glance, Sleeper, Worker};
 
 use crate::backend::{JobId, Outcomes, Sink};
+use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler};
 use crate::sync::{self, Parker};
 
@@ -40,7 +41,7 @@ pub(super) struct State {
     looked_at: usize,
     submits: usize,
     replies: VecDeque<Frames>,
-    effects: Effects,
+    pub(super) effects: Box<Effects>,
 }
 
 /// Who gets a job's outcomes; and who draws its inputs, as far as that is known.
@@ -83,7 +84,7 @@ impl State {
             looked_at: 0,
             submits: 0,
             replies: VecDeque::new(),
-            effects: Effects::default(),
+            effects: Box::default(),
         }
     }
 
@@ -185,10 +186,10 @@ impl State {
 
     /// What tells without the lock whether a busy worker has replied; empty if there are more than `most`
     /// busy ones.
-    pub(super) fn glances(&self, most: usize) -> Vec<Glance> {
+    pub(super) fn glances(&self, most: usize) -> Few<Glance> {
         let busy = (0..self.workers.len()).filter(|slot| self.scheduler.is_busy(*slot));
         if busy.clone().nth(most).is_some() {
-            return Vec::new();
+            return Few::default();
         }
         busy.filter_map(|slot| Some(self.workers[slot].as_ref()?.glance()))
             .collect()
@@ -197,7 +198,7 @@ impl State {
     // ---- consequences -------------------------------------------------------------------------
 
     /// Carries out what the scheduler has decided, as far as it can be done under the lock.
-    pub(super) fn settle(&mut self) -> Effects {
+    pub(super) fn settle(&mut self) {
         loop {
             self.act_all();
             // Whoever sleeps must be woken for what is new.
@@ -217,7 +218,6 @@ impl State {
         self.effects.wake_supervisor |= self.scheduler.wants_tick() || self.scheduler.is_over();
         self.effects.leader_may_sleep = self.has_leader;
         self.effects.closed = *self.scheduler.mode() != Mode::Open;
-        std::mem::take(&mut self.effects)
     }
 
     fn act_all(&mut self) {
