@@ -50,8 +50,7 @@ unsafe fn stream(from: *const u8, to: *mut u8, len: usize) {
         }
     }
     let done = head + lines * 64;
-    // SAFETY: within the `len` bytes.
-    let (from, to) = unsafe { (from.add(done), to.add(done)) };
+    let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
     // SAFETY: what is left of the `len` bytes.
     unsafe { ptr::copy_nonoverlapping(from, to, len - done) };
     // SAFETY: every x86-64 has it. Such stores are not ordered with others by themselves.

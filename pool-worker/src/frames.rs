@@ -66,7 +66,10 @@ pub struct Frames {
     count: usize,
     alone: Option<Tag>,
     /// What comes behind `bytes`, of one that stands alone.
-    /// (In a box, since it is rare, and frames are moved often.)
+    #[expect(
+        clippy::box_collection,
+        reason = "it is rare, and frames are moved often"
+    )]
     tail: Option<Box<Vec<u8>>>,
 }
 
