@@ -199,7 +199,8 @@ fn death_at_each_step_costs_no_more_than_what_was_begun() {
 
 #[test]
 fn words_that_lie_are_found_out() {
-    let lies: [(&str, fn(&Words)); 4] = [
+    type Lie = fn(&Words);
+    let lies: [(&str, Lie); 4] = [
         ("more replies than fit", |words| {
             words.replies.0.0.store(u64::MAX, Ordering::Release);
         }),
