@@ -313,7 +313,12 @@ impl Backend for Local {
             return Vec::new();
         }
         let state = lock(&self.shared.state);
-        state.workers.iter().flatten().map(Worker::pid).collect()
+        (0..self.shared.processes)
+            .filter_map(|worker| {
+                let mut slots = state.scheduler.slots_of(worker).into_iter().flatten();
+                slots.find_map(|slot| state.workers[slot].as_ref().map(Worker::pid))
+            })
+            .collect()
     }
 }
 

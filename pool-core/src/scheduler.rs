@@ -115,6 +115,17 @@ pub(crate) struct Rules {
     pub(crate) during: String,
 }
 
+impl Rules {
+    /// How many processes there may be. Where workers go after a number of inputs, each has an understudy,
+    /// which is started ahead of need.
+    pub(crate) fn seats(&self) -> usize {
+        match self.max_tasks {
+            Some(_) => 2 * self.slots,
+            None => self.slots,
+        }
+    }
+}
+
 /// The end of a worker. Everything that it replied was heard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct End {
@@ -159,9 +170,14 @@ impl Scheduler {
     pub(crate) fn new(rules: Rules) -> Scheduler {
         let slots = rules.slots;
         let mut scheduler = Scheduler {
-            rules,
             mode: Mode::Open,
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            slots: (0..rules.seats())
+                .map(|slot| Slot {
+                    on_duty: slot < slots,
+                    ..Slot::default()
+                })
+                .collect(),
+            rules,
             jobs: Jobs::default(),
             idle: Vec::with_capacity(slots),
             recent: 0,
@@ -201,7 +217,22 @@ impl Scheduler {
 
     /// Whether every worker is ready, or was once.
     pub(crate) fn are_all_ready(&self) -> bool {
-        self.slots.iter().all(|slot| slot.was_ready)
+        self.slots[..self.rules.slots]
+            .iter()
+            .all(|slot| slot.was_ready)
+    }
+
+    /// How many processes there may be, understudies included.
+    pub(crate) fn seats(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The slots of this worker: that which is on duty, and that of its understudy.
+    pub(crate) fn slots_of(&self, worker: usize) -> [Option<usize>; 2] {
+        match self.partner(worker) {
+            Some(other) if self.slots[other].on_duty => [Some(other), Some(worker)],
+            other => [Some(worker), other],
+        }
     }
 
     /// Whether there is no process and no wish for one.
@@ -438,6 +469,7 @@ impl Scheduler {
             state.was_ready = true;
             self.saturated = false;
             self.note_idle(slot);
+            self.prepare_understudy(slot);
             self.dispatch();
         }
     }
@@ -571,9 +603,8 @@ impl Scheduler {
         let End { pid, exit, begun } = end;
         let open = self.slots[slot].open;
         self.set_open(slot, 0);
-        let mut state = mem::take(&mut self.slots[slot]);
+        let mut state = self.vacate(slot);
         state.open = open;
-        self.slots[slot].was_ready = state.was_ready;
         let Some(ready_since) = state.ready_since else {
             let during = &self.rules.during;
             let why = state.why.unwrap_or_else(|| match state.phase {
@@ -620,18 +651,14 @@ impl Scheduler {
         retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
         self.put_back(retry);
         let early = begun == 0 && now.saturating_sub(ready_since) < EARLY;
-        self.want_worker(slot, early.then(|| now + START_PAUSE));
+        self.replace_worker(slot, early.then(|| now + START_PAUSE));
         self.saturated = false;
         self.dispatch();
     }
 
     /// The worker could not be started, or was dead before it was ready.
     pub(crate) fn start_failed(&mut self, slot: usize, why: String, now: Time) {
-        let was_ready = self.slots[slot].was_ready;
-        self.slots[slot] = Slot {
-            was_ready,
-            ..Slot::default()
-        };
+        self.vacate(slot);
         self.failed_starts.push_back(now);
         while self
             .failed_starts
@@ -646,8 +673,20 @@ impl Scheduler {
         {
             self.end(Mode::Broken(why.clone()), Failure::Broken(why), now);
         }
-        self.want_worker(slot, Some(now + START_PAUSE));
+        self.replace_worker(slot, Some(now + START_PAUSE));
         self.dispatch();
+    }
+
+    /// Makes a slot empty, and gives what it was.
+    fn vacate(&mut self, slot: usize) -> Slot {
+        let state = &mut self.slots[slot];
+        let empty = Slot {
+            was_ready: state.was_ready,
+            on_duty: state.on_duty,
+            listed: state.listed,
+            ..Slot::default()
+        };
+        mem::replace(state, empty)
     }
 
     // ---- time ---------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ pub(super) struct Effects {
 
 impl State {
     pub(super) fn new(rules: Rules, bell: Bell) -> State {
-        let slots = rules.slots;
+        let slots = rules.seats();
         State {
             scheduler: Scheduler::new(rules),
             workers: (0..slots).map(|_| None).collect(),

@@ -12,7 +12,8 @@ use crate::scheduler::End;
 const AGAIN: Duration = Duration::from_millis(20);
 
 pub(super) fn supervise(shared: &Shared, watch: &Watch) {
-    let mut starting: Vec<Option<Starting>> = (0..shared.processes).map(|_| None).collect();
+    let seats = crate::sync::lock(&shared.state).scheduler.seats();
+    let mut starting: Vec<Option<Starting>> = (0..seats).map(|_| None).collect();
     // Dead, but how they ended can't be read yet.
     let mut unread: Vec<usize> = Vec::new();
     loop {
@@ -88,7 +89,7 @@ fn has_wanted(shared: &Shared) -> bool {
 fn start_workers(shared: &Shared, starting: &mut [Option<Starting>]) {
     let wanted = std::mem::take(&mut crate::sync::lock(&shared.state).wanted);
     for slot in wanted {
-        let launched = shared.launcher.launch(slot);
+        let launched = shared.launcher.launch(slot % shared.processes);
         let now = pool_worker::now();
         shared.update(|state| match launched {
             Ok((worker, talk)) => {

@@ -47,8 +47,49 @@ impl Scheduler {
         };
     }
 
+    /// The slot of the understudy of this one, or whose understudy this is.
+    pub(super) fn partner(&self, slot: usize) -> Option<usize> {
+        let partner = (slot + self.rules.slots) % self.slots.len();
+        (partner != slot).then_some(partner)
+    }
+
+    /// Starts an understudy if the worker on duty has few inputs left.
+    pub(super) fn prepare_understudy(&mut self, slot: usize) {
+        let (Some(partner), Some(max)) = (self.partner(slot), self.rules.max_tasks) else {
+            return;
+        };
+        let state = &self.slots[slot];
+        if state.on_duty && self.tasks_left(state) <= 1 + max / 8 {
+            self.want_worker(partner, None);
+        }
+    }
+
+    /// The understudy goes on duty for a slot.
+    fn relieve(&mut self, slot: usize) {
+        if let Some(partner) = self.partner(slot) {
+            self.slots[slot].on_duty = false;
+            self.slots[partner].on_duty = true;
+            self.want_worker(partner, None);
+            self.note_idle(partner);
+            self.saturated = false;
+            self.prepare_understudy(partner);
+        }
+    }
+
+    /// Sees to it that there is a worker after the one in this slot, not before a time.
+    pub(super) fn replace_worker(&mut self, slot: usize, not_before: Option<Time>) {
+        match self.partner(slot) {
+            Some(partner) if !self.slots[slot].on_duty => self.prepare_understudy(partner),
+            Some(partner) if self.slots[partner].is_coming() => self.relieve(slot),
+            _ => self.want_worker(slot, not_before),
+        }
+    }
+
     /// Gives work to all who can take some, and lets go who is not needed any more.
     pub(super) fn dispatch(&mut self) {
+        if self.rules.max_tasks.is_some() {
+            self.retire();
+        }
         while !self.saturated
             && let Some(id) = self.jobs.next()
         {
@@ -61,27 +102,39 @@ impl Scheduler {
             }
         }
         self.balance(false);
-        let closing = self.mode == Mode::Closed && self.jobs.is_empty();
-        if closing || self.rules.max_tasks.is_some() {
-            for slot in 0..self.slots.len() {
-                let state = &self.slots[slot];
-                if state.is_ready()
-                    && state.given.is_empty()
-                    && (closing || self.tasks_left(state) == 0)
-                {
-                    self.leave(slot);
-                }
-                // Nobody is left to need those that are still wanted.
-                if closing && matches!(self.slots[slot].phase, Phase::Wanted { .. }) {
-                    self.slots[slot].phase = Phase::Empty;
-                    self.wants_tick = true;
-                }
+        if self.mode == Mode::Closed && self.jobs.is_empty() {
+            self.close_down();
+        }
+    }
+
+    /// Lets workers go that have done as many inputs as they may.
+    fn retire(&mut self) {
+        for slot in 0..self.slots.len() {
+            let state = &self.slots[slot];
+            if state.is_ready() && state.given.is_empty() && self.tasks_left(state) == 0 {
+                self.leave(slot);
+                self.relieve(slot);
+            }
+        }
+    }
+
+    /// Lets all workers go: there is nothing to do any more, nor will be.
+    fn close_down(&mut self) {
+        for slot in 0..self.slots.len() {
+            let state = &self.slots[slot];
+            if state.is_ready() && state.given.is_empty() {
+                self.leave(slot);
+            }
+            // Nobody is left to need those that are still wanted.
+            if matches!(self.slots[slot].phase, Phase::Wanted { .. }) {
+                self.slots[slot].phase = Phase::Empty;
+                self.wants_tick = true;
             }
         }
     }
 
     fn takes_more(&self, slot: &Slot) -> bool {
-        slot.is_ready() && !slot.recalling && self.tasks_left(slot) > 0
+        slot.is_ready() && slot.on_duty && !slot.recalling && self.tasks_left(slot) > 0
     }
 
     fn is_idle(&self, slot: &Slot) -> bool {
@@ -292,6 +345,9 @@ impl Scheduler {
         state.given.push_back(given);
         let open = state.open + count;
         self.set_open(slot, open);
+        if self.rules.max_tasks.is_some() {
+            self.prepare_understudy(slot);
+        }
         self.recent = slot;
         self.given = self.given.wrapping_add(count);
         self.actions.push_back(Action::Send { slot });

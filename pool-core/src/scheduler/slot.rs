@@ -123,6 +123,8 @@ pub(super) struct Slot {
     pub(super) recalling: bool,
     /// A recall has found nothing to take back since work was last given.
     pub(super) drained: bool,
+    /// It is given work. Otherwise it is, or will be, the understudy of one that is.
+    pub(super) on_duty: bool,
     /// It is in the list of those that may be idle.
     pub(super) listed: bool,
     /// When it became ready.
@@ -136,6 +138,14 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn is_ready(&self) -> bool {
         self.phase == Phase::Ready
+    }
+
+    /// Whether it is ready, or on its way to be.
+    pub(super) fn is_coming(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Launching | Phase::Starting { .. } | Phase::Ready
+        )
     }
 
     pub(super) fn has_process(&self) -> bool {

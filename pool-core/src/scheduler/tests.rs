@@ -58,9 +58,10 @@ impl World {
             start_timeout: Duration::from_secs(30),
             during: String::new(),
         };
+        let seats = rules.seats();
         let mut world = World {
             scheduler: Scheduler::new(rules),
-            slots: (0..slots).map(|_| None).collect(),
+            slots: (0..seats).map(|_| None).collect(),
             room: 10_000,
             wanted: BTreeSet::new(),
             jobs: BTreeMap::new(),
@@ -770,29 +771,58 @@ fn failed_starts_that_are_far_apart_do_not() {
 }
 
 #[test]
-fn a_worker_goes_after_its_number_of_inputs() {
+fn a_worker_goes_after_its_number_of_inputs_and_its_understudy_is_there() {
     let mut world = World::new(1, Some(2));
     world.start(0, true);
     world.become_ready(0);
     world.act();
+    assert!(world.wanted.is_empty());
     world.submit(5, Options::default(), false);
     world.act();
-    let mut processes = 0;
-    while world.forgotten.is_empty() {
-        world.begin(0);
-        world.tell(0, true);
+    // It is wanted before the worker is through: that one has but one input left.
+    assert!(world.wanted.contains(&1));
+    let mut on_duty = 0;
+    for round in 0..3 {
+        world.start(1 - on_duty, true);
+        world.become_ready(1 - on_duty);
         world.act();
-        if world.slots[0].as_ref().is_some_and(|process| process.asked) {
-            assert_eq!(world.slots[0].as_ref().unwrap().begun, 2);
-            world.die(0);
+        // Only one of the two is given work.
+        assert_eq!(queue_of(&world, 1 - on_duty), [0_usize; 0]);
+        for _ in 0..2 {
+            world.begin(on_duty);
+            world.tell(on_duty, true);
             world.act();
-            world.start(0, true);
-            world.become_ready(0);
-            world.act();
-            processes += 1;
         }
+        if round == 2 {
+            break;
+        }
+        let process = world.slots[on_duty].as_ref().unwrap();
+        assert!(process.asked);
+        assert_eq!(process.begun, 2);
+        // The other has its work before this one is gone.
+        assert!(!queue_of(&world, 1 - on_duty).is_empty());
+        world.die(on_duty);
+        world.act();
+        on_duty = 1 - on_duty;
     }
-    assert_eq!(processes, 2);
+    assert_eq!(world.outcomes.len(), 5);
+}
+
+#[test]
+fn an_understudy_goes_on_duty_for_a_worker_that_died() {
+    let mut world = World::new(1, Some(1));
+    world.start(0, true);
+    world.become_ready(0);
+    world.act();
+    world.start(1, true);
+    world.become_ready(1);
+    world.act();
+    world.die(0);
+    world.act();
+    world.submit(1, Options::default(), false);
+    world.act();
+    assert_eq!(queue_of(&world, 1), [0]);
+    assert_eq!(world.scheduler.slots_of(0), [Some(1), Some(0)]);
 }
 
 #[test]
