@@ -99,6 +99,9 @@ impl PoolBuilder {
     /// How many inputs a worker may take before a fresh one takes its place, so that what tasks
     /// leak is given back. A chunk that was begun is finished first.
     ///
+    /// The fresh one is started when the other has few inputs left (an eighth of them), so there are up to
+    /// twice as many processes; no more than [`processes`](PoolBuilder::processes) of them run tasks.
+    ///
     /// Default: no limit. 0 is refused.
     pub fn max_tasks_per_child(mut self, tasks: usize) -> Self {
         self.max_tasks_per_child = Some(tasks);

@@ -32,6 +32,8 @@
 //! - Only a slot that is `Ready` is given work.
 //! - What was begun is never given again, unless the job allows retries and its worker died.
 
+mod clock;
+mod death;
 mod decide;
 mod job;
 mod pace;
@@ -42,7 +44,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_worker::{Exit, Frames, Progress};
+use pool_worker::{Exit, Frames};
 
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
@@ -596,181 +598,6 @@ impl Scheduler {
         }
         // What is left here now can't be shared, so asking again would never end.
         self.slots[slot].drained = true;
-    }
-
-    /// The worker is dead.
-    pub(crate) fn died(&mut self, slot: usize, end: End, now: Time) {
-        let End { pid, exit, begun } = end;
-        let open = self.slots[slot].open;
-        self.set_open(slot, 0);
-        let mut state = self.vacate(slot);
-        state.open = open;
-        let Some(ready_since) = state.ready_since else {
-            let during = &self.rules.during;
-            let why = state.why.unwrap_or_else(|| match state.phase {
-                Phase::Dying(Reason::Late) => {
-                    format!("process {pid} was not ready in time{during}")
-                }
-                _ => format!("process {pid} {exit} before it was ready{during}"),
-            });
-            self.start_failed(slot, why, now);
-            return;
-        };
-        let running = state.running(begun);
-        let back = state.take_back(running);
-        let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
-        let mut retry = Vec::new();
-        let mut position = 0;
-        for mut given in state.given {
-            while given.left() > 0 {
-                let mut lost = given.split_front(1);
-                position += 1;
-                if lost.void {
-                    continue;
-                }
-                let abandoned = self.jobs.get(lost.job).is_some_and(|job| job.abandoned);
-                lost.deaths += 1;
-                // The limit was passed by the last one begun; what lies before it went down with it.
-                let limit = lost.options.time_limit.filter(|_| time_limit);
-                let failure = match limit {
-                    Some(limit) if position == running => Failure::TimeLimit(limit),
-                    _ if !abandoned && lost.deaths <= lost.options.retries => {
-                        retry.push(lost);
-                        continue;
-                    }
-                    _ => Failure::Lost {
-                        pid,
-                        exit,
-                        attempts: lost.deaths,
-                    },
-                };
-                let outcomes = Outcomes::failed(lost.portion.first, 1, Arc::new(failure));
-                self.deliver(lost.job, outcomes);
-            }
-        }
-        retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
-        self.put_back(retry);
-        let early = begun == 0 && now.saturating_sub(ready_since) < EARLY;
-        self.replace_worker(slot, early.then(|| now + START_PAUSE));
-        self.saturated = false;
-        self.dispatch();
-    }
-
-    /// The worker could not be started, or was dead before it was ready.
-    pub(crate) fn start_failed(&mut self, slot: usize, why: String, now: Time) {
-        self.vacate(slot);
-        self.failed_starts.push_back(now);
-        while self
-            .failed_starts
-            .front()
-            .is_some_and(|at| now.saturating_sub(*at) > INTENSITY_PERIOD)
-        {
-            self.failed_starts.pop_front();
-        }
-        self.first_failure.get_or_insert_with(|| why.clone());
-        if self.failed_starts.len() > 10.max(5 * self.slots.len())
-            && matches!(self.mode, Mode::Open | Mode::Closed)
-        {
-            self.end(Mode::Broken(why.clone()), Failure::Broken(why), now);
-        }
-        self.replace_worker(slot, Some(now + START_PAUSE));
-        self.dispatch();
-    }
-
-    /// Makes a slot empty, and gives what it was.
-    fn vacate(&mut self, slot: usize) -> Slot {
-        let state = &mut self.slots[slot];
-        let empty = Slot {
-            was_ready: state.was_ready,
-            on_duty: state.on_duty,
-            listed: state.listed,
-            ..Slot::default()
-        };
-        mem::replace(state, empty)
-    }
-
-    // ---- time ---------------------------------------------------------------------------------
-
-    /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
-    /// was heard; `progress` tells how far the worker of a slot is.
-    pub(crate) fn tick(&mut self, now: Time, progress: impl Fn(usize) -> Progress) -> Option<Time> {
-        self.wants_tick = false;
-        self.shortest_limit = None;
-        let mut next: Option<Time> = None;
-        let mut soonest = |at: Time| next = Some(next.map_or(at, |next| next.min(at)));
-        for slot in 0..self.slots.len() {
-            match self.slots[slot].phase {
-                Phase::Wanted { not_before } if not_before > now => soonest(not_before),
-                Phase::Wanted { .. } => {
-                    self.slots[slot].phase = Phase::Launching;
-                    self.actions.push_back(Action::Start { slot });
-                }
-                Phase::Starting { until: Some(until) } if until > now => soonest(until),
-                Phase::Starting { until: Some(_) } => self.kill(slot, Reason::Late),
-                Phase::Leaving { until: None } => {
-                    let until = now + LEAVE_MAX;
-                    self.slots[slot].phase = Phase::Leaving { until: Some(until) };
-                    soonest(until);
-                }
-                Phase::Leaving { until: Some(until) } if until > now => soonest(until),
-                Phase::Leaving { .. } => self.kill(slot, Reason::Other),
-                Phase::Ready => {
-                    if let Some(left) = self.time_left(slot, now, &progress)
-                        && let Some(at) = now.checked_add(left)
-                    {
-                        soonest(at);
-                    }
-                }
-                _ => {}
-            }
-        }
-        if let Some(at) = self.kill_at {
-            if at > now {
-                soonest(at);
-            } else {
-                for slot in 0..self.slots.len() {
-                    if self.slots[slot].has_process() {
-                        self.actions.push_back(Action::Kill { slot });
-                    }
-                }
-            }
-        }
-        next
-    }
-
-    /// Ends an input that is past its limit; otherwise says how long it has, or how long the next one
-    /// will have at least.
-    fn time_left(
-        &mut self,
-        slot: usize,
-        now: Time,
-        progress: impl Fn(usize) -> Progress,
-    ) -> Option<Duration> {
-        let state = &self.slots[slot];
-        let limits = state
-            .given
-            .iter()
-            .filter_map(|given| given.options.time_limit);
-        let shortest = limits.min()?;
-        let known = self.shortest_limit.get_or_insert(shortest);
-        *known = shortest.min(*known);
-        let progress = progress(slot);
-        let Some(limit) = state
-            .running_now(progress.begun)
-            .and_then(|given| given.options.time_limit)
-        else {
-            return Some(shortest);
-        };
-        let ran = now.saturating_sub(progress.begun_at);
-        let left = limit.saturating_sub(ran);
-        if left.is_zero() {
-            self.slots[slot].phase = Phase::Overdue {
-                begun: progress.begun,
-            };
-            self.recall(slot);
-            return None;
-        }
-        Some(left.min(shortest))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use pool_worker::{Exit, Fault, Frames, Tag};
+use pool_worker::{Exit, Fault, Frames, Progress, Tag};
 use proptest::prelude::*;
 use proptest::sample::Index;
 

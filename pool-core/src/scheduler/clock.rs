@@ -1,0 +1,92 @@
+//! What follows from the time: starts that take too long, limits that are passed, workers that stay.
+
+use std::time::Duration;
+
+use pool_worker::Progress;
+
+use super::slot::{Phase, Reason};
+use super::{Action, LEAVE_MAX, Scheduler, Time};
+
+impl Scheduler {
+    /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
+    /// was heard; `progress` tells how far the worker of a slot is.
+    pub(crate) fn tick(&mut self, now: Time, progress: impl Fn(usize) -> Progress) -> Option<Time> {
+        self.wants_tick = false;
+        self.shortest_limit = None;
+        let mut next: Option<Time> = None;
+        let mut soonest = |at: Time| next = Some(next.map_or(at, |next| next.min(at)));
+        for slot in 0..self.slots.len() {
+            match self.slots[slot].phase {
+                Phase::Wanted { not_before } if not_before > now => soonest(not_before),
+                Phase::Wanted { .. } => {
+                    self.slots[slot].phase = Phase::Launching;
+                    self.actions.push_back(Action::Start { slot });
+                }
+                Phase::Starting { until: Some(until) } if until > now => soonest(until),
+                Phase::Starting { until: Some(_) } => self.kill(slot, Reason::Late),
+                Phase::Leaving { until: None } => {
+                    let until = now + LEAVE_MAX;
+                    self.slots[slot].phase = Phase::Leaving { until: Some(until) };
+                    soonest(until);
+                }
+                Phase::Leaving { until: Some(until) } if until > now => soonest(until),
+                Phase::Leaving { .. } => self.kill(slot, Reason::Other),
+                Phase::Ready => {
+                    if let Some(left) = self.time_left(slot, now, &progress)
+                        && let Some(at) = now.checked_add(left)
+                    {
+                        soonest(at);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(at) = self.kill_at {
+            if at > now {
+                soonest(at);
+            } else {
+                for slot in 0..self.slots.len() {
+                    if self.slots[slot].has_process() {
+                        self.actions.push_back(Action::Kill { slot });
+                    }
+                }
+            }
+        }
+        next
+    }
+
+    /// Ends an input that is past its limit; otherwise says how long it has, or how long the next one
+    /// will have at least.
+    fn time_left(
+        &mut self,
+        slot: usize,
+        now: Time,
+        progress: impl Fn(usize) -> Progress,
+    ) -> Option<Duration> {
+        let state = &self.slots[slot];
+        let limits = state
+            .given
+            .iter()
+            .filter_map(|given| given.options.time_limit);
+        let shortest = limits.min()?;
+        let known = self.shortest_limit.get_or_insert(shortest);
+        *known = shortest.min(*known);
+        let progress = progress(slot);
+        let Some(limit) = state
+            .running_now(progress.begun)
+            .and_then(|given| given.options.time_limit)
+        else {
+            return Some(shortest);
+        };
+        let ran = now.saturating_sub(progress.begun_at);
+        let left = limit.saturating_sub(ran);
+        if left.is_zero() {
+            self.slots[slot].phase = Phase::Overdue {
+                begun: progress.begun,
+            };
+            self.recall(slot);
+            return None;
+        }
+        Some(left.min(shortest))
+    }
+}
