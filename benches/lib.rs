@@ -1,1 +1,1 @@
-//! The pool beside its peers. The measurements are in `table.rs`.
+//! The pool beside its peers. The measurements are the bench `pool`, which begins in `main.rs`.

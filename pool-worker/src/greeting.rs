@@ -75,7 +75,8 @@ struct Hello {
     token: String,
     version: u32,
     fingerprint: u64,
-    control: IpcSender<Control>,
+    /// Where to say what to set up, if there is something.
+    control: Option<IpcSender<Control>>,
 }
 
 /// What the parent says.
@@ -252,13 +253,15 @@ impl Talk {
                 let Some(setup) = self.setup.take() else {
                     return Ok(Said::Ready);
                 };
-                let control = Control::Setup {
+                let control = hello
+                    .control
+                    .ok_or("it has no ear for its initializer")?;
+                let what = Control::Setup {
                     task: setup.task,
                     args: setup.args.clone(),
                 };
-                hello
-                    .control
-                    .send(control)
+                control
+                    .send(what)
                     .map_err(|error| format!("it can't be set up: {error}"))?;
                 self.stage = Stage::Initializing(receiver);
                 Ok(Said::Nothing)
@@ -410,16 +413,21 @@ impl Voice {
         let _ = self
             .connection
             .set(IpcSender::connect(format!("/proc/self/fd/{door}"))?);
-        let (control, controls) = ipc::channel()?;
+        let (control, controls) = if initializer {
+            let (control, controls) = ipc::channel()?;
+            (Some(control), Some(controls))
+        } else {
+            (None, None)
+        };
         self.say(Greeting::Hello(Hello {
             token,
             version: VERSION,
             fingerprint: registry::fingerprint(),
             control,
         }))?;
-        if !initializer {
+        let Some(controls) = controls else {
             return Ok(true);
-        }
+        };
         let Control::Setup { task, args } = controls.recv().map_err(io::Error::other)?;
         let result = initialize(task, args.as_deref().unwrap_or_default());
         let ready = result.is_ok();
