@@ -7,6 +7,9 @@
 //! processes answer questions that users ask; a backend without processes of its own answers with
 //! its best notion of a worker.)
 
+#[cfg(test)]
+pub(crate) mod memory;
+
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -56,7 +56,13 @@ mod local;
 mod pool;
 mod scheduler;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod worker;
+
+// So that tasks of these tests find what `#[pool_task]` emits paths to.
+#[cfg(test)]
+extern crate self as pool_core;
 
 pub use pool_macros::pool_task;
 pub use pool_worker::Task;

@@ -253,9 +253,7 @@ impl Talk {
                 let Some(setup) = self.setup.take() else {
                     return Ok(Said::Ready);
                 };
-                let control = hello
-                    .control
-                    .ok_or("it has no ear for its initializer")?;
+                let control = hello.control.ok_or("it has no ear for its initializer")?;
                 let what = Control::Setup {
                     task: setup.task,
                     args: setup.args.clone(),

@@ -56,7 +56,7 @@ pub use launch::{Launcher, Starting, Worker, may_launch};
 pub use lineage::lineage;
 pub use registry::{Number, Registration, Run, RunError};
 pub use ring::{Glance, Portion, Progress, Sleeper};
-pub use serve::index;
+pub use serve::{index, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use task::Task;
 pub use watch::{Waker, Watch};

@@ -1,0 +1,167 @@
+//! A backend without processes, for tests of everything above the seam: it runs tasks in the thread that
+//! waits, and delivers outcomes one by one, the last first.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use pool_worker::{Frames, Tag};
+
+use super::{Backend, Failure, Job, JobId, Outcomes, Portion, Sink, Waiting, Want, What};
+use crate::error::Error;
+use crate::few::Few;
+use crate::sync::lock;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    next: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: HashMap<JobId, Open>,
+    closed: bool,
+    /// How many inputs were handed over.
+    accepted: usize,
+}
+
+#[derive(Debug)]
+struct Open {
+    job: Job,
+    sink: Arc<dyn Sink>,
+    pending: Vec<Portion>,
+    more: bool,
+}
+
+impl Memory {
+    /// How many inputs were handed over so far.
+    pub(crate) fn accepted(&self) -> usize {
+        lock(&self.state).accepted
+    }
+
+    /// Runs all that was handed over for a job.
+    fn run(&self, id: JobId) {
+        let (task, sink, pending) = {
+            let mut state = lock(&self.state);
+            let Some(open) = state.jobs.get_mut(&id) else {
+                return;
+            };
+            let found = (
+                open.job.task,
+                Arc::clone(&open.sink),
+                std::mem::take(&mut open.pending),
+            );
+            if !open.more {
+                state.jobs.remove(&id);
+            }
+            found
+        };
+        for Portion { first, mut inputs } in pending.into_iter().rev() {
+            let all = std::iter::from_fn(|| inputs.pop().map(|(_, input)| input.into_owned()));
+            let inputs: Vec<Vec<u8>> = all.collect();
+            for (at, input) in inputs.iter().enumerate().rev() {
+                let reply = match pool_worker::run_here(task, input) {
+                    Ok(result) => Frames::alone(Tag::Value, result),
+                    Err(fault) => Frames::alone(Tag::Fault, fault.to_bytes()),
+                };
+                Arc::clone(&sink).deliver(Outcomes {
+                    first: first + at,
+                    what: What::Replies(reply),
+                });
+            }
+        }
+    }
+}
+
+impl Backend for Memory {
+    fn submit(
+        &self,
+        job: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Few<Portion>,
+        more: bool,
+    ) -> Result<JobId, Error> {
+        let id = JobId {
+            place: 0,
+            serial: self.next.fetch_add(1, Ordering::Relaxed),
+        };
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        let open = Open {
+            job,
+            sink,
+            pending: Vec::new(),
+            more: true,
+        };
+        state.jobs.insert(id, open);
+        drop(state);
+        self.push(id, inputs, more)?;
+        Ok(id)
+    }
+
+    fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
+        let mut state = lock(&self.state);
+        let count: usize = inputs.iter().map(|portion| portion.inputs.count()).sum();
+        state.accepted += count;
+        let open = state.jobs.get_mut(&job).ok_or(Error::Cancelled)?;
+        open.pending.extend(inputs);
+        open.more = more;
+        Ok(())
+    }
+
+    fn cancel(&self, job: JobId, running: bool) {
+        let Some(open) = lock(&self.state).jobs.remove(&job) else {
+            return;
+        };
+        for portion in open.pending.into_iter().filter(|_| running) {
+            let count = portion.inputs.count();
+            let outcomes = Outcomes::failed(portion.first, count, Arc::new(Failure::Cancelled));
+            Arc::clone(&open.sink).deliver(outcomes);
+        }
+    }
+
+    fn wait(&self, job: JobId, _: Want, waiting: &dyn Waiting, deadline: Option<Instant>) -> bool {
+        // A deadline is for work that takes time.
+        if deadline.is_none() {
+            self.run(job);
+        }
+        waiting.is_over()
+    }
+
+    fn notify(&self, job: JobId) {
+        self.run(job);
+    }
+
+    fn hint(&self, _: u32) -> usize {
+        4
+    }
+
+    fn close(&self) {
+        lock(&self.state).closed = true;
+    }
+
+    fn terminate(&self) {
+        self.close();
+    }
+
+    fn join(&self, _: Option<Instant>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn shut_down(&self) {
+        self.close();
+    }
+
+    fn processes(&self) -> usize {
+        2
+    }
+
+    fn worker_pids(&self) -> Vec<u32> {
+        Vec::new()
+    }
+}
