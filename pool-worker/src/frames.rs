@@ -57,7 +57,7 @@ pub(crate) fn read_word(word: [u8; WORD]) -> (usize, u32) {
     ((word >> 2) as usize, word & 3)
 }
 
-/// Byte strings in order; see the [module](self).
+/// Byte strings, in order.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Frames {
     /// From `start` on: `count` frames, or the one byte string that stands alone, with this tag.

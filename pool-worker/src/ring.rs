@@ -35,7 +35,7 @@
 //!
 //! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes
 //! the word, then a fence, then looks once more; the parent writes its position, then a fence, then looks
-//! at the word. One of them sees the other. The worker wakes the parent through the [`Bell`], if the
+//! at the word. One of them sees the other. The worker wakes the parent through the bell, if the
 //! parent wants to be: when the reply number `wake_at` stands, when the ring of replies is more than half
 //! full, or when the parent waits for room (`wants_room`) and half of the ring of requests is free.
 //!
