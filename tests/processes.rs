@@ -193,6 +193,18 @@ fn a_worker_has_nothing_of_its_parent_but_the_three_streams() {
 }
 
 #[test]
+fn a_parent_has_few_threads_and_descriptors_however_many_workers() {
+    for workers in [1, 16] {
+        let mut held = Held::start(&[&workers.to_string()]);
+        assert_eq!(held.ask("work"), squares());
+        let threads = fs::read_dir(format!("/proc/{}/task", held.pid())).expect("it runs");
+        assert!(threads.count() <= 4);
+        let descriptors = descriptors(held.pid());
+        assert!(descriptors.len() <= 8 + 3 * workers, "{descriptors:?}");
+    }
+}
+
+#[test]
 fn a_descriptor_without_close_on_exec_is_not_inherited() {
     let home = Home::new(ODD);
     let said = home.program(&["leaky"]).fine();
