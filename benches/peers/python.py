@@ -121,7 +121,7 @@ def efficiency(figures):
     with Pool(2) as pool:
         pool.map(work, [1000] * 1000)
         for us in (1, 10, 100, 1000):
-            # A fifth of a second of useful time, or a whole one; empty chunks of one would take longer.
+            # A second of useful time, or a fifth; less of short tasks one by one, which take far longer.
             total = 200_000 if QUICK else 1_000_000
             for key, chunksize, most in (("default", None, 200_000), ("one", 1, scaled(50_000))):
                 count = min(total // us, most)
