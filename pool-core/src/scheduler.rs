@@ -264,6 +264,12 @@ impl Scheduler {
         self.slots[slot].open > 0
     }
 
+    /// How long this slot has to do, if that is known.
+    pub(crate) fn backlog(&self, slot: usize) -> Option<Duration> {
+        let slot = &self.slots[slot];
+        slot.pace.map(|_| slot.backlog())
+    }
+
     /// How many inputs were given to workers so far; wraps around.
     pub(crate) fn given_in_all(&self) -> usize {
         self.given

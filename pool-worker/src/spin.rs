@@ -2,7 +2,8 @@
 //!
 //! A wake-up costs ten microseconds and more, so whoever waits for less spins. Whether it will be less is
 //! learned: the budget doubles when what was waited for came in time, and shrinks to a quarter when it
-//! did not. It never shrinks so far that it could not learn again.
+//! did not. One that has become small could not learn that longer waits have become worth it, so after
+//! some misses a longer one is tried.
 
 use std::hint;
 use std::time::{Duration, Instant};
@@ -13,6 +14,9 @@ const MOST: Duration = Duration::from_micros(50);
 /// A piece takes ten microseconds, unless somebody is preempted.
 const FOR_PIECE: Duration = Duration::from_micros(100);
 
+/// After so many misses in a row it tries again with half of the most.
+const MISSES: u32 = 8;
+
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
 
@@ -20,24 +24,43 @@ const LOOKS: u32 = 32;
 #[derive(Debug)]
 pub struct Spin {
     budget: Duration,
+    misses: u32,
 }
 
 impl Default for Spin {
     fn default() -> Self {
         Spin {
-            budget: Duration::from_micros(20),
+            budget: MOST / 2,
+            misses: 0,
         }
     }
 }
 
 impl Spin {
-    /// Spins until `come`, within the budget and as long as `may`. Gives whether it came.
-    pub fn until(&mut self, come: impl FnMut() -> bool, may: impl FnMut() -> bool) -> bool {
-        let hit = spin(self.budget, come, may);
+    /// Spins until `come`, within the budget and as long as `may`. Gives whether it came. `expected`: how
+    /// long it will take, if that is known; if it is too long, there is no spinning.
+    pub fn until(
+        &mut self,
+        expected: Option<Duration>,
+        come: impl FnMut() -> bool,
+        may: impl FnMut() -> bool,
+    ) -> bool {
+        let least = match expected {
+            Some(expected) if expected > MOST => return false,
+            Some(expected) => (2 * expected).min(MOST),
+            None => LEAST,
+        };
+        let hit = spin(self.budget.max(least), come, may);
         self.budget = if hit {
+            self.misses = 0;
             (2 * self.budget).min(MOST)
         } else {
-            (self.budget / 4).max(LEAST)
+            self.misses += 1;
+            if self.misses.is_multiple_of(MISSES) {
+                MOST / 2
+            } else {
+                (self.budget / 4).max(LEAST)
+            }
         };
         hit
     }

@@ -26,8 +26,9 @@ const BALANCE: Duration = Duration::from_micros(300);
 enum Role {
     /// It found something, and has no role yet.
     Found,
-    /// It looks at the rings of these workers, and sleeps on the bell.
-    Leader(Few<Glance>),
+    /// It looks at the rings of these workers, where something is expected after a time, and sleeps on the
+    /// bell.
+    Leader(Few<Glance>, Option<Duration>),
     Follower,
 }
 
@@ -46,8 +47,8 @@ impl Shared {
             match self.update(|state| self.enter(state)) {
                 // Perhaps it is over with that.
                 Role::Found => {}
-                Role::Leader(glances) => {
-                    let hit = self.spin(&glances);
+                Role::Leader(glances, expected) => {
+                    let hit = self.spin(&glances, expected);
                     if !hit && !self.sleep_as_leader(job, want, waiting, deadline) {
                         return waiting.is_over();
                     }
@@ -74,11 +75,12 @@ impl Shared {
         state.has_leader = true;
         state.attend();
         // Where all CPUs are busy, spinning takes the CPU from whom one waits for.
-        Role::Leader(state.glances(self.cpus.saturating_sub(1)))
+        let (glances, expected) = state.glances(self.cpus.saturating_sub(1));
+        Role::Leader(glances, expected)
     }
 
     /// Spins while replies may come at once. If there are some, takes them up and resigns.
-    fn spin(&self, glances: &Few<Glance>) -> bool {
+    fn spin(&self, glances: &Few<Glance>, expected: Option<Duration>) -> bool {
         if glances.is_empty() {
             return false;
         }
@@ -87,7 +89,7 @@ impl Shared {
         let hit = if glances.iter().any(Glance::is_in_pieces) {
             spin_for_piece(come, apart)
         } else {
-            lock(&self.spin).until(come, apart)
+            lock(&self.spin).until(expected, come, apart)
         };
         if hit {
             self.resign();

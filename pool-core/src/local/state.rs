@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use pool_worker::{Bell, Frames, Glance, Sleeper, Worker};
 
@@ -184,15 +185,16 @@ impl State {
         }
     }
 
-    /// What tells without the lock whether a busy worker has replied; empty if there are more than `most`
-    /// busy ones.
-    pub(super) fn glances(&self, most: usize) -> Few<Glance> {
+    /// What tells without the lock whether a busy worker has replied, and how long the first that is done
+    /// has to do, if that is known; nothing, if there are more than `most` busy ones.
+    pub(super) fn glances(&self, most: usize) -> (Few<Glance>, Option<Duration>) {
         let busy = (0..self.workers.len()).filter(|slot| self.scheduler.is_busy(*slot));
         if busy.clone().nth(most).is_some() {
-            return Few::default();
+            return (Few::default(), None);
         }
-        busy.filter_map(|slot| Some(self.workers[slot].as_ref()?.glance()))
-            .collect()
+        let expected = busy.clone().map(|slot| self.scheduler.backlog(slot)).min();
+        let glances = busy.filter_map(|slot| Some(self.workers[slot].as_ref()?.glance()));
+        (glances.collect(), expected.flatten())
     }
 
     // ---- consequences -------------------------------------------------------------------------

@@ -168,7 +168,11 @@ impl Requests {
         let (bell, index) = (&self.bell, self.index);
         let come = || words.requests_end.0.load(Ordering::Acquire) != self.next;
         let apart = || words.parent.0.cpu.load(Ordering::Relaxed) != this_cpu();
-        if bell.start_spinning(index) && self.spin.until(come, || bell.may_spin(index) && apart()) {
+        if bell.start_spinning(index)
+            && self
+                .spin
+                .until(None, come, || bell.may_spin(index) && apart())
+        {
             return;
         }
         let asleep = &words.asleep.0;
