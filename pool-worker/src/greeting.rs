@@ -30,7 +30,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic;
 use std::path::{self, Path};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
@@ -355,7 +355,8 @@ pub(crate) struct Handed {
 /// The worker's part of the conversation.
 pub(crate) struct Voice {
     socket: OwnedFd,
-    door: OwnedFd,
+    /// Until it has gone through.
+    door: Mutex<Option<OwnedFd>>,
     connection: OnceLock<IpcSender<Greeting>>,
 }
 
@@ -393,7 +394,7 @@ pub(crate) fn receive_introduction() -> io::Result<Handed> {
         bell,
         voice: Voice {
             socket,
-            door,
+            door: Mutex::new(Some(door)),
             connection: OnceLock::new(),
         },
     })
@@ -407,10 +408,12 @@ impl Voice {
         initializer: bool,
         initialize: impl FnOnce(u32, &[u8]) -> Result<(), Fault>,
     ) -> io::Result<bool> {
-        let door = self.door.as_raw_fd();
-        let _ = self
-            .connection
-            .set(IpcSender::connect(format!("/proc/self/fd/{door}"))?);
+        let door = self.door.lock().ok().and_then(|mut door| door.take());
+        let door = door.ok_or(io::ErrorKind::NotConnected)?;
+        let path = format!("/proc/self/fd/{}", door.as_raw_fd());
+        let _ = self.connection.set(IpcSender::connect(path)?);
+        // Who hears us may look at what we have open.
+        drop(door);
         let (control, controls) = if initializer {
             let (control, controls) = ipc::channel()?;
             (Some(control), Some(controls))

@@ -21,7 +21,7 @@ use crate::codec::Input;
 use crate::entry::Call;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
-use crate::greeting;
+use crate::greeting::{self, Handed};
 use crate::registry::{self, Found, Registration, RunError};
 use crate::ring::{Body, Replies, Request, Requests, Run};
 use crate::sync::Shared;
@@ -112,12 +112,18 @@ fn connect(call: &Call) -> io::Result<Worker> {
     if parent != Some(call.parent) {
         return Err(io::Error::other("the parent is gone"));
     }
-    let handed = greeting::receive_introduction()?;
-    let introduction = handed.introduction;
-    let bell = Bell::open(&handed.bell, introduction.cpus)?;
-    let memory = Shared::open(&handed.rings)?;
-    let (requests, replies) = Replies::open(memory, bell, call.index);
-    let voice = Arc::new(handed.voice);
+    let Handed {
+        introduction,
+        rings,
+        bell,
+        voice,
+    } = greeting::receive_introduction()?;
+    let memory = Shared::open(&rings)?;
+    drop(rings);
+    let rung = Bell::open(&bell, introduction.cpus)?;
+    drop(bell);
+    let (requests, replies) = Replies::open(memory, rung, call.index);
+    let voice = Arc::new(voice);
 
     // Where a panic aborts, the hook has the last word.
     let aborting = cfg!(panic = "abort").then(|| (Arc::clone(&voice), replies.clone()));

@@ -6,6 +6,9 @@ use std::mem;
 use crate::backend::{Job, JobId, Portion, Want};
 use crate::few::Few;
 
+/// When no job is open, memory for more of them than this is given back.
+const KEPT: usize = 4096;
+
 /// Inputs that nobody has.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -291,6 +294,10 @@ impl Jobs {
             self.wanted -= usize::from(queue.want().is_some());
             self.places[id.place as usize] = None;
             self.free.push(id.place);
+            if self.is_empty() && self.places.len() > KEPT {
+                self.places = Vec::new();
+                self.free = Vec::new();
+            }
         }
     }
 
