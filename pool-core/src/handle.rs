@@ -4,7 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -14,24 +15,29 @@ use crate::error::Error;
 use crate::few::Few;
 use crate::sync::{self, Parker};
 
-/// Gathers the outcomes of one job.
+/// Gathers the outcomes of one job. There may be very many of these, so what is rare is in a box.
 pub(crate) struct Gather {
+    /// All outcomes are there, or the call was refused.
+    done: AtomicBool,
     state: Mutex<GatherState>,
-    /// Set once, when the last outcome is there.
-    done: OnceLock<Done>,
     callbacks: Arc<Callbacks>,
 }
 
-/// All outcomes, in the order of the inputs; or why the call was refused.
-pub(crate) type Done = Result<Few<Outcomes>, Error>;
-
-type Then = Box<dyn FnOnce(&Done) + Send>;
+type Then = Box<dyn FnOnce(&Gather) + Send>;
 
 #[derive(Default)]
 struct GatherState {
+    /// In the order of the inputs, once all are there.
     outcomes: Few<Outcomes>,
     /// How many inputs have none.
     missing: usize,
+    refused: Option<Box<Error>>,
+    listeners: Option<Box<Listeners>>,
+}
+
+/// Who is told when all is there.
+#[derive(Default)]
+struct Listeners {
     waker: Option<Waker>,
     then: Vec<Then>,
     followers: Vec<Arc<Parker>>,
@@ -49,11 +55,11 @@ impl Gather {
     /// For a call of so many inputs.
     pub(crate) fn new(callbacks: &Arc<Callbacks>, inputs: usize) -> Arc<Gather> {
         Arc::new(Gather {
+            done: AtomicBool::new(false),
             state: Mutex::new(GatherState {
                 missing: inputs,
                 ..GatherState::default()
             }),
-            done: OnceLock::new(),
             callbacks: Arc::clone(callbacks),
         })
     }
@@ -65,19 +71,21 @@ impl Gather {
 
     /// The call was accepted, and had no inputs.
     pub(crate) fn finish_empty(self: &Arc<Self>) {
-        self.finish(self.lock(), None);
+        self.finish(self.lock());
     }
 
     /// The call was refused, as a whole.
     pub(crate) fn refuse(self: &Arc<Self>, error: Error) {
-        self.finish(self.lock(), Some(error));
+        let mut state = self.lock();
+        state.refused = Some(Box::new(error));
+        self.finish(state);
     }
 
     /// Runs `then` on the callback thread once all is there. True: it is not there yet.
     fn then(self: &Arc<Self>, then: Then) -> bool {
         let mut state = self.lock();
-        if self.done.get().is_none() {
-            state.then.push(then);
+        if !self.is_over() {
+            state.listeners().then.push(then);
             return true;
         }
         self.push_callback(then);
@@ -89,11 +97,7 @@ impl Gather {
     /// Called under the lock: whoever sees the result finds its callbacks in the queue.
     fn push_callback(self: &Arc<Self>, then: Then) {
         let this = Arc::clone(self);
-        self.callbacks.push(Box::new(move || {
-            if let Some(done) = this.done.get() {
-                then(done);
-            }
-        }));
+        self.callbacks.push(Box::new(move || then(&this)));
     }
 
     fn lock(&self) -> MutexGuard<'_, GatherState> {
@@ -101,16 +105,20 @@ impl Gather {
     }
 
     /// All outcomes are there, or the call was refused.
-    fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>, refused: Option<Error>) {
-        let mut outcomes = mem::take(&mut state.outcomes);
-        outcomes.sort_by_key(|outcomes| outcomes.first);
-        let done = refused.map_or(Ok(outcomes), Err);
-        let waker = state.waker.take();
-        let thens = mem::take(&mut state.then);
-        let followers = mem::take(&mut state.followers);
-        let called = !thens.is_empty();
-        let _ = self.done.set(done);
-        thens.into_iter().for_each(|then| self.push_callback(then));
+    fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>) {
+        state.outcomes.sort_by_key(|outcomes| outcomes.first);
+        let listeners = state.listeners.take();
+        self.done.store(true, Ordering::Release);
+        let Some(listeners) = listeners else {
+            return;
+        };
+        let Listeners {
+            waker,
+            then,
+            followers,
+        } = *listeners;
+        let called = !then.is_empty();
+        then.into_iter().for_each(|then| self.push_callback(then));
         drop(state);
         for follower in followers {
             follower.wake();
@@ -122,18 +130,36 @@ impl Gather {
             waker.wake();
         }
     }
+
+    /// The value of all outcomes, which are kept.
+    fn decode<R>(&self, decode: Decode<R>) -> Result<R, Error> {
+        let state = self.lock();
+        match &state.refused {
+            Some(error) => Err((**error).clone()),
+            None if self.is_over() => decode(Held::Borrowed(&state.outcomes)),
+            // In a forked copy of the process nobody works for the pool.
+            None => Err(Error::Terminated),
+        }
+    }
+}
+
+impl GatherState {
+    fn listeners(&mut self) -> &mut Listeners {
+        self.listeners.get_or_insert_default()
+    }
 }
 
 impl Waiting for Gather {
     fn is_over(&self) -> bool {
-        self.done.get().is_some()
+        self.done.load(Ordering::Acquire)
     }
 
     fn tell(&self, parker: &Arc<Parker>, wake: bool) {
-        let followers = &mut self.lock().followers;
+        let mut state = self.lock();
         if wake {
-            followers.push(Arc::clone(parker));
-        } else {
+            state.listeners().followers.push(Arc::clone(parker));
+        } else if let Some(listeners) = &mut state.listeners {
+            let followers = &mut listeners.followers;
             followers.retain(|other| !Arc::ptr_eq(other, parker));
         }
     }
@@ -145,7 +171,7 @@ impl Sink for Gather {
         state.missing = state.missing.saturating_sub(outcomes.count());
         state.outcomes.push(outcomes);
         if state.missing == 0 {
-            self.finish(state, None);
+            self.finish(state);
         }
     }
 }
@@ -284,17 +310,17 @@ impl<R> AsyncResult<R> {
 
     /// Whether the result is there.
     pub fn ready(&self) -> bool {
-        self.gather.done.get().is_some()
+        self.gather.is_over()
     }
 
     /// Whether the call succeeded; `None` while the result is not there.
     pub fn successful(&self) -> Option<bool> {
-        let done = self.gather.done.get()?;
+        if !self.ready() {
+            return None;
+        }
         let mut usage = self.lock();
-        Some(*usage.successful.get_or_insert_with(|| {
-            let outcomes = done.as_ref().ok();
-            outcomes.is_some_and(|all| (self.decode)(Held::Borrowed(all)).is_ok())
-        }))
+        let decode = || self.gather.decode(self.decode).is_ok();
+        Some(*usage.successful.get_or_insert_with(decode))
     }
 
     /// Stops the work. What has not begun is taken back and never runs; what runs is stopped by
@@ -311,8 +337,10 @@ impl<R> AsyncResult<R> {
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
-        let cancelled = |outcomes: &Outcomes| matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled);
-        matches!(self.gather.done.get(), Some(Ok(outcomes)) if outcomes.iter().any(cancelled))
+        let state = self.gather.lock();
+        state.outcomes.iter().any(|outcomes| {
+            matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled)
+        })
     }
 
     /// Calls `callback` with the result once it is there, if the call succeeds. Once, on a thread of
@@ -325,10 +353,8 @@ impl<R> AsyncResult<R> {
         R: 'static,
     {
         let decode = self.decode;
-        self.then(Box::new(move |done| {
-            if let Ok(outcomes) = done
-                && let Ok(value) = decode(Held::Borrowed(outcomes))
-            {
+        self.then(Box::new(move |gather| {
+            if let Ok(value) = gather.decode(decode) {
                 callback(&value);
             }
         }))
@@ -341,12 +367,9 @@ impl<R> AsyncResult<R> {
         R: 'static,
     {
         let decode = self.decode;
-        self.then(Box::new(move |done| match done {
-            Err(error) => callback(error),
-            Ok(outcomes) => {
-                if let Err(error) = decode(Held::Borrowed(outcomes)) {
-                    callback(&error);
-                }
+        self.then(Box::new(move |gather| {
+            if let Err(error) = gather.decode(decode) {
+                callback(&error);
             }
         }))
     }
@@ -380,7 +403,7 @@ impl<R> AsyncResult<R> {
         if mem::replace(&mut self.lock().taken, true) {
             return Err(Error::Taken);
         }
-        decode_shared(&self.gather, self.decode)
+        self.gather.decode(self.decode)
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {
@@ -390,24 +413,17 @@ impl<R> AsyncResult<R> {
 
 /// The result of a call that is over.
 pub(crate) fn use_up<R>(gather: Arc<Gather>, decode: Decode<R>) -> Result<R, Error> {
-    match Arc::try_unwrap(gather) {
-        Ok(gather) => match gather.done.into_inner() {
-            Some(Ok(outcomes)) => decode(Held::Own(outcomes)),
-            Some(Err(error)) => Err(error),
-            // In a forked copy of the process nobody works for the pool.
-            None => Err(Error::Terminated),
-        },
-        // A callback needs it too.
-        Err(gather) => decode_shared(&gather, decode),
-    }
-}
-
-fn decode_shared<R>(gather: &Gather, decode: Decode<R>) -> Result<R, Error> {
-    match gather.done.get() {
-        Some(Ok(outcomes)) => decode(Held::Borrowed(outcomes)),
-        Some(Err(error)) => Err(error.clone()),
-        // In a forked copy of the process nobody works for the pool.
-        None => Err(Error::Terminated),
+    // A callback may need it too.
+    let gather = match Arc::try_unwrap(gather) {
+        Ok(gather) if gather.is_over() => gather,
+        Ok(gather) => return gather.decode(decode),
+        Err(gather) => return gather.decode(decode),
+    };
+    let state = gather.state.into_inner();
+    let state = state.unwrap_or_else(PoisonError::into_inner);
+    match state.refused {
+        Some(error) => Err(*error),
+        None => decode(Held::Own(state.outcomes)),
     }
 }
 
@@ -417,9 +433,10 @@ impl<R> Future for AsyncResult<R> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         {
             let mut state = self.gather.lock();
-            if self.gather.done.get().is_none() {
+            if !self.gather.is_over() {
                 // A future that has moved to another task is woken there, and only there.
-                let before = state.waker.replace(context.waker().clone());
+                let waker = &mut state.listeners().waker;
+                let before = waker.replace(context.waker().clone());
                 drop(state);
                 if before.is_none() {
                     self.notify();
