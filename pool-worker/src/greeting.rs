@@ -37,8 +37,8 @@ use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender, IpcShared
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
-    socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send,
+    sendmsg, shutdown, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -199,6 +199,8 @@ impl Talk {
             &mut ancillary,
             SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
         )?;
+        // A program that knows nothing of pools may read its standard input: let it come to the end.
+        shutdown(&socket, Shutdown::Write)?;
         Ok(Talk {
             socket,
             token,
