@@ -1,5 +1,6 @@
 //! Other people's pools: Python's, by a script that is run once; procspawn and rayon, in here.
 
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::hint::black_box;
 use std::process::{Command, Stdio};
@@ -61,16 +62,18 @@ impl Procspawn {
         Ok(procspawn)
     }
 
-    /// Seconds for so many empty tasks, all submitted and then all awaited.
+    /// Seconds for so many empty tasks, of which up to a hundred are open at a time: each takes four
+    /// descriptors, and a process that has no more of them panics.
     pub(crate) fn one_by_one(&self, count: u64) -> Outcome<f64> {
         time(|| {
-            let handles: Vec<_> = (0..count)
-                .map(|x| self.0.spawn(x, |x: u64| x.wrapping_mul(x)))
-                .collect();
-            handles.into_iter().try_for_each(|handle| {
-                black_box(handle.join()?);
-                Ok::<_, procspawn::SpawnError>(())
-            })
+            let mut open = VecDeque::new();
+            for x in 0..count {
+                if open.len() == 100 {
+                    join(open.pop_front())?;
+                }
+                open.push_back(self.0.spawn(x, |x: u64| x.wrapping_mul(x)));
+            }
+            open.into_iter().try_for_each(|handle| join(Some(handle)))
         })
     }
 
@@ -94,6 +97,12 @@ impl Procspawn {
             handle.join().map(|bytes| _ = black_box(bytes))
         })
     }
+}
+
+fn join(handle: Option<procspawn::JoinHandle<u64>>) -> Result<(), procspawn::SpawnError> {
+    handle.map_or(Ok(()), |handle| {
+        handle.join().map(|square| _ = black_box(square))
+    })
 }
 
 impl Drop for Procspawn {
