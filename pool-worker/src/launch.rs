@@ -213,6 +213,16 @@ impl Worker {
         self.believe(sent).unwrap_or(false)
     }
 
+    /// How far requests were sent: a number that grows.
+    pub fn sent(&self) -> u64 {
+        self.ring.sent()
+    }
+
+    /// Nothing more is to be sent: it is going to die.
+    pub fn give_up_sending(&mut self) {
+        self.ring.give_up_sending();
+    }
+
     /// Whether the last portion could not be sent whole.
     pub fn wants_room(&self) -> bool {
         self.ring.wants_room()

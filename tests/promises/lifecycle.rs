@@ -302,6 +302,58 @@ fn drop_leaves_no_child_whatever_the_workers_do() {
     }
 }
 
+#[pool_task]
+fn wait_with(gate: &Path, input: &[u8]) -> usize {
+    crate::support::stand(gate, 0);
+    input.len()
+}
+
+#[pool_task]
+fn length(input: &[u8]) -> usize {
+    input.len()
+}
+
+/// The second input waits for room in memory that the worker empties only when it is through with
+/// the first. Whoever takes that input back, or ends the pool, must not wait for the room too.
+#[test]
+fn inputs_that_wait_for_room() {
+    let _dog = watchdog();
+    let gate = Gate::new();
+    for first in [0, 40_000, 400_000] {
+        for second in [10_000, 60_000, 100_000, 400_000] {
+            let (first, second) = (vec![1; first], vec![2; second]);
+            for way in 0..4 {
+                let pool = pool(1);
+                let running = pool.apply_async(wait_with, (gate.path(), first.clone()));
+                let held = gate.accept();
+                let waiting = pool.apply_async(length, (second.clone(),));
+                match way {
+                    0 => {
+                        waiting.cancel();
+                        held.release();
+                        assert_eq!(running.get().unwrap(), first.len());
+                        works(&pool);
+                    }
+                    1 => {
+                        assert!(running.cancel());
+                        assert_eq!(waiting.get().unwrap(), second.len());
+                    }
+                    2 => {
+                        pool.terminate();
+                        assert!(matches!(running.get(), Err(Error::Terminated)));
+                        assert!(matches!(waiting.get(), Err(Error::Terminated)));
+                    }
+                    _ => {
+                        held.release();
+                        assert_eq!(waiting.get().unwrap(), second.len());
+                        assert_eq!(running.get().unwrap(), first.len());
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn drop_of_an_idle_pool_with_stopped_workers() {
     let _dog = watchdog();

@@ -150,11 +150,10 @@ impl State {
     /// Takes up what one worker has replied, and sends what there was no room for.
     pub(super) fn collect_from(&mut self, slot: usize) -> bool {
         let any = self.take_replies(slot);
-        if self.workers[slot].as_ref().is_some_and(Worker::wants_room) {
-            self.send(slot);
-        }
+        let wants_room = self.workers[slot].as_ref().is_some_and(Worker::wants_room);
+        let sent = wants_room && self.send(slot);
         self.refuse_if_garbled(slot);
-        any
+        any || sent
     }
 
     /// Takes up what one worker has replied.
@@ -254,12 +253,14 @@ impl State {
                 }
             }
             Action::Terminate { slot } => {
-                if let Some(worker) = &self.workers[slot] {
+                if let Some(worker) = &mut self.workers[slot] {
+                    worker.give_up_sending();
                     worker.terminate();
                 }
             }
             Action::Kill { slot } => {
-                if let Some(worker) = &self.workers[slot] {
+                if let Some(worker) = &mut self.workers[slot] {
+                    worker.give_up_sending();
                     worker.kill();
                 }
             }
@@ -293,11 +294,12 @@ impl State {
         }
     }
 
-    /// Sends a worker what it was given, as far as there is room.
-    fn send(&mut self, slot: usize) {
+    /// Sends a worker what it was given, as far as there is room. False: nothing.
+    fn send(&mut self, slot: usize) -> bool {
         let Some(worker) = &mut self.workers[slot] else {
-            return;
+            return false;
         };
+        let before = worker.sent();
         while let Some(given) = self.scheduler.next_to_send(slot) {
             let sent = worker.send(pool_worker::Portion {
                 task: given.task,
@@ -310,9 +312,12 @@ impl State {
             }
             self.scheduler.sent(slot);
         }
-        if self.sent_to.last() != Some(&slot) {
+        let any = worker.sent() != before;
+        // A worker that sleeps is to be told of the want of room too.
+        if (any || worker.wants_room()) && self.sent_to.last() != Some(&slot) {
             self.sent_to.push(slot);
         }
+        any
     }
 
     /// Has busy workers ring when somebody has reason to look. False: that was so before.
@@ -375,8 +380,8 @@ impl State {
                 && let Some(worker) = &self.workers[slot]
                 && worker.has_reason_to_ring()
             {
-                self.collect_from(slot);
-                any = true;
+                // If nothing came of it, there is nothing that a second look would find.
+                any |= self.collect_from(slot);
             }
         }
         any

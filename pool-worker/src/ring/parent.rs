@@ -55,7 +55,8 @@ pub(crate) struct ParentEnd {
     /// How many bytes of the portion that is being sent have been.
     partial: usize,
     wake_at: u32,
-    wants_room: bool,
+    /// There is more to send, and the next record of it takes so much room.
+    needs: Option<usize>,
     /// The CPU that the worker knows.
     cpu: u32,
     pace: u64,
@@ -74,7 +75,7 @@ impl ParentEnd {
             begun: 0,
             partial: 0,
             wake_at: 0,
-            wants_room: false,
+            needs: None,
             cpu: u32::MAX,
             pace: 0,
             long: None,
@@ -91,15 +92,29 @@ impl ParentEnd {
     /// Sends a portion, as far as there is room; true if it is sent whole. Otherwise the same portion is
     /// to be given again when there is room, or to be [`recall`](ParentEnd::recall)ed.
     pub(crate) fn send(&mut self, portion: Portion<'_>) -> Result<bool, Garbled> {
+        let before = self.needs.take();
         let sent = self.send_what_fits(portion);
-        if let Ok(whole) = sent
-            && self.wants_room == whole
-        {
-            self.wants_room = !whole;
-            let word = &self.segment.words().parent.0.wants_room;
-            word.store(u32::from(!whole), Ordering::Relaxed);
-        }
+        self.tell_needs(before);
         sent
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Nothing more is to be sent.
+    pub(crate) fn give_up_sending(&mut self) {
+        self.partial = 0;
+        let before = self.needs.take();
+        self.tell_needs(before);
+    }
+
+    /// Has the worker ring when there may be room, if that is news.
+    fn tell_needs(&self, before: Option<usize>) {
+        if before.is_some() != self.needs.is_some() {
+            let word = &self.segment.words().parent.0.wants_room;
+            word.store(u32::from(self.needs.is_some()), Ordering::Relaxed);
+        }
     }
 
     fn send_what_fits(&mut self, portion: Portion<'_>) -> Result<bool, Garbled> {
@@ -199,33 +214,54 @@ impl ParentEnd {
     fn write(&mut self, mut head: Head, body: &[u8]) -> Result<bool, Garbled> {
         let len = record_len(body.len());
         let (_, to_end) = self.segment.request_at(self.sent);
-        let skip = if to_end < len { to_end } else { 0 };
-        if self.room() < skip + len {
-            self.look_at_taken()?;
-            if self.room() < skip + len {
+        if to_end < len {
+            // The rest of the ring is given up first, and told: rest and record together may be more than
+            // the whole ring has room for.
+            if !self.make_room(to_end)? {
                 return Ok(false);
             }
+            if to_end >= HEAD {
+                let filler = Head {
+                    kind: kind::SKIP,
+                    len: 0,
+                    ..head
+                };
+                self.put(filler, &[]);
+            }
+            self.advance(to_end);
         }
-        if skip >= HEAD {
-            let filler = Head {
-                kind: kind::SKIP,
-                len: 0,
-                ..head
-            };
-            self.put(filler, &[]);
+        if !self.make_room(len)? {
+            return Ok(false);
         }
-        self.sent += skip as u64;
         head.len = body.len() as u32;
         self.put(head, body);
-        self.sent += len as u64;
-        let words = self.segment.words();
         let cpu = this_cpu();
         if cpu != self.cpu {
             self.cpu = cpu;
+            let words = self.segment.words();
             words.parent.0.cpu.store(cpu, Ordering::Relaxed);
         }
-        words.requests_end.0.store(self.sent, Ordering::Release);
+        self.advance(len);
         Ok(true)
+    }
+
+    /// Whether there is room for so many bytes; if not, that is noted.
+    fn make_room(&mut self, len: usize) -> Result<bool, Garbled> {
+        if self.room() < len {
+            self.look_at_taken()?;
+            if self.room() < len {
+                self.needs = Some(len);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Shows the worker what was written.
+    fn advance(&mut self, len: usize) {
+        self.sent += len as u64;
+        let end = &self.segment.words().requests_end.0;
+        end.store(self.sent, Ordering::Release);
     }
 
     /// Writes a record at `sent`; the caller has seen to the room.
@@ -256,7 +292,7 @@ impl ParentEnd {
 
     /// Whether what was sent before could not all be sent.
     pub(crate) fn wants_room(&self) -> bool {
-        self.wants_room
+        self.needs.is_some()
     }
 
     /// Who sleeps for what was just sent; call after the last [`send`](ParentEnd::send).
@@ -269,7 +305,7 @@ impl ParentEnd {
 
     /// Takes back every input that was not begun. Gives how many were begun since the start.
     pub(crate) fn recall(&mut self) -> u32 {
-        self.partial = 0;
+        self.give_up_sending();
         self.generation = self.generation.wrapping_add(1);
         let claim = &self.segment.words().claim.0;
         let mut seen = claim.load(Ordering::Relaxed);
@@ -315,10 +351,9 @@ impl ParentEnd {
         end != self.received
             && ((self.wake_at.wrapping_sub(number) as i32) <= 0
                 || end.wrapping_sub(self.received) > REPLIES as u64 / 2)
-            || self.wants_room && {
-                let taken = words.worker.0.requests_taken.load(Ordering::Acquire);
-                self.sent.wrapping_sub(taken) <= REQUESTS as u64 / 2
-            }
+            || self
+                .needs
+                .is_some_and(|needs| has_room(words, self.sent, needs))
     }
 
     /// What tells from any thread whether there are replies.
@@ -326,7 +361,7 @@ impl ParentEnd {
         Glance {
             segment: self.segment.clone(),
             received: self.received,
-            sent: self.wants_room.then_some(self.sent),
+            sends: self.needs.map(|needs| (self.sent, needs)),
             is_long: self.long.is_some(),
         }
     }
@@ -475,6 +510,12 @@ impl ParentEnd {
     }
 }
 
+/// Whether the ring of requests has so much room by now.
+fn has_room(words: &Words, sent: u64, needs: usize) -> bool {
+    let taken = words.worker.0.requests_taken.load(Ordering::Acquire);
+    sent.wrapping_sub(taken) + needs as u64 <= REQUESTS as u64
+}
+
 /// A worker that sleeps and has a reason not to.
 #[derive(Debug)]
 pub struct Sleeper(Segment);
@@ -494,8 +535,8 @@ impl Sleeper {
 pub struct Glance {
     segment: Segment,
     received: u64,
-    /// If there is more to send.
-    sent: Option<u64>,
+    /// If there is more to send: what was sent, and how much room the next record takes.
+    sends: Option<(u64, usize)>,
     /// A part of a long reply was received.
     is_long: bool,
 }
@@ -506,15 +547,14 @@ impl Glance {
     pub fn has_news(&self) -> bool {
         let words = self.segment.words();
         words.replies.0.0.load(Ordering::Acquire) != self.received
-            || self.sent.is_some_and(|sent| {
-                let taken = words.worker.0.requests_taken.load(Ordering::Acquire);
-                sent.wrapping_sub(taken) <= REQUESTS as u64 / 2
-            })
+            || self
+                .sends
+                .is_some_and(|(sent, needs)| has_room(words, sent, needs))
     }
 
     /// Whether something long is under way, to the worker or from it.
     pub fn is_in_pieces(&self) -> bool {
-        self.sent.is_some() || self.is_long
+        self.sends.is_some() || self.is_long
     }
 
     /// Whether the worker runs on another CPU than this thread.

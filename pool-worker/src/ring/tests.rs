@@ -2,6 +2,8 @@
 //! write harms the parent.
 
 use std::collections::VecDeque;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bell::Bell;
@@ -52,7 +54,11 @@ fn portion(inputs: &Frames) -> Portion<'_> {
 
 /// Answers what there is with itself, backwards.
 fn serve(ends: &mut Ends) {
-    match ends.requests.next(|| ()) {
+    serve_one(&mut ends.requests, &ends.replies);
+}
+
+fn serve_one(requests: &mut Requests, replies: &Replies) {
+    match requests.next(|| ()) {
         Request::Run(Run {
             task: 7,
             generation,
@@ -67,11 +73,11 @@ fn serve(ends: &mut Ends) {
                 Body::Alone(input) => vec![std::mem::take(input)],
             };
             for mut input in inputs {
-                if !ends.replies.begin(generation) {
+                if !replies.begin(generation) {
                     break;
                 }
                 input.reverse();
-                ends.replies.write(Tag::Value, &input);
+                replies.write(Tag::Value, &input);
             }
         }
         other => panic!("{other:?}"),
@@ -170,6 +176,83 @@ fn a_long_input_that_was_taken_back_is_not_mixed_with_the_next() {
         assert_eq!(*input, vec![2; FRAME_MAX + 5]);
         assert!(replies.begin(run.generation));
     });
+}
+
+#[test]
+fn who_waits_for_room_is_told_only_when_there_is_enough() {
+    let mut ends = ends();
+    let inputs = frames(&[vec![1; 30_000], vec![2; 15_000]]);
+    let mut sent = 0;
+    while ends.parent.send(portion(&inputs)).unwrap() {
+        sent += 1;
+    }
+    assert!(ends.parent.wants_room() && !ends.parent.has_reason_to_ring());
+    for _ in 0..sent {
+        serve(&mut ends);
+        received(&mut ends.parent);
+        // The room of what was read is given back when the next is asked for.
+        let told = ends.parent.has_reason_to_ring();
+        assert_eq!(told, ends.parent.send(portion(&inputs)).unwrap());
+        if told {
+            return;
+        }
+    }
+    panic!("it never fits");
+}
+
+/// A record, and what it leaves unused at the end of the ring, may be more than the whole ring holds.
+#[test]
+fn a_record_of_most_of_the_ring_goes_wherever_the_ring_stands() {
+    for before in (8..REQUESTS).step_by(4096) {
+        let Ends {
+            mut parent,
+            mut requests,
+            replies,
+        } = ends();
+        let filler = || frames(&[vec![1; before / 4]]);
+        let most = frames(&[vec![2; 30_000], vec![3; 30_000], vec![4; 30_000]]);
+        let portions = [filler(), filler(), filler(), filler(), most];
+        thread::spawn(move || {
+            for _ in 0..5 {
+                serve_one(&mut requests, &replies);
+            }
+        });
+        let start = Instant::now();
+        let mut answers = 0;
+        for inputs in &portions {
+            while !parent.send(portion(inputs)).unwrap() {
+                assert!(start.elapsed() < Duration::from_secs(20), "it never fits");
+                if let Some(sleeper) = parent.sleeper() {
+                    sleeper.wake();
+                }
+                thread::yield_now();
+            }
+            if let Some(sleeper) = parent.sleeper() {
+                sleeper.wake();
+            }
+            answers += inputs.count();
+            while answers > 0 {
+                assert!(start.elapsed() < Duration::from_secs(20), "no answer");
+                answers -= received(&mut parent).len();
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn who_gives_up_sending_waits_for_no_room() {
+    for give_up in [
+        |parent: &mut ParentEnd| assert_eq!(parent.recall(), 0),
+        ParentEnd::give_up_sending,
+    ] {
+        let mut ends = ends();
+        let long = frames(&[vec![1; 3 * REQUESTS]]);
+        assert!(!ends.parent.send(portion(&long)).unwrap());
+        assert!(ends.parent.wants_room());
+        give_up(&mut ends.parent);
+        assert!(!ends.parent.wants_room() && !ends.parent.has_reason_to_ring());
+    }
 }
 
 /// Wherever a worker dies, what it has begun and not answered is one input at the most.

@@ -182,6 +182,11 @@ impl Requests {
             if come() {
                 break;
             }
+            // All is taken. If the parent has asked for room at the very moment at which it was given
+            // back, neither has seen the other.
+            if words.parent.0.wants_room.load(Ordering::Relaxed) != 0 {
+                bell.ring();
+            }
             if futex::wait(asleep, asleep::FOR_REQUEST, None).is_err() {
                 std::thread::yield_now();
             }
