@@ -430,8 +430,11 @@ fn decode_one<T: Task>(outcomes: Held<'_>) -> Result<T::Output, Error> {
     result
 }
 
-/// All results, or the error of the lowest failing index.
+/// All results, or the error of the lowest failing index; unless the call was cancelled.
 fn decode_all<T: Task>(outcomes: Held<'_>) -> Result<Vec<T::Output>, Error> {
+    if outcomes.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
     let mut results = Vec::with_capacity(outcomes.count());
     let mut failed = None;
     outcomes.for_each(|index, outcome| keep::<T>(&mut results, &mut failed, index, outcome));

@@ -192,11 +192,21 @@ impl Held<'_> {
     }
 
     pub(crate) fn count(&self) -> usize {
-        let all = match self {
+        self.all().iter().map(Outcomes::count).sum()
+    }
+
+    /// Whether any of them was cancelled.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.all().iter().any(|outcomes| {
+            matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled)
+        })
+    }
+
+    fn all(&self) -> &Few<Outcomes> {
+        match self {
             Held::Own(all) => all,
             Held::Borrowed(all) => all,
-        };
-        all.iter().map(Outcomes::count).sum()
+        }
     }
 }
 
@@ -337,10 +347,7 @@ impl<R> AsyncResult<R> {
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
-        let state = self.gather.lock();
-        state.outcomes.iter().any(|outcomes| {
-            matches!(&outcomes.what, What::Failed { failure, .. } if **failure == Failure::Cancelled)
-        })
+        Held::Borrowed(&self.gather.lock().outcomes).is_cancelled()
     }
 
     /// Calls `callback` with the result once it is there, if the call succeeds. Once, on a thread of
