@@ -107,6 +107,7 @@ impl Local {
         };
         let rules = Rules {
             slots: settings.processes,
+            cpus: settings.cpus,
             max_tasks: settings.max_tasks_per_child,
             start_timeout: settings.start_timeout,
             during,

@@ -109,6 +109,8 @@ pub(crate) enum Mode {
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) slots: usize,
+    /// How many CPUs the workers may use.
+    pub(crate) cpus: usize,
     /// How many inputs a worker is given before another takes its place.
     pub(crate) max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.

@@ -21,6 +21,10 @@ const AHEAD_MAX: Duration = Duration::from_millis(50);
 /// Less work than this is not worth waking a second worker for.
 const WORTH: Duration = Duration::from_micros(30);
 
+/// Where workers fill all CPUs, another helps only if they wait for something: it takes up to so many times
+/// as much work to be worth it.
+const WORTH_FACTOR_MAX: usize = 8;
+
 /// The most inputs in the hands of a worker that is given more.
 const OPEN_MAX: usize = 8192;
 
@@ -133,6 +137,12 @@ impl Scheduler {
         }
     }
 
+    /// How much work is worth waking another worker for.
+    fn worth(&self) -> Duration {
+        let factor = (self.busy / self.rules.cpus).clamp(1, WORTH_FACTOR_MAX);
+        WORTH * factor as u32
+    }
+
     fn takes_more(&self, slot: &Slot) -> bool {
         slot.is_ready() && slot.on_duty && !slot.recalling && self.tasks_left(slot) > 0
     }
@@ -172,7 +182,7 @@ impl Scheduler {
             let more = u32::try_from(pending).map_or(Duration::MAX, |n| pace.saturating_mul(n));
             if self.takes_more(recent)
                 && recent.open < OPEN_MAX
-                && recent.backlog().saturating_add(more) < WORTH
+                && recent.backlog().saturating_add(more) < self.worth()
             {
                 return Some(self.recent);
             }
@@ -201,7 +211,8 @@ impl Scheduler {
     /// Gives the next portion of a job to a slot.
     fn give(&mut self, slot: usize, id: JobId) {
         let tasks_left = self.tasks_left(&self.slots[slot]);
-        let workers = self.slots.len();
+        let workers = self.rules.slots;
+        let worth = self.worth();
         let Some(queue) = self.jobs.get_mut(id) else {
             return;
         };
@@ -211,7 +222,7 @@ impl Scheduler {
         // smaller ones than are worth it.
         let shares = if queue.more { workers } else { 2 * workers };
         let share = queue.pending_inputs.div_ceil(shares);
-        let least = pace.map_or(1, |pace| inputs_in(WORTH, pace));
+        let least = pace.map_or(1, |pace| inputs_in(worth, pace));
         let most = self
             .paces
             .portion(job.task)
@@ -365,8 +376,8 @@ impl Scheduler {
         let Some(slot) = busiest else {
             return false;
         };
-        // What is given out again comes in portions of at least `WORTH`, so this comes to an end.
-        if urgent || self.slots[slot].backlog() >= 2 * WORTH {
+        // What is given out again comes in portions that are worth it, so this comes to an end.
+        if urgent || self.slots[slot].backlog() >= 2 * self.worth() {
             self.recall(slot);
             return false;
         }

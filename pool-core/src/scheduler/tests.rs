@@ -54,6 +54,7 @@ impl World {
     fn new(slots: usize, max_tasks: Option<usize>) -> World {
         let rules = Rules {
             slots,
+            cpus: 2,
             max_tasks,
             start_timeout: Duration::from_secs(30),
             during: String::new(),
