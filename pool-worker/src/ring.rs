@@ -10,7 +10,8 @@
 //!
 //! The parent writes *records* at `requests_end`, each in one piece, aligned to 8: a [`Head`], then its
 //! body. The worker reads it where it lies, and moves `requests_taken` behind it when it is through. A
-//! record that would reach over the end of the ring is preceded by a `SKIP` that fills the rest. A
+//! record that would reach over the end of the ring is preceded by a `SKIP` that fills the rest; the `SKIP`
+//! is shown at once, even if the record must wait for room, since both may be more than the ring holds. A
 //! portion is one record: its inputs one behind the other, as frames. An input that stands alone
 //! comes as `PIECE` records, which the worker puts together, and a `RUN_ALONE` with the last piece.
 //!
@@ -37,7 +38,8 @@
 //! the word, then a fence, then looks once more; the parent writes its position, then a fence, then looks
 //! at the word. One of them sees the other. The worker wakes the parent through the bell, if the
 //! parent wants to be: when the reply number `wake_at` stands, when the ring of replies is more than half
-//! full, or when the parent waits for room (`wants_room`) and half of the ring of requests is free.
+//! full, or when the parent waits for room (`wants_room`) and half of the ring of requests is free, or all
+//! of it and the worker is about to sleep. The parent then looks whether its next record fits.
 //!
 //! # Trust
 //!
