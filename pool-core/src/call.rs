@@ -456,3 +456,23 @@ fn keep<T: Task>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool_task;
+
+    #[pool_task]
+    fn nothing() {}
+
+    #[test]
+    fn a_call_that_was_cancelled_says_so_whatever_else_failed() {
+        let failed = |index, failure| Outcomes::failed(index, 1, Arc::new(failure));
+        let early = || failed(0, Failure::EncodeArguments("why".to_owned()));
+        let all = [early(), failed(1, Failure::Cancelled)];
+        let result = decode_all::<nothing>(Held::Own(all.into_iter().collect()));
+        assert!(matches!(result, Err(Error::Cancelled)));
+        let result = decode_all::<nothing>(Held::Own([early()].into_iter().collect()));
+        assert!(matches!(result, Err(Error::Encode(_))));
+    }
+}
