@@ -34,8 +34,11 @@ const SHORT: usize = 32;
 /// `processes * (chunk size + 2)` ahead of what was consumed, so the inputs may be endless. (Without an
 /// explicit chunk size, that is from 1 to 64, by how short the tasks are.) `next` draws before it looks
 /// for a result, so an iterator that waits makes it wait, but not for more than one input if the
-/// result is there. If the
-/// input iterator panics, the results of all inputs before are yielded first, then the panic goes on.
+/// result is there.
+///
+/// If the input iterator panics, the results of all inputs before are yielded first, then the panic goes
+/// on. If the pool is terminated or breaks on the way, there is one item for each input that it took,
+/// then the error once for all the rest, those already drawn among them, then `None`.
 ///
 /// Dropped before its end, it takes back what has not begun; what runs is run to its end, and its
 /// results are thrown away.

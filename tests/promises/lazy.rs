@@ -136,6 +136,29 @@ fn dropping_many_halves_leaves_the_pool_usable() {
 }
 
 #[test]
+fn imap_ends_after_terminate() {
+    let _dog = watchdog();
+    for chunk in [1, 5] {
+        let pool = pool(2);
+        let (inputs, drawn) = counted();
+        let mut results = pool.task(square).chunksize(chunk).imap(inputs);
+        assert_eq!(results.next().unwrap().unwrap(), 0);
+        pool.terminate();
+        let mut items = 1;
+        for item in results.by_ref() {
+            items += 1;
+            if let Err(error) = item {
+                assert!(matches!(error, Error::Terminated), "{error}");
+            }
+        }
+        assert!(results.next().is_none());
+        // What was drawn last was refused: one error stands for it.
+        let refused = drawn.get() + 1 - items;
+        assert!((chunk..=2 * (chunk + 2)).contains(&refused), "{refused}");
+    }
+}
+
+#[test]
 fn imap_goes_on_after_close() {
     let _dog = watchdog();
     let pool = pool(2);
