@@ -117,7 +117,7 @@ impl<'p, T: Task> Call<'p, T> {
     ///
     /// As [`Pool::apply`], and [`Error::InvalidSetting`].
     pub fn apply(self, args: T::Args) -> Result<T::Output, Error> {
-        let gather = Gather::new(self.pool.callbacks(), 1);
+        let gather = Gather::new(1);
         let job = self.submit_one(args, &gather)?;
         self.pool.backend().wait(job, Want::All, &*gather, None);
         handle::use_up(gather, decode_one::<T>)
@@ -125,17 +125,12 @@ impl<'p, T: Task> Call<'p, T> {
 
     /// [`Pool::apply_async`] with these options.
     pub fn apply_async(self, args: T::Args) -> AsyncResult<T::Output> {
-        let gather = Gather::new(self.pool.callbacks(), 1);
-        match self.submit_one(args, &gather) {
-            Ok(job) => {
-                let origin = (Arc::clone(self.pool.backend()), job);
-                AsyncResult::new(gather, decode_one::<T>, Some(origin))
-            }
-            Err(error) => {
-                gather.refuse(error);
-                AsyncResult::new(gather, decode_one::<T>, None)
-            }
-        }
+        let gather = Gather::new(1);
+        let job = self
+            .submit_one(args, &gather)
+            .map_err(|error| gather.refuse(error))
+            .ok();
+        AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job)
     }
 
     /// [`Pool::map`] with these options.
@@ -286,8 +281,7 @@ impl<'p, T: Task> Call<'p, T> {
 
     /// Draws all inputs at once, and returns while they run.
     fn start<R>(self, inputs: impl Iterator<Item = T::Args>, decode: Decode<R>) -> AsyncResult<R> {
-        let gather = Gather::new(self.pool.callbacks(), 0);
-        let backend = self.pool.backend();
+        let gather = Gather::new(0);
         let mut id = None;
         let sent = self
             .feed(Arc::clone(&gather) as Arc<dyn Sink>)
@@ -308,8 +302,7 @@ impl<'p, T: Task> Call<'p, T> {
         if let Err(error) = sent {
             gather.refuse(error);
         }
-        let origin = id.map(|id| (Arc::clone(backend), id));
-        AsyncResult::new(gather, decode, origin)
+        AsyncResult::new(gather, decode, self.pool.engine(), id)
     }
 
     /// Draws inputs as the workers get on, and shows `each` outcome in the order of the inputs, as they

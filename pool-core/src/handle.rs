@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Encoded, Failure, JobId, Outcomes, Sink, Waiting, Want, What};
-use crate::callback::Callbacks;
+use crate::backend::{Encoded, Failure, JobId, Outcomes, Sink, Waiting, Want, What};
 use crate::error::Error;
 use crate::few::Few;
+use crate::pool::Engine;
 use crate::sync::{self, Parker};
 
 /// Gathers the outcomes of one job. There may be very many of these, so what is rare is in a box.
@@ -20,7 +20,6 @@ pub(crate) struct Gather {
     /// All outcomes are there, or the call was refused.
     done: AtomicBool,
     state: Mutex<GatherState>,
-    callbacks: Arc<Callbacks>,
 }
 
 type Then = Box<dyn FnOnce(&Gather) + Send>;
@@ -39,7 +38,8 @@ struct GatherState {
 #[derive(Default)]
 struct Listeners {
     waker: Option<Waker>,
-    then: Vec<Then>,
+    /// Runs on the callback thread of this.
+    then: Vec<(Arc<Engine>, Then)>,
     followers: Vec<Arc<Parker>>,
 }
 
@@ -53,14 +53,13 @@ impl fmt::Debug for Gather {
 
 impl Gather {
     /// For a call of so many inputs.
-    pub(crate) fn new(callbacks: &Arc<Callbacks>, inputs: usize) -> Arc<Gather> {
+    pub(crate) fn new(inputs: usize) -> Arc<Gather> {
         Arc::new(Gather {
             done: AtomicBool::new(false),
             state: Mutex::new(GatherState {
                 missing: inputs,
                 ..GatherState::default()
             }),
-            callbacks: Arc::clone(callbacks),
         })
     }
 
@@ -82,22 +81,22 @@ impl Gather {
     }
 
     /// Runs `then` on the callback thread once all is there. True: it is not there yet.
-    fn then(self: &Arc<Self>, then: Then) -> bool {
+    fn then(self: &Arc<Self>, engine: &Arc<Engine>, then: Then) -> bool {
         let mut state = self.lock();
         if !self.is_over() {
-            state.listeners().then.push(then);
+            state.listeners().then.push((Arc::clone(engine), then));
             return true;
         }
-        self.push_callback(then);
+        self.push_callback(engine, then);
         drop(state);
-        self.callbacks.start();
+        engine.callbacks.start();
         false
     }
 
     /// Called under the lock: whoever sees the result finds its callbacks in the queue.
-    fn push_callback(self: &Arc<Self>, then: Then) {
+    fn push_callback(self: &Arc<Self>, engine: &Engine, then: Then) {
         let this = Arc::clone(self);
-        self.callbacks.push(Box::new(move || then(&this)));
+        engine.callbacks.push(Box::new(move || then(&this)));
     }
 
     fn lock(&self) -> MutexGuard<'_, GatherState> {
@@ -117,14 +116,16 @@ impl Gather {
             then,
             followers,
         } = *listeners;
-        let called = !then.is_empty();
-        then.into_iter().for_each(|then| self.push_callback(then));
+        let called = then.first().map(|(engine, _)| Arc::clone(engine));
+        for (engine, then) in then {
+            self.push_callback(&engine, then);
+        }
         drop(state);
         for follower in followers {
             follower.wake();
         }
-        if called {
-            self.callbacks.start();
+        if let Some(engine) = called {
+            engine.callbacks.start();
         }
         if let Some(waker) = waker {
             waker.wake();
@@ -245,7 +246,9 @@ pub(crate) type Decode<R> = fn(Held<'_>) -> Result<R, Error>;
 pub struct AsyncResult<R> {
     gather: Arc<Gather>,
     decode: Decode<R>,
-    origin: Option<(Arc<dyn Backend>, JobId)>,
+    engine: Arc<Engine>,
+    /// None, if the call was refused.
+    job: Option<JobId>,
     usage: Mutex<Usage>,
 }
 
@@ -268,12 +271,14 @@ impl<R> AsyncResult<R> {
     pub(crate) fn new(
         gather: Arc<Gather>,
         decode: Decode<R>,
-        origin: Option<(Arc<dyn Backend>, JobId)>,
+        engine: &Arc<Engine>,
+        job: Option<JobId>,
     ) -> Self {
         AsyncResult {
             gather,
             decode,
-            origin,
+            engine: Arc::clone(engine),
+            job,
             usage: Mutex::default(),
         }
     }
@@ -284,9 +289,10 @@ impl<R> AsyncResult<R> {
     ///
     /// That of the call; of a map, that of the failed input with the lowest index.
     /// [`Error::Taken`] if [`get_timeout`](AsyncResult::get_timeout) gave it away before.
-    pub fn get(self) -> Result<R, Error> {
+    pub fn get(mut self) -> Result<R, Error> {
         self.wait();
-        if mem::replace(&mut self.lock().taken, true) {
+        let usage = self.usage.get_mut();
+        if usage.unwrap_or_else(PoisonError::into_inner).taken {
             return Err(Error::Taken);
         }
         use_up(self.gather, self.decode)
@@ -342,8 +348,8 @@ impl<R> AsyncResult<R> {
         if self.ready() {
             return false;
         }
-        if let Some((backend, job)) = &self.origin {
-            backend.cancel(*job, true);
+        if let Some(job) = self.job {
+            self.engine.backend.cancel(job, true);
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
@@ -382,7 +388,7 @@ impl<R> AsyncResult<R> {
     }
 
     fn then(self, then: Then) -> Self {
-        if self.gather.then(then) {
+        if self.gather.then(&self.engine, then) {
             self.notify();
         }
         self
@@ -390,8 +396,8 @@ impl<R> AsyncResult<R> {
 
     /// The result matters, though no thread may wait for it.
     fn notify(&self) {
-        if let Some((backend, job)) = &self.origin {
-            backend.notify(*job);
+        if let Some(job) = self.job {
+            self.engine.backend.notify(job);
         }
     }
 
@@ -399,10 +405,11 @@ impl<R> AsyncResult<R> {
         if self.gather.is_over() {
             return true;
         }
-        let Some((backend, job)) = &self.origin else {
+        let Some(job) = self.job else {
             return true;
         };
-        backend.wait(*job, Want::All, &*self.gather, deadline)
+        let backend = &self.engine.backend;
+        backend.wait(job, Want::All, &*self.gather, deadline)
     }
 
     /// Call when the result is there.

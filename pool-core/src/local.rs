@@ -31,7 +31,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Launcher, Setup, Spin, Waker, Watch, Worker};
+use pool_worker::{Launcher, Setup, Waker, Watch, Worker};
 
 use self::state::{Effects, State};
 use crate::backend::{Backend, Job, JobId, Portion, Sink, Waiting, Want};
@@ -84,8 +84,6 @@ struct Shared {
     changed: Condvar,
     /// Ends the sleep of the supervisor.
     waker: Waker,
-    /// How long the leader spins.
-    spin: Mutex<Spin>,
     /// How many threads have outcomes that they have not delivered.
     delivering: AtomicUsize,
 }
@@ -122,7 +120,6 @@ impl Local {
             launcher,
             changed: Condvar::new(),
             waker,
-            spin: Mutex::default(),
             delivering: AtomicUsize::new(0),
         });
         // The scheduler's first wish: a worker for each slot.
@@ -187,17 +184,9 @@ impl Backend for Local {
         if !self.is_ours() {
             return Err(Error::Closed);
         }
-        self.shared.update(|state| {
-            match state.scheduler.mode() {
-                Mode::Open => {}
-                Mode::Closed | Mode::Terminated => return Err(Error::Closed),
-                Mode::Broken(why) => return Err(Error::Broken(Broken(why.clone()))),
-            }
-            state.collect_before_submitting();
-            let id = state.scheduler.submit(job, inputs, more);
-            state.open(id, sink);
-            Ok(id)
-        })
+        self.shared
+            .update(|state| state.submit(job, sink, inputs, more))
+            .ok_or_else(|| self.shared.why_closed())
     }
 
     fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
@@ -371,6 +360,15 @@ impl Shared {
         }
         if mem::take(&mut effects.over) {
             self.changed.notify_all();
+        }
+    }
+
+    /// Why no more work is accepted.
+    #[cold]
+    fn why_closed(&self) -> Error {
+        match lock(&self.state).scheduler.mode() {
+            Mode::Broken(why) => Error::Broken(Broken(why.clone())),
+            Mode::Open | Mode::Closed | Mode::Terminated => Error::Closed,
         }
     }
 

@@ -42,10 +42,16 @@ use crate::iter::{Imap, ImapUnordered, Packed};
 /// # }
 /// ```
 pub struct Pool {
-    backend: Arc<dyn Backend>,
-    callbacks: Arc<Callbacks>,
+    engine: Arc<Engine>,
     /// A forked copy of this process has none of its threads.
     owner: u32,
+}
+
+/// What a pool has in common with the handles of its results.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) callbacks: Callbacks,
 }
 
 impl fmt::Debug for Pool {
@@ -58,9 +64,9 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     pub(crate) fn over(backend: Arc<dyn Backend>) -> Pool {
+        let callbacks = Callbacks::default();
         Pool {
-            backend,
-            callbacks: Arc::default(),
+            engine: Arc::new(Engine { backend, callbacks }),
             owner: pool_worker::lineage(),
         }
     }
@@ -91,13 +97,13 @@ impl Pool {
 
     /// How many workers the pool has when all are well.
     pub fn processes(&self) -> usize {
-        self.backend.processes()
+        self.engine.backend.processes()
     }
 
     /// The process ids of the workers that there are now, starting ones included. A worker that
     /// died is replaced by another, with another id; for a moment in between there are fewer.
     pub fn worker_pids(&self) -> Vec<u32> {
-        self.backend.worker_pids()
+        self.engine.backend.worker_pids()
     }
 
     /// Runs `task` once and waits for the result.
@@ -216,14 +222,14 @@ impl Pool {
     /// Takes no more work. What was accepted still runs, and so do the inputs that an
     /// [`imap`](Pool::imap) has yet to draw; then the workers exit. A second call does nothing.
     pub fn close(&self) {
-        self.backend.close();
+        self.engine.backend.close();
     }
 
     /// Stops now. Every result that is not there yet is [`Error::Terminated`]; idle workers are
     /// asked to exit, the others get SIGTERM, and SIGKILL a moment later. Does not wait for that:
     /// see [`join`](Pool::join). A second call does nothing.
     pub fn terminate(&self) {
-        self.backend.terminate();
+        self.engine.backend.terminate();
     }
 
     /// Waits until every worker has exited, and every callback that was due has run. (Called from a
@@ -249,8 +255,8 @@ impl Pool {
     }
 
     fn join_until(&self, deadline: Option<Instant>) -> Result<(), Error> {
-        self.backend.join(deadline)?;
-        if self.callbacks.wait(deadline) {
+        self.engine.backend.join(deadline)?;
+        if self.engine.callbacks.wait(deadline) {
             Ok(())
         } else {
             Err(Error::Timeout)
@@ -258,19 +264,19 @@ impl Pool {
     }
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
-        &self.backend
+        &self.engine.backend
     }
 
-    pub(crate) fn callbacks(&self) -> &Arc<Callbacks> {
-        &self.callbacks
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         if pool_worker::lineage() == self.owner {
-            self.backend.shut_down();
-            self.callbacks.end();
+            self.engine.backend.shut_down();
+            self.engine.callbacks.end();
         }
     }
 }

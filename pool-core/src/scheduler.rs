@@ -266,6 +266,11 @@ impl Scheduler {
         self.slots[slot].open > 0
     }
 
+    /// Whether any has.
+    pub(crate) fn is_any_busy(&self) -> bool {
+        self.busy > 0
+    }
+
     /// How long this slot has to do, if that is known.
     pub(crate) fn backlog(&self, slot: usize) -> Option<Duration> {
         let slot = &self.slots[slot];

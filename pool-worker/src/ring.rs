@@ -36,10 +36,12 @@
 //!
 //! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes
 //! the word, then a fence, then looks once more; the parent writes its position, then a fence, then looks
-//! at the word. One of them sees the other. The worker wakes the parent through the bell, if the
-//! parent wants to be: when the reply number `wake_at` stands, when the ring of replies is more than half
-//! full, or when the parent waits for room (`wants_room`) and half of the ring of requests is free, or all
-//! of it and the worker is about to sleep. The parent then looks whether its next record fits.
+//! at the word. One of them sees the other. (For room the parent looks only once in a while: a worker that
+//! sleeps for it has left more than half of the ring standing, and that is a reason to receive again.) The
+//! worker wakes the parent through the bell, if the parent wants to be: when the reply number `wake_at`
+//! stands, when the ring of replies is more than half full, or when the parent waits for room
+//! (`wants_room`) and half of the ring of requests is free, or all of it and the worker is about to sleep.
+//! The parent then looks whether its next record fits.
 //!
 //! # Trust
 //!
@@ -67,7 +69,8 @@ const REPLIES: usize = if cfg!(pool_shuttle) { 32 } else { 128 * 1024 };
 const REQUESTS_AT: usize = 4096;
 const REPLIES_AT: usize = REQUESTS_AT + REQUESTS;
 
-/// Words that are written together share a line of the cache, and no other.
+/// A word that is written each time has a line of the cache for itself; those that are seldom written share
+/// one, since the other side reads them each time.
 #[repr(C, align(128))]
 struct Line<T>(T);
 
@@ -75,11 +78,15 @@ struct Line<T>(T);
 pub(crate) struct Words {
     /// By the parent: where the next request will be.
     requests_end: Line<AtomicU64>,
+    /// By the parent: how far replies were read.
+    replies_taken: Line<AtomicU64>,
     parent: Line<ParentWords>,
     /// By both: generation << 32 | begun.
     claim: Line<AtomicU64>,
     /// By the worker: where the next reply will be, and how many there were.
     replies: Line<(AtomicU64, AtomicU32)>,
+    /// By the worker: how far requests were read.
+    requests_taken: Line<AtomicU64>,
     worker: Line<WorkerWords>,
     /// By both: what the worker sleeps for.
     asleep: Line<AtomicU32>,
@@ -87,8 +94,6 @@ pub(crate) struct Words {
 
 #[repr(C)]
 struct ParentWords {
-    /// How far replies were read.
-    replies_taken: AtomicU64,
     /// The number of the reply at which the parent wants to be woken.
     wake_at: AtomicU32,
     /// The CPU that the parent ran on when it last sent something.
@@ -99,8 +104,6 @@ struct ParentWords {
 
 #[repr(C)]
 struct WorkerWords {
-    /// How far requests were read.
-    requests_taken: AtomicU64,
     /// CLOCK_MONOTONIC, in nanoseconds, when the last input with a time limit was begun.
     begun_at: AtomicU64,
     /// A task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
@@ -120,16 +123,16 @@ unsafe impl sync::Words for Words {
         let (long, short) = (|| AtomicU64::new(0), || AtomicU32::new(0));
         Words {
             requests_end: Line(long()),
+            replies_taken: Line(long()),
             parent: Line(ParentWords {
-                replies_taken: long(),
                 wake_at: short(),
                 cpu: short(),
                 wants_room: short(),
             }),
             claim: Line(long()),
             replies: Line((long(), short())),
+            requests_taken: Line(long()),
             worker: Line(WorkerWords {
-                requests_taken: long(),
                 begun_at: long(),
                 pace: long(),
                 cpu: short(),

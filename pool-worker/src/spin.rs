@@ -21,7 +21,7 @@ const MISSES: u32 = 8;
 const LOOKS: u32 = 32;
 
 /// How long one kind of wait may spin.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Spin {
     budget: Duration,
     misses: u32,

@@ -3,7 +3,7 @@
 //! The thread that waits reads the replies itself, so that a result needs no hand-over inside the parent.
 //! Of several threads that wait, one is the leader. It spins while that may pay, then sleeps on the bell;
 //! what it finds for others it delivers, and that wakes them. When it has what it wants it wakes a
-//! follower to take over, or leaves the bell to the collector.
+//! follower to take over, or leaves the bell to the collector, as long as any worker is busy.
 //!
 //! Before anybody sleeps: `listen` tells the workers when to ring, the bell is told whom to wake, and the
 //! rings are looked at once more.
@@ -11,13 +11,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Glance, TICK, spin_for_piece};
+use pool_worker::{Glance, Spin, TICK, spin_for_piece};
 
 use super::Shared;
 use super::state::State;
 use crate::backend::{JobId, Waiting, Want};
 use crate::few::Few;
-use crate::sync::{Parker, lock};
+use crate::sync::Parker;
 
 /// If work seems badly shared out, but not worth mending, it is mended after this time nevertheless.
 const BALANCE: Duration = Duration::from_micros(300);
@@ -26,10 +26,18 @@ const BALANCE: Duration = Duration::from_micros(300);
 enum Role {
     /// It found something, and has no role yet.
     Found,
-    /// It looks at the rings of these workers, where something is expected after a time, and sleeps on the
-    /// bell.
-    Leader(Few<Glance>, Option<Duration>),
+    /// It looks at the rings, and sleeps on the bell.
+    Leader(Lookout),
     Follower,
+}
+
+/// What a leader needs to spin.
+struct Lookout {
+    /// The rings of the busy workers; none, if it is not to spin.
+    glances: Few<Glance>,
+    /// After what time something is expected, if that is known.
+    expected: Option<Duration>,
+    spin: Spin,
 }
 
 impl Shared {
@@ -40,16 +48,13 @@ impl Shared {
         waiting: &dyn Waiting,
         deadline: Option<Instant>,
     ) -> bool {
-        loop {
-            if waiting.is_over() {
-                return true;
-            }
+        while !waiting.is_over() {
             match self.update(|state| self.enter(state)) {
                 // Perhaps it is over with that.
                 Role::Found => {}
-                Role::Leader(glances, expected) => {
-                    let hit = self.spin(&glances, expected);
-                    if !hit && !self.sleep_as_leader(job, want, waiting, deadline) {
+                Role::Leader(lookout) => {
+                    let in_time = self.lead(lookout, job, want, waiting, deadline);
+                    if !in_time {
                         return waiting.is_over();
                     }
                 }
@@ -62,6 +67,7 @@ impl Shared {
                 }
             }
         }
+        true
     }
 
     /// Takes up what is there; if there is nothing, takes a role.
@@ -76,28 +82,29 @@ impl Shared {
         state.attend();
         // Where all CPUs are busy, spinning takes the CPU from whom one waits for.
         let (glances, expected) = state.glances(self.cpus.saturating_sub(1));
-        Role::Leader(glances, expected)
+        Role::Leader(Lookout {
+            glances,
+            expected,
+            spin: state.spin,
+        })
     }
 
-    /// Spins while replies may come at once. If there are some, takes them up and resigns.
-    fn spin(&self, glances: &Few<Glance>, expected: Option<Duration>) -> bool {
-        if glances.is_empty() {
-            return false;
-        }
-        let come = || glances.iter().any(Glance::has_news);
-        let apart = || glances.iter().all(Glance::is_elsewhere);
-        let hit = if glances.iter().any(Glance::is_in_pieces) {
-            spin_for_piece(come, apart)
-        } else {
-            lock(&self.spin).until(expected, come, apart)
-        };
-        if hit {
-            self.resign();
-        }
-        hit
+    /// Spins while replies may come at once, then sleeps; takes up what there is, and resigns. False: the
+    /// deadline came first.
+    fn lead(
+        &self,
+        mut lookout: Lookout,
+        job: JobId,
+        want: Want,
+        waiting: &dyn Waiting,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let in_time = lookout.spin() || self.sleep_as_leader(job, want, waiting, deadline);
+        self.resign(lookout.spin);
+        in_time
     }
 
-    /// Sleeps until there is something to take up, takes it up, and resigns. False: the deadline came first.
+    /// Sleeps until there is something to take up. False: the deadline came first.
     fn sleep_as_leader(
         &self,
         job: JobId,
@@ -129,22 +136,18 @@ impl Shared {
             }
         }
         self.update(|state| state.scheduler.forget_want(job));
-        self.resign();
         in_time
     }
 
     /// Takes up what is there, and leads no more: a follower does, or the collector is woken when it
     /// matters.
-    fn resign(&self) {
+    fn resign(&self, spin: Spin) {
         let next = self.update(|state| {
             state.attend();
             state.collect();
             state.has_leader = false;
-            let next = state.followers.pop();
-            if next.is_none() {
-                state.listen_as_collector();
-            }
-            next
+            state.spin = spin;
+            state.followers.pop()
         });
         if let Some(next) = next {
             next.wake();
@@ -194,27 +197,26 @@ impl Shared {
             if over {
                 return;
             }
-            unbalanced = self.update(|state| {
-                if !state.has_leader {
-                    state.listen_as_collector();
-                }
-                !state.has_leader && state.scheduler.balance(false)
-            });
+            unbalanced = self.update(|state| !state.has_leader && state.scheduler.balance(false));
             let timeout = unbalanced.then_some(BALANCE);
             self.launcher.bell().sleep_as_collector(wakes, timeout);
         }
     }
 }
 
-impl State {
-    /// The collector is woken from now on.
-    fn listen_as_collector(&mut self) {
-        loop {
-            self.listen();
-            self.bell.listen_as_collector();
-            if !self.collect_what_would_ring() {
-                return;
-            }
+impl Lookout {
+    /// Spins while replies may come at once. False: they did not.
+    fn spin(&mut self) -> bool {
+        let glances = &self.glances;
+        if glances.is_empty() {
+            return false;
+        }
+        let come = || glances.iter().any(Glance::has_news);
+        let apart = || glances.iter().all(Glance::is_elsewhere);
+        if glances.iter().any(Glance::is_in_pieces) {
+            spin_for_piece(come, apart)
+        } else {
+            self.spin.until(self.expected, come, apart)
         }
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Frames, Glance, Sleeper, Worker};
+use pool_worker::{Bell, Frames, Glance, Sleeper, Spin, Worker};
 
-use crate::backend::{JobId, Outcomes, Sink};
+use crate::backend::{Job, JobId, Outcomes, Portion, Sink};
 use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler};
 use crate::sync::{self, Parker};
@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) wanted: Vec<usize>,
     /// Some thread looks at the rings, or sleeps on the bell.
     pub(super) has_leader: bool,
+    /// How long the leader spins.
+    pub(super) spin: Spin,
     pub(super) followers: Vec<Arc<Parker>>,
     /// Somebody sleeps, or is about to, and counts on being woken at [`Worker::set_wake_at`].
     pub(super) listening: bool,
@@ -76,6 +78,7 @@ impl State {
             sinks: Vec::new(),
             wanted: Vec::new(),
             has_leader: false,
+            spin: Spin::default(),
             followers: Vec::new(),
             listening: false,
             armed: vec![None; slots],
@@ -89,8 +92,25 @@ impl State {
         }
     }
 
+    /// Accepts a job, if the pool still takes any.
+    pub(super) fn submit(
+        &mut self,
+        job: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Few<Portion>,
+        more: bool,
+    ) -> Option<JobId> {
+        if *self.scheduler.mode() != Mode::Open {
+            return None;
+        }
+        self.collect_before_submitting();
+        let id = self.scheduler.submit(job, inputs, more);
+        self.open(id, sink);
+        Some(id)
+    }
+
     /// Remembers who gets the outcomes of a job.
-    pub(super) fn open(&mut self, id: JobId, sink: Arc<dyn Sink>) {
+    fn open(&mut self, id: JobId, sink: Arc<dyn Sink>) {
         let place = id.place as usize;
         if self.sinks.len() <= place {
             self.sinks.resize_with(place + 1, || None);
@@ -203,10 +223,18 @@ impl State {
         loop {
             self.act_all();
             // Whoever sleeps must be woken for what is new.
-            if !self.listening || !self.arm() {
+            if self.listening {
+                if !self.arm() {
+                    break;
+                }
+                fence(Ordering::SeqCst);
+            } else if !self.has_leader && self.scheduler.is_any_busy() {
+                // Nobody waits: from now on the collector is woken.
+                self.listen();
+                self.bell.listen_as_collector();
+            } else {
                 break;
             }
-            fence(Ordering::SeqCst);
             if !self.collect_what_would_ring() {
                 break;
             }

@@ -10,12 +10,22 @@ use super::{
     kind, record_len, split,
 };
 use crate::copy;
-use crate::frames::{Frames, LONG, PIECE, Tag, WORD, read_word};
+use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
 
 /// Room for a long reply is made at once up to this length, in bytes; then as it comes.
 const LONG_MAX: usize = 1 << 30;
+
+/// So many bytes are received without a look whether the worker sleeps for their room. If it does, it has filled
+/// the ring but for one frame, and more than half of it still stands: that is a reason to receive again.
+const UNLOOKED: u64 = if cfg!(pool_shuttle) {
+    0
+} else {
+    REPLIES as u64 / 8
+};
+const _: () =
+    assert!(cfg!(pool_shuttle) || REPLIES - (WORD + FRAME_MAX) - UNLOOKED as usize > REPLIES / 2);
 
 const CUT_SHORT: Garbled = Garbled("a reply is cut short");
 const NO_REPLY: Garbled = Garbled("it has written what is no reply");
@@ -50,6 +60,8 @@ pub(crate) struct ParentEnd {
     sent: u64,
     taken: u64,
     received: u64,
+    /// What was received when [`sleeper_for_room`](ParentEnd::sleeper_for_room) last looked.
+    looked_at: u64,
     generation: u32,
     begun: u32,
     /// How many bytes of the portion that is being sent have been.
@@ -71,6 +83,7 @@ impl ParentEnd {
             sent: 0,
             taken: 0,
             received: 0,
+            looked_at: 0,
             generation: 0,
             begun: 0,
             partial: 0,
@@ -281,7 +294,7 @@ impl ParentEnd {
     }
 
     fn look_at_taken(&mut self) -> Result<(), Garbled> {
-        let taken = &self.segment.words().worker.0.requests_taken;
+        let taken = &self.segment.words().requests_taken.0;
         let taken = taken.load(Ordering::Acquire);
         if taken < self.taken || taken > self.sent {
             return Err(Garbled("it has taken what it was not given"));
@@ -379,7 +392,7 @@ impl ParentEnd {
             } else {
                 self.receive_many(stand, replies)?;
             }
-            let taken = &self.segment.words().parent.0.replies_taken;
+            let taken = &self.segment.words().replies_taken.0;
             taken.store(self.received, Ordering::Release);
         }
         Ok(())
@@ -461,7 +474,11 @@ impl ParentEnd {
     }
 
     /// Who sleeps for the room that was just made; call after [`receive`](ParentEnd::receive).
-    pub(crate) fn sleeper_for_room(&self) -> Option<Sleeper> {
+    pub(crate) fn sleeper_for_room(&mut self) -> Option<Sleeper> {
+        if self.received - self.looked_at <= UNLOOKED {
+            return None;
+        }
+        self.looked_at = self.received;
         fence(Ordering::SeqCst);
         let asleep = &self.segment.words().asleep.0;
         (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM).then(|| Sleeper(self.segment.clone()))
@@ -512,7 +529,7 @@ impl ParentEnd {
 
 /// Whether the ring of requests has so much room by now.
 fn has_room(words: &Words, sent: u64, needs: usize) -> bool {
-    let taken = words.worker.0.requests_taken.load(Ordering::Acquire);
+    let taken = words.requests_taken.0.load(Ordering::Acquire);
     sent.wrapping_sub(taken) + needs as u64 <= REQUESTS as u64
 }
 

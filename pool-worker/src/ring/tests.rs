@@ -308,11 +308,7 @@ fn words_that_lie_are_found_out() {
     for taken in [1, u64::MAX] {
         let mut ends = ends();
         let words = ends.parent.segment().words();
-        words
-            .worker
-            .0
-            .requests_taken
-            .store(taken, Ordering::Release);
+        words.requests_taken.0.store(taken, Ordering::Release);
         // The ring looks empty for a while; when it is full, the parent looks.
         let inputs = frames(&[vec![1; 20_000]]);
         let found = (0..100).find_map(|_| match ends.parent.send(portion(&inputs)) {

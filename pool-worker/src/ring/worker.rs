@@ -2,6 +2,7 @@
 
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic;
 
 use super::{
     HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, Words, asleep, join, kind, record_len, split,
@@ -148,11 +149,7 @@ impl Requests {
         }
         self.taken = self.next;
         let words = self.segment.words();
-        words
-            .worker
-            .0
-            .requests_taken
-            .store(self.taken, Ordering::Release);
+        words.requests_taken.0.store(self.taken, Ordering::Release);
         if words.parent.0.wants_room.load(Ordering::Relaxed) != 0
             && self.end() - self.taken <= REQUESTS as u64 / 2
         {
@@ -201,6 +198,8 @@ impl Requests {
 pub(crate) struct Replies {
     segment: Segment,
     bell: Bell,
+    /// How far the parent had read when this was last looked up.
+    taken: Arc<atomic::AtomicU64>,
 }
 
 impl Replies {
@@ -220,14 +219,19 @@ impl Replies {
             next: 0,
             pieces: Vec::new(),
         };
-        (requests, Replies { segment, bell })
+        let replies = Replies {
+            segment,
+            bell,
+            taken: Arc::default(),
+        };
+        (requests, replies)
     }
 
     /// Begins the next input, unless it was taken back.
     #[inline]
     pub(crate) fn begin(&self, generation: u32) -> bool {
         let words = self.segment.words();
-        if self.room() < RESERVE {
+        if !self.has_room(RESERVE) {
             self.wait_for_room(RESERVE);
         }
         let claim = &words.claim.0;
@@ -290,7 +294,7 @@ impl Replies {
     }
 
     fn ring_if_crowded(&self) {
-        if self.room() < REPLIES / 2 {
+        if !self.has_room(REPLIES / 2) {
             fence(Ordering::SeqCst);
             self.bell.ring();
         }
@@ -300,7 +304,7 @@ impl Replies {
     #[inline]
     fn put(&self, tag: u32, bytes: &[u8]) {
         let len = WORD + bytes.len();
-        if self.room() < len {
+        if !self.has_room(len) {
             self.wait_for_room(len);
         }
         let replies = &self.segment.words().replies.0.0;
@@ -332,12 +336,17 @@ impl Replies {
         cpu != this_cpu()
     }
 
+    /// Whether so many bytes are free. Looks up how far the parent has read only if that may matter.
     #[inline]
-    fn room(&self) -> usize {
+    fn has_room(&self, len: usize) -> bool {
         let words = self.segment.words();
         let end = words.replies.0.0.load(Ordering::Relaxed);
-        let taken = words.parent.0.replies_taken.load(Ordering::Acquire);
-        REPLIES - (end - taken) as usize
+        let room = |taken: u64| REPLIES - (end - taken) as usize;
+        room(self.taken.load(atomic::Ordering::Relaxed)) >= len || {
+            let taken = words.replies_taken.0.load(Ordering::Acquire);
+            self.taken.store(taken, atomic::Ordering::Relaxed);
+            room(taken) >= len
+        }
     }
 
     /// Sleeps until there is room. The parent is woken: it may wait for something else.
@@ -345,14 +354,14 @@ impl Replies {
     fn wait_for_room(&self, len: usize) {
         // The parent may be reading at this moment.
         self.bell.ring();
-        if spin_for_piece(|| self.room() >= len, || self.parent_is_elsewhere()) {
+        if spin_for_piece(|| self.has_room(len), || self.parent_is_elsewhere()) {
             return;
         }
         let asleep = &self.segment.words().asleep.0;
-        while self.room() < len {
+        while !self.has_room(len) {
             asleep.store(asleep::FOR_ROOM, Ordering::SeqCst);
             fence(Ordering::SeqCst);
-            if self.room() >= len {
+            if self.has_room(len) {
                 break;
             }
             self.bell.ring();
