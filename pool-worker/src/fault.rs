@@ -33,6 +33,34 @@ impl Fault {
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
+    /// As a worker writes it in so many bytes: the ends of long texts are missing.
+    pub(crate) fn to_bytes_within(&self, most: usize) -> Vec<u8> {
+        let bytes = self.to_bytes();
+        if bytes.len() <= most {
+            return bytes;
+        }
+        // Three texts at the most, and some bytes for each.
+        let each = most / 4;
+        let cut = |text: &String| {
+            let mut end = each.min(text.len());
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text[..end].to_owned()
+        };
+        let short = match self {
+            Fault::Panicked(panic) => Fault::Panicked(Panic {
+                message: cut(&panic.message),
+                location: panic.location.as_ref().map(cut),
+                backtrace: panic.backtrace.as_ref().map(cut),
+            }),
+            Fault::Decode(why) => Fault::Decode(cut(why)),
+            Fault::Encode(why) => Fault::Encode(cut(why)),
+            Fault::Unknown(why) => Fault::Unknown(cut(why)),
+        };
+        short.to_bytes()
+    }
+
     /// Reads what a worker wrote; `None` if it is no fault.
     pub fn from_bytes(bytes: &[u8]) -> Option<Fault> {
         postcard::from_bytes(bytes).ok()

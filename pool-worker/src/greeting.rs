@@ -4,37 +4,38 @@
 //! # The conversation
 //!
 //! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and three
-//! descriptors: the memory of its rings, the bell, and the door. The *door* is ipc-channel's one-shot
-//! server. The worker connects and says [`Greeting::Hello`]; if there is an initializer, the parent
-//! answers with [`Control::Setup`], its arguments in shared memory, and the worker says `Ready` or
-//! `Failed`. From then on everything goes through the rings.
+//! descriptors: the memory of its rings, the bell, and the line. The *line* is the sending end of a channel of
+//! ipc-channel's, on which the worker says [`Hello`]. If there is an initializer, the parent answers with
+//! [`Control::Setup`], its arguments in shared memory, over a channel that came with the hello; and the worker
+//! writes what came of it into its ring of replies, as if it were the result of an input. From then on everything
+//! goes through the rings.
 //!
-//! ipc-channel's receiving calls have no time limit that covers all of a message, so the parent calls them
-//! only when there is something to receive: with each message the worker writes a byte to the socket, for
-//! which the parent can poll.
+//! ipc-channel's receiving calls have no time limit that covers all of a message, and don't survive a message
+//! that is none. So the parent calls them only before the worker runs code of the user's, and when there is
+//! something to receive: with each thing that it says the worker writes a byte to the socket, for which the
+//! parent can poll.
 //!
-//! # The door
+//! # The line
 //!
-//! ipc-channel's server listens on a socket in a directory of its own below the temporary directory.
-//! Files are what a killed process leaves behind, and names are what strangers can connect to. So the
-//! parent keeps hold of the socket by an `O_PATH` descriptor, and removes file and directory at once; the
-//! worker connects to `/proc/self/fd/N`. (What is left is the moment between ipc-channel's `mkdir` and
-//! our `rmdir`.)
+//! ipc-channel's own way to a new process, the one-shot server, is a file in the temporary directory. Files
+//! are what a killed process leaves behind, names are what strangers can connect to, and both take longer than
+//! everything else here. So parent and worker each make a channel, the parent hands over the descriptor of its
+//! sending end, and the worker puts it in the place of that of its own. Which number that is, ipc-channel tells
+//! in the `Debug` of a sender alone: see [`descriptor_of`].
 
-use std::env;
 use std::fmt;
-use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic;
-use std::path::{self, Path};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
-use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory};
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat};
+use ipc_channel::TryRecvError;
+use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::DupFlags;
+use rustix::net::sockopt::socket_type;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send,
@@ -46,10 +47,7 @@ use crate::fault::Fault;
 use crate::registry;
 
 /// Must be the same on both sides; they are the same binary, so a difference is a fault of ours.
-const VERSION: u32 = 2;
-
-/// A message that was announced is there. If it is not, the announcement was none.
-const ANNOUNCED: Duration = Duration::from_millis(200);
+const VERSION: u32 = 3;
 
 /// What a worker is told first, besides its descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,16 +59,7 @@ pub(crate) struct Introduction {
 }
 
 /// What a worker says.
-#[derive(Serialize, Deserialize)]
-enum Greeting {
-    Hello(Hello),
-    /// The initializer is through.
-    Ready,
-    /// The initializer failed.
-    Failed(Fault),
-}
-
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Hello {
     token: String,
     version: u32,
@@ -80,7 +69,7 @@ struct Hello {
 }
 
 /// What the parent says.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Control {
     Setup {
         task: u32,
@@ -143,8 +132,8 @@ pub(crate) struct Talk {
 }
 
 enum Stage {
-    Expected(IpcOneShotServer<Greeting>),
-    Initializing(IpcReceiver<Greeting>),
+    Expected(IpcReceiver<Hello>),
+    Initializing,
     Over,
 }
 
@@ -155,7 +144,7 @@ impl fmt::Debug for Talk {
 }
 
 /// What a worker has said.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Said {
     /// Nothing that matters yet.
     Nothing,
@@ -163,33 +152,37 @@ pub enum Said {
     Gone,
     /// It takes tasks.
     Ready,
-    /// Its initializer failed. It exits by itself.
-    Failed(Fault),
+    /// Its initializer has come to an end, unless it lies: its ring tells to which.
+    SetUp,
     /// What no worker of ours says. It should be killed.
     Garbled(String),
 }
 
-/// The door: where a worker is expected, and the descriptor by which it comes.
-pub(crate) struct Door(IpcOneShotServer<Greeting>, OwnedFd);
+/// Both ends of the line to a worker.
+pub(crate) struct Line {
+    theirs: IpcSender<Hello>,
+    ours: IpcReceiver<Hello>,
+}
 
 impl Talk {
     /// Introduces a worker that has the other end of `socket`. `memory` is that of its rings and of the
     /// bell.
     pub(crate) fn begin(
         socket: OwnedFd,
-        door: Door,
+        line: Line,
         token: String,
         cpus: usize,
         setup: Option<Arc<Setup>>,
         memory: [BorrowedFd<'_>; 2],
     ) -> io::Result<Talk> {
-        let Door(server, door) = door;
+        let Line { theirs, ours } = line;
         let introduction = Introduction {
             initializer: setup.is_some(),
             cpus,
         };
         let text = postcard::to_stdvec(&introduction).map_err(io::Error::other)?;
-        let fds = [memory[0], memory[1], door.as_fd()];
+        let theirs = descriptor_of(&theirs)?;
+        let fds = [memory[0], memory[1], theirs];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
@@ -204,7 +197,7 @@ impl Talk {
         Ok(Talk {
             socket,
             token,
-            stage: Stage::Expected(server),
+            stage: Stage::Expected(ours),
             setup,
         })
     }
@@ -234,15 +227,14 @@ impl Talk {
 
     fn hear_one(&mut self) -> Result<Said, String> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Expected(server) => {
-                // ipc-channel asserts where it maps memory and counts descriptors: a process that runs
-                // out of either must not lose a thread to that.
-                let accepted = panic::catch_unwind(panic::AssertUnwindSafe(|| server.accept()))
-                    .map_err(|_| "no memory or no descriptor left for its channel".to_owned())?;
-                let (receiver, greeting) =
-                    accepted.map_err(|error| format!("its greeting can't be read: {error}"))?;
-                let Greeting::Hello(hello) = greeting else {
-                    return Err("it does not say hello".to_owned());
+            Stage::Expected(line) => {
+                let hello = match line.try_recv() {
+                    Ok(hello) => hello,
+                    Err(TryRecvError::Empty) => {
+                        self.stage = Stage::Expected(line);
+                        return Ok(Said::Nothing);
+                    }
+                    Err(error) => return Err(format!("its greeting can't be read: {error}")),
                 };
                 if hello.token != self.token {
                     return Err("somebody else answered in its place".to_owned());
@@ -263,45 +255,54 @@ impl Talk {
                 control
                     .send(what)
                     .map_err(|error| format!("it can't be set up: {error}"))?;
-                self.stage = Stage::Initializing(receiver);
+                self.stage = Stage::Initializing;
                 Ok(Said::Nothing)
             }
-            Stage::Initializing(receiver) => match receiver.try_recv_timeout(ANNOUNCED) {
-                Ok(Greeting::Ready) => Ok(Said::Ready),
-                Ok(Greeting::Failed(fault)) => Ok(Said::Failed(fault)),
-                Ok(Greeting::Hello(_)) => Err("it says hello twice".to_owned()),
-                Err(error) => Err(format!("what it says can't be read: {error}")),
-            },
+            Stage::Initializing => {
+                self.stage = Stage::Initializing;
+                Ok(Said::SetUp)
+            }
             Stage::Over => Ok(Said::Nothing),
         }
     }
 }
 
-/// Opens a door for one worker. To be done before there is a worker: a parent that is killed in here may
-/// leave a file behind.
-pub(crate) fn open_door() -> io::Result<Door> {
-    let failed = |why: String| {
-        let directory = env::temp_dir();
-        io::Error::other(format!(
-            "no bootstrap socket in the temporary directory {}: {why}",
-            directory.display()
-        ))
-    };
-    check_temporary_directory()?;
+/// A line for one worker.
+pub(crate) fn line() -> io::Result<Line> {
     measure_sockets()?;
-    // ipc-channel asserts that an error in making the directory has no number, and tempfile gives
-    // it one without.
-    let made = panic::catch_unwind(IpcOneShotServer::new)
-        .map_err(|_| failed("no directory could be made in it".to_owned()))?;
-    let (server, name) = made.map_err(|error| failed(error.to_string()))?;
-    let door = rustix::fs::open(&name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let socket = Path::new(&name);
-    let _ = fs::remove_file(socket);
-    if let Some(directory) = socket.parent() {
-        let _ = fs::remove_dir(directory);
+    let (theirs, ours) = ipc::channel()?;
+    Ok(Line { theirs, ours })
+}
+
+/// The descriptor behind the sending end of a channel. Its `Debug` is all that shows it, so whatever is found
+/// there is looked at: it must be a socket of the kind that channels are made of.
+fn descriptor_of<T: fmt::Debug>(sender: &IpcSender<T>) -> io::Result<BorrowedFd<'_>> {
+    let unknown = || io::Error::other("this version of ipc-channel hides its descriptors");
+    let shown = format!("{sender:?}");
+    let (_, rest) = shown
+        .split_once("SharedFileDescriptor(")
+        .ok_or_else(unknown)?;
+    let (number, _) = rest.split_once(')').ok_or_else(unknown)?;
+    let number: RawFd = number.parse().map_err(|_| unknown())?;
+    if number < 0 {
+        return Err(unknown());
     }
-    let door = door.map_err(|error| failed(io::Error::from(error).to_string()))?;
-    Ok(Door(server, door))
+    // SAFETY: the sender that shows it keeps it open for as long as it is borrowed.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    if socket_type(descriptor)? != SocketType::SEQPACKET {
+        return Err(unknown());
+    }
+    Ok(descriptor)
+}
+
+/// The sending end of a channel whose descriptor came from another process.
+fn sender_over(descriptor: OwnedFd) -> io::Result<IpcSender<Hello>> {
+    let (sender, _receiver) = ipc::channel()?;
+    let place = descriptor_of(&sender)?;
+    // SAFETY: the sender's, and it keeps it: this one is not dropped.
+    let place = unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) };
+    rustix::io::dup3(descriptor, &mut ManuallyDrop::new(place), DupFlags::CLOEXEC)?;
+    Ok(sender)
 }
 
 /// With its first message ipc-channel measures what a socket holds, once and for all; if it has no
@@ -319,30 +320,6 @@ fn measure_sockets() -> io::Result<()> {
     Ok(())
 }
 
-/// ipc-channel cuts a socket name that is too long, and panics where it can't make the file.
-fn check_temporary_directory() -> io::Result<()> {
-    /// The field for the name is 108 bytes long; the rest is "/.tmpXXXXXX/socket" and a zero.
-    const MAX: usize = 108 - 19;
-    // The socket's name begins at the root, whatever this one begins at.
-    let directory = path::absolute(env::temp_dir())?;
-    let may_make_files = || {
-        let wanted = Access::WRITE_OK | Access::EXEC_OK;
-        accessat(CWD, &directory, wanted, AtFlags::EACCESS)
-    };
-    let why = match directory.to_str() {
-        None => "is not UTF-8".to_owned(),
-        Some(name) if name.len() > MAX => "is too long for the name of a socket".to_owned(),
-        Some(_) => match may_make_files() {
-            Ok(()) => return Ok(()),
-            Err(error) => format!("will not do: {}", io::Error::from(error)),
-        },
-    };
-    Err(io::Error::other(format!(
-        "the temporary directory {} {why}; set TMPDIR to another",
-        directory.display()
-    )))
-}
-
 // ---- the worker's side ----------------------------------------------------------------------------
 
 /// What a worker was handed over its standard input.
@@ -357,9 +334,7 @@ pub(crate) struct Handed {
 /// The worker's part of the conversation.
 pub(crate) struct Voice {
     socket: OwnedFd,
-    /// Until it has gone through.
-    door: Mutex<Option<OwnedFd>>,
-    connection: OnceLock<IpcSender<Greeting>>,
+    line: IpcSender<Hello>,
 }
 
 /// Takes what the parent hands over standard input, which becomes /dev/null.
@@ -389,67 +364,79 @@ pub(crate) fn receive_introduction() -> io::Result<Handed> {
         }
         _ => None,
     });
-    let [rings, bell, door] = fds.ok_or_else(broken)?;
+    let [rings, bell, line] = fds.ok_or_else(broken)?;
     Ok(Handed {
         introduction: postcard::from_bytes(&text[..len]).map_err(|_| broken())?,
         rings,
         bell,
         voice: Voice {
             socket,
-            door: Mutex::new(Some(door)),
-            connection: OnceLock::new(),
+            line: sender_over(line)?,
         },
     })
 }
 
 impl Voice {
-    /// Says hello; then waits for what to set up, if the introduction has said so, and does it.
+    /// Says hello; then waits for what to set up, if the introduction has said so, and does it. The parent
+    /// learns what came of that by `reply`.
     pub(crate) fn greet(
         &self,
         token: String,
         initializer: bool,
         initialize: impl FnOnce(u32, &[u8]) -> Result<(), Fault>,
+        reply: impl FnOnce(&Result<(), Fault>),
     ) -> io::Result<bool> {
-        let door = self.door.lock().ok().and_then(|mut door| door.take());
-        let door = door.ok_or(io::ErrorKind::NotConnected)?;
-        let path = format!("/proc/self/fd/{}", door.as_raw_fd());
-        let _ = self.connection.set(IpcSender::connect(path)?);
-        // Who hears us may look at what we have open.
-        drop(door);
         let (control, controls) = if initializer {
             let (control, controls) = ipc::channel()?;
             (Some(control), Some(controls))
         } else {
             (None, None)
         };
-        self.say(Greeting::Hello(Hello {
+        let hello = Hello {
             token,
             version: VERSION,
             fingerprint: registry::fingerprint(),
             control,
-        }))?;
+        };
+        self.line.send(hello).map_err(io::Error::other)?;
+        self.announce();
         let Some(controls) = controls else {
             return Ok(true);
         };
         let Control::Setup { task, args } = controls.recv().map_err(io::Error::other)?;
         let result = initialize(task, args.as_deref().unwrap_or_default());
-        let ready = result.is_ok();
-        self.say(match result {
-            Ok(()) => Greeting::Ready,
-            Err(fault) => Greeting::Failed(fault),
-        })?;
-        Ok(ready)
+        reply(&result);
+        self.announce();
+        Ok(result.is_ok())
     }
 
-    fn say(&self, greeting: Greeting) -> io::Result<()> {
-        let connection = self.connection.get().ok_or(io::ErrorKind::NotConnected)?;
-        connection.send(greeting).map_err(io::Error::other)?;
-        send(&self.socket, &[1], SendFlags::NOSIGNAL)?;
-        Ok(())
+    /// Has the parent look for what was said.
+    pub(crate) fn announce(&self) {
+        let _ = send(&self.socket, &[1], SendFlags::NOSIGNAL);
     }
+}
 
-    /// What a process says of its initializer that ends with it.
-    pub(crate) fn say_failed(&self, fault: Fault) {
-        let _ = self.say(Greeting::Failed(fault));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipc_channel_shows_the_descriptor_of_a_sender() {
+        let (sender, receiver) = ipc::channel::<Hello>().expect("there are descriptors");
+        let theirs = descriptor_of(&sender).expect("it is shown");
+        let theirs = theirs.try_clone_to_owned().expect("there are descriptors");
+        drop(sender);
+        let hello = Hello {
+            token: "token".to_owned(),
+            version: VERSION,
+            fingerprint: 1,
+            control: None,
+        };
+        let sender = sender_over(theirs).expect("it is shown");
+        sender.send(hello).expect("there is room");
+        assert_eq!(receiver.recv().expect("it was sent").token, "token");
+        // It was the last of them.
+        drop(sender);
+        assert!(receiver.recv().is_err());
     }
 }

@@ -28,10 +28,13 @@ use rustix::process::{
 use crate::bell::Bell;
 use crate::entry::{self, Call, VARIABLE};
 use crate::exit::Exit;
-use crate::frames::Frames;
-use crate::greeting::{self, Door, Said, Setup, Talk};
+use crate::fault::Fault;
+use crate::frames::{Frames, Tag};
+use crate::greeting::{self, Line, Said, Setup, Talk};
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
 use crate::sync::Shared;
+
+const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
 
 /// What all workers of a pool have in common.
 #[derive(Debug)]
@@ -123,7 +126,7 @@ impl Launcher {
     ///
     /// If the process can't be started, or the way to talk to it can't be made.
     pub fn launch(&self, index: usize) -> io::Result<(Worker, Starting)> {
-        let door = greeting::open_door()?;
+        let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
         let call = Call {
             parent: process::id(),
@@ -141,7 +144,7 @@ impl Launcher {
             .process_group(0)
             .spawn()?;
         // What it needs next is made while it starts.
-        self.introduce(child.id(), socket, door, call.token)
+        self.introduce(child.id(), socket, line, call.token)
             .inspect_err(|_| {
                 // Without a pidfd nobody would see it die.
                 let mut child = child;
@@ -154,7 +157,7 @@ impl Launcher {
         &self,
         pid: u32,
         socket: OwnedFd,
-        door: Door,
+        line: Line,
         token: String,
     ) -> io::Result<(Worker, Starting)> {
         let group = i32::try_from(pid)
@@ -164,7 +167,7 @@ impl Launcher {
         let pidfd = pidfd_open(group, PidfdFlags::empty())?;
         let (memory, rings) = Shared::create("pool-rings")?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
-        let talk = Talk::begin(socket, door, token, self.cpus, self.setup.clone(), fds)?;
+        let talk = Talk::begin(socket, line, token, self.cpus, self.setup.clone(), fds)?;
         let worker = Worker {
             pid,
             group,
@@ -204,6 +207,21 @@ impl Worker {
     /// Readable when it is dead.
     pub fn pidfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.pidfd)
+    }
+
+    /// What came of its initializer, if it has said so.
+    pub fn set_up(&mut self) -> Option<Result<(), Fault>> {
+        let mut replies = VecDeque::new();
+        let received = self.ring.receive(&mut replies);
+        self.believe(received)?;
+        let mut reply = replies.pop_front()?;
+        match reply.pop()? {
+            (Tag::Value, _) => Some(Ok(())),
+            (Tag::Fault, bytes) => match Fault::from_bytes(&bytes) {
+                Some(fault) => Some(Err(fault)),
+                None => self.believe(Err(NO_FAULT)),
+            },
+        }
     }
 
     /// Gives it a portion, as far as there is room; true if all of it is sent. Otherwise give the same

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::codec::Input;
 use crate::entry::Call;
 use crate::fault::Fault;
-use crate::frames::{Frames, Tag};
+use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed};
 use crate::registry::{self, Found, Registration, RunError};
 use crate::ring::{Body, Replies, Request, Requests, Run};
@@ -52,7 +52,11 @@ pub(crate) fn serve(call: Call) {
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
     );
     match connect(&call) {
-        Ok(mut worker) => worker.run(),
+        Ok(mut worker) => {
+            worker.run();
+            // The process ends, and everything with it.
+            mem::forget(worker);
+        }
         Err(_) => process::exit(NO_PARENT),
     }
 }
@@ -133,7 +137,8 @@ fn connect(call: &Call) -> io::Result<Worker> {
             if INITIALIZED.get().is_some() {
                 replies.write(Tag::Fault, &fault.to_bytes());
             } else {
-                voice.say_failed(fault);
+                replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX));
+                voice.announce();
             }
         }
     });
@@ -145,6 +150,10 @@ fn connect(call: &Call) -> io::Result<Worker> {
                 find(task).and_then(|task| call_task(task, Input::Shared(args), &mut Vec::new()));
             flush_stdout();
             result
+        },
+        |result| match result {
+            Ok(()) => replies.write_aside(Tag::Value, &[]),
+            Err(fault) => replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX)),
         },
     )?;
     let _ = INITIALIZED.set(());

@@ -594,6 +594,15 @@ fn fail_to_start(how: &str, file: &Path) {
     append(file, u64::from(process::id()));
     match how {
         "panic" => panic!("no database on port {}", 5432),
+        "long panic" => panic!("no database {}", "at all ".repeat(50_000)),
+        "rubbish" => {
+            for descriptor in 3..64 {
+                let rubbish = [0xa5_u8; 100];
+                // SAFETY: the bytes are ours. Whose descriptor it is does not matter here.
+                unsafe { libc::write(descriptor, rubbish.as_ptr().cast(), rubbish.len()) };
+            }
+            process::exit(4)
+        }
         "exit" => process::exit(3),
         "exit in peace" => process::exit(0),
         "abort" => process::abort(),
@@ -609,6 +618,8 @@ fn build_says_why_an_initializer_failed() {
     let directory = tempfile::tempdir().unwrap();
     let cases = [
         ("panic", &["no database on port 5432", "lifecycle.rs:"][..]),
+        ("long panic", &["no database at all", "lifecycle.rs:"]),
+        ("rubbish", &["code 4"]),
         ("exit", &["code 3"]),
         ("exit in peace", &["code 0"]),
         ("abort", &["SIGABRT"]),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Frames, Glance, Sleeper, Spin, Worker};
+use pool_worker::{Bell, Fault, Frames, Glance, Sleeper, Spin, Worker};
 
 use crate::backend::{Job, JobId, Outcomes, Portion, Sink};
 use crate::few::Few;
@@ -194,6 +194,16 @@ impl State {
             self.scheduler.answered(slot, replies);
         }
         true
+    }
+
+    /// What came of the initializer of a worker, if it has said so.
+    pub(super) fn set_up(&mut self, slot: usize, name: &str) -> Option<Result<(), String>> {
+        let worker = self.workers[slot].as_mut()?;
+        let set_up = worker.set_up();
+        if let Some(why) = worker.garbled() {
+            return Some(Err(why.to_owned()));
+        }
+        set_up.map(|result| result.map_err(|fault| initializer_failed(name, &fault)))
     }
 
     fn refuse_if_garbled(&mut self, slot: usize) {
@@ -429,5 +439,24 @@ impl State {
     /// Follows no more.
     pub(super) fn unfollow(&mut self, parker: &Arc<Parker>) {
         self.followers.retain(|other| !Arc::ptr_eq(other, parker));
+    }
+}
+
+fn initializer_failed(name: &str, fault: &Fault) -> String {
+    match fault {
+        Fault::Panicked(panic) => {
+            let at = match &panic.location {
+                Some(location) => format!(" at {location}"),
+                None => String::new(),
+            };
+            format!("its initializer `{name}` panicked{at}: {}", panic.message)
+        }
+        Fault::Decode(why) => {
+            format!("the arguments of its initializer `{name}` can't be decoded: {why}")
+        }
+        Fault::Encode(why) => {
+            format!("the result of its initializer `{name}` can't be encoded: {why}")
+        }
+        Fault::Unknown(why) => why.clone(),
     }
 }

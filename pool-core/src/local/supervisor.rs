@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use pool_worker::{Fault, Said, Starting, TICK, Watch};
+use pool_worker::{Said, Starting, TICK, Watch};
 
 use super::Shared;
 use crate::scheduler::End;
@@ -110,41 +110,30 @@ fn hear(shared: &Shared, slot: usize, starting: &mut Option<Starting>) {
     let Some(talk) = starting else {
         return;
     };
-    match talk.hear() {
-        Said::Nothing => {}
-        Said::Gone => *starting = None,
-        Said::Ready => {
-            *starting = None;
-            let now = pool_worker::now();
-            shared.update(|state| {
-                state.scheduler.ready(slot, now);
-                state.announce();
-            });
-        }
-        Said::Failed(fault) => {
-            let why = initializer_failed(shared.initializer_name, &fault);
-            shared.update(|state| state.scheduler.refuse(slot, why));
-        }
-        Said::Garbled(why) => shared.update(|state| state.scheduler.refuse(slot, why)),
+    let said = talk.hear();
+    if matches!(said, Said::Gone | Said::Ready) {
+        *starting = None;
     }
-}
-
-fn initializer_failed(name: &str, fault: &Fault) -> String {
-    match fault {
-        Fault::Panicked(panic) => {
-            let at = match &panic.location {
-                Some(location) => format!(" at {location}"),
-                None => String::new(),
-            };
-            format!("its initializer `{name}` panicked{at}: {}", panic.message)
+    let ready = shared.update(|state| {
+        let is_set_up = match said {
+            Said::Nothing => None,
+            Said::Ready => Some(Ok(())),
+            Said::SetUp | Said::Gone => state.set_up(slot, shared.initializer_name),
+            Said::Garbled(why) => Some(Err(why)),
+        };
+        match is_set_up {
+            None => {}
+            Some(Ok(())) => {
+                state.scheduler.ready(slot, pool_worker::now());
+                state.announce();
+                return true;
+            }
+            Some(Err(why)) => state.scheduler.refuse(slot, why),
         }
-        Fault::Decode(why) => {
-            format!("the arguments of its initializer `{name}` can't be decoded: {why}")
-        }
-        Fault::Encode(why) => {
-            format!("the result of its initializer `{name}` can't be encoded: {why}")
-        }
-        Fault::Unknown(why) => why.clone(),
+        false
+    });
+    if ready {
+        *starting = None;
     }
 }
 

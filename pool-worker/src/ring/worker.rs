@@ -267,6 +267,12 @@ impl Replies {
         pace.store(join(task, each_ns), Ordering::Relaxed);
     }
 
+    /// Writes one frame that is no reply to an input, and is not counted.
+    pub(crate) fn write_aside(&self, tag: Tag, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= FRAME_MAX);
+        self.put(tag.bits(), bytes);
+    }
+
     /// Writes the reply to the input that was begun last.
     #[inline]
     pub(crate) fn write(&self, tag: Tag, mut bytes: &[u8]) {
