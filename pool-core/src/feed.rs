@@ -47,6 +47,7 @@ pub(crate) struct Feed {
     backend: Arc<dyn Backend>,
     sink: Arc<dyn Sink>,
     job: Job,
+    hint: usize,
     id: Option<JobId>,
     /// The position of the next input.
     next: usize,
@@ -106,13 +107,12 @@ impl Feed {
         options: Options,
     ) -> Result<Feed, Error> {
         check(&options)?;
+        let task = T::number();
         Ok(Feed {
             backend: Arc::clone(backend),
             sink,
-            job: Job {
-                task: T::number(),
-                options,
-            },
+            job: Job { task, options },
+            hint: backend.hint(task),
             id: None,
             next: 0,
             ended: false,
@@ -121,9 +121,10 @@ impl Feed {
         })
     }
 
-    /// How many inputs are worth giving to one worker at once.
+    /// How many inputs are worth giving to one worker at once, as was known at the last
+    /// [`send`](Feed::send).
     pub(crate) fn hint(&self) -> usize {
-        self.backend.hint(self.job.task)
+        self.hint
     }
 
     /// The chunk size that the caller asked for.
@@ -211,6 +212,9 @@ impl Feed {
                 self.id = Some(id);
             }
             Some(id) => self.backend.push(id, batch.portions, more)?,
+        }
+        if more {
+            self.hint = self.backend.hint(self.job.task);
         }
         self.next += batch.count;
         self.ended = !more;
