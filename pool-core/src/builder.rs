@@ -48,6 +48,7 @@ pub struct PoolBuilder {
     initializer: Option<Result<(u32, Vec<u8>), Error>>,
     initializer_name: &'static str,
     start_timeout: Duration,
+    give_up_after: Duration,
 }
 
 impl PoolBuilder {
@@ -58,6 +59,7 @@ impl PoolBuilder {
             initializer: None,
             initializer_name: "",
             start_timeout: Duration::from_secs(30),
+            give_up_after: Duration::from_secs(30),
         }
     }
 
@@ -117,6 +119,20 @@ impl PoolBuilder {
         self
     }
 
+    /// How long a pool may be without a worker that is good for something until it is
+    /// [`Error::Broken`], and answers all that is open.
+    ///
+    /// A worker that can't be replaced at once, because the system has no process, descriptor or memory
+    /// left, or because workers die before they have done anything, is tried again after pauses that grow
+    /// from 10 ms to one second; meanwhile the others go on.
+    ///
+    /// Default: 30 seconds. Zero is refused. ([`build`](PoolBuilder::build) itself fails with the first start
+    /// that does.)
+    pub fn give_up_after(mut self, time: Duration) -> Self {
+        self.give_up_after = time;
+        self
+    }
+
     /// Starts the workers, and returns when all are ready.
     ///
     /// # Errors
@@ -135,6 +151,12 @@ impl PoolBuilder {
         if self.start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
         }
+        if self.give_up_after.is_zero() {
+            return invalid(
+                "give_up_after",
+                "every pool is without a worker for a moment",
+            );
+        }
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let initializer = match self.initializer.transpose()? {
             Some((task, args)) => Some(
@@ -149,6 +171,7 @@ impl PoolBuilder {
             initializer,
             initializer_name: self.initializer_name,
             start_timeout: self.start_timeout,
+            give_up_after: self.give_up_after,
         })?;
         Ok(Pool::over(Arc::new(local)))
     }

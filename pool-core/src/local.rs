@@ -63,6 +63,7 @@ pub(crate) struct Settings {
     /// The name of the initializer, for messages.
     pub(crate) initializer_name: &'static str,
     pub(crate) start_timeout: Duration,
+    pub(crate) give_up_after: Duration,
 }
 
 /// The backend of this machine.
@@ -109,6 +110,7 @@ impl Local {
             max_tasks: settings.max_tasks_per_child,
             start_timeout: settings.start_timeout,
             during,
+            give_up_after: settings.give_up_after,
         };
         let launcher = Launcher::new(settings.cpus, settings.initializer).map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;

@@ -55,14 +55,16 @@ use crate::few::Few;
 /// A moment: how long after one that is fixed.
 pub(crate) type Time = Duration;
 
-/// Failed starts are counted over this time.
-const INTENSITY_PERIOD: Duration = Duration::from_secs(30);
+/// After a failed start the next try waits so long; after each more that fails twice as long, up to the
+/// most.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// After a failed start the next try waits this long.
-const START_PAUSE: Duration = Duration::from_millis(100);
+/// A worker that has lived so long is a good one, though it had nothing to do.
+const PROVED: Duration = Duration::from_secs(1);
 
-/// A worker that dies idle so soon after its start is not replaced at once.
-const EARLY: Duration = Duration::from_secs(1);
+/// An input is blamed when so many workers have died that were to begin it next.
+const MISSES_MAX: u32 = 5;
 
 /// When all is ended, an idle worker that was asked to exit, and a busy one after SIGTERM, have this
 /// long.
@@ -117,6 +119,8 @@ pub(crate) struct Rules {
     pub(crate) start_timeout: Duration,
     /// What a worker does before it is ready, for messages.
     pub(crate) during: String,
+    /// How long no worker may be any good before the pool is broken.
+    pub(crate) give_up_after: Duration,
 }
 
 impl Rules {
@@ -159,9 +163,11 @@ pub(crate) struct Scheduler {
     /// Work was taken back so that others do it.
     spreading: bool,
     paces: Paces,
-    failed_starts: VecDeque<Time>,
-    /// Why the first start failed that did.
+    /// Why the first start failed that did, and the last.
     first_failure: Option<String>,
+    last_failure: Option<String>,
+    /// Since when no worker is any good, nor on its first way to be.
+    hopeless_since: Option<Time>,
     /// When those who have not gone by themselves are killed.
     kill_at: Option<Time>,
     wants_tick: bool,
@@ -191,8 +197,9 @@ impl Scheduler {
             saturated: false,
             spreading: false,
             paces: Paces::default(),
-            failed_starts: VecDeque::new(),
             first_failure: None,
+            last_failure: None,
+            hopeless_since: None,
             kill_at: None,
             wants_tick: false,
             shortest_limit: None,
@@ -543,6 +550,7 @@ impl Scheduler {
                 self.deliver(job, outcomes);
             }
         }
+        self.slots[slot].failures = 0;
         self.saturated = false;
         self.note_idle(slot);
         self.dispatch();

@@ -27,14 +27,14 @@ use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::panic;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipc_channel::TryRecvError;
 use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::DupFlags;
+use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::socket_type;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -44,7 +44,9 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::memory::Memory;
 use crate::registry;
+use crate::scarce::no;
 
 /// Must be the same on both sides; they are the same binary, so a difference is a fault of ours.
 const VERSION: u32 = 3;
@@ -67,6 +69,11 @@ struct Hello {
     /// Where to say what to set up, if there is something.
     control: Option<IpcSender<Control>>,
 }
+
+/// The first byte of a packet on the socket: the worker has said something, or the rest is the reason
+/// why it will not do.
+const LOOK: u8 = 1;
+const UNFIT: u8 = 2;
 
 /// What the parent says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,14 +105,15 @@ impl Setup {
     ///
     /// If there is no shared memory for the arguments.
     pub fn new(task: u32, args: &[u8]) -> io::Result<Setup> {
+        const WHAT: &str = "shared memory for the arguments of the initializer";
         let args = match args {
             [] => None,
-            args => Some(
-                // ipc-channel asserts where it maps memory.
-                panic::catch_unwind(|| IpcSharedMemory::from_bytes(args)).map_err(|_| {
-                    io::Error::other("no shared memory for the arguments of the initializer")
-                })?,
-            ),
+            args => {
+                // ipc-channel asserts where it maps memory, which the user's panic hook would tell.
+                drop(Memory::create("pool-probe", args.len()).map_err(no(WHAT))?);
+                let shared = panic::catch_unwind(|| IpcSharedMemory::from_bytes(args));
+                Some(shared.map_err(|_| io::Error::other(format!("no {WHAT}")))?)
+            }
         };
         Ok(Setup { task, args })
     }
@@ -115,12 +123,13 @@ impl Setup {
 
 /// The two ends of a worker's first socket: the parent's, and the worker's standard input.
 pub(crate) fn socket() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(
+    let both = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    )?)
+    );
+    both.map_err(|error| no("socket for a worker")(error.into()))
 }
 
 /// The parent's part of the conversation.
@@ -154,8 +163,8 @@ pub enum Said {
     Ready,
     /// Its initializer has come to an end, unless it lies: its ring tells to which.
     SetUp,
-    /// What no worker of ours says. It should be killed.
-    Garbled(String),
+    /// That it can't be a worker, or what no worker of ours says. It should be killed.
+    Unfit(String),
 }
 
 /// Both ends of the line to a worker.
@@ -210,17 +219,21 @@ impl Talk {
     /// Hears what the worker has said, if anything. Does not wait.
     pub(crate) fn hear(&mut self) -> Said {
         loop {
-            let mut byte = [0; 1];
-            match recv(&self.socket, &mut byte[..], RecvFlags::DONTWAIT) {
-                Ok((_, 1..)) => {}
+            let mut packet = [0; 512];
+            match recv(&self.socket, &mut packet[..], RecvFlags::DONTWAIT) {
+                Ok((len @ 1.., _)) if packet[0] == UNFIT => {
+                    let why = String::from_utf8_lossy(&packet[1..len.min(packet.len())]);
+                    return Said::Unfit(format!("it can't be a worker: {why}"));
+                }
+                Ok((1.., _)) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(rustix::io::Errno::AGAIN) => return Said::Nothing,
-                Ok((_, 0)) | Err(_) => return Said::Gone,
+                Ok((0, _)) | Err(_) => return Said::Gone,
             }
             match self.hear_one() {
                 Ok(Said::Nothing) => {}
                 Ok(said) => return said,
-                Err(why) => return Said::Garbled(why),
+                Err(why) => return Said::Unfit(why),
             }
         }
     }
@@ -228,7 +241,14 @@ impl Talk {
     fn hear_one(&mut self) -> Result<Said, String> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Expected(line) => {
-                let hello = match line.try_recv() {
+                // ipc-channel asserts where it counts descriptors and maps memory, and the supervisor must not
+                // be lost to that: one for what comes, one for what goes.
+                let spare = || fcntl_dupfd_cloexec(&self.socket, 0);
+                let spares = spare().and_then(|one| Ok((one, spare()?)));
+                drop(spares.map_err(|error| no("way to greet it")(error.into()).to_string())?);
+                let received = panic::catch_unwind(AssertUnwindSafe(|| line.try_recv()));
+                let received = received.map_err(|_| "its greeting can't be received".to_owned())?;
+                let hello = match received {
                     Ok(hello) => hello,
                     Err(TryRecvError::Empty) => {
                         self.stage = Stage::Expected(line);
@@ -269,8 +289,8 @@ impl Talk {
 
 /// A line for one worker.
 pub(crate) fn line() -> io::Result<Line> {
-    measure_sockets()?;
-    let (theirs, ours) = ipc::channel()?;
+    measure_sockets().map_err(no("channel to a worker"))?;
+    let (theirs, ours) = ipc::channel().map_err(no("channel to a worker"))?;
     Ok(Line { theirs, ours })
 }
 
@@ -337,18 +357,30 @@ pub(crate) struct Voice {
     line: IpcSender<Hello>,
 }
 
-/// Takes what the parent hands over standard input, which becomes /dev/null.
-pub(crate) fn receive_introduction() -> io::Result<Handed> {
-    let broken = || io::Error::other("nobody introduces this worker");
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+/// Tells the parent why this process will not do, if it hears.
+pub(crate) fn say_unfit(error: &io::Error, socket: BorrowedFd<'_>) {
+    let mut packet = vec![UNFIT];
+    packet.extend(error.to_string().bytes().take(500));
+    let _ = send(socket, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+/// The socket that the parent has given as standard input, which becomes /dev/null.
+pub(crate) fn take_socket() -> io::Result<OwnedFd> {
+    let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty())?;
     rustix::stdio::dup2_stdin(null)?;
+    Ok(socket)
+}
+
+/// Takes what the parent hands over.
+pub(crate) fn receive_introduction(socket: &OwnedFd) -> io::Result<Handed> {
+    let broken = || io::Error::other("nobody introduces this worker");
     let mut text = [0; 64];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let len = loop {
         let received = recvmsg(
-            &socket,
+            socket,
             &mut [IoSliceMut::new(&mut text)],
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
@@ -370,7 +402,7 @@ pub(crate) fn receive_introduction() -> io::Result<Handed> {
         rings,
         bell,
         voice: Voice {
-            socket,
+            socket: socket.try_clone()?,
             line: sender_over(line)?,
         },
     })
@@ -412,7 +444,7 @@ impl Voice {
 
     /// Has the parent look for what was said.
     pub(crate) fn announce(&self) {
-        let _ = send(&self.socket, &[1], SendFlags::NOSIGNAL);
+        let _ = send(&self.socket, &[LOOK], SendFlags::NOSIGNAL);
     }
 }
 

@@ -32,6 +32,7 @@ use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Line, Said, Setup, Talk};
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
+use crate::scarce::no;
 use crate::sync::Shared;
 
 const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
@@ -104,7 +105,7 @@ impl Launcher {
     /// If this process must not start workers ([`may_launch`]), or has no memory or descriptor left.
     pub fn new(cpus: usize, setup: Option<Setup>) -> io::Result<Launcher> {
         may_launch()?;
-        let (bell, bell_fd) = Bell::create(cpus)?;
+        let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
             bell_fd,
@@ -142,7 +143,8 @@ impl Launcher {
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
             .process_group(0)
-            .spawn()?;
+            .spawn()
+            .map_err(no("process for a worker"))?;
         // What it needs next is made while it starts.
         self.introduce(child.id(), socket, line, call.token)
             .inspect_err(|_| {
@@ -164,8 +166,10 @@ impl Launcher {
             .ok()
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other("a process without a pid"))?;
-        let pidfd = pidfd_open(group, PidfdFlags::empty())?;
-        let (memory, rings) = Shared::create("pool-rings")?;
+        let pidfd = pidfd_open(group, PidfdFlags::empty());
+        let pidfd = pidfd.map_err(|error| no("descriptor for a worker")(error.into()))?;
+        let (memory, rings) =
+            Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
         let talk = Talk::begin(socket, line, token, self.cpus, self.setup.clone(), fds)?;
         let worker = Worker {

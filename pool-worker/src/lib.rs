@@ -32,10 +32,11 @@ mod futex;
 mod greeting;
 mod launch;
 mod lineage;
-#[cfg(not(pool_shuttle))]
+#[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
 mod registry;
 mod ring;
+mod scarce;
 mod serve;
 mod spin;
 mod sync;

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::process;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
@@ -24,6 +24,7 @@ use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed};
 use crate::registry::{self, Found, Registration, RunError};
 use crate::ring::{Body, Replies, Request, Requests, Run};
+use crate::scarce::no;
 use crate::sync::Shared;
 use crate::unwind;
 
@@ -51,7 +52,17 @@ pub(crate) fn serve(call: Call) {
     let _ = rustix::thread::set_name(
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
     );
-    match connect(&call) {
+    let stdin = rustix::stdio::stdin();
+    let connected = match greeting::take_socket() {
+        Ok(socket) => {
+            connect(&call, &socket).inspect_err(|error| greeting::say_unfit(error, socket.as_fd()))
+        }
+        Err(error) => {
+            greeting::say_unfit(&error, stdin);
+            Err(error)
+        }
+    };
+    match connected {
         Ok(mut worker) => {
             worker.run();
             // The process ends, and everything with it.
@@ -109,7 +120,7 @@ fn set_signals() {
 }
 
 /// Becomes a worker; gives up without a parent.
-fn connect(call: &Call) -> io::Result<Worker> {
+fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
     // The signal tells of the parent's death from now on, the comparison of any death before.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
@@ -121,10 +132,10 @@ fn connect(call: &Call) -> io::Result<Worker> {
         rings,
         bell,
         voice,
-    } = greeting::receive_introduction()?;
-    let memory = Shared::open(&rings)?;
+    } = greeting::receive_introduction(socket).map_err(no("descriptors for what it was handed"))?;
+    let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
     drop(rings);
-    let rung = Bell::open(&bell, introduction.cpus)?;
+    let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
     drop(bell);
     let (requests, replies) = Replies::open(memory, rung, call.index);
     let voice = Arc::new(voice);

@@ -659,6 +659,7 @@ fn a_pool_whose_workers_stop_starting_gives_up() {
     let file = directory.path().join("started");
     let builder = Pool::builder()
         .processes(2)
+        .give_up_after(Duration::from_millis(500))
         .initializer(start_once, (file.clone(),));
     let pool = checked(builder.build());
     works(&pool);

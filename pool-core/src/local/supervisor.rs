@@ -119,7 +119,7 @@ fn hear(shared: &Shared, slot: usize, starting: &mut Option<Starting>) {
             Said::Nothing => None,
             Said::Ready => Some(Ok(())),
             Said::SetUp | Said::Gone => state.set_up(slot, shared.initializer_name),
-            Said::Garbled(why) => Some(Err(why)),
+            Said::Unfit(why) => Some(Err(why)),
         };
         match is_set_up {
             None => {}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pool_worker::Progress;
 
 use super::slot::{Phase, Reason};
-use super::{Action, LEAVE_MAX, Scheduler, Time};
+use super::{Action, LEAVE_MAX, Mode, PROVED, Scheduler, Time};
 
 impl Scheduler {
     /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
@@ -32,6 +32,11 @@ impl Scheduler {
                 Phase::Leaving { until: Some(until) } if until > now => soonest(until),
                 Phase::Leaving { .. } => self.kill(slot, Reason::Other),
                 Phase::Ready => {
+                    let proved = self.slots[slot].ready_since.map(|since| since + PROVED);
+                    match proved {
+                        Some(at) if at > now && self.slots[slot].failures > 0 => soonest(at),
+                        _ => self.slots[slot].failures = 0,
+                    }
                     if let Some(left) = self.time_left(slot, now, &progress)
                         && let Some(at) = now.checked_add(left)
                     {
@@ -40,6 +45,13 @@ impl Scheduler {
                 }
                 _ => {}
             }
+        }
+        self.give_up_if_hopeless(now);
+        if let Some(since) = self.hopeless_since
+            && matches!(self.mode, Mode::Open | Mode::Closed)
+            && let Some(at) = since.checked_add(self.rules.give_up_after)
+        {
+            soonest(at);
         }
         if let Some(at) = self.kill_at {
             if at > now {

@@ -1,10 +1,18 @@
 //! What follows from the end of a worker, and from a start that failed.
+//!
+//! # Blame
+//!
+//! An input is lost with the worker that had begun it. One that no worker lives to begin (because it is larger
+//! than their memory, say) is blamed too, but only after several have died that were to begin it next.
+//!
+//! A worker that dies before it has done anything counts as a failed start. The next try in its slot waits,
+//! longer after each failure; the others go on. If none is any good for a long time, the pool is broken.
 
 use std::mem;
 use std::sync::Arc;
 
-use super::slot::{Phase, Reason, Slot};
-use super::{EARLY, End, INTENSITY_PERIOD, Mode, START_PAUSE, Scheduler, Time};
+use super::slot::{Given, Phase, Reason, Slot};
+use super::{End, MISSES_MAX, Mode, PAUSE_MAX, PAUSE_MIN, Scheduler, Time};
 use crate::backend::{Failure, Outcomes};
 
 impl Scheduler {
@@ -15,7 +23,7 @@ impl Scheduler {
         self.set_open(slot, 0);
         let mut state = self.vacate(slot);
         state.open = open;
-        let Some(ready_since) = state.ready_since else {
+        if state.ready_since.is_none() {
             let during = &self.rules.during;
             let why = state.why.unwrap_or_else(|| match state.phase {
                 Phase::Dying(Reason::Late) => {
@@ -25,9 +33,9 @@ impl Scheduler {
             });
             self.start_failed(slot, why, now);
             return;
-        };
+        }
         let running = state.running(begun);
-        let back = state.take_back(running);
+        let mut back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
         let mut retry = Vec::new();
         let mut position = 0;
@@ -38,53 +46,110 @@ impl Scheduler {
                 if lost.void {
                     continue;
                 }
-                let abandoned = self.jobs.get(lost.job).is_some_and(|job| job.abandoned);
-                lost.deaths += 1;
+                lost.past.deaths += 1;
                 // The limit was passed by the last one begun; what lies before it went down with it.
                 let limit = lost.options.time_limit.filter(|_| time_limit);
+                let attempts = lost.past.deaths;
                 let failure = match limit {
                     Some(limit) if position == running => Failure::TimeLimit(limit),
-                    _ if !abandoned && lost.deaths <= lost.options.retries => {
+                    _ if attempts <= lost.options.retries && !self.is_abandoned(&lost) => {
                         retry.push(lost);
                         continue;
                     }
                     _ => Failure::Lost {
                         pid,
                         exit,
-                        attempts: lost.deaths,
+                        attempts,
                     },
                 };
-                let outcomes = Outcomes::failed(lost.portion.first, 1, Arc::new(failure));
-                self.deliver(lost.job, outcomes);
+                self.fail(&lost, failure);
+            }
+        }
+        if running == 0
+            && let Some(next) = back.first_mut()
+        {
+            let mut missed = next.split_front(1);
+            if next.left() == 0 {
+                back.remove(0);
+            }
+            missed.past.misses += 1;
+            let attempts = missed.past.deaths + missed.past.misses;
+            if missed.past.misses < MISSES_MAX || missed.void || self.is_abandoned(&missed) {
+                back.insert(0, missed);
+            } else {
+                let failure = Failure::Lost {
+                    pid,
+                    exit,
+                    attempts,
+                };
+                self.fail(&missed, failure);
             }
         }
         retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
         self.put_back(retry);
-        let early = begun == 0 && now.saturating_sub(ready_since) < EARLY;
-        self.replace_worker(slot, early.then(|| now + START_PAUSE));
-        self.saturated = false;
-        self.dispatch();
+        if begun == 0 {
+            let during = &self.rules.during;
+            self.note_failure(
+                slot,
+                format!("process {pid} {exit} before it had done anything{during}"),
+            );
+        }
+        self.go_on_after(slot, now);
+    }
+
+    fn is_abandoned(&self, given: &Given) -> bool {
+        self.jobs.get(given.job).is_some_and(|job| job.abandoned)
+    }
+
+    /// Closes an input that stands alone with a failure.
+    fn fail(&mut self, input: &Given, failure: Failure) {
+        let outcomes = Outcomes::failed(input.portion.first, 1, Arc::new(failure));
+        self.deliver(input.job, outcomes);
     }
 
     /// The worker could not be started, or was dead before it was ready.
     pub(crate) fn start_failed(&mut self, slot: usize, why: String, now: Time) {
         self.vacate(slot);
-        self.failed_starts.push_back(now);
-        while self
-            .failed_starts
-            .front()
-            .is_some_and(|at| now.saturating_sub(*at) > INTENSITY_PERIOD)
-        {
-            self.failed_starts.pop_front();
-        }
         self.first_failure.get_or_insert_with(|| why.clone());
-        if self.failed_starts.len() > 10.max(5 * self.slots.len())
+        self.note_failure(slot, why);
+        self.go_on_after(slot, now);
+    }
+
+    fn note_failure(&mut self, slot: usize, why: String) {
+        let failures = &mut self.slots[slot].failures;
+        *failures = failures.saturating_add(1);
+        self.last_failure = Some(why);
+    }
+
+    /// Goes on after the end of a worker.
+    fn go_on_after(&mut self, slot: usize, now: Time) {
+        self.give_up_if_hopeless(now);
+        let pause = match self.slots[slot].failures {
+            0 => None,
+            failures => Some(
+                PAUSE_MIN
+                    .saturating_mul(1 << (failures - 1).min(16))
+                    .min(PAUSE_MAX),
+            ),
+        };
+        self.replace_worker(slot, pause.map(|pause| now + pause));
+        self.saturated = false;
+        self.dispatch();
+    }
+
+    /// Ends all, if no worker has been any good for so long.
+    pub(super) fn give_up_if_hopeless(&mut self, now: Time) {
+        if self.slots.iter().any(Slot::is_promising) {
+            self.hopeless_since = None;
+            return;
+        }
+        let since = *self.hopeless_since.get_or_insert(now);
+        if now.saturating_sub(since) >= self.rules.give_up_after
             && matches!(self.mode, Mode::Open | Mode::Closed)
         {
+            let why = self.last_failure.clone().unwrap_or_default();
             self.end(Mode::Broken(why.clone()), Failure::Broken(why), now);
         }
-        self.replace_worker(slot, Some(now + START_PAUSE));
-        self.dispatch();
     }
 
     /// Makes a slot empty, and gives what it was.
@@ -94,6 +159,7 @@ impl Scheduler {
             was_ready: state.was_ready,
             on_duty: state.on_duty,
             listed: state.listed,
+            failures: state.failures,
             ..Slot::default()
         };
         mem::replace(state, empty)

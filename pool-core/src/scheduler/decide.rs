@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::pace::inputs_in;
+use super::slot::Past;
 use super::{Action, GRACE, Given, Mode, Pending, Phase, Portion, Reason, Scheduler, Slot, Time};
 use crate::backend::{Failure, JobId, Outcomes};
 use crate::few::Few;
@@ -267,7 +268,7 @@ impl Scheduler {
         let Some(next) = queue.pending.front_mut() else {
             return;
         };
-        let deaths = next.deaths;
+        let past = next.past;
         let portion = if count < next.portion.inputs.count() {
             let first = next.portion.first;
             next.portion.first += count;
@@ -286,7 +287,7 @@ impl Scheduler {
             options: queue.job.options,
             portion,
             answered: 0,
-            deaths,
+            past,
             void: false,
         };
         self.hand_over(slot, given);
@@ -320,7 +321,7 @@ impl Scheduler {
                 options: job.options,
                 portion,
                 answered: 0,
-                deaths: 0,
+                past: Past::default(),
                 void: false,
             };
             self.hand_over(slot, given);
@@ -437,7 +438,7 @@ impl Scheduler {
         for given in back.into_iter().rev() {
             let pending = Pending {
                 portion: given.portion,
-                deaths: given.deaths,
+                past: given.past,
             };
             self.jobs.put_back(given.job, pending);
         }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::mem;
 
+use super::slot::Past;
 use crate::backend::{Job, JobId, Portion, Want};
 use crate::few::Few;
 
@@ -13,8 +14,8 @@ const KEPT: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) portion: Portion,
-    /// How many workers have died under them.
-    pub(super) deaths: u32,
+    /// What became of them before.
+    pub(super) past: Past,
 }
 
 /// Inputs that nobody has, in their order. Mostly there is one portion, or none.
@@ -186,7 +187,10 @@ impl Jobs {
             let count = portion.inputs.count();
             queue.open += count;
             queue.pending_inputs += count;
-            queue.pending.push_back(Pending { portion, deaths: 0 });
+            queue.pending.push_back(Pending {
+                portion,
+                past: Past::default(),
+            });
         }
         self.list(id);
     }

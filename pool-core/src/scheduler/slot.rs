@@ -15,8 +15,8 @@ pub(crate) struct Given {
     pub(crate) portion: Portion,
     /// How many of them were answered.
     pub(crate) answered: usize,
-    /// How many workers have died under them.
-    pub(super) deaths: u32,
+    /// What became of them before.
+    pub(super) past: Past,
     /// Their outcome is out already: their job was cancelled.
     pub(super) void: bool,
 }
@@ -63,6 +63,15 @@ impl Given {
             _ => 0,
         }
     }
+}
+
+/// What became of inputs before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Past {
+    /// How many workers have died under them.
+    pub(super) deaths: u32,
+    /// How many have died that were to begin the first of them next.
+    pub(super) misses: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -131,6 +140,9 @@ pub(super) struct Slot {
     pub(super) ready_since: Option<Time>,
     /// It was ready once, or a predecessor of it.
     pub(super) was_ready: bool,
+    /// How many processes in a row were of no use: not started, dead before they were ready, or before they
+    /// had done anything.
+    pub(super) failures: u32,
     /// Why it must go.
     pub(super) why: Option<String>,
 }
@@ -146,6 +158,11 @@ impl Slot {
             self.phase,
             Phase::Launching | Phase::Starting { .. } | Phase::Ready
         )
+    }
+
+    /// Whether it is good for something, as far as is known.
+    pub(super) fn is_promising(&self) -> bool {
+        self.failures == 0 && (self.is_coming() || matches!(self.phase, Phase::Overdue { .. }))
     }
 
     pub(super) fn has_process(&self) -> bool {

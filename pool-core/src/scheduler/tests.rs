@@ -58,6 +58,7 @@ impl World {
             max_tasks,
             start_timeout: Duration::from_secs(30),
             during: String::new(),
+            give_up_after: Duration::from_secs(30),
         };
         let seats = rules.seats();
         let mut world = World {
@@ -511,7 +512,14 @@ proptest! {
                     }
                     Err(failure) => {
                         if let Failure::Lost { attempts, .. } = **failure {
-                            prop_assert_eq!(attempts, 1 + submitted.retries);
+                            let begun = world.times_begun.get(&(*id, index));
+                            if begun == Some(&(1 + submitted.retries)) {
+                                prop_assert_eq!(attempts, 1 + submitted.retries);
+                            } else {
+                                // No worker lived to begin it.
+                                let begun = begun.copied().unwrap_or_default();
+                                prop_assert_eq!(attempts, begun + MISSES_MAX);
+                            }
                         }
                     }
                 }
@@ -741,34 +749,99 @@ fn a_worker_that_is_not_ready_in_time_is_killed_and_said_to_be_late() {
     assert_eq!(why, "process 1 was not ready in time");
 }
 
-#[test]
-fn too_many_failed_starts_break_the_pool() {
-    let mut world = World::new(1, None);
-    let id = world.submit(1, Options::default(), false).unwrap();
-    for attempt in 0..11 {
-        assert_eq!(world.scheduler.mode(), &Mode::Open, "{attempt}");
-        world.start(0, false);
-        world.act();
-        world.age(Duration::from_millis(100));
+/// Fails to start the worker of a slot again and again, as soon as it may, until some time.
+fn fail_to_start(world: &mut World, slot: usize, until: Duration) -> usize {
+    let mut attempts = 0;
+    while world.now < until {
+        if world.wanted.remove(&slot) {
+            attempts += 1;
+            world
+                .scheduler
+                .start_failed(slot, "no luck".to_owned(), world.now);
+            world.act();
+        }
+        world.age(Duration::from_millis(10));
         world.act();
     }
+    attempts
+}
+
+#[test]
+fn a_pool_without_a_good_worker_for_long_is_broken() {
+    let mut world = World::new(2, None);
+    let id = world.submit(1, Options::default(), false).unwrap();
+    let began = world.now;
+    // The other is never ready, and after its first failure nobody counts on it.
+    world.start(1, false);
+    world.act();
+    let attempts = fail_to_start(&mut world, 0, began + Duration::from_secs(29));
+    assert_eq!(world.scheduler.mode(), &Mode::Open);
+    // 7 in the first second and a half, then one each second.
+    assert!((30..=36).contains(&attempts), "{attempts}");
+    fail_to_start(&mut world, 0, began + Duration::from_secs(34));
     assert_eq!(world.scheduler.mode(), &Mode::Broken("no luck".into()));
     assert_eq!(
         world.outcomes[&(id, 0)],
         Err(Arc::new(Failure::Broken("no luck".into())))
     );
-    assert!(world.wanted.is_empty());
 }
 
 #[test]
-fn failed_starts_that_are_far_apart_do_not() {
-    let mut world = World::new(1, None);
-    for _ in 0..50 {
-        world.start(0, false);
-        world.age(Duration::from_secs(5));
+fn one_good_worker_is_enough() {
+    let mut world = ready(2);
+    world.die(0);
+    world.act();
+    let until = world.now + Duration::from_secs(100);
+    fail_to_start(&mut world, 0, until);
+    assert_eq!(world.scheduler.mode(), &Mode::Open);
+    let id = world.submit(1, Options::default(), false).unwrap();
+    world.act();
+    world.begin(1);
+    world.tell(1, true);
+    world.act();
+    assert!(world.outcomes[&(id, 0)].is_ok());
+}
+
+#[test]
+fn a_worker_on_its_first_way_is_waited_for() {
+    let mut world = World::new(2, None);
+    world.start(1, true);
+    // The start of one takes long, that of the other fails meanwhile.
+    let until = world.now + Duration::from_secs(29);
+    fail_to_start(&mut world, 0, until);
+    world.become_ready(1);
+    world.act();
+    let until = world.now + Duration::from_secs(29);
+    fail_to_start(&mut world, 0, until);
+    assert_eq!(world.scheduler.mode(), &Mode::Open);
+}
+
+#[test]
+fn an_input_that_no_worker_lives_to_begin_is_lost_in_the_end() {
+    let mut world = ready(1);
+    let id = world.submit(2, Options::default(), false).unwrap();
+    world.act();
+    for deaths in 0..MISSES_MAX {
+        assert!(world.outcomes.is_empty(), "{deaths}");
+        world.die(0);
+        world.act();
+        assert!(!world.wanted.contains(&0), "it is not replaced at once");
+        world.age(PAUSE_MAX);
+        world.act();
+        world.start(0, true);
+        world.become_ready(0);
         world.act();
     }
-    assert_eq!(world.scheduler.mode(), &Mode::Open);
+    let lost = Failure::Lost {
+        pid: 1,
+        exit: Exit::Signal(9),
+        attempts: MISSES_MAX,
+    };
+    assert_eq!(world.outcomes[&(id, 0)], Err(Arc::new(lost)));
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert!(world.outcomes[&(id, 1)].is_ok());
 }
 
 #[test]
