@@ -29,6 +29,7 @@ const CHURN: &str = env!("CARGO_BIN_EXE_churn");
 const MISSED: &str = env!("CARGO_BIN_EXE_missed");
 const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
+const CORNERS: &str = env!("CARGO_BIN_EXE_corners");
 
 // ---- the parent's end -----------------------------------------------------------------------------
 
@@ -214,12 +215,15 @@ fn a_descriptor_without_close_on_exec_is_not_inherited() {
 }
 
 #[test]
-fn each_worker_leads_a_process_group() {
+fn each_worker_leads_a_session_and_a_process_group() {
     let held = Held::start(&["2"]);
     for pid in &held.pids {
         // SAFETY: asks about a process.
         let group = unsafe { libc::getpgid(*pid as libc::pid_t) };
         assert_eq!(group, *pid as libc::pid_t);
+        // SAFETY: as above.
+        let session = unsafe { libc::getsid(*pid as libc::pid_t) };
+        assert_eq!(session, group);
     }
 }
 
@@ -336,6 +340,38 @@ fn replace_both_workers(held: &mut Held) {
     });
     assert_eq!(held.ask("work"), squares());
     held.ask("drop");
+}
+
+// ---- corners --------------------------------------------------------------------------------------
+
+#[test]
+fn a_stopped_worker_holds_nothing_that_it_has_not_begun() {
+    Home::new(CORNERS).program(&["stopped"]).fine();
+}
+
+#[test]
+fn when_all_workers_are_stopped_they_are_replaced() {
+    Home::new(CORNERS).program(&["all-stopped"]).fine();
+}
+
+#[test]
+fn workers_that_go_on_are_used_again() {
+    Home::new(CORNERS).program(&["continued"]).fine();
+}
+
+#[test]
+fn an_argument_too_large_for_the_memory_of_a_worker_costs_itself() {
+    Home::new(CORNERS).program(&["large"]).fine();
+}
+
+#[test]
+fn a_pool_that_runs_out_of_descriptors_recovers() {
+    Home::new(CORNERS).program(&["scarce"]).fine();
+}
+
+#[test]
+fn a_pool_that_can_not_be_started_says_what_ran_out() {
+    Home::new(CORNERS).program(&["too-scarce"]).fine();
 }
 
 // ---- errors at the start --------------------------------------------------------------------------

@@ -63,6 +63,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A worker that has lived so long is a good one, though it had nothing to do.
 const PROVED: Duration = Duration::from_secs(1);
 
+/// A worker that has something to begin and gives no sign of life is looked at no sooner than after this time.
+const LOOK_AGAIN: Duration = Duration::from_millis(90);
+
+/// After so many looks without a sign of life, what it has not begun is taken back; after so many it is killed. Looks
+/// are counted, not time, so that a whole job that was stopped is none the worse for it.
+const LOOKS_TO_SHUN: u32 = 3;
+const LOOKS_TO_KILL: u32 = 20;
+
 /// An input is blamed when so many workers have died that were to begin it next.
 const MISSES_MAX: u32 = 5;
 
@@ -276,6 +284,11 @@ impl Scheduler {
     /// Whether any has.
     pub(crate) fn is_any_busy(&self) -> bool {
         self.busy > 0
+    }
+
+    /// Whether the workers are to be looked at from time to time.
+    pub(crate) fn wants_patrol(&self) -> bool {
+        self.busy > 0 || self.slots.iter().any(|slot| slot.shunned)
     }
 
     /// How long this slot has to do, if that is known.

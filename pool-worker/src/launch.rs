@@ -13,15 +13,16 @@
 use std::collections::VecDeque;
 use std::env;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command, Stdio};
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
     pidfd_send_signal, waitid,
 };
 
@@ -142,7 +143,6 @@ impl Launcher {
             .arg0(title(index))
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
-            .process_group(0)
             .spawn()
             .map_err(no("process for a worker"))?;
         // What it needs next is made while it starts.
@@ -334,36 +334,69 @@ impl Worker {
     }
 
     fn signal(&self, signal: Signal) {
-        // After the status is read the number may belong to others.
         if self.exit.is_none() {
-            let _ = kill_process_group(self.group, signal);
+            self.signal_group(signal);
             // A task may have left the group.
             let _ = pidfd_send_signal(&*self.pidfd, signal);
         }
     }
 
+    /// Sends a signal to the process group that this process leads. Not by its number, which may be a stranger's
+    /// once somebody has read the status of a dead one; or only if that can't be.
+    fn signal_group(&self, signal: Signal) {
+        const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+        // SAFETY: sends a signal; the information about it may be null.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                signal.as_raw(),
+                ptr::null::<libc::siginfo_t>(),
+                PIDFD_SIGNAL_PROCESS_GROUP,
+            )
+        };
+        // Before Linux 6.9.
+        if sent != 0
+            && Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::INVAL)
+            && self.status(WaitIdOptions::NOWAIT).is_ok()
+        {
+            let _ = kill_process_group(self.group, signal);
+        }
+    }
+
+    /// How it ended, if it has. An error: there is no such child.
+    fn status(&self, how: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
+        loop {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+                Err(Errno::INTR) => {}
+                status => return status,
+            }
+        }
+    }
+
     /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
     pub fn reap(&mut self) -> Option<Exit> {
-        if self.exit.is_some() {
-            return self.exit;
-        }
-        // Until its status is read the number of the group stays its own.
-        let _ = kill_process_group(self.group, Signal::KILL);
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        self.exit = loop {
-            match waitid(WaitId::Pid(self.group), options) {
-                Ok(None) => break None,
-                Ok(Some(status)) => {
-                    break Some(match (status.exit_status(), status.terminating_signal()) {
-                        (Some(code), _) => Exit::Code(code),
-                        (None, Some(signal)) => Exit::Signal(signal),
-                        (None, None) => Exit::Unknown,
-                    });
+        if self.exit.is_none() {
+            self.exit = match self.status(WaitIdOptions::NOWAIT) {
+                Ok(None) => None,
+                Ok(Some(_)) => {
+                    self.signal_group(Signal::KILL);
+                    let status = self.status(WaitIdOptions::empty()).ok().flatten();
+                    Some(status.map_or(Exit::Unknown, |status| {
+                        match (status.exit_status(), status.terminating_signal()) {
+                            (Some(code), _) => Exit::Code(code),
+                            (None, Some(signal)) => Exit::Signal(signal),
+                            (None, None) => Exit::Unknown,
+                        }
+                    }))
                 }
-                Err(Errno::INTR) => {}
-                Err(_) => break Some(Exit::Unknown),
-            }
-        };
+                Err(_) => {
+                    self.signal_group(Signal::KILL);
+                    Some(Exit::Unknown)
+                }
+            };
+        }
         self.exit
     }
 }

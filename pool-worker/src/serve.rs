@@ -13,7 +13,7 @@ use std::ptr;
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 
 use crate::bell::Bell;
 use crate::clock;
@@ -49,6 +49,8 @@ pub(crate) fn serve(call: Call) {
     close_inherited();
     open_standard_streams();
     set_signals();
+    // No terminal stops this process, nor do its keys reach it; it leads a process group, too.
+    let _ = setsid();
     let _ = rustix::thread::set_name(
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
     );
@@ -282,6 +284,7 @@ impl Runner {
             Body::Alone(args) => {
                 self.one(&terms, Input::Buffer(args));
             }
+            Body::TooLong(len) => self.refuse(&terms, len),
         }
     }
 
@@ -306,6 +309,15 @@ impl Runner {
         }
         self.pace.count(&self.replies);
         true
+    }
+
+    /// Replies to an input for which there is no memory.
+    fn refuse(&mut self, terms: &Terms<'_>, len: u64) {
+        if self.replies.begin(terms.generation) {
+            let why = format!("the worker has no memory for {len} bytes of arguments");
+            self.replies
+                .write(Tag::Fault, &Fault::Decode(why).to_bytes());
+        }
     }
 
     /// There is nothing to do for a while.

@@ -1,19 +1,31 @@
 //! Waiting for one of several descriptors, for a time, or to be woken.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
+
+use crate::scarce::no;
 
 /// If the system will not wait, so long passes between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// The mark of the waker.
+const WAKER: u64 = u64::MAX;
+
+/// So many descriptors are told of at once.
+const AT_ONCE: usize = 64;
+
 /// One thread waits here; see [`Watch::wait`].
 #[derive(Debug)]
 pub struct Watch {
+    // Unlike `poll`, it takes any number of descriptors, whatever RLIMIT_NOFILE has become.
+    epoll: OwnedFd,
     wake: Arc<OwnedFd>,
 }
 
@@ -26,40 +38,54 @@ impl Watch {
     ///
     /// If the process has no descriptor left.
     pub fn new() -> io::Result<(Watch, Waker)> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let waker = Waker(Arc::clone(&wake));
-        Ok((Watch { wake }, waker))
+        let new = || -> io::Result<(Watch, Waker)> {
+            let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+            let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+            epoll::add(&epoll, &wake, EventData::new_u64(WAKER), EventFlags::IN)?;
+            let waker = Waker(Arc::clone(&wake));
+            Ok((Watch { epoll, wake }, waker))
+        };
+        new().map_err(no("descriptor to wait with"))
     }
 
-    /// Waits until one of `fds` is readable, the waker was used, or `timeout` is over. Gives for each
-    /// whether it may be readable.
-    pub fn wait(&self, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Vec<bool> {
-        let mut polled = Vec::with_capacity(fds.len() + 1);
-        polled.push(PollFd::new(&*self.wake, PollFlags::IN));
-        polled.extend(
-            fds.iter()
-                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
-        );
+    /// From now on [`wait`](Watch::wait) tells of `mark` when this is readable.
+    ///
+    /// # Errors
+    ///
+    /// If the system watches no more.
+    pub fn add(&self, fd: impl AsFd, mark: u64) -> io::Result<()> {
+        let added = epoll::add(&self.epoll, fd, EventData::new_u64(mark), EventFlags::IN);
+        added.map_err(|error| no("watch over a worker")(error.into()))
+    }
+
+    /// The descriptor is watched no more.
+    pub fn remove(&self, fd: impl AsFd) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Waits until something is readable, the waker was used, or `timeout` is over. Gives the marks of what is
+    /// readable, or of some of it.
+    pub fn wait(&self, timeout: Option<Duration>) -> Vec<u64> {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         });
-        match poll(&mut polled, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            // More descriptors than the process may have by now, or no memory.
+        let mut events = [MaybeUninit::uninit(); AT_ONCE];
+        let ready = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok((ready, _)) => ready,
+            Err(Errno::INTR) => return Vec::new(),
             Err(_) => {
                 std::thread::park_timeout(PAUSE);
-                return vec![true; fds.len()];
+                return Vec::new();
             }
-        }
-        if !polled[0].revents().is_empty() {
+        };
+        let marks = ready.iter().map(|event| event.data.u64());
+        let marks = marks.filter(|mark| *mark != WAKER).collect();
+        if ready.iter().any(|event| event.data.u64() == WAKER) {
             let mut count = [0; 8];
             let _ = rustix::io::read(&*self.wake, &mut count);
         }
-        polled[1..]
-            .iter()
-            .map(|fd| !fd.revents().is_empty())
-            .collect()
+        marks
     }
 }
 

@@ -1,162 +1,242 @@
 //! Starts workers, hears their first words, sees them die, and keeps the time: one thread for each pool.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::mem;
 use std::time::Duration;
 
-use pool_worker::{Said, Starting, TICK, Watch};
+use pool_worker::{Exit, Said, Starting, TICK, Watch, Worker};
 
 use super::Shared;
-use crate::scheduler::End;
+use crate::scheduler::{End, Time};
 
-/// A dead process whose status can't be read yet is looked at again after this time.
+/// A dead process whose status can't be read yet is looked at again after this time; after so long without
+/// one it is taken for what it is. (A debugger may keep the status to itself.)
 const AGAIN: Duration = Duration::from_millis(20);
+const UNREAD_MAX: Duration = Duration::from_millis(300);
+
+/// What is watched for each slot.
+enum Watched {
+    /// The death of its worker.
+    Death(usize),
+    /// What it says before it is ready.
+    Words(usize),
+}
+
+impl Watched {
+    fn mark(self) -> u64 {
+        match self {
+            Watched::Death(slot) => 2 * slot as u64,
+            Watched::Words(slot) => 2 * slot as u64 + 1,
+        }
+    }
+
+    fn of(mark: u64) -> Watched {
+        let slot = (mark / 2) as usize;
+        if mark.is_multiple_of(2) {
+            Watched::Death(slot)
+        } else {
+            Watched::Words(slot)
+        }
+    }
+}
+
+/// What the supervisor knows of processes.
+struct Supervisor<'s> {
+    shared: &'s Shared,
+    watch: &'s Watch,
+    /// Those that are not ready yet.
+    starting: Vec<Option<Starting>>,
+    /// Dead since then, but how they ended can't be read yet.
+    unread: Vec<(usize, Time)>,
+    /// Of no interest any more, but they must be buried.
+    graves: Vec<Worker>,
+}
 
 pub(super) fn supervise(shared: &Shared, watch: &Watch) {
     let seats = crate::sync::lock(&shared.state).scheduler.seats();
-    let mut starting: Vec<Option<Starting>> = (0..seats).map(|_| None).collect();
-    // Dead, but how they ended can't be read yet.
-    let mut unread: Vec<usize> = Vec::new();
-    loop {
-        unread.retain(|slot| !bury(shared, *slot));
-        start_workers(shared, &mut starting);
+    let mut supervisor = Supervisor {
+        shared,
+        watch,
+        starting: (0..seats).map(|_| None).collect(),
+        unread: Vec::new(),
+        graves: Vec::new(),
+    };
+    while supervisor.take_turn() {}
+    shared.launcher.bell().wake_collector();
+}
+
+impl Supervisor<'_> {
+    /// Does what there is to do, then waits. False: all is over.
+    fn take_turn(&mut self) -> bool {
+        let unread = mem::take(&mut self.unread);
+        for (slot, since) in unread {
+            self.bury(slot, since);
+        }
+        self.graves.retain_mut(|worker| worker.reap().is_none());
+        self.start_workers();
+        let Some(timeout) = self.tick() else {
+            return false;
+        };
+        if !crate::sync::lock(&self.shared.state).wanted.is_empty() {
+            return true;
+        }
+        for mark in self.watch.wait(timeout) {
+            match Watched::of(mark) {
+                Watched::Words(slot) => self.hear(slot),
+                Watched::Death(slot) => {
+                    // The last words of one that failed at its start.
+                    self.hear(slot);
+                    self.forget_words(slot);
+                    let now = pool_worker::now();
+                    self.shared.update(|state| {
+                        if let Some(worker) = &state.workers[slot] {
+                            self.watch.remove(worker.pidfd());
+                        }
+                    });
+                    self.bury(slot, now);
+                }
+            }
+        }
+        true
+    }
+
+    /// Keeps the time. Gives how long to wait at the most; nothing: all is over.
+    fn tick(&self) -> Option<Option<Duration>> {
+        let bounds = [
+            (!self.unread.is_empty()).then_some(AGAIN),
+            (!self.graves.is_empty()).then_some(TICK),
+        ];
         // In one with the actions that follow, so that they meet the workers that they are meant for.
-        let watched = shared.update(|state| {
+        self.shared.update(|state| {
             state.collect();
             let now = pool_worker::now();
             let workers = &state.workers;
             let next = state.scheduler.tick(now, |slot| {
                 workers[slot]
                     .as_ref()
-                    .map_or_else(Default::default, pool_worker::Worker::progress)
+                    .map_or_else(Default::default, Worker::progress)
             });
             if state.scheduler.is_over() {
                 state.over = true;
                 state.announce();
                 return None;
             }
-            let busy = (0..state.workers.len()).any(|slot| state.scheduler.is_busy(slot));
+            let busy = state.scheduler.wants_patrol();
             state.patrolling = busy;
-            let mut timeout = next.map(|at| at.saturating_sub(now));
-            for bound in [busy.then_some(TICK), (!unread.is_empty()).then_some(AGAIN)] {
-                timeout = timeout.into_iter().chain(bound).min();
-            }
-            let pidfds: Vec<_> = (0..)
-                .zip(&state.workers)
-                .filter(|(slot, _)| !unread.contains(slot))
-                .filter_map(|(slot, worker)| Some((slot, worker.as_ref()?.pidfd())))
-                .collect();
-            Some((pidfds, timeout))
-        });
-        let Some((pidfds, timeout)) = watched else {
-            shared.launcher.bell().wake_collector();
-            return;
-        };
-        if has_wanted(shared) {
-            continue;
-        }
-        let talking: Vec<usize> = (0..starting.len())
-            .filter(|slot| starting[*slot].is_some())
-            .collect();
-        let fds: Vec<BorrowedFd<'_>> = pidfds
-            .iter()
-            .map(|(_, pidfd)| pidfd.as_fd())
-            .chain(talking.iter().filter_map(|slot| {
-                let starting = starting[*slot].as_ref()?;
-                Some(starting.socket())
-            }))
-            .collect();
-        let ready = watch.wait(&fds, timeout);
-        let (dead, spoken) = ready.split_at(pidfds.len());
-        for (slot, _) in talking.iter().zip(spoken).filter(|(_, spoken)| **spoken) {
-            hear(shared, *slot, &mut starting[*slot]);
-        }
-        for ((slot, _), _) in pidfds.iter().zip(dead).filter(|(_, dead)| **dead) {
-            // The last words of one that failed at its start.
-            hear(shared, *slot, &mut starting[*slot]);
-            starting[*slot] = None;
-            if !bury(shared, *slot) {
-                unread.push(*slot);
-            }
+            let next = next.map(|at| at.saturating_sub(now));
+            let all = bounds.into_iter().chain([next, busy.then_some(TICK)]);
+            Some(all.flatten().min())
+        })
+    }
+
+    /// Starts all workers that are wanted, one right after the other.
+    fn start_workers(&mut self) {
+        let wanted = mem::take(&mut crate::sync::lock(&self.shared.state).wanted);
+        for slot in wanted {
+            let launched = self.launch(slot);
+            let now = pool_worker::now();
+            self.shared.update(|state| match launched {
+                Ok(worker) => {
+                    state.seat(slot, worker);
+                    state.scheduler.started(slot, now);
+                }
+                Err(error) => {
+                    state.scheduler.start_failed(slot, error.to_string(), now);
+                    state.announce();
+                }
+            });
         }
     }
-}
 
-fn has_wanted(shared: &Shared) -> bool {
-    !crate::sync::lock(&shared.state).wanted.is_empty()
-}
-
-/// Starts all workers that are wanted, one right after the other.
-fn start_workers(shared: &Shared, starting: &mut [Option<Starting>]) {
-    let wanted = std::mem::take(&mut crate::sync::lock(&shared.state).wanted);
-    for slot in wanted {
-        let launched = shared.launcher.launch(slot % shared.processes);
-        let now = pool_worker::now();
-        shared.update(|state| match launched {
-            Ok((worker, talk)) => {
-                state.seat(slot, worker);
-                starting[slot] = Some(talk);
-                state.scheduler.started(slot, now);
+    fn launch(&mut self, slot: usize) -> io::Result<Worker> {
+        let index = slot % self.shared.processes;
+        let (worker, starting) = self.shared.launcher.launch(index)?;
+        let death = self.watch.add(worker.pidfd(), Watched::Death(slot).mark());
+        let watched = death.and_then(|()| {
+            self.watch
+                .add(starting.socket(), Watched::Words(slot).mark())
+        });
+        match watched {
+            Ok(()) => {
+                self.starting[slot] = Some(starting);
+                Ok(worker)
             }
             Err(error) => {
-                state.scheduler.start_failed(slot, error.to_string(), now);
-                state.announce();
+                self.watch.remove(worker.pidfd());
+                worker.kill();
+                self.graves.push(worker);
+                Err(error)
             }
-        });
-    }
-}
-
-/// Hears what a worker says before its first task.
-fn hear(shared: &Shared, slot: usize, starting: &mut Option<Starting>) {
-    let Some(talk) = starting else {
-        return;
-    };
-    let said = talk.hear();
-    if matches!(said, Said::Gone | Said::Ready) {
-        *starting = None;
-    }
-    let ready = shared.update(|state| {
-        let is_set_up = match said {
-            Said::Nothing => None,
-            Said::Ready => Some(Ok(())),
-            Said::SetUp | Said::Gone => state.set_up(slot, shared.initializer_name),
-            Said::Unfit(why) => Some(Err(why)),
-        };
-        match is_set_up {
-            None => {}
-            Some(Ok(())) => {
-                state.scheduler.ready(slot, pool_worker::now());
-                state.announce();
-                return true;
-            }
-            Some(Err(why)) => state.scheduler.refuse(slot, why),
         }
-        false
-    });
-    if ready {
-        *starting = None;
     }
-}
 
-/// A worker is dead: what it has replied is taken up, then the scheduler learns of it. False: how it ended
-/// can't be read yet.
-fn bury(shared: &Shared, slot: usize) -> bool {
-    shared.update(|state| {
-        let Some(exit) = state.workers[slot]
-            .as_mut()
-            .and_then(|worker| worker.reap())
-        else {
-            return false;
+    /// Hears what a worker says before its first task.
+    fn hear(&mut self, slot: usize) {
+        let Some(talk) = &mut self.starting[slot] else {
+            return;
         };
-        state.take_replies(slot);
-        if let Some(worker) = state.workers[slot].take() {
+        let said = talk.hear();
+        let is_through = matches!(said, Said::Gone | Said::Ready);
+        let ready = self.shared.update(|state| {
+            let is_set_up = match said {
+                Said::Nothing => None,
+                Said::Ready => Some(Ok(())),
+                Said::SetUp | Said::Gone => state.set_up(slot, self.shared.initializer_name),
+                Said::Unfit(why) => Some(Err(why)),
+            };
+            match is_set_up {
+                None => {}
+                Some(Ok(())) => {
+                    state.scheduler.ready(slot, pool_worker::now());
+                    state.announce();
+                    return true;
+                }
+                Some(Err(why)) => state.scheduler.refuse(slot, why),
+            }
+            false
+        });
+        if ready || is_through {
+            self.forget_words(slot);
+        }
+    }
+
+    fn forget_words(&mut self, slot: usize) {
+        if let Some(talk) = self.starting[slot].take() {
+            self.watch.remove(talk.socket());
+        }
+    }
+
+    /// A worker is dead: what it has replied is taken up, then the scheduler learns of it. If how it ended can't
+    /// be read yet, that comes later.
+    fn bury(&mut self, slot: usize, since: Time) {
+        let now = pool_worker::now();
+        let later = now.saturating_sub(since) < UNREAD_MAX;
+        let buried = self.shared.update(|state| {
+            let exit = match state.workers[slot].as_mut().map(Worker::reap) {
+                Some(None) if later => return Err(()),
+                Some(exit) => exit.unwrap_or(Exit::Unknown),
+                None => return Ok(None),
+            };
+            state.take_replies(slot);
+            let Some(worker) = state.workers[slot].take() else {
+                return Ok(None);
+            };
             let end = End {
                 pid: worker.pid(),
                 exit,
                 begun: worker.progress().begun,
             };
-            state.scheduler.died(slot, end, pool_worker::now());
+            state.scheduler.died(slot, end, now);
+            state.announce();
+            Ok(Some(worker))
+        });
+        match buried {
+            Ok(worker) => {
+                let unburied =
+                    worker.and_then(|mut worker| worker.reap().is_none().then_some(worker));
+                self.graves.extend(unburied);
+            }
+            Err(()) => self.unread.push((slot, since)),
         }
-        state.announce();
-        true
-    })
+    }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use pool_worker::Progress;
 
 use super::slot::{Phase, Reason};
-use super::{Action, LEAVE_MAX, Mode, PROVED, Scheduler, Time};
+use super::{
+    Action, LEAVE_MAX, LOOK_AGAIN, LOOKS_TO_KILL, LOOKS_TO_SHUN, Mode, PROVED, Scheduler, Time,
+};
 
 impl Scheduler {
     /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
@@ -37,6 +39,7 @@ impl Scheduler {
                         Some(at) if at > now && self.slots[slot].failures > 0 => soonest(at),
                         _ => self.slots[slot].failures = 0,
                     }
+                    self.look_for_life(slot, now, &progress);
                     if let Some(left) = self.time_left(slot, now, &progress)
                         && let Some(at) = now.checked_add(left)
                     {
@@ -65,6 +68,39 @@ impl Scheduler {
             }
         }
         next
+    }
+
+    /// Takes back what a worker does not begin: it may be stopped, or starved, or has lost its request.
+    fn look_for_life(&mut self, slot: usize, now: Time, progress: impl Fn(usize) -> Progress) {
+        let state = &mut self.slots[slot];
+        if state.open == 0 && !state.shunned {
+            state.silent = 0;
+            return;
+        }
+        let progress = progress(slot);
+        let works = state.running(progress.begun) > 0;
+        if works || std::mem::replace(&mut state.pulse, progress.pulse) != progress.pulse {
+            state.silent = 0;
+            state.looked_at = now;
+            if std::mem::take(&mut state.shunned) {
+                self.saturated = false;
+                self.note_idle(slot);
+                self.dispatch();
+            }
+            return;
+        }
+        if state.silent > 0 && now.saturating_sub(state.looked_at) < LOOK_AGAIN {
+            return;
+        }
+        state.silent += 1;
+        state.looked_at = now;
+        if state.silent >= LOOKS_TO_KILL {
+            let why = "it did not begin what it was given".to_owned();
+            self.refuse(slot, why);
+        } else if state.silent >= LOOKS_TO_SHUN && !state.shunned {
+            state.shunned = true;
+            self.recall(slot);
+        }
     }
 
     /// Ends an input that is past its limit; otherwise says how long it has, or how long the next one

@@ -145,7 +145,11 @@ impl Scheduler {
     }
 
     fn takes_more(&self, slot: &Slot) -> bool {
-        slot.is_ready() && slot.on_duty && !slot.recalling && self.tasks_left(slot) > 0
+        slot.is_ready()
+            && slot.on_duty
+            && !slot.recalling
+            && !slot.shunned
+            && self.tasks_left(slot) > 0
     }
 
     fn is_idle(&self, slot: &Slot) -> bool {
@@ -403,6 +407,10 @@ impl Scheduler {
     }
 
     fn leave(&mut self, slot: usize) {
+        if self.slots[slot].shunned {
+            self.kill(slot, Reason::Other);
+            return;
+        }
         self.slots[slot].phase = Phase::Leaving { until: None };
         self.actions.push_back(Action::Ask { slot });
         self.wants_tick = true;

@@ -145,6 +145,13 @@ pub(super) struct Slot {
     pub(super) failures: u32,
     /// Why it must go.
     pub(super) why: Option<String>,
+    /// Its pulse when it was last looked at, and how often in a row it was the same since, though there was
+    /// something to begin.
+    pub(super) pulse: u64,
+    pub(super) silent: u32,
+    pub(super) looked_at: Time,
+    /// It has not begun what it was given. It is given nothing until it shows that it lives.
+    pub(super) shunned: bool,
 }
 
 impl Slot {

@@ -20,6 +20,7 @@ struct Process {
     begun_not_told: VecDeque<(JobId, usize)>,
     begun: u32,
     begun_at: Time,
+    taken: u64,
     generation: u32,
     asked: bool,
     killed: bool,
@@ -232,6 +233,7 @@ impl World {
             return;
         };
         while let Some((job, index, generation)) = process.queue.pop_front() {
+            process.taken += 1;
             if generation != process.generation {
                 continue;
             }
@@ -293,6 +295,7 @@ impl World {
                 .map_or_else(Default::default, |process| Progress {
                     begun: process.begun,
                     begun_at: process.begun_at,
+                    pulse: process.taken,
                 })
         });
         assert!(next.is_none_or(|next| next > self.now), "due, and not done");
@@ -912,6 +915,64 @@ fn a_worker_that_does_not_leave_is_killed() {
     world.age(Duration::from_millis(1));
     world.act();
     assert!(world.slots[0].as_ref().unwrap().killed);
+}
+
+#[test]
+fn what_a_worker_does_not_begin_goes_to_another() {
+    let mut world = ready(2);
+    let id = world.submit(2, Options::default(), false).unwrap();
+    world.act();
+    assert_eq!(queue_of(&world, 0).len() + queue_of(&world, 1).len(), 2);
+    // Slot 0 is stopped; slot 1 does what it gets.
+    for _ in 0..LOOKS_TO_SHUN {
+        world.begin(1);
+        world.tell(1, true);
+        world.age(Duration::from_millis(100));
+        world.act();
+    }
+    world.begin(1);
+    world.tell(1, true);
+    world.act();
+    assert!(world.outcomes[&(id, 0)].is_ok() && world.outcomes[&(id, 1)].is_ok());
+    // Nothing is given to the one that is silent,
+    for _ in 0..5 {
+        world.submit(1, Options::default(), false);
+        world.submit(1, Options::default(), false);
+        world.act();
+        assert_eq!(queue_of(&world, 0), [0_usize; 0]);
+        world.begin(1);
+        world.begin(1);
+        world.tell(1, true);
+        world.act();
+    }
+    // until it goes on.
+    world.begin(0);
+    world.age(Duration::from_millis(100));
+    world.act();
+    assert!(!world.scheduler.slots[0].shunned);
+}
+
+#[test]
+fn a_worker_that_stays_silent_is_replaced() {
+    let mut world = ready(1);
+    let id = world.submit(1, Options::default(), false).unwrap();
+    world.act();
+    for _ in 0..LOOKS_TO_KILL {
+        assert!(!world.slots[0].as_ref().unwrap().killed);
+        world.age(Duration::from_millis(100));
+        world.act();
+    }
+    assert!(world.slots[0].as_ref().unwrap().killed);
+    world.die(0);
+    world.age(PAUSE_MAX);
+    world.act();
+    world.start(0, true);
+    world.become_ready(0);
+    world.act();
+    world.begin(0);
+    world.tell(0, true);
+    world.act();
+    assert!(world.outcomes[&(id, 0)].is_ok());
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct Progress {
     pub begun: u32,
     /// CLOCK_MONOTONIC, when the last of them was, if it has a time limit.
     pub begun_at: Duration,
+    /// Changes whenever the worker does something for the pool.
+    pub pulse: u64,
 }
 
 /// One portion, as it is sent.
@@ -343,9 +345,12 @@ impl ParentEnd {
         let words = self.segment.words();
         let (_, begun) = split(words.claim.0.load(Ordering::Acquire));
         let begun_at = words.worker.0.begun_at.load(Ordering::Relaxed);
+        let taken = words.requests_taken.0.load(Ordering::Relaxed);
+        let replied = words.replies.0.0.load(Ordering::Relaxed);
         Progress {
             begun,
             begun_at: Duration::from_nanos(begun_at),
+            pulse: taken.wrapping_add(replied).wrapping_add(begun.into()),
         }
     }
 

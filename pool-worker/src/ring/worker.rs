@@ -44,6 +44,8 @@ pub(crate) enum Body<'a> {
     Many(usize, &'a [u8]),
     /// One input that stands alone, in a buffer that is used again if nobody takes it.
     Alone(&'a mut Vec<u8>),
+    /// One input for which there is no memory, of so many bytes.
+    TooLong(u64),
 }
 
 /// Reads requests.
@@ -61,6 +63,8 @@ pub(crate) struct Requests {
     next: u64,
     /// An input that comes in pieces.
     pieces: Vec<u8>,
+    /// How much has come of one for which there is no memory.
+    dropped: u64,
 }
 
 impl Requests {
@@ -100,11 +104,31 @@ impl Requests {
             let body = match head.kind {
                 kind::RUN | kind::RUN_LIMITED => Body::Many(head.count as usize, body),
                 kind::PIECE | kind::RUN_ALONE | kind::RUN_ALONE_LIMITED => {
+                    let whole = head.before() + body.len() as u64;
                     if head.before() == 0 {
                         self.pieces.clear();
-                        if head.kind == kind::PIECE {
-                            copy::reserve(&mut self.pieces, head.total() as usize);
+                        self.dropped = 0;
+                        let total = if head.kind == kind::PIECE {
+                            head.total()
+                        } else {
+                            whole
+                        };
+                        if !copy::reserve(&mut self.pieces, total as usize) {
+                            self.dropped = whole;
                         }
+                    } else if self.dropped > 0 && head.before() == self.dropped {
+                        self.dropped = whole;
+                    }
+                    if self.dropped > 0 && self.dropped == whole {
+                        if head.kind == kind::PIECE {
+                            continue;
+                        }
+                        return Request::Run(Run {
+                            task: head.task,
+                            generation: head.generation,
+                            limited: head.kind == kind::RUN_ALONE_LIMITED,
+                            body: Body::TooLong(whole),
+                        });
                     }
                     // Otherwise what came before was taken back.
                     if head.before() == self.pieces.len() as u64 {
@@ -114,7 +138,6 @@ impl Requests {
                             self.pieces.extend_from_slice(body);
                         }
                     }
-                    let whole = head.before() + body.len() as u64;
                     if head.kind == kind::PIECE || whole != self.pieces.len() as u64 {
                         continue;
                     }
@@ -218,6 +241,7 @@ impl Replies {
             taken: 0,
             next: 0,
             pieces: Vec::new(),
+            dropped: 0,
         };
         let replies = Replies {
             segment,
