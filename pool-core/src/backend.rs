@@ -19,6 +19,7 @@ use pool_worker::{Exit, Fault, Frames, Panic, Tag};
 
 use crate::error::{Broken, Codec, Error, Panicked, Place, Side, TimeLimit, WorkerLost};
 use crate::few::Few;
+use crate::retries::Retries;
 use crate::sync::Parker;
 
 /// One accepted piece of work, for as long as it is not finished.
@@ -45,8 +46,8 @@ pub(crate) struct Options {
     pub(crate) chunksize: Option<usize>,
     /// How long one input may run.
     pub(crate) time_limit: Option<Duration>,
-    /// How often an input is run again after its worker died.
-    pub(crate) retries: u32,
+    /// How often an input is run again.
+    pub(crate) retries: Retries,
 }
 
 /// Encoded inputs of a job, one behind the other.
@@ -166,7 +167,7 @@ pub(crate) enum Failure {
     DecodeArguments(String),
     EncodeResult(String),
     Lost { pid: u32, exit: Exit, attempts: u32 },
-    TimeLimit(Duration),
+    TimeLimit { pid: u32, limit: Duration },
     Cancelled,
     Terminated,
     Broken(String),
@@ -197,8 +198,9 @@ impl Failure {
                 exit: *exit,
                 attempts: *attempts,
             }),
-            Failure::TimeLimit(limit) => Error::TimeLimit(TimeLimit {
+            Failure::TimeLimit { pid, limit } => Error::TimeLimit(TimeLimit {
                 place,
+                pid: *pid,
                 limit: *limit,
             }),
             Failure::Cancelled => Error::Cancelled,

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use pool_worker::{Setup, Task};
 
+use crate::backend::Options;
 use crate::error::{Codec, Error, InvalidSetting, Place, Side, Start};
+use crate::feed;
 use crate::local::{Local, Settings};
 use crate::pool::Pool;
+use crate::retries::Retries;
 
 /// The settings of a [`Pool`]; made by [`Pool::builder`].
 ///
@@ -49,6 +52,8 @@ pub struct PoolBuilder {
     initializer_name: &'static str,
     start_timeout: Duration,
     give_up_after: Duration,
+    grace: Duration,
+    defaults: Options,
 }
 
 impl PoolBuilder {
@@ -60,6 +65,8 @@ impl PoolBuilder {
             initializer_name: "",
             start_timeout: Duration::from_secs(30),
             give_up_after: Duration::from_secs(30),
+            grace: Duration::from_millis(100),
+            defaults: Options::default(),
         }
     }
 
@@ -133,6 +140,32 @@ impl PoolBuilder {
         self
     }
 
+    /// How long each input may run, where neither the call
+    /// ([`Call::time_limit`](crate::Call::time_limit)) nor the task says.
+    ///
+    /// Default: for ever. Zero is refused.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.defaults.time_limit = Some(limit);
+        self
+    }
+
+    /// How often an input is run again, where neither the call ([`Call::retries`](crate::Call::retries)) nor
+    /// the task says.
+    ///
+    /// Default: 0, nothing runs twice.
+    pub fn retries(mut self, retries: impl Into<Retries>) -> Self {
+        self.defaults.retries = retries.into();
+        self
+    }
+
+    /// A worker whose input has passed its time limit is sent SIGTERM, and SIGKILL so long after it.
+    ///
+    /// Default: 100 ms. Zero: it is killed at once.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
     /// Starts the workers, and returns when all are ready.
     ///
     /// # Errors
@@ -157,6 +190,7 @@ impl PoolBuilder {
                 "every pool is without a worker for a moment",
             );
         }
+        feed::check(&self.defaults)?;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let initializer = match self.initializer.transpose()? {
             Some((task, args)) => Some(
@@ -172,7 +206,8 @@ impl PoolBuilder {
             initializer_name: self.initializer_name,
             start_timeout: self.start_timeout,
             give_up_after: self.give_up_after,
+            grace: self.grace,
         })?;
-        Ok(Pool::over(Arc::new(local)))
+        Ok(Pool::over(Arc::new(local), self.defaults))
     }
 }

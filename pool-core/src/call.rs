@@ -14,6 +14,7 @@ use crate::handle::{self, AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered, Packed};
 use crate::pool::Pool;
+use crate::retries::Retries;
 
 /// Argument tuples of one element: what `map` and `imap` can fill from one input.
 ///
@@ -77,7 +78,11 @@ impl<'p, T: Task> Call<'p, T> {
     pub(crate) fn new(pool: &'p Pool) -> Self {
         Call {
             pool,
-            options: Options::default(),
+            options: Options {
+                chunksize: None,
+                time_limit: T::TIME_LIMIT.or(pool.defaults().time_limit),
+                retries: T::RETRIES.map_or(pool.defaults().retries, Retries::new),
+            },
             task: PhantomData,
         }
     }
@@ -96,18 +101,22 @@ impl<'p, T: Task> Call<'p, T> {
     /// How long each input may run, from when the worker begins it. The worker of one that takes
     /// longer is killed, and that input's outcome is [`Error::TimeLimit`].
     ///
-    /// Default: for ever. Zero is refused with [`Error::InvalidSetting`].
+    /// The worker is sent SIGTERM, and SIGKILL when [`grace`](crate::PoolBuilder::grace) is over. Time in which this
+    /// whole program was stopped (Ctrl-Z) does not count.
+    ///
+    /// Default: what the task says (`#[pool_task(time_limit = "5s")]`), or else the pool
+    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)); or else for ever. Zero is refused with [`Error::InvalidSetting`].
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.options.time_limit = Some(limit);
         self
     }
 
-    /// How often an input is run again if its worker dies under it. A panic or a passed time limit
-    /// is no such death.
+    /// How often an input is run again if its worker dies under it; and after what else: see [`Retries`].
     ///
-    /// Default: 0, nothing runs twice.
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.options.retries = retries;
+    /// Default: what the task says (`#[pool_task(retries = 2)]`), or else the pool
+    /// ([`PoolBuilder::retries`](crate::PoolBuilder::retries)); or else 0, nothing runs twice.
+    pub fn retries(mut self, retries: impl Into<Retries>) -> Self {
+        self.options.retries = retries.into();
         self
     }
 

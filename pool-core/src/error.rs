@@ -225,10 +225,16 @@ impl fmt::Display for WorkerLost {
 #[derive(Debug, Clone)]
 pub struct TimeLimit {
     pub(crate) place: Place,
+    pub(crate) pid: u32,
     pub(crate) limit: Duration,
 }
 
 impl TimeLimit {
+    /// The process id of the worker that was ended for it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// The limit that it ran past.
     pub fn limit(&self) -> Duration {
         self.limit
@@ -239,8 +245,8 @@ impl fmt::Display for TimeLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} ran past its time limit of {:?}",
-            self.place, self.limit
+            "{}, in process {}, ran past its time limit of {:?}",
+            self.place, self.pid, self.limit
         )
     }
 }

@@ -54,6 +54,7 @@ mod inbox;
 mod iter;
 mod local;
 mod pool;
+mod retries;
 mod scheduler;
 mod sync;
 #[cfg(test)]
@@ -75,6 +76,7 @@ pub use error::{
 pub use handle::AsyncResult;
 pub use iter::{Imap, ImapUnordered, Packed};
 pub use pool::Pool;
+pub use retries::Retries;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]

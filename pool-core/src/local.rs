@@ -64,6 +64,7 @@ pub(crate) struct Settings {
     pub(crate) initializer_name: &'static str,
     pub(crate) start_timeout: Duration,
     pub(crate) give_up_after: Duration,
+    pub(crate) grace: Duration,
 }
 
 /// The backend of this machine.
@@ -111,6 +112,7 @@ impl Local {
             start_timeout: settings.start_timeout,
             during,
             give_up_after: settings.give_up_after,
+            grace: settings.grace,
         };
         let launcher = Launcher::new(settings.cpus, settings.initializer).map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;

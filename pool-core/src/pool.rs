@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pool_worker::Task;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Options};
 use crate::builder::PoolBuilder;
 use crate::call::{Call, OneArgument};
 use crate::callback::Callbacks;
@@ -52,6 +52,8 @@ pub struct Pool {
 pub(crate) struct Engine {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) callbacks: Callbacks,
+    /// What calls and tasks don't say.
+    pub(crate) defaults: Options,
 }
 
 impl fmt::Debug for Pool {
@@ -63,10 +65,14 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(crate) fn over(backend: Arc<dyn Backend>) -> Pool {
+    pub(crate) fn over(backend: Arc<dyn Backend>, defaults: Options) -> Pool {
         let callbacks = Callbacks::default();
         Pool {
-            engine: Arc::new(Engine { backend, callbacks }),
+            engine: Arc::new(Engine {
+                backend,
+                callbacks,
+                defaults,
+            }),
             owner: pool_worker::lineage(),
         }
     }
@@ -265,6 +271,10 @@ impl Pool {
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
         &self.engine.backend
+    }
+
+    pub(crate) fn defaults(&self) -> &Options {
+        &self.engine.defaults
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -44,7 +44,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_worker::{Exit, Frames};
+use pool_worker::{Exit, Fault, Frames, Tag};
 
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
@@ -70,6 +70,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(90);
 /// are counted, not time, so that a whole job that was stopped is none the worse for it.
 const LOOKS_TO_SHUN: u32 = 3;
 const LOOKS_TO_KILL: u32 = 20;
+
+/// While workers have something to do, [`Scheduler::tick`] is called at least ten times a second. If it was not for so
+/// long, the whole program was stopped (Ctrl-Z, a frozen cgroup, a virtual machine that slept). So many times are
+/// remembered.
+const STOPPED_MIN: Duration = Duration::from_millis(500);
+const STOPS_MAX: usize = 64;
 
 /// An input is blamed when so many workers have died that were to begin it next.
 const MISSES_MAX: u32 = 5;
@@ -129,6 +135,8 @@ pub(crate) struct Rules {
     pub(crate) during: String,
     /// How long no worker may be any good before the pool is broken.
     pub(crate) give_up_after: Duration,
+    /// How long after SIGTERM a worker that is past a limit is killed.
+    pub(crate) grace: Duration,
 }
 
 impl Rules {
@@ -174,6 +182,10 @@ pub(crate) struct Scheduler {
     /// Why the first start failed that did, and the last.
     first_failure: Option<String>,
     last_failure: Option<String>,
+    /// When the last tick was, if workers had something to do then.
+    ticked_at: Option<Time>,
+    /// Until when the whole program was stopped, and how long.
+    stops: VecDeque<(Time, Duration)>,
     /// Since when no worker is any good, nor on its first way to be.
     hopeless_since: Option<Time>,
     /// When those who have not gone by themselves are killed.
@@ -207,6 +219,8 @@ impl Scheduler {
             paces: Paces::default(),
             first_failure: None,
             last_failure: None,
+            ticked_at: None,
+            stops: VecDeque::new(),
             hopeless_since: None,
             kill_at: None,
             wants_tick: false,
@@ -535,11 +549,24 @@ impl Scheduler {
     pub(crate) fn answered(&mut self, slot: usize, mut replies: Frames) {
         while replies.count() > 0 {
             let state = &mut self.slots[slot];
-            // More answers than questions: a worker that lies harms nobody else.
+            let Some(given) = state.given.front_mut() else {
+                self.refuse(slot, "it replied to what it was not given".to_owned());
+                break;
+            };
+            let mut count = replies.count().min(given.left());
+            match first_to_retry(given, &replies, count) {
+                Some(0) => {
+                    replies.pop();
+                    self.retry_front(slot);
+                    continue;
+                }
+                Some(before) => count = before,
+                None => {}
+            }
+            let state = &mut self.slots[slot];
             let Some(given) = state.given.front_mut() else {
                 break;
             };
-            let count = replies.count().min(given.left());
             let first = given.portion.first + given.answered;
             let (job, void) = (given.job, given.void);
             given.answered += count;
@@ -569,6 +596,27 @@ impl Scheduler {
         self.dispatch();
     }
 
+    /// The oldest input of a slot has panicked, and is to be run again.
+    fn retry_front(&mut self, slot: usize) {
+        let state = &mut self.slots[slot];
+        let Some(given) = state.given.front_mut() else {
+            return;
+        };
+        let mut input = given.split_front(1);
+        if given.left() == 0 {
+            state.given.pop_front();
+            state.sent = state.sent.saturating_sub(1);
+        }
+        state.answered = state.answered.wrapping_add(1);
+        state.last_answered = Some((input.job, input.portion.first));
+        let open = state.open - 1;
+        self.set_open(slot, open);
+        input.past.attempts += 1;
+        if self.is_wanted(&input) {
+            self.try_again(input);
+        }
+    }
+
     /// The answer to [`Action::Recall`]: how many inputs the worker has begun in all.
     pub(crate) fn recalled(&mut self, slot: usize, begun: u32) {
         // The worker that was meant may have died since, and another may sit in its place.
@@ -584,7 +632,7 @@ impl Scheduler {
         match state.phase {
             // Still the same input, and nothing else behind it.
             Phase::Overdue { begun: then } if then == begun && running > 0 => {
-                self.kill(slot, Reason::TimeLimit);
+                self.end_gently(slot, Reason::TimeLimit);
             }
             Phase::Overdue { .. } => {
                 state.phase = Phase::Ready;
@@ -637,3 +685,14 @@ impl Scheduler {
 
 #[cfg(test)]
 mod tests;
+
+/// Which of the next so many replies is a panic after which the input is to be run again.
+fn first_to_retry(given: &Given, replies: &Frames, count: usize) -> Option<usize> {
+    let retries = given.options.retries;
+    if !retries.has_on_panic() || given.void || !retries.go_on_after(given.past.attempts + 1) {
+        return None;
+    }
+    replies.iter().take(count).position(|(tag, bytes)| {
+        tag == Tag::Fault && matches!(Fault::from_bytes(bytes), Some(Fault::Panicked(_)))
+    })
+}

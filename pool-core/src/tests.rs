@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::backend::Options;
 use crate::backend::memory::Memory;
 use crate::{Error, Pool, pool_task};
 
@@ -28,7 +29,10 @@ fn join(one: &str, other: Vec<u8>) -> Vec<u8> {
 
 fn pool() -> (Pool, Arc<Memory>) {
     let memory = Arc::new(Memory::default());
-    (Pool::over(Arc::clone(&memory) as _), memory)
+    (
+        Pool::over(Arc::clone(&memory) as _, Options::default()),
+        memory,
+    )
 }
 
 #[test]

@@ -4,12 +4,12 @@ use proc_macro2::{Span, TokenStream};
 use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
-use syn::{Error, Ident, LitStr, Path, Token};
+use syn::{Error, Ident, LitInt, LitStr, Path, Token};
 
 use crate::errors::Errors;
 
-const KNOWN: &str =
-    "the options of `#[pool_task]` are `name = \"…\"`, `handle = Ident` and `crate = path`";
+const KNOWN: &str = "the options of `#[pool_task]` are `name = \"…\"`, `handle = Ident`, \
+                     `time_limit = \"5s\"`, `retries = 2` and `crate = path`";
 
 /// What stands between the parentheses of `#[pool_task(…)]`.
 #[derive(Default)]
@@ -18,6 +18,9 @@ pub(crate) struct Options {
     pub(crate) name: Option<LitStr>,
     /// The name of the struct, where the function is to stay as it is.
     pub(crate) handle: Option<Ident>,
+    /// How long an input may run, and how often it is run again, where the call does not say.
+    pub(crate) time_limit: Option<LitStr>,
+    pub(crate) retries: Option<LitInt>,
     /// Where `pool_core` is found.
     pub(crate) krate: Option<Path>,
 }
@@ -26,9 +29,11 @@ pub(crate) struct Options {
 ///
 /// ```text
 /// options = [ option { "," option } [ "," ] ]
-/// option  = "name"   "=" string literal, not empty
-///         | "handle" "=" identifier
-///         | "crate"  "=" path without generic arguments
+/// option  = "name"       "=" string literal, not empty
+///         | "handle"     "=" identifier
+///         | "time_limit" "=" string literal, a duration above zero
+///         | "retries"    "=" integer literal, a `u32`
+///         | "crate"      "=" path without generic arguments
 /// ```
 ///
 /// The order is free, and each option stands once at most.
@@ -74,6 +79,31 @@ impl Options {
                 let wanted = "an identifier, as in `handle = Square`";
                 let handle = value(&key, input, <Ident as Parse>::parse, wanted)?;
                 set(&mut self.handle, &key, handle)?;
+            }
+            "time_limit" => {
+                let wanted = "a duration, as in `time_limit = \"5s\"` or `\"1m 30s\"`";
+                let limit = value(&key, input, <LitStr as Parse>::parse, wanted)?;
+                let duration = humantime::parse_duration(&limit.value()).map_err(|error| {
+                    Error::new(
+                        limit.span(),
+                        format_args!("`{key}` takes {wanted}: {error}"),
+                    )
+                })?;
+                if duration.is_zero() {
+                    return Err(Error::new(limit.span(), "no task ends in no time"));
+                }
+                set(&mut self.time_limit, &key, limit)?;
+            }
+            "retries" => {
+                let wanted = "a number of attempts after the first, as in `retries = 2`";
+                let retries = value(&key, input, <LitInt as Parse>::parse, wanted)?;
+                retries.base10_parse::<u32>().map_err(|error| {
+                    Error::new(
+                        retries.span(),
+                        format_args!("`{key}` takes {wanted}: {error}"),
+                    )
+                })?;
+                set(&mut self.retries, &key, retries)?;
             }
             "crate" => {
                 let wanted = "a path, as in `crate = ::pool_core`";

@@ -169,7 +169,7 @@ impl<'a> Parts<'a> {
         (beside, quote!(#(#on_function)* #sig #body))
     }
 
-    /// `NAME` and `ID`.
+    /// `NAME` and `ID`, and the defaults of calls.
     pub(crate) fn constants(&self) -> TokenStream {
         let name = match &self.options.name {
             Some(name) => name.to_token_stream(),
@@ -182,7 +182,25 @@ impl<'a> Parts<'a> {
         // in one `macro_rules!` apart is where their names stand.
         let place = self.function.sig.ident.span().start();
         let place = format!("@{}:{}", place.line, place.column);
+        // Both were looked at when they were parsed.
+        let time_limit = self.options.time_limit.as_ref().and_then(|limit| {
+            let limit = humantime::parse_duration(&limit.value()).ok()?;
+            let (seconds, nanos) = (limit.as_secs(), limit.subsec_nanos());
+            Some(quote! {
+                const TIME_LIMIT: ::core::option::Option<::core::time::Duration> =
+                    ::core::option::Option::Some(::core::time::Duration::new(#seconds, #nanos));
+            })
+        });
+        let retries = self.options.retries.as_ref().and_then(|retries| {
+            let retries: u32 = retries.base10_parse().ok()?;
+            Some(quote! {
+                const RETRIES: ::core::option::Option<::core::primitive::u32> =
+                    ::core::option::Option::Some(#retries);
+            })
+        });
         quote! {
+            #time_limit
+            #retries
             const NAME: &'static ::core::primitive::str = #name;
             const ID: &'static ::core::primitive::str = ::core::concat!(
                 #name, "@", ::core::file!(), ":", ::core::line!(), ":", ::core::column!(), #place

@@ -97,6 +97,10 @@ use proc_macro::TokenStream;
 /// - `name = "…"`: the name that errors about the task show, instead of
 ///   `crate::module::function`.
 /// - `handle = Ident`: the name of the struct; the function is left as it is.
+/// - `time_limit = "5s"`: how long an input of this task may run, unless the call says otherwise: a number with
+///   a unit (`ms`, `s`, `m`, `h`), or several, as in `"1m 30s"`.
+/// - `retries = 2`: how many times an input is run again after its worker has died, unless the call says
+///   otherwise.
 /// - `crate = path`: where to find `pool_core`, if it is neither a dependency of this crate nor one
 ///   under another name; both of these the macro finds out by itself. A library that re-exports
 ///   `pool_core` has its users write `crate = that_library::pool_core`.

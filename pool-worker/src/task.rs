@@ -1,6 +1,7 @@
 //! What makes a function callable in another process: the trait that `#[pool_task]` implements.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::codec::CodecError;
 
@@ -22,6 +23,14 @@ pub trait Task: Copy + Send + Sync + 'static {
     /// The name of the function, `crate::module::function` unless `#[pool_task(name = "…")]` says
     /// otherwise. It stands in every error about this task.
     const NAME: &'static str;
+
+    /// How long an input may run, if the call does not say.
+    #[doc(hidden)]
+    const TIME_LIMIT: Option<Duration> = None;
+
+    /// How often an input is run again, if the call does not say.
+    #[doc(hidden)]
+    const RETRIES: Option<u32> = None;
 
     /// What finds the function in a worker: the name and the place in the source, since two
     /// functions nested in two others may bear one name.

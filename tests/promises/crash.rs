@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{Call, Error, Pool, Task, WorkerLost, pool_task};
+use pool_core::{Call, Error, Pool, Retries, Task, WorkerLost, pool_task};
 use serde::{Deserialize, Serialize};
 
 use crate::leaks;
 use crate::support::{
-    Gate, append, forever, hang, lines, own_pid, pool, signal, square, stand, wait_at, watchdog,
-    works,
+    Gate, append, checked, forever, hang, lines, own_pid, pool, signal, square, stand, wait_at,
+    watchdog, works,
 };
 
 /// Ways for a task to go down with its worker.
@@ -612,6 +612,148 @@ fn a_panic_is_not_retried() {
         .retries(9)
         .apply(("static".to_owned(),));
     assert!(matches!(error, Err(Error::Panicked(_))));
+}
+
+/// Panics, or hangs past its limit, the first `times` that it runs for this file.
+#[pool_task]
+fn moody(file: &Path, times: usize, hangs: bool) -> usize {
+    append(file, 1);
+    let runs = lines(file).len();
+    if runs <= times {
+        if hangs {
+            forever();
+        }
+        panic!("not in the mood, at attempt {runs}");
+    }
+    runs
+}
+
+#[test]
+fn panics_and_limits_are_retried_where_that_is_asked_for() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(2);
+    let file = |name: &str| directory.path().join(name);
+
+    let on_panic = Retries::new(2).on_panic().backoff(Duration::from_millis(5));
+    let call = pool.task(moody).retries(on_panic);
+    assert_eq!(call.apply((file("panics"), 2, false)).unwrap(), 3);
+    match call.apply((file("panics on"), 3, false)) {
+        Err(Error::Panicked(panicked)) => assert!(panicked.message().ends_with("attempt 3")),
+        other => panic!("{other:?}"),
+    }
+    let inputs = (0..30).map(|x| (file(&x.to_string()), x % 3, false));
+    let results = call.chunksize(4).starmap(inputs).unwrap();
+    assert_eq!(results, (0..30).map(|x| x % 3 + 1).collect::<Vec<_>>());
+
+    let call = pool.task(moody).time_limit(Duration::from_millis(200));
+    let on_limit = call.retries(Retries::new(1).on_time_limit());
+    assert_eq!(on_limit.apply((file("hangs"), 1, true)).unwrap(), 2);
+    let error = on_limit.apply((file("hangs on"), 2, true)).unwrap_err();
+    assert!(matches!(&error, Error::TimeLimit(_)), "{error:?}");
+    assert_eq!(lines(&file("hangs on")).len(), 2);
+    let error = call.retries(5).apply((file("once"), 1, true)).unwrap_err();
+    assert!(matches!(&error, Error::TimeLimit(_)), "{error:?}");
+    assert_eq!(lines(&file("once")).len(), 1);
+    works(&pool);
+}
+
+#[pool_task(time_limit = "200ms", retries = 1)]
+fn with_defaults(file: &Path, deaths: usize, hangs: bool) -> usize {
+    append(file, 1);
+    let runs = lines(file).len();
+    if hangs {
+        forever();
+    }
+    if runs <= deaths {
+        process::exit(3);
+    }
+    runs
+}
+
+#[test]
+fn the_call_wins_over_the_task_and_the_task_over_the_pool() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let pool = Pool::builder()
+        .processes(2)
+        .retries(3)
+        .time_limit(Duration::from_secs(300))
+        .build();
+    let pool = checked(pool);
+    let file = |name: &str| directory.path().join(name);
+    // The pool's.
+    assert_eq!(pool.apply(stubborn, (file("pool"), 3, 5)).unwrap(), 25);
+    // The task's.
+    let error = pool.apply(with_defaults, (file("task"), 2, false));
+    assert!(matches!(error, Err(Error::WorkerLost(lost)) if lost.attempts() == 2));
+    match pool.apply(with_defaults, (file("limit"), 0, true)) {
+        Err(Error::TimeLimit(limit)) => assert_eq!(limit.limit(), Duration::from_millis(200)),
+        other => panic!("{other:?}"),
+    }
+    // The call's.
+    let call = pool.task(with_defaults).retries(0);
+    let error = call.apply((file("call"), 1, false));
+    assert!(matches!(error, Err(Error::WorkerLost(lost)) if lost.attempts() == 1));
+}
+
+/// Says in a file that it was told to end, and ends.
+#[pool_task]
+fn tidy(file: &Path, deaf: bool) {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    extern "C" fn told(_: libc::c_int) {
+        TOLD.store(true, Ordering::SeqCst);
+    }
+    let handler = told as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: the handler does nothing but store a word.
+    unsafe { libc::signal(libc::SIGTERM, handler) };
+    append(file, process::id().into());
+    loop {
+        thread::sleep(Duration::from_millis(1));
+        if TOLD.load(Ordering::SeqCst) && !deaf {
+            append(file, 0);
+            process::exit(0);
+        }
+    }
+}
+
+#[test]
+fn who_is_past_its_limit_may_tidy_up_first() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let builder = Pool::builder().processes(1);
+    let pool = checked(builder.grace(Duration::from_secs(40)).build());
+    let file = directory.path().join("told");
+    let call = pool.task(tidy).time_limit(Duration::from_millis(100));
+    let error = call.apply((file.clone(), false)).unwrap_err();
+    let Error::TimeLimit(limit) = &error else {
+        panic!("{error:?}");
+    };
+    let lines = lines(&file);
+    assert_eq!(lines, [u64::from(limit.pid()), 0]);
+    assert!(error.to_string().contains(&limit.pid().to_string()));
+    drop(pool);
+
+    // One that is deaf is killed after the grace, and so is one that is stopped.
+    for grace in [0, 50] {
+        let grace = Duration::from_millis(grace);
+        let pool = checked(Pool::builder().processes(1).grace(grace).build());
+        let call = pool.task(tidy).time_limit(Duration::from_millis(100));
+        let error = call.apply((directory.path().join("deaf"), true));
+        assert!(matches!(error, Err(Error::TimeLimit(_))), "{error:?}");
+        let call = pool
+            .task(stop_itself)
+            .time_limit(Duration::from_millis(100));
+        let error = call.apply(());
+        assert!(matches!(error, Err(Error::TimeLimit(_))), "{error:?}");
+        works(&pool);
+    }
+}
+
+#[pool_task]
+fn stop_itself() {
+    signal(process::id(), libc::SIGSTOP);
+    forever();
 }
 
 #[pool_task]

@@ -6,7 +6,8 @@ use pool_worker::Progress;
 
 use super::slot::{Phase, Reason};
 use super::{
-    Action, LEAVE_MAX, LOOK_AGAIN, LOOKS_TO_KILL, LOOKS_TO_SHUN, Mode, PROVED, Scheduler, Time,
+    Action, LEAVE_MAX, LOOK_AGAIN, LOOKS_TO_KILL, LOOKS_TO_SHUN, Mode, PROVED, STOPPED_MIN,
+    STOPS_MAX, Scheduler, Time,
 };
 
 impl Scheduler {
@@ -15,6 +16,7 @@ impl Scheduler {
     pub(crate) fn tick(&mut self, now: Time, progress: impl Fn(usize) -> Progress) -> Option<Time> {
         self.wants_tick = false;
         self.shortest_limit = None;
+        self.note_stop(now);
         let mut next: Option<Time> = None;
         let mut soonest = |at: Time| next = Some(next.map_or(at, |next| next.min(at)));
         for slot in 0..self.slots.len() {
@@ -48,6 +50,25 @@ impl Scheduler {
                 }
                 _ => {}
             }
+            match self.slots[slot].kill_at {
+                Some(Some(at)) if at <= now => {
+                    self.slots[slot].kill_at = None;
+                    self.actions.push_back(Action::Kill { slot });
+                }
+                Some(known) => {
+                    let at = known.unwrap_or_else(|| now.saturating_add(self.rules.grace));
+                    self.slots[slot].kill_at = Some(Some(at));
+                    soonest(at);
+                }
+                None => {}
+            }
+        }
+        if let Some(at) = self.jobs.wake_up(now) {
+            soonest(at);
+        }
+        if self.jobs.has_pending() {
+            self.saturated = false;
+            self.dispatch();
         }
         self.give_up_if_hopeless(now);
         if let Some(since) = self.hopeless_since
@@ -68,6 +89,28 @@ impl Scheduler {
             }
         }
         next
+    }
+
+    /// Notes whether nobody was here to call [`tick`](Scheduler::tick) in time: then the whole program was stopped.
+    fn note_stop(&mut self, now: Time) {
+        let before = self.ticked_at.take();
+        if self.wants_patrol() {
+            self.ticked_at = Some(now);
+            let late = before.map_or(Duration::ZERO, |before| now.saturating_sub(before));
+            if late > STOPPED_MIN {
+                // Only what began before it is concerned, and that is not much.
+                if self.stops.len() == STOPS_MAX {
+                    self.stops.pop_front();
+                }
+                self.stops.push_back((now, late));
+            }
+        }
+    }
+
+    /// How long the whole program was stopped since then.
+    fn stopped_since(&self, then: Time) -> Duration {
+        let after = self.stops.iter().filter(|(end, _)| *end > then);
+        after.map(|(end, late)| (*end - then).min(*late)).sum()
     }
 
     /// Takes back what a worker does not begin: it may be stopped, or starved, or has lost its request.
@@ -127,6 +170,7 @@ impl Scheduler {
             return Some(shortest);
         };
         let ran = now.saturating_sub(progress.begun_at);
+        let ran = ran.saturating_sub(self.stopped_since(progress.begun_at));
         let left = limit.saturating_sub(ran);
         if left.is_zero() {
             self.slots[slot].phase = Phase::Overdue {

@@ -37,7 +37,6 @@ impl Scheduler {
         let running = state.running(begun);
         let mut back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
-        let mut retry = Vec::new();
         let mut position = 0;
         for mut given in state.given {
             while given.left() > 0 {
@@ -46,17 +45,20 @@ impl Scheduler {
                 if lost.void {
                     continue;
                 }
-                lost.past.deaths += 1;
+                lost.past.attempts += 1;
+                let attempts = lost.past.attempts;
+                let retries = lost.options.retries;
                 // The limit was passed by the last one begun; what lies before it went down with it.
-                let limit = lost.options.time_limit.filter(|_| time_limit);
-                let attempts = lost.past.deaths;
+                let limit = lost.options.time_limit;
+                let limit = limit.filter(|_| time_limit && position == running);
+                let counts = limit.is_none() || retries.has_on_time_limit();
+                if counts && retries.go_on_after(attempts) && !self.is_abandoned(&lost) {
+                    self.try_again(lost);
+                    continue;
+                }
                 let failure = match limit {
-                    Some(limit) if position == running => Failure::TimeLimit(limit),
-                    _ if attempts <= lost.options.retries && !self.is_abandoned(&lost) => {
-                        retry.push(lost);
-                        continue;
-                    }
-                    _ => Failure::Lost {
+                    Some(limit) => Failure::TimeLimit { pid, limit },
+                    None => Failure::Lost {
                         pid,
                         exit,
                         attempts,
@@ -73,7 +75,7 @@ impl Scheduler {
                 back.remove(0);
             }
             missed.past.misses += 1;
-            let attempts = missed.past.deaths + missed.past.misses;
+            let attempts = missed.past.attempts + missed.past.misses;
             if missed.past.misses < MISSES_MAX || missed.void || self.is_abandoned(&missed) {
                 back.insert(0, missed);
             } else {
@@ -85,8 +87,8 @@ impl Scheduler {
                 self.fail(&missed, failure);
             }
         }
-        retry.extend(back.into_iter().filter(|given| self.is_wanted(given)));
-        self.put_back(retry);
+        back.retain(|given| self.is_wanted(given));
+        self.put_back(back);
         if begun == 0 {
             let during = &self.rules.during;
             self.note_failure(
@@ -95,6 +97,17 @@ impl Scheduler {
             );
         }
         self.go_on_after(slot, now);
+    }
+
+    /// Puts an input that stands alone back, to be run again.
+    pub(super) fn try_again(&mut self, input: Given) {
+        let pause = input.options.retries.pause_after(input.past.attempts);
+        if pause.is_zero() {
+            self.put_back(vec![input]);
+        } else {
+            self.jobs.rest(input.job, input.into(), pause);
+            self.wants_tick = true;
+        }
     }
 
     fn is_abandoned(&self, given: &Given) -> bool {

@@ -423,6 +423,18 @@ impl Scheduler {
         }
     }
 
+    /// Has the worker end by itself, and kills it if it does not in time.
+    pub(super) fn end_gently(&mut self, slot: usize, reason: Reason) {
+        if self.rules.grace.is_zero() {
+            self.kill(slot, reason);
+            return;
+        }
+        self.slots[slot].phase = Phase::Dying(reason);
+        self.slots[slot].kill_at = Some(None);
+        self.actions.push_back(Action::Terminate { slot });
+        self.wants_tick = true;
+    }
+
     pub(super) fn kill(&mut self, slot: usize, reason: Reason) {
         self.slots[slot].phase = Phase::Dying(reason);
         self.actions.push_back(Action::Kill { slot });
@@ -444,11 +456,7 @@ impl Scheduler {
     /// Puts inputs back into their queues, where they were.
     pub(super) fn put_back(&mut self, back: Vec<Given>) {
         for given in back.into_iter().rev() {
-            let pending = Pending {
-                portion: given.portion,
-                past: given.past,
-            };
-            self.jobs.put_back(given.job, pending);
+            self.jobs.put_back(given.job, given.into());
         }
     }
 

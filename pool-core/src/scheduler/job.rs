@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::time::Duration;
 
-use super::slot::Past;
+use super::Time;
+use super::slot::{Given, Past};
 use crate::backend::{Job, JobId, Portion, Want};
 use crate::few::Few;
 
@@ -16,6 +18,15 @@ pub(super) struct Pending {
     pub(super) portion: Portion,
     /// What became of them before.
     pub(super) past: Past,
+}
+
+impl From<Given> for Pending {
+    fn from(given: Given) -> Pending {
+        Pending {
+            portion: given.portion,
+            past: given.past,
+        }
+    }
 }
 
 /// Inputs that nobody has, in their order. Mostly there is one portion, or none.
@@ -84,6 +95,8 @@ pub(super) struct Queue {
     pub(super) pending: PendingQueue,
     /// How many inputs that is.
     pub(super) pending_inputs: usize,
+    /// What is not to be run before a pause is over: how long that is, and when it ends, once that is known.
+    resting: Vec<(Duration, Option<Time>, Pending)>,
     /// Inputs without an outcome, pending or given.
     open: usize,
     /// More inputs may come.
@@ -130,6 +143,8 @@ pub(super) struct Jobs {
     waiting: VecDeque<(u64, JobId)>,
     /// How many have a [`want`](Queue::want).
     wanted: usize,
+    /// How many have inputs that rest, at the most.
+    resting: usize,
 }
 
 impl Jobs {
@@ -165,6 +180,7 @@ impl Jobs {
             job,
             pending: PendingQueue::default(),
             pending_inputs: 0,
+            resting: Vec::new(),
             open: 0,
             more: true,
             abandoned: false,
@@ -210,6 +226,47 @@ impl Jobs {
         }
     }
 
+    /// Keeps inputs from being run until a pause is over.
+    pub(super) fn rest(&mut self, id: JobId, pending: Pending, pause: Duration) {
+        if let Some(queue) = self.get_mut(id) {
+            queue.resting.push((pause, None, pending));
+            self.resting += 1;
+        }
+    }
+
+    /// Puts back what has rested. Gives when the next pause ends.
+    pub(super) fn wake_up(&mut self, now: Time) -> Option<Time> {
+        if self.resting == 0 {
+            return None;
+        }
+        let (mut next, mut left) = (None::<Time>, 0);
+        for place in 0..self.places.len() {
+            let Some(queue) = &mut self.places[place] else {
+                continue;
+            };
+            let mut back = Vec::new();
+            for (pause, until, pending) in mem::take(&mut queue.resting) {
+                let until = until.unwrap_or_else(|| now.saturating_add(pause));
+                if until <= now {
+                    back.push(pending);
+                } else {
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                    left += 1;
+                    queue.resting.push((pause, Some(until), pending));
+                }
+            }
+            let id = JobId {
+                place: place as u32,
+                serial: queue.serial,
+            };
+            for pending in back {
+                self.put_back(id, pending);
+            }
+        }
+        self.resting = left;
+        next
+    }
+
     /// Sees to it that a job with pending inputs is found.
     fn list(&mut self, id: JobId) {
         let Some(queue) = self.get_mut(id) else {
@@ -249,6 +306,9 @@ impl Jobs {
     pub(super) fn take_pending(&mut self, id: JobId) -> PendingQueue {
         self.get_mut(id)
             .map(|queue| {
+                for (_, _, pending) in mem::take(&mut queue.resting) {
+                    queue.insert(pending);
+                }
                 queue.pending_inputs = 0;
                 mem::take(&mut queue.pending)
             })

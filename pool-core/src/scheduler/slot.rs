@@ -68,9 +68,9 @@ impl Given {
 /// What became of inputs before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Past {
-    /// How many workers have died under them.
-    pub(super) deaths: u32,
-    /// How many have died that were to begin the first of them next.
+    /// How often they were begun, and came to an end that is no outcome.
+    pub(super) attempts: u32,
+    /// How many workers have died that were to begin the first of them next.
     pub(super) misses: u32,
 }
 
@@ -143,6 +143,8 @@ pub(super) struct Slot {
     /// How many processes in a row were of no use: not started, dead before they were ready, or before they
     /// had done anything.
     pub(super) failures: u32,
+    /// When it is killed if it has not ended by then, once that is known.
+    pub(super) kill_at: Option<Option<Time>>,
     /// Why it must go.
     pub(super) why: Option<String>,
     /// Its pulse when it was last looked at, and how often in a row it was the same since, though there was

@@ -9,6 +9,9 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::backend::{Options, Outcomes};
+use crate::retries::Retries;
+
+const PATROL: Duration = Duration::from_millis(100);
 
 /// A worker as the scheduler's actions make it.
 #[derive(Debug, Default)]
@@ -30,6 +33,7 @@ struct Process {
 struct Submitted {
     inputs: usize,
     retries: u32,
+    on_panic: bool,
     chunksize: Option<usize>,
     abandoned: bool,
 }
@@ -60,6 +64,7 @@ impl World {
             start_timeout: Duration::from_secs(30),
             during: String::new(),
             give_up_after: Duration::from_secs(30),
+            grace: Duration::from_millis(100),
         };
         let seats = rules.seats();
         let mut world = World {
@@ -180,7 +185,10 @@ impl World {
             id,
             Submitted {
                 inputs: count,
-                retries: options.retries,
+                retries: (0..9)
+                    .find(|n| !options.retries.go_on_after(n + 1))
+                    .unwrap_or(9),
+                on_panic: options.retries.has_on_panic(),
                 chunksize: options.chunksize,
                 abandoned: false,
             },
@@ -275,6 +283,21 @@ impl World {
         }
     }
 
+    /// The oldest input that was begun has panicked.
+    fn panic(&mut self, slot: usize) {
+        if let Some(process) = self.slots[slot].as_mut()
+            && process.begun_not_told.pop_front().is_some()
+        {
+            let fault = Fault::Panicked(pool_worker::Panic {
+                message: "no".to_owned(),
+                location: None,
+                backtrace: None,
+            });
+            let reply = Frames::alone(Tag::Fault, fault.to_bytes());
+            self.scheduler.answered(slot, reply);
+        }
+    }
+
     fn die(&mut self, slot: usize) {
         if let Some(process) = self.slots[slot].take() {
             let end = End {
@@ -286,7 +309,17 @@ impl World {
         }
     }
 
+    /// Lets time pass, and the supervisor look ten times a second.
     fn age(&mut self, by: Duration) {
+        let until = self.now + by;
+        while self.now + PATROL < until {
+            self.stop(PATROL);
+        }
+        self.stop(until - self.now);
+    }
+
+    /// Lets time pass in which nobody looks, since the whole program is stopped.
+    fn stop(&mut self, by: Duration) {
         self.now += by;
         let slots = &self.slots;
         let next = self.scheduler.tick(self.now, |slot| {
@@ -358,7 +391,7 @@ enum Step {
     Submit {
         count: usize,
         chunksize: Option<usize>,
-        retries: u32,
+        retries: Retries,
         limit_ms: Option<u64>,
         more: bool,
     },
@@ -369,7 +402,9 @@ enum Step {
     Ready(Index),
     Begin(Index),
     Tell(Index, bool),
+    Panic(Index),
     Age(u64),
+    Stop(u64),
     Balance,
     Refuse(Index),
     Die(Index),
@@ -377,11 +412,30 @@ enum Step {
     Terminate,
 }
 
+fn retries() -> impl Strategy<Value = Retries> {
+    (
+        0..3u32,
+        any::<bool>(),
+        any::<bool>(),
+        prop_oneof![Just(0), 1..200u64],
+    )
+        .prop_map(|(most, on_panic, on_time_limit, backoff_ms)| {
+            let mut retries = Retries::new(most).backoff(Duration::from_millis(backoff_ms));
+            if on_panic {
+                retries = retries.on_panic();
+            }
+            if on_time_limit {
+                retries = retries.on_time_limit();
+            }
+            retries
+        })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let slot = any::<Index>;
     let some = proptest::option::of::<std::ops::Range<usize>>;
     prop_oneof![
-        6 => (0..20usize, some(1..4), 0..2u32, proptest::option::of(1..50u64), any::<bool>()).prop_map(
+        6 => (0..20usize, some(1..4), retries(), proptest::option::of(1..50u64), any::<bool>()).prop_map(
             |(count, chunksize, retries, limit_ms, more)| {
                 Step::Submit { count, chunksize, retries, limit_ms, more }
             },
@@ -393,7 +447,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => slot().prop_map(Step::Ready),
         30 => slot().prop_map(Step::Begin),
         20 => (slot(), any::<bool>()).prop_map(|(i, all)| Step::Tell(i, all)),
+        3 => slot().prop_map(Step::Panic),
         4 => prop_oneof![Just(0), 1..40u64, Just(1000), Just(31_000)].prop_map(Step::Age),
+        1 => (1..100_000u64).prop_map(Step::Stop),
         1 => Just(Step::Balance),
         1 => slot().prop_map(Step::Refuse),
         3 => slot().prop_map(Step::Die),
@@ -466,7 +522,9 @@ fn take_step(world: &mut World, step: &Step) {
         Step::Ready(index) => world.become_ready(slot(index)),
         Step::Begin(index) => world.begin(slot(index)),
         Step::Tell(index, all) => world.tell(slot(index), *all),
+        Step::Panic(index) => world.panic(slot(index)),
         Step::Age(ms) => world.age(Duration::from_millis(*ms)),
+        Step::Stop(ms) => world.stop(Duration::from_millis(*ms)),
         Step::Balance => {
             world.scheduler.balance(true);
         }
@@ -523,6 +581,10 @@ proptest! {
                                 let begun = begun.copied().unwrap_or_default();
                                 prop_assert_eq!(attempts, begun + MISSES_MAX);
                             }
+                        }
+                        if matches!(**failure, Failure::Panicked(_)) && submitted.on_panic {
+                            let begun = world.times_begun.get(&(*id, index));
+                            prop_assert_eq!(begun, Some(&(1 + submitted.retries)));
                         }
                     }
                 }
@@ -712,9 +774,68 @@ fn a_time_limit_costs_one_input() {
     assert!(world.outcomes[&(id, 0)].is_ok());
     assert_eq!(
         world.outcomes[&(id, 1)],
-        Err(Arc::new(Failure::TimeLimit(Duration::from_secs(1))))
+        Err(Arc::new(Failure::TimeLimit {
+            pid: 1,
+            limit: Duration::from_secs(1)
+        }))
     );
     assert!(world.outcomes[&(id, 2)].is_ok());
+}
+
+#[test]
+fn a_limit_does_not_count_the_time_in_which_the_program_was_stopped() {
+    let mut world = ready(1);
+    world.submit(1, limited(2), false).unwrap();
+    world.act();
+    world.begin(0);
+    world.age(Duration::from_secs(1));
+    world.stop(Duration::from_secs(1000));
+    world.age(Duration::from_millis(800));
+    world.act();
+    assert!(!world.slots[0].as_ref().unwrap().killed);
+    world.age(Duration::from_millis(300));
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().killed);
+}
+
+#[test]
+fn another_attempt_waits_for_its_pause() {
+    let mut world = ready(1);
+    let options = Options {
+        retries: Retries::new(2).on_panic().backoff(Duration::from_secs(1)),
+        ..Options::default()
+    };
+    let id = world.submit(1, options, false).unwrap();
+    world.act();
+    for pause in [1, 2] {
+        world.begin(0);
+        world.panic(0);
+        world.act();
+        world.age(Duration::from_secs(pause) - PATROL);
+        world.act();
+        assert_eq!(queue_of(&world, 0), [0_usize; 0]);
+        world.age(2 * PATROL);
+        world.act();
+        assert_eq!(queue_of(&world, 0), [0]);
+    }
+    world.begin(0);
+    world.panic(0);
+    world.act();
+    let outcome = world.outcomes[&(id, 0)].clone();
+    assert!(matches!(
+        outcome.map_err(|failure| (*failure).clone()),
+        Err(Failure::Panicked(_))
+    ));
+}
+
+#[test]
+fn who_replies_to_what_was_not_asked_is_killed() {
+    let mut world = ready(1);
+    world
+        .scheduler
+        .answered(0, Frames::alone(Tag::Value, vec![1]));
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().killed);
 }
 
 #[test]

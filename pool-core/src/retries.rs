@@ -1,0 +1,116 @@
+//! [`Retries`]: how often an input is tried, and after what.
+
+use std::time::Duration;
+
+/// How often an input is run again after an attempt that failed, and which failures count.
+///
+/// A number does where nothing else matters: `.retries(2)` is `.retries(Retries::new(2))`. What counts is the
+/// death of the worker under the input; panics and passed time limits only if it is said.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use pool_core::{Error, Pool, Retries, pool_task};
+///
+/// #[pool_task]
+/// fn fetch(page: u32) -> u32 {
+///     page * 2
+/// }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::with_processes(2)?;
+/// let often = Retries::new(3).on_panic().backoff(Duration::from_millis(100));
+/// assert_eq!(pool.task(fetch).retries(often).map(0..3)?, [0, 2, 4]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retries {
+    most: u32,
+    on_panic: bool,
+    on_time_limit: bool,
+    backoff: Duration,
+}
+
+impl Retries {
+    /// So many more attempts after the first. 0 is the default of a pool: nothing runs twice.
+    pub const fn new(retries: u32) -> Retries {
+        Retries {
+            most: retries,
+            on_panic: false,
+            on_time_limit: false,
+            backoff: Duration::ZERO,
+        }
+    }
+
+    /// An input is run again also when it panics.
+    #[must_use]
+    pub const fn on_panic(self) -> Retries {
+        Retries {
+            on_panic: true,
+            ..self
+        }
+    }
+
+    /// An input is run again also when it runs past its time limit.
+    #[must_use]
+    pub const fn on_time_limit(self) -> Retries {
+        Retries {
+            on_time_limit: true,
+            ..self
+        }
+    }
+
+    /// So long passes between the first attempt and the second; before each one after that it is twice as long
+    /// as before. Other inputs run meanwhile.
+    ///
+    /// Default: none.
+    #[must_use]
+    pub const fn backoff(self, pause: Duration) -> Retries {
+        Retries {
+            backoff: pause,
+            ..self
+        }
+    }
+
+    /// Whether there is one more attempt after so many.
+    pub(crate) fn go_on_after(&self, attempts: u32) -> bool {
+        attempts <= self.most
+    }
+
+    pub(crate) fn has_on_panic(&self) -> bool {
+        self.on_panic
+    }
+
+    pub(crate) fn has_on_time_limit(&self) -> bool {
+        self.on_time_limit
+    }
+
+    /// How long to wait after so many attempts.
+    pub(crate) fn pause_after(&self, attempts: u32) -> Duration {
+        let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
+        self.backoff.saturating_mul(doubled)
+    }
+}
+
+impl From<u32> for Retries {
+    fn from(retries: u32) -> Retries {
+        Retries::new(retries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double() {
+        let retries = Retries::new(5).backoff(Duration::from_millis(10));
+        let pauses = [1, 2, 3, 4].map(|attempts| retries.pause_after(attempts).as_millis());
+        assert_eq!(pauses, [10, 20, 40, 80]);
+        assert_eq!(Retries::new(1).pause_after(40), Duration::ZERO);
+        // It does not overflow.
+        assert!(retries.pause_after(u32::MAX) > Duration::from_secs(1));
+    }
+}
