@@ -370,6 +370,36 @@ fn a_pool_that_runs_out_of_descriptors_recovers() {
 }
 
 #[test]
+fn exit_handlers_that_hang_hold_nobody_up() {
+    Home::new(CORNERS).program(&["exit-hangs"]).fine();
+}
+
+#[test]
+fn the_dead_that_a_debugger_holds_hold_nobody_up() {
+    Home::new(CORNERS).program(&["traced"]).fine();
+}
+
+#[test]
+fn a_parent_may_bury_its_children_itself() {
+    Home::new(CORNERS).program(&["reaped"]).fine();
+}
+
+#[test]
+fn tasks_that_write_over_shared_memory_harm_nobody_else() {
+    Home::new(CORNERS).program(&["scribbled"]).fine();
+}
+
+#[test]
+fn a_task_reports_though_its_output_can_not_be_flushed() {
+    Home::new(CORNERS).program(&["locked"]).fine();
+}
+
+#[test]
+fn a_copy_of_a_worker_that_a_task_makes_says_nothing() {
+    Home::new(CORNERS).program(&["forked"]).fine();
+}
+
+#[test]
 fn a_pool_that_can_not_be_started_says_what_ran_out() {
     Home::new(CORNERS).program(&["too-scarce"]).fine();
 }

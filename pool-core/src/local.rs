@@ -135,7 +135,11 @@ impl Local {
         };
         let supervised = Arc::clone(&shared);
         local.spawn("pool-supervisor", move || {
-            supervisor::supervise(&supervised, &watch);
+            let work = AssertUnwindSafe(|| supervisor::supervise(&supervised, &watch));
+            if panic::catch_unwind(work).is_err() {
+                // Its workers end with it.
+                supervised.break_down();
+            }
         })?;
         let collected = Arc::clone(&shared);
         local.spawn("pool-collector", move || {
@@ -365,6 +369,20 @@ impl Shared {
         if mem::take(&mut effects.over) {
             self.changed.notify_all();
         }
+    }
+
+    /// There is no supervisor any more: nobody must wait for one.
+    #[cold]
+    fn break_down(&self) {
+        let now = pool_worker::now();
+        self.update(|state| {
+            state
+                .scheduler
+                .break_down("the supervisor of the pool panicked", now);
+            state.over = true;
+            state.announce();
+        });
+        self.launcher.bell().wake_collector();
     }
 
     /// Why no more work is accepted.

@@ -96,6 +96,8 @@ pub(crate) enum Action {
     Send { slot: usize },
     /// Take back what has not begun, and call [`Scheduler::recalled`].
     Recall { slot: usize },
+    /// The worker sits in another slot from now on.
+    Move { from: usize, to: usize },
     /// Ask the worker to exit when it is through.
     Ask { slot: usize },
     /// Tell the worker to end, by SIGTERM.
@@ -140,12 +142,28 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// How many processes there may be. Where workers go after a number of inputs, each has an understudy,
-    /// which is started ahead of need.
+    /// Whether workers are replaced though they are well.
+    fn recycles(&self) -> bool {
+        self.max_tasks.is_some()
+    }
+
+    /// How many slots there are for workers that are on duty, or will be. Where workers are recycled, each has an
+    /// understudy, which is started ahead of need.
+    fn pairs(&self) -> usize {
+        if self.recycles() {
+            2 * self.slots
+        } else {
+            self.slots
+        }
+    }
+
+    /// How many processes there may be. One that was let go moves to a slot behind all others, where it may take its
+    /// time for its exit handlers.
     pub(crate) fn seats(&self) -> usize {
-        match self.max_tasks {
-            Some(_) => 2 * self.slots,
-            None => self.slots,
+        if self.recycles() {
+            3 * self.slots
+        } else {
+            self.slots
         }
     }
 }
@@ -155,8 +173,8 @@ impl Rules {
 pub(crate) struct End {
     pub(crate) pid: u32,
     pub(crate) exit: Exit,
-    /// How many inputs it had begun.
-    pub(crate) begun: u32,
+    /// How many inputs it had begun, if that can be believed.
+    pub(crate) begun: Option<u32>,
 }
 
 #[derive(Debug)]

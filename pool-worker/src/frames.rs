@@ -214,7 +214,7 @@ impl Frames {
         if let Some(tag) = self.alone {
             return Some((tag, Cow::Owned(self.take_alone())));
         }
-        let (tag, frame, rest) = first(&self.bytes[self.start..]);
+        let (tag, frame, rest) = first(&self.bytes[self.start..])?;
         self.start = self.bytes.len() - rest.len();
         Some((tag, Cow::Borrowed(frame)))
     }
@@ -285,18 +285,19 @@ fn skip(bytes: &[u8], count: usize) -> usize {
     at
 }
 
-/// The first frame of several, and the rest.
+/// The first frame of several, and the rest. Nothing, if it is not whole: in a worker, a task may have written
+/// over it.
 #[inline]
-fn first(bytes: &[u8]) -> (Tag, &[u8], &[u8]) {
-    let (word, rest) = bytes.split_first_chunk().expect("frames are whole");
+fn first(bytes: &[u8]) -> Option<(Tag, &[u8], &[u8])> {
+    let (word, rest) = bytes.split_first_chunk()?;
     let (len, tag) = read_word(*word);
-    let (frame, rest) = rest.split_at(len);
+    let (frame, rest) = rest.split_at_checked(len)?;
     let tag = if tag == Tag::Fault.bits() {
         Tag::Fault
     } else {
         Tag::Value
     };
-    (tag, frame, rest)
+    Some((tag, frame, rest))
 }
 
 /// See [`Frames::iter`].
@@ -316,7 +317,7 @@ impl<'a> Iterator for Iter<'a> {
         if let Some(tag) = self.alone {
             return Some((tag, self.rest));
         }
-        let (tag, frame, rest) = first(self.rest);
+        let (tag, frame, rest) = first(self.rest)?;
         self.rest = rest;
         Some((tag, frame))
     }

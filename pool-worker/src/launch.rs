@@ -18,6 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, Command, Stdio};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -46,11 +47,14 @@ pub struct Launcher {
     bell_fd: OwnedFd,
     cpus: usize,
     setup: Option<Arc<Setup>>,
+    /// How many workers were started.
+    started: AtomicU64,
 }
 
 /// A worker process.
 #[derive(Debug)]
 pub struct Worker {
+    serial: u64,
     pid: u32,
     group: Pid,
     pidfd: Arc<OwnedFd>,
@@ -112,6 +116,7 @@ impl Launcher {
             bell_fd,
             cpus,
             setup: setup.map(Arc::new),
+            started: AtomicU64::new(0),
         })
     }
 
@@ -173,6 +178,7 @@ impl Launcher {
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
         let talk = Talk::begin(socket, line, token, self.cpus, self.setup.clone(), fds)?;
         let worker = Worker {
+            serial: self.started.fetch_add(1, Ordering::Relaxed),
             pid,
             group,
             pidfd: Arc::new(pidfd),
@@ -203,6 +209,11 @@ fn token() -> io::Result<String> {
 }
 
 impl Worker {
+    /// Tells it from all others of its pool, also from those that are gone.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid

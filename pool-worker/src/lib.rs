@@ -27,6 +27,7 @@ mod encode;
 mod entry;
 mod exit;
 mod fault;
+mod flush;
 mod frames;
 mod futex;
 mod greeting;

@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::process;
@@ -20,8 +20,10 @@ use crate::clock;
 use crate::codec::Input;
 use crate::entry::Call;
 use crate::fault::Fault;
+use crate::flush::{Flusher, flush_stdout};
 use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed};
+use crate::lineage::lineage;
 use crate::registry::{self, Found, Registration, RunError};
 use crate::ring::{Body, Replies, Request, Requests, Run};
 use crate::scarce::no;
@@ -176,7 +178,8 @@ fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
     Ok(Worker {
         requests,
         runner: Runner {
-            replies,
+            flusher: Flusher::new(replies),
+            lineage: lineage(),
             result: Vec::new(),
             pace: Pace::default(),
         },
@@ -239,11 +242,6 @@ pub fn run_here(task: u32, args: &[u8]) -> Result<Vec<u8>, Fault> {
     Ok(result)
 }
 
-/// Who has a result should see what its task printed, with or without a line end.
-fn flush_stdout() {
-    let _ = io::stdout().flush();
-}
-
 /// What the inputs of a portion have in common.
 struct Terms<'a> {
     task: &'a Result<&'static Registration, Fault>,
@@ -253,7 +251,9 @@ struct Terms<'a> {
 
 /// Runs inputs and replies to each.
 struct Runner {
-    replies: Replies,
+    flusher: Flusher,
+    /// That of this process, and of no copy of it.
+    lineage: u32,
     result: Vec<u8>,
     pace: Pace,
 }
@@ -272,7 +272,7 @@ impl Runner {
             generation,
             limited,
         };
-        self.pace.task(number, &self.replies);
+        self.pace.task(number, self.flusher.replies());
         match body {
             Body::Many(count, frames) => {
                 for (_, args) in Frames::read(frames, count) {
@@ -292,9 +292,9 @@ impl Runner {
     #[inline]
     fn one(&mut self, terms: &Terms<'_>, args: Input<'_>) -> bool {
         if terms.limited {
-            self.replies.begins_at(clock::now_ns());
+            self.flusher.replies().begins_at(clock::now_ns());
         }
-        if !self.replies.begin(terms.generation) {
+        if !self.flusher.replies().begin(terms.generation) {
             return false;
         }
         self.result.clear();
@@ -302,27 +302,31 @@ impl Runner {
             Ok(task) => call_task(task, args, &mut self.result),
             Err(unknown) => Err(unknown.clone()),
         };
-        flush_stdout();
-        match outcome {
-            Ok(()) => self.replies.write(Tag::Value, &self.result),
-            Err(fault) => self.replies.write(Tag::Fault, &fault.to_bytes()),
+        if lineage() != self.lineage {
+            // A copy of the worker that the task has made by `fork`, and that has returned from it too.
+            // SAFETY: ends the copy, and runs nothing of it: the worker's handlers and buffers are the worker's.
+            unsafe { libc::_exit(0) };
         }
-        self.pace.count(&self.replies);
+        match outcome {
+            Ok(()) => self.flusher.reply(Tag::Value, &mut self.result),
+            Err(fault) => self.flusher.reply(Tag::Fault, &mut fault.to_bytes()),
+        }
+        self.pace.count(self.flusher.replies());
         true
     }
 
     /// Replies to an input for which there is no memory.
     fn refuse(&mut self, terms: &Terms<'_>, len: u64) {
-        if self.replies.begin(terms.generation) {
+        let replies = self.flusher.replies();
+        if replies.begin(terms.generation) {
             let why = format!("the worker has no memory for {len} bytes of arguments");
-            self.replies
-                .write(Tag::Fault, &Fault::Decode(why).to_bytes());
+            replies.write(Tag::Fault, &Fault::Decode(why).to_bytes());
         }
     }
 
     /// There is nothing to do for a while.
     fn pause(&mut self) {
-        self.pace.stop(&self.replies);
+        self.pace.stop(self.flusher.replies());
     }
 }
 

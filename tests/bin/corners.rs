@@ -43,6 +43,12 @@ fn main() -> Result<(), Error> {
         "large" => large(),
         "scarce" => scarce(),
         "too-scarce" => too_scarce(),
+        "exit-hangs" => exit_hangs(),
+        "traced" => traced(),
+        "reaped" => reaped(),
+        "scribbled" => scribbled(),
+        "locked" => locked(),
+        "forked" => forked(),
         _ => panic!("no such corner: {what:?}"),
     }?;
     println!("fine");
@@ -185,6 +191,222 @@ fn too_scarce() -> Result<(), Error> {
         }
     }
     panic!("forty descriptors are not enough");
+}
+
+extern "C" fn hang() {
+    loop {
+        thread::sleep(SOON);
+    }
+}
+
+#[pool_task]
+fn hang_at_exit() {
+    // SAFETY: the handler runs nothing that is not allowed there.
+    unsafe { libc::atexit(hang) };
+}
+
+/// Each worker runs one task, and then never comes to its end: nobody waits for that.
+fn exit_hangs() -> Result<(), Error> {
+    let pool = Pool::builder()
+        .processes(2)
+        .initializer(hang_at_exit, ())
+        .max_tasks_per_child(1)
+        .build()?;
+    let started = Instant::now();
+    let results = pool.map_async(square, 0..30);
+    assert_eq!(results.get_timeout(SOON)?.len(), 30);
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
+    drop(pool);
+    Ok(())
+}
+
+#[pool_task]
+fn own_pid() -> u32 {
+    std::process::id()
+}
+
+/// A debugger holds a worker that dies: nobody can read how it ended.
+fn traced() -> Result<(), Error> {
+    let pool = Pool::with_processes(2)?;
+    let directory = tempfile::tempdir().expect("there is room");
+    let over = directory.path().join("over");
+    let running = pool.apply_async(wait_for, (over,));
+    let pids = pool.worker_pids();
+    let tracers: Vec<_> = pids.iter().map(|pid| trace(*pid)).collect();
+    for pid in &pids {
+        signal(*pid, libc::SIGKILL);
+    }
+    let lost = running.get_timeout(SOON).unwrap_err();
+    assert!(matches!(lost, Error::WorkerLost(_)), "{lost:?}");
+    let result = pool.apply_async(square, (3,));
+    assert_eq!(result.get_timeout(SOON)?, 9);
+    works(&pool)?;
+    let started = Instant::now();
+    drop(pool);
+    assert!(started.elapsed() < Duration::from_secs(4));
+    for tracer in tracers {
+        signal(tracer, libc::SIGKILL);
+        // SAFETY: waits for a child of ours.
+        unsafe { libc::waitpid(tracer as libc::pid_t, std::ptr::null_mut(), 0) };
+    }
+    Ok(())
+}
+
+/// A process that traces another, and never looks at it. Gives its pid.
+fn trace(pid: u32) -> u32 {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for both.
+    let failed = unsafe { libc::pipe(ends.as_mut_ptr()) };
+    assert_eq!(failed, 0);
+    // SAFETY: the child makes system calls only.
+    let tracer = unsafe { libc::fork() };
+    assert!(tracer >= 0);
+    if tracer == 0 {
+        // SAFETY: a request that takes no pointers.
+        let failed = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid as libc::pid_t, 0, 0) };
+        let said = [u8::from(failed == 0)];
+        // SAFETY: one byte, which is there.
+        unsafe { libc::write(ends[1], said.as_ptr().cast(), 1) };
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    }
+    let mut said = [0_u8];
+    // SAFETY: one byte, for which there is room.
+    let read = unsafe { libc::read(ends[0], said.as_mut_ptr().cast(), 1) };
+    assert_eq!((read, said), (1, [1]), "it may not be traced");
+    tracer as u32
+}
+
+/// The parent buries all its children itself, workers too.
+fn reaped() -> Result<(), Error> {
+    let pool = Pool::with_processes(2)?;
+    thread::spawn(|| {
+        loop {
+            // SAFETY: waits for any child; the status goes nowhere.
+            unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
+            thread::yield_now();
+        }
+    });
+    for _ in 0..20 {
+        for pid in pool.worker_pids() {
+            signal(pid, libc::SIGKILL);
+        }
+        let results: Vec<_> = (0..10).map(|x| pool.apply_async(square, (x,))).collect();
+        for result in results {
+            match result.get_timeout(SOON) {
+                Ok(_) | Err(Error::WorkerLost(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    eventually("two are back", || pool.worker_pids().len() == 2);
+    works(&pool)
+}
+
+/// Writes over what the worker shares with its parent, everywhere or at one place.
+#[pool_task]
+fn scribble(seed: u64) -> u64 {
+    let maps = fs::read_to_string("/proc/self/maps").expect("there is /proc");
+    let mut state = seed;
+    let mut random = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        state >> 16
+    };
+    for line in maps.lines().filter(|line| line.contains("memfd:pool-")) {
+        let range = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'));
+        let (start, end) = range.expect("a range");
+        let number = |text| usize::from_str_radix(text, 16).expect("a number");
+        let (start, end) = (number(start), number(end));
+        let all = seed.is_multiple_of(2);
+        for place in (start..end).step_by(8) {
+            if all || random().is_multiple_of(64) {
+                // SAFETY: none. This is what the parent must survive.
+                unsafe { (place as *mut u64).write_volatile(random()) };
+            }
+        }
+    }
+    seed
+}
+
+/// Tasks write rubbish over all that they share with the parent: that costs them, and what their worker does after
+/// them, and nobody else.
+fn scribbled() -> Result<(), Error> {
+    let pool = Pool::with_processes(2)?;
+    for seed in 0..40 {
+        let results: Vec<_> = (0..10)
+            .map(|x| match x {
+                3 => pool.apply_async(scribble, (seed,)),
+                _ => pool.apply_async(square, (x,)),
+            })
+            .collect();
+        for result in results {
+            let outcome = result.get_timeout(SOON);
+            assert!(
+                !matches!(outcome, Err(Error::Timeout)),
+                "no outcome, at seed {seed}"
+            );
+        }
+        eventually("it works again", || works(&pool).is_ok());
+    }
+    Ok(())
+}
+
+/// Leaves a thread behind that holds the lock of standard output.
+#[pool_task]
+fn hold_output() -> u32 {
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let lock = io::stdout().lock();
+        let _ = locked.send(());
+        loop {
+            thread::park();
+            std::hint::black_box(&lock);
+        }
+    });
+    is_locked.recv().expect("it locks");
+    std::process::id()
+}
+
+fn locked() -> Result<(), Error> {
+    let pool = Pool::with_processes(1)?;
+    for _ in 0..3 {
+        let pid = pool.apply_async(hold_output, ()).get_timeout(SOON)?;
+        let next = pool.apply_async(own_pid, ()).get_timeout(SOON)?;
+        assert_ne!(pid, next, "its process is of no more use");
+    }
+    works(&pool)
+}
+
+/// Makes a copy of the worker, which returns as well.
+#[pool_task]
+fn fork(x: u64) -> u64 {
+    // SAFETY: the copy does nothing but return.
+    let child = unsafe { libc::fork() };
+    if child > 0 {
+        // SAFETY: waits for a child of ours.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    }
+    x
+}
+
+fn forked() -> Result<(), Error> {
+    let pool = Pool::with_processes(2)?;
+    for chunk in [1, 5] {
+        let results = pool.task(fork).chunksize(chunk).map_async(0..100);
+        assert_eq!(results.get_timeout(SOON)?, (0..100).collect::<Vec<_>>());
+    }
+    works(&pool)
 }
 
 /// Whether a worker uses the processor or has slept for a short time only, which is what `wait_for` does.

@@ -284,6 +284,10 @@ impl State {
                 self.take_replies(slot);
                 self.scheduler.recalled(slot, begun);
             }
+            Action::Move { from, to } => {
+                self.workers[to] = self.workers[from].take();
+                self.armed[to] = self.armed[from].take();
+            }
             Action::Ask { slot } => {
                 if let Some(worker) = &mut self.workers[slot] {
                     worker.ask_to_exit();
@@ -423,6 +427,16 @@ impl State {
             }
         }
         any
+    }
+
+    /// Where the worker of this serial number sits, if it is still here.
+    pub(super) fn slot_of(&self, serial: u64) -> Option<usize> {
+        let is_it = |worker: &Option<Worker>| {
+            worker
+                .as_ref()
+                .is_some_and(|worker| worker.serial() == serial)
+        };
+        self.workers.iter().position(is_it)
     }
 
     /// Puts a fresh worker into its slot.

@@ -14,28 +14,27 @@ use crate::scheduler::{End, Time};
 const AGAIN: Duration = Duration::from_millis(20);
 const UNREAD_MAX: Duration = Duration::from_millis(300);
 
-/// What is watched for each slot.
+/// What is watched.
 enum Watched {
-    /// The death of its worker.
-    Death(usize),
-    /// What it says before it is ready.
+    /// The death of the worker of this serial number, wherever it sits by then.
+    Death(u64),
+    /// What the worker of this slot says before it is ready.
     Words(usize),
 }
 
 impl Watched {
     fn mark(self) -> u64 {
         match self {
-            Watched::Death(slot) => 2 * slot as u64,
+            Watched::Death(serial) => 2 * serial,
             Watched::Words(slot) => 2 * slot as u64 + 1,
         }
     }
 
     fn of(mark: u64) -> Watched {
-        let slot = (mark / 2) as usize;
         if mark.is_multiple_of(2) {
-            Watched::Death(slot)
+            Watched::Death(mark / 2)
         } else {
-            Watched::Words(slot)
+            Watched::Words((mark / 2) as usize)
         }
     }
 }
@@ -47,7 +46,7 @@ struct Supervisor<'s> {
     /// Those that are not ready yet.
     starting: Vec<Option<Starting>>,
     /// Dead since then, but how they ended can't be read yet.
-    unread: Vec<(usize, Time)>,
+    unread: Vec<(u64, Time)>,
     /// Of no interest any more, but they must be buried.
     graves: Vec<Worker>,
 }
@@ -69,8 +68,8 @@ impl Supervisor<'_> {
     /// Does what there is to do, then waits. False: all is over.
     fn take_turn(&mut self) -> bool {
         let unread = mem::take(&mut self.unread);
-        for (slot, since) in unread {
-            self.bury(slot, since);
+        for (serial, since) in unread {
+            self.bury(serial, since);
         }
         self.graves.retain_mut(|worker| worker.reap().is_none());
         self.start_workers();
@@ -83,17 +82,18 @@ impl Supervisor<'_> {
         for mark in self.watch.wait(timeout) {
             match Watched::of(mark) {
                 Watched::Words(slot) => self.hear(slot),
-                Watched::Death(slot) => {
-                    // The last words of one that failed at its start.
-                    self.hear(slot);
-                    self.forget_words(slot);
-                    let now = pool_worker::now();
-                    self.shared.update(|state| {
-                        if let Some(worker) = &state.workers[slot] {
-                            self.watch.remove(worker.pidfd());
-                        }
+                Watched::Death(serial) => {
+                    let slot = self.shared.update(|state| {
+                        let slot = state.slot_of(serial)?;
+                        self.watch.remove(state.workers[slot].as_ref()?.pidfd());
+                        Some(slot)
                     });
-                    self.bury(slot, now);
+                    if let Some(slot) = slot {
+                        // The last words of one that failed at its start.
+                        self.hear(slot);
+                        self.forget_words(slot);
+                    }
+                    self.bury(serial, pool_worker::now());
                 }
             }
         }
@@ -151,7 +151,8 @@ impl Supervisor<'_> {
     fn launch(&mut self, slot: usize) -> io::Result<Worker> {
         let index = slot % self.shared.processes;
         let (worker, starting) = self.shared.launcher.launch(index)?;
-        let death = self.watch.add(worker.pidfd(), Watched::Death(slot).mark());
+        let death = Watched::Death(worker.serial()).mark();
+        let death = self.watch.add(worker.pidfd(), death);
         let watched = death.and_then(|()| {
             self.watch
                 .add(starting.socket(), Watched::Words(slot).mark())
@@ -208,10 +209,13 @@ impl Supervisor<'_> {
 
     /// A worker is dead: what it has replied is taken up, then the scheduler learns of it. If how it ended can't
     /// be read yet, that comes later.
-    fn bury(&mut self, slot: usize, since: Time) {
+    fn bury(&mut self, serial: u64, since: Time) {
         let now = pool_worker::now();
         let later = now.saturating_sub(since) < UNREAD_MAX;
         let buried = self.shared.update(|state| {
+            let Some(slot) = state.slot_of(serial) else {
+                return Ok(None);
+            };
             let exit = match state.workers[slot].as_mut().map(Worker::reap) {
                 Some(None) if later => return Err(()),
                 Some(exit) => exit.unwrap_or(Exit::Unknown),
@@ -221,10 +225,11 @@ impl Supervisor<'_> {
             let Some(worker) = state.workers[slot].take() else {
                 return Ok(None);
             };
+            let progress = worker.progress();
             let end = End {
                 pid: worker.pid(),
                 exit,
-                begun: worker.progress().begun,
+                begun: (!progress.overwritten).then_some(progress.begun),
             };
             state.scheduler.died(slot, end, now);
             state.announce();
@@ -236,7 +241,7 @@ impl Supervisor<'_> {
                     worker.and_then(|mut worker| worker.reap().is_none().then_some(worker));
                 self.graves.extend(unburied);
             }
-            Err(()) => self.unread.push((slot, since)),
+            Err(()) => self.unread.push((serial, since)),
         }
     }
 }

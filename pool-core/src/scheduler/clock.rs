@@ -121,7 +121,13 @@ impl Scheduler {
             return;
         }
         let progress = progress(slot);
-        let works = state.running(progress.begun) > 0;
+        let ahead = progress.begun.wrapping_sub(state.answered) as usize;
+        if progress.overwritten || ahead > state.open {
+            let why = "it has written over what it shares with its parent".to_owned();
+            self.refuse(slot, why);
+            return;
+        }
+        let works = ahead > 0;
         if works || std::mem::replace(&mut state.pulse, progress.pulse) != progress.pulse {
             state.silent = 0;
             state.looked_at = now;

@@ -34,7 +34,8 @@ impl Scheduler {
             self.start_failed(slot, why, now);
             return;
         }
-        let running = state.running(begun);
+        // Nothing is run twice: what may have begun has.
+        let running = begun.map_or(open, |begun| state.running(begun));
         let mut back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
         let mut position = 0;
@@ -89,7 +90,7 @@ impl Scheduler {
         }
         back.retain(|given| self.is_wanted(given));
         self.put_back(back);
-        if begun == 0 {
+        if begun == Some(0) {
             let during = &self.rules.during;
             self.note_failure(
                 slot,
@@ -157,16 +158,23 @@ impl Scheduler {
             return;
         }
         let since = *self.hopeless_since.get_or_insert(now);
-        if now.saturating_sub(since) >= self.rules.give_up_after
-            && matches!(self.mode, Mode::Open | Mode::Closed)
-        {
+        if now.saturating_sub(since) >= self.rules.give_up_after {
             let why = self.last_failure.clone().unwrap_or_default();
-            self.end(Mode::Broken(why.clone()), Failure::Broken(why), now);
+            self.break_down(&why, now);
+        }
+    }
+
+    /// Ends all, for this reason.
+    pub(crate) fn break_down(&mut self, why: &str, now: Time) {
+        self.first_failure.get_or_insert_with(|| why.to_owned());
+        if matches!(self.mode, Mode::Open | Mode::Closed) {
+            let failure = Failure::Broken(why.to_owned());
+            self.end(Mode::Broken(why.to_owned()), failure, now);
         }
     }
 
     /// Makes a slot empty, and gives what it was.
-    fn vacate(&mut self, slot: usize) -> Slot {
+    pub(super) fn vacate(&mut self, slot: usize) -> Slot {
         let state = &mut self.slots[slot];
         let empty = Slot {
             was_ready: state.was_ready,

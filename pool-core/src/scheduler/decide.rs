@@ -54,8 +54,9 @@ impl Scheduler {
 
     /// The slot of the understudy of this one, or whose understudy this is.
     pub(super) fn partner(&self, slot: usize) -> Option<usize> {
-        let partner = (slot + self.rules.slots) % self.slots.len();
-        (partner != slot).then_some(partner)
+        let pairs = self.rules.pairs();
+        let partner = (slot + self.rules.slots) % pairs;
+        (slot < pairs && partner != slot).then_some(partner)
     }
 
     /// Starts an understudy if the worker on duty has few inputs left.
@@ -83,6 +84,10 @@ impl Scheduler {
 
     /// Sees to it that there is a worker after the one in this slot, not before a time.
     pub(super) fn replace_worker(&mut self, slot: usize, not_before: Option<Time>) {
+        if slot >= self.rules.pairs() {
+            self.clear_the_way(slot);
+            return;
+        }
         match self.partner(slot) {
             Some(partner) if !self.slots[slot].on_duty => self.prepare_understudy(partner),
             Some(partner) if self.slots[partner].is_coming() => self.relieve(slot),
@@ -412,8 +417,60 @@ impl Scheduler {
             return;
         }
         self.slots[slot].phase = Phase::Leaving { until: None };
+        let slot = self.make_way(slot);
         self.actions.push_back(Action::Ask { slot });
         self.wants_tick = true;
+    }
+
+    /// Moves a worker that leaves to where it is in nobody's way, if there is such a place. Gives where it is.
+    fn make_way(&mut self, slot: usize) -> usize {
+        let mut exits = self.rules.pairs()..self.slots.len();
+        if let Some(exit) = exits.find(|exit| self.slots[*exit].phase == Phase::Empty) {
+            self.move_out(slot, exit);
+            exit
+        } else {
+            self.hurry();
+            slot
+        }
+    }
+
+    /// Too many are leaving: the one that has had the longest time for it has no more.
+    fn hurry(&mut self) {
+        let exits = self.rules.pairs()..self.slots.len();
+        let leaving = exits.filter_map(|exit| match self.slots[exit].phase {
+            Phase::Leaving { until } => Some((until.unwrap_or(Time::MAX), exit)),
+            _ => None,
+        });
+        if let Some((_, oldest)) = leaving.min() {
+            self.kill(oldest, Reason::Other);
+        }
+    }
+
+    fn move_out(&mut self, slot: usize, exit: usize) {
+        let leaving = self.vacate(slot);
+        self.slots[exit] = Slot {
+            on_duty: false,
+            listed: false,
+            ..leaving
+        };
+        self.actions.push_back(Action::Move {
+            from: slot,
+            to: exit,
+        });
+    }
+
+    /// A place for workers that leave is free: one that is in the way of others moves there.
+    pub(super) fn clear_the_way(&mut self, exit: usize) {
+        let mut pairs = 0..self.rules.pairs();
+        let leaves = |slot: &usize| matches!(self.slots[*slot].phase, Phase::Leaving { .. });
+        if let Some(slot) = pairs.find(leaves) {
+            let more = pairs.any(|slot| leaves(&slot));
+            self.move_out(slot, exit);
+            self.replace_worker(slot, None);
+            if more {
+                self.hurry();
+            }
+        }
     }
 
     pub(super) fn recall(&mut self, slot: usize) {

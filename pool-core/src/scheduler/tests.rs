@@ -105,6 +105,10 @@ impl World {
                         self.scheduler.recalled(slot, begun);
                     }
                 }
+                Action::Move { from, to } => {
+                    assert!(self.slots[to].is_none(), "two workers in one slot");
+                    self.slots[to] = self.slots[from].take();
+                }
                 Action::Ask { slot } => {
                     let process = self.slots[slot].as_mut().expect("nobody to ask");
                     process.asked = true;
@@ -303,7 +307,7 @@ impl World {
             let end = End {
                 pid: 1,
                 exit: Exit::Signal(9),
-                begun: process.begun,
+                begun: Some(process.begun),
             };
             self.scheduler.died(slot, end, self.now);
         }
@@ -329,6 +333,7 @@ impl World {
                     begun: process.begun,
                     begun_at: process.begun_at,
                     pulse: process.taken,
+                    overwritten: false,
                 })
         });
         assert!(next.is_none_or(|next| next > self.now), "due, and not done");
@@ -994,16 +999,49 @@ fn a_worker_goes_after_its_number_of_inputs_and_its_understudy_is_there() {
         if round == 2 {
             break;
         }
-        let process = world.slots[on_duty].as_ref().unwrap();
+        // It has moved out of the way.
+        let process = world.slots[2].as_ref().unwrap();
         assert!(process.asked);
         assert_eq!(process.begun, 2);
         // The other has its work before this one is gone.
         assert!(!queue_of(&world, 1 - on_duty).is_empty());
-        world.die(on_duty);
+        world.die(2);
         world.act();
         on_duty = 1 - on_duty;
     }
     assert_eq!(world.outcomes.len(), 5);
+}
+
+#[test]
+fn workers_that_hang_as_they_leave_hold_nobody_up() {
+    let mut world = World::new(1, Some(1));
+    world.submit(20, Options::default(), false).unwrap();
+    world.act();
+    for round in 0..20 {
+        for slot in 0..2 {
+            world.start(slot, true);
+            world.become_ready(slot);
+            world.act();
+        }
+        for slot in 0..2 {
+            world.begin(slot);
+            world.tell(slot, true);
+            world.act();
+        }
+        world.age(PATROL);
+        world.act();
+        // Nobody ends by himself; who is killed does.
+        for slot in 0..3 {
+            if world.slots[slot]
+                .as_ref()
+                .is_some_and(|process| process.killed)
+            {
+                world.die(slot);
+                world.act();
+            }
+        }
+        assert!(world.outcomes.len() > round / 2, "{round}");
+    }
 }
 
 #[test]

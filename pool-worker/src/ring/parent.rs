@@ -39,6 +39,8 @@ pub struct Progress {
     pub begun_at: Duration,
     /// Changes whenever the worker does something for the pool.
     pub pulse: u64,
+    /// The words that say so were written over.
+    pub overwritten: bool,
 }
 
 /// One portion, as it is sent.
@@ -65,7 +67,8 @@ pub(crate) struct ParentEnd {
     /// What was received when [`sleeper_for_room`](ParentEnd::sleeper_for_room) last looked.
     looked_at: u64,
     generation: u32,
-    begun: u32,
+    /// A word that is the parent's alone had changed.
+    overwritten: bool,
     /// How many bytes of the portion that is being sent have been.
     partial: usize,
     wake_at: u32,
@@ -87,7 +90,7 @@ impl ParentEnd {
             received: 0,
             looked_at: 0,
             generation: 0,
-            begun: 0,
+            overwritten: false,
             partial: 0,
             wake_at: 0,
             needs: None,
@@ -321,21 +324,21 @@ impl ParentEnd {
     /// Takes back every input that was not begun. Gives how many were begun since the start.
     pub(crate) fn recall(&mut self) -> u32 {
         self.give_up_sending();
-        self.generation = self.generation.wrapping_add(1);
+        let before = self.generation;
+        self.generation = before.wrapping_add(1);
         let claim = &self.segment.words().claim.0;
         let mut seen = claim.load(Ordering::Relaxed);
         loop {
-            let (_, begun) = split(seen);
+            let (generation, begun) = split(seen);
+            // Nobody else changes it.
+            self.overwritten |= generation != before;
             match claim.compare_exchange_weak(
                 seen,
                 join(self.generation, begun),
                 Ordering::SeqCst,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => {
-                    self.begun = begun;
-                    return begun;
-                }
+                Ok(_) => return begun,
                 Err(now) => seen = now,
             }
         }
@@ -343,7 +346,7 @@ impl ParentEnd {
 
     pub(crate) fn progress(&self) -> Progress {
         let words = self.segment.words();
-        let (_, begun) = split(words.claim.0.load(Ordering::Acquire));
+        let (generation, begun) = split(words.claim.0.load(Ordering::Acquire));
         let begun_at = words.worker.0.begun_at.load(Ordering::Relaxed);
         let taken = words.requests_taken.0.load(Ordering::Relaxed);
         let replied = words.replies.0.0.load(Ordering::Relaxed);
@@ -351,6 +354,7 @@ impl ParentEnd {
             begun,
             begun_at: Duration::from_nanos(begun_at),
             pulse: taken.wrapping_add(replied).wrapping_add(begun.into()),
+            overwritten: self.overwritten || generation != self.generation,
         }
     }
 

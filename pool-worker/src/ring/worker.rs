@@ -174,7 +174,7 @@ impl Requests {
         let words = self.segment.words();
         words.requests_taken.0.store(self.taken, Ordering::Release);
         if words.parent.0.wants_room.load(Ordering::Relaxed) != 0
-            && self.end() - self.taken <= REQUESTS as u64 / 2
+            && self.end().wrapping_sub(self.taken) <= REQUESTS as u64 / 2
         {
             fence(Ordering::SeqCst);
             self.bell.ring();
@@ -371,7 +371,8 @@ impl Replies {
     fn has_room(&self, len: usize) -> bool {
         let words = self.segment.words();
         let end = words.replies.0.0.load(Ordering::Relaxed);
-        let room = |taken: u64| REPLIES - (end - taken) as usize;
+        // A task may have written over the words: whatever they say, nothing is written outside of the ring.
+        let room = |taken: u64| REPLIES.saturating_sub(end.wrapping_sub(taken) as usize);
         room(self.taken.load(atomic::Ordering::Relaxed)) >= len || {
             let taken = words.replies_taken.0.load(Ordering::Acquire);
             self.taken.store(taken, atomic::Ordering::Relaxed);
