@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use pool_worker::{Exit, Fault, Frames, Panic, Tag};
 
-use crate::error::{Broken, Codec, Error, Panicked, Place, Side, TimeLimit, WorkerLost};
+use crate::error::{
+    Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, WorkerLost,
+};
 use crate::few::Few;
 use crate::retries::Retries;
 use crate::sync::Parker;
@@ -168,6 +170,7 @@ pub(crate) enum Failure {
     EncodeResult(String),
     Lost { pid: u32, exit: Exit, attempts: u32 },
     TimeLimit { pid: u32, limit: Duration },
+    MemoryLimit { pid: u32, limit: u64, used: u64 },
     Cancelled,
     Terminated,
     Broken(String),
@@ -202,6 +205,12 @@ impl Failure {
                 place,
                 pid: *pid,
                 limit: *limit,
+            }),
+            Failure::MemoryLimit { pid, limit, used } => Error::MemoryLimit(MemoryLimit {
+                place,
+                pid: *pid,
+                limit: *limit,
+                used: *used,
             }),
             Failure::Cancelled => Error::Cancelled,
             Failure::Terminated => Error::Terminated,

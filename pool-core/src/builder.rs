@@ -53,6 +53,8 @@ pub struct PoolBuilder {
     start_timeout: Duration,
     give_up_after: Duration,
     grace: Duration,
+    memory_limit: Option<u64>,
+    max_memory_per_child: Option<u64>,
     defaults: Options,
 }
 
@@ -66,6 +68,8 @@ impl PoolBuilder {
             start_timeout: Duration::from_secs(30),
             give_up_after: Duration::from_secs(30),
             grace: Duration::from_millis(100),
+            memory_limit: None,
+            max_memory_per_child: None,
             defaults: Options::default(),
         }
     }
@@ -166,6 +170,32 @@ impl PoolBuilder {
         self
     }
 
+    /// How much memory a worker may use while it runs an input, in bytes. One that uses more is killed, and the
+    /// outcome of that input is [`Error::MemoryLimit`].
+    ///
+    /// What counts is the resident memory of the process, the program itself included (some megabytes). It is looked at
+    /// fifty times a second, so a task may go past the limit for a moment, and see nothing of it.
+    ///
+    /// Default: no limit. 0 is refused. Such an input is not run again, whatever
+    /// [`retries`](PoolBuilder::retries) says.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// How much memory a worker may have after an input, in bytes, before a fresh one takes its place. The chunk
+    /// that it has begun is finished first; what else it was given runs elsewhere, but for what it begins before
+    /// the pool knows.
+    ///
+    /// What counts is the resident memory of the process, the program itself included. It is read after each input,
+    /// which takes some microseconds.
+    ///
+    /// Default: no limit. 0 is refused.
+    pub fn max_memory_per_child(mut self, bytes: u64) -> Self {
+        self.max_memory_per_child = Some(bytes);
+        self
+    }
+
     /// Starts the workers, and returns when all are ready.
     ///
     /// # Errors
@@ -183,6 +213,12 @@ impl PoolBuilder {
         }
         if self.start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
+        }
+        if self.memory_limit == Some(0) {
+            return invalid("memory_limit", "every process uses memory");
+        }
+        if self.max_memory_per_child == Some(0) {
+            return invalid("max_memory_per_child", "every process uses memory");
         }
         if self.give_up_after.is_zero() {
             return invalid(
@@ -207,6 +243,8 @@ impl PoolBuilder {
             start_timeout: self.start_timeout,
             give_up_after: self.give_up_after,
             grace: self.grace,
+            memory_limit: self.memory_limit,
+            max_memory: self.max_memory_per_child,
         })?;
         Ok(Pool::over(Arc::new(local), self.defaults))
     }

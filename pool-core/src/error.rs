@@ -23,6 +23,8 @@ pub enum Error {
     WorkerLost(WorkerLost),
     /// The task ran longer than its time limit, and its worker was killed for it.
     TimeLimit(TimeLimit),
+    /// The task used more memory than its limit, and its worker was killed.
+    MemoryLimit(MemoryLimit),
     /// The result was not there in time. It can be asked for again.
     Timeout,
     /// The work was cancelled.
@@ -65,6 +67,7 @@ impl Error {
             Error::Panicked(error) => Some(error.place),
             Error::WorkerLost(error) => Some(error.place),
             Error::TimeLimit(error) => Some(error.place),
+            Error::MemoryLimit(error) => Some(error.place),
             Error::Encode(error) | Error::Decode(error) => Some(error.place),
             _ => None,
         }
@@ -77,6 +80,7 @@ impl fmt::Display for Error {
             Error::Panicked(error) => error.fmt(f),
             Error::WorkerLost(error) => error.fmt(f),
             Error::TimeLimit(error) => error.fmt(f),
+            Error::MemoryLimit(error) => error.fmt(f),
             Error::Timeout => f.write_str("not there in time"),
             Error::Cancelled => f.write_str("the work was cancelled"),
             Error::Terminated => f.write_str("the pool was terminated before the result was there"),
@@ -103,6 +107,7 @@ impl fmt::Debug for Error {
             Error::Panicked(_) => "Panicked",
             Error::WorkerLost(_) => "WorkerLost",
             Error::TimeLimit(_) => "TimeLimit",
+            Error::MemoryLimit(_) => "MemoryLimit",
             Error::Timeout => "Timeout",
             Error::Cancelled => "Cancelled",
             Error::Terminated => "Terminated",
@@ -247,6 +252,47 @@ impl fmt::Display for TimeLimit {
             f,
             "{}, in process {}, ran past its time limit of {:?}",
             self.place, self.pid, self.limit
+        )
+    }
+}
+
+/// A task that used too much memory.
+#[derive(Debug, Clone)]
+pub struct MemoryLimit {
+    pub(crate) place: Place,
+    pub(crate) pid: u32,
+    pub(crate) limit: u64,
+    pub(crate) used: u64,
+}
+
+impl MemoryLimit {
+    /// The process id of the worker that was killed for it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The limit, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// How much resident memory the worker had when that was seen, in bytes.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemoryLimit {
+            place,
+            pid,
+            limit,
+            used,
+        } = self;
+        write!(
+            f,
+            "{place}, in process {pid}, used {used} bytes of memory, past its limit of {limit}"
         )
     }
 }

@@ -71,7 +71,7 @@ pub use pool_worker::Task;
 pub use builder::PoolBuilder;
 pub use call::{Call, OneArgument};
 pub use error::{
-    Broken, Codec, Error, InvalidSetting, Panicked, Side, Start, TimeLimit, WorkerLost,
+    Broken, Codec, Error, InvalidSetting, MemoryLimit, Panicked, Side, Start, TimeLimit, WorkerLost,
 };
 pub use handle::AsyncResult;
 pub use iter::{Imap, ImapUnordered, Packed};

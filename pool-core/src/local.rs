@@ -65,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) start_timeout: Duration,
     pub(crate) give_up_after: Duration,
     pub(crate) grace: Duration,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) max_memory: Option<u64>,
 }
 
 /// The backend of this machine.
@@ -113,8 +115,12 @@ impl Local {
             during,
             give_up_after: settings.give_up_after,
             grace: settings.grace,
+            memory_limit: settings.memory_limit,
+            max_memory: settings.max_memory,
         };
-        let launcher = Launcher::new(settings.cpus, settings.initializer).map_err(start_error)?;
+        let tells_memory = settings.max_memory.is_some();
+        let launcher = Launcher::new(settings.cpus, settings.initializer, tells_memory);
+        let launcher = launcher.map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes: settings.processes,

@@ -139,12 +139,15 @@ pub(crate) struct Rules {
     pub(crate) give_up_after: Duration,
     /// How long after SIGTERM a worker that is past a limit is killed.
     pub(crate) grace: Duration,
+    /// How much memory a worker may have while it runs an input, and how much afterwards.
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) max_memory: Option<u64>,
 }
 
 impl Rules {
     /// Whether workers are replaced though they are well.
     fn recycles(&self) -> bool {
-        self.max_tasks.is_some()
+        self.max_tasks.is_some() || self.max_memory.is_some()
     }
 
     /// How many slots there are for workers that are on duty, or will be. Where workers are recycled, each has an
@@ -340,6 +343,11 @@ impl Scheduler {
     }
 
     // ---- sending ------------------------------------------------------------------------------
+
+    /// Whether [`tick`](Scheduler::tick) wants to know how much memory workers have.
+    pub(crate) fn limits_memory(&self) -> bool {
+        self.rules.memory_limit.is_some()
+    }
 
     /// The next portion to send to this slot, with how many of its inputs were answered already (of
     /// another sending).
@@ -557,6 +565,19 @@ impl Scheduler {
         }
     }
 
+    /// How much memory the worker has after its last input.
+    pub(crate) fn note_memory(&mut self, slot: usize, bytes: u64) {
+        if let Some(max) = self.rules.max_memory
+            && bytes > max
+            && self.slots[slot].is_ready()
+            && !self.slots[slot].used_up
+        {
+            self.slots[slot].used_up = true;
+            self.prepare_understudy(slot);
+            self.recall(slot);
+        }
+    }
+
     /// How long an input of a task took.
     pub(crate) fn observe(&mut self, task: u32, each: Duration) {
         self.paces.observe(task, each);
@@ -649,9 +670,10 @@ impl Scheduler {
         let state = &mut self.slots[slot];
         match state.phase {
             // Still the same input, and nothing else behind it.
-            Phase::Overdue { begun: then } if then == begun && running > 0 => {
-                self.end_gently(slot, Reason::TimeLimit);
-            }
+            Phase::Overdue { begun: then, why } if then == begun && running > 0 => match why {
+                Reason::TimeLimit => self.end_gently(slot, why),
+                _ => self.kill(slot, why),
+            },
             Phase::Overdue { .. } => {
                 state.phase = Phase::Ready;
                 self.wants_tick = true;

@@ -58,6 +58,8 @@ pub(crate) struct Introduction {
     pub(crate) initializer: bool,
     /// How many CPUs the pool may use.
     pub(crate) cpus: usize,
+    /// Whether to say after each input how much memory is in use.
+    pub(crate) tells_memory: bool,
 }
 
 /// What a worker says.
@@ -180,16 +182,12 @@ impl Talk {
         socket: OwnedFd,
         line: Line,
         token: String,
-        cpus: usize,
+        introduction: &Introduction,
         setup: Option<Arc<Setup>>,
         memory: [BorrowedFd<'_>; 2],
     ) -> io::Result<Talk> {
         let Line { theirs, ours } = line;
-        let introduction = Introduction {
-            initializer: setup.is_some(),
-            cpus,
-        };
-        let text = postcard::to_stdvec(&introduction).map_err(io::Error::other)?;
+        let text = postcard::to_stdvec(introduction).map_err(io::Error::other)?;
         let theirs = descriptor_of(&theirs)?;
         let fds = [memory[0], memory[1], theirs];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];

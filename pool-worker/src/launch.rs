@@ -32,7 +32,8 @@ use crate::entry::{self, Call, VARIABLE};
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
-use crate::greeting::{self, Line, Said, Setup, Talk};
+use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
+use crate::resident;
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
 use crate::scarce::no;
 use crate::sync::Shared;
@@ -45,7 +46,7 @@ pub struct Launcher {
     bell: Bell,
     /// By which workers get the bell.
     bell_fd: OwnedFd,
-    cpus: usize,
+    introduction: Introduction,
     setup: Option<Arc<Setup>>,
     /// How many workers were started.
     started: AtomicU64,
@@ -103,18 +104,23 @@ pub fn may_launch() -> io::Result<()> {
 }
 
 impl Launcher {
-    /// For workers that run `setup` before their first task. `cpus`: how many the pool may use.
+    /// For workers that run `setup` before their first task. `cpus`: how many the pool may use. `tells_memory`: each is
+    /// to say after each input how much memory it has in use.
     ///
     /// # Errors
     ///
     /// If this process must not start workers ([`may_launch`]), or has no memory or descriptor left.
-    pub fn new(cpus: usize, setup: Option<Setup>) -> io::Result<Launcher> {
+    pub fn new(cpus: usize, setup: Option<Setup>, tells_memory: bool) -> io::Result<Launcher> {
         may_launch()?;
         let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
             bell_fd,
-            cpus,
+            introduction: Introduction {
+                initializer: setup.is_some(),
+                cpus,
+                tells_memory,
+            },
             setup: setup.map(Arc::new),
             started: AtomicU64::new(0),
         })
@@ -176,7 +182,8 @@ impl Launcher {
         let (memory, rings) =
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
-        let talk = Talk::begin(socket, line, token, self.cpus, self.setup.clone(), fds)?;
+        let setup = self.setup.clone();
+        let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)?;
         let worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
             pid,
@@ -281,6 +288,16 @@ impl Worker {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         self.ring.progress()
+    }
+
+    /// How much memory it had in use after its last input, in bytes, if it tells.
+    pub fn told_memory(&self) -> u64 {
+        self.ring.told_memory()
+    }
+
+    /// How much memory it has in use now, in bytes, if the system tells.
+    pub fn resident(&self) -> Option<u64> {
+        resident::of(self.pid)
     }
 
     /// Whether it has replied what was not received.

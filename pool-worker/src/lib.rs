@@ -36,6 +36,7 @@ mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
 mod registry;
+mod resident;
 mod ring;
 mod scarce;
 mod serve;

@@ -108,6 +108,8 @@ struct WorkerWords {
     begun_at: AtomicU64,
     /// A task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
     pace: AtomicU64,
+    /// How much memory it had in use after its last input, in bytes; 0 if it does not tell.
+    memory: AtomicU64,
     /// The CPU that it ran on when it last took a request.
     cpu: AtomicU32,
 }
@@ -135,6 +137,7 @@ unsafe impl sync::Words for Words {
             worker: Line(WorkerWords {
                 begun_at: long(),
                 pace: long(),
+                memory: long(),
                 cpu: short(),
             }),
             asleep: Line(short()),

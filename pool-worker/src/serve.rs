@@ -25,6 +25,7 @@ use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed};
 use crate::lineage::lineage;
 use crate::registry::{self, Found, Registration, RunError};
+use crate::resident;
 use crate::ring::{Body, Replies, Request, Requests, Run};
 use crate::scarce::no;
 use crate::sync::Shared;
@@ -180,6 +181,7 @@ fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
         runner: Runner {
             flusher: Flusher::new(replies),
             lineage: lineage(),
+            tells_memory: introduction.tells_memory,
             result: Vec::new(),
             pace: Pace::default(),
         },
@@ -254,6 +256,7 @@ struct Runner {
     flusher: Flusher,
     /// That of this process, and of no copy of it.
     lineage: u32,
+    tells_memory: bool,
     result: Vec<u8>,
     pace: Pace,
 }
@@ -306,6 +309,10 @@ impl Runner {
             // A copy of the worker that the task has made by `fork`, and that has returned from it too.
             // SAFETY: ends the copy, and runs nothing of it: the worker's handlers and buffers are the worker's.
             unsafe { libc::_exit(0) };
+        }
+        if self.tells_memory {
+            let memory = resident::of_this_process().unwrap_or_default();
+            self.flusher.replies().set_memory(memory);
         }
         match outcome {
             Ok(()) => self.flusher.reply(Tag::Value, &mut self.result),

@@ -756,6 +756,70 @@ fn stop_itself() {
     forever();
 }
 
+const MIB: u64 = 1 << 20;
+
+#[pool_task]
+fn hog(x: u64) -> u64 {
+    if x == UNLUCKY {
+        let mut all = Vec::new();
+        // It stops somewhere, in case nobody stops it.
+        for _ in 0..64 {
+            all.push(black_box(vec![1_u8; 16 << 20]));
+            thread::sleep(Duration::from_millis(10));
+        }
+        forever();
+    }
+    x * x
+}
+
+#[test]
+fn a_task_that_uses_too_much_memory_is_ended() {
+    let _dog = watchdog();
+    let limit = 200 * MIB;
+    let builder = Pool::builder().processes(2).memory_limit(limit).retries(3);
+    let pool = checked(builder.build());
+    for (x, result) in (0..).zip(pool.task(hog).map_results(0..INPUTS)) {
+        match result {
+            Ok(value) => assert_eq!(value, x * x),
+            Err(Error::MemoryLimit(error)) => {
+                assert_eq!(x, UNLUCKY);
+                assert_eq!(error.limit(), limit);
+                assert!((limit..600 * MIB).contains(&error.used()), "{error}");
+                assert!(!pool.worker_pids().contains(&error.pid()));
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    works(&pool);
+}
+
+/// Leaks so much, and says where.
+#[pool_task]
+fn leak(bytes: u64) -> u32 {
+    black_box(vec![1_u8; bytes as usize].leak());
+    process::id()
+}
+
+#[test]
+fn a_worker_that_has_grown_is_replaced() {
+    let _dog = watchdog();
+    let builder = Pool::builder().processes(2);
+    let pool = checked(builder.max_memory_per_child(100 * MIB).build());
+    let mut runs: BTreeMap<u32, u32> = BTreeMap::new();
+    for _ in 0..12 {
+        *runs
+            .entry(pool.apply(leak, (30 * MIB,)).unwrap())
+            .or_default() += 1;
+    }
+    for pid in pool.task(leak).chunksize(1).map([30 * MIB; 12]).unwrap() {
+        *runs.entry(pid).or_default() += 1;
+    }
+    // The fourth is the one too many, and it may have begun a fifth by the time that this is seen.
+    assert!(runs.values().all(|runs| *runs <= 5), "{runs:?}");
+    assert!(runs.len() >= 5, "{runs:?}");
+    works(&pool);
+}
+
 #[pool_task]
 fn mark_or_die(file: &Path, x: u64) -> u64 {
     append(file, x);

@@ -190,6 +190,8 @@ impl State {
         if let Some((task, each)) = worker.new_pace() {
             self.scheduler.observe(task, each);
         }
+        let memory = worker.told_memory();
+        self.scheduler.note_memory(slot, memory);
         while let Some(replies) = self.replies.pop_front() {
             self.scheduler.answered(slot, replies);
         }

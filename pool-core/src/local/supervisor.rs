@@ -14,6 +14,9 @@ use crate::scheduler::{End, Time};
 const AGAIN: Duration = Duration::from_millis(20);
 const UNREAD_MAX: Duration = Duration::from_millis(300);
 
+/// Where memory is limited, workers are looked at so often.
+const MEMORY_TICK: Duration = Duration::from_millis(20);
+
 /// What is watched.
 enum Watched {
     /// The death of the worker of this serial number, wherever it sits by then.
@@ -111,11 +114,13 @@ impl Supervisor<'_> {
             state.collect();
             let now = pool_worker::now();
             let workers = &state.workers;
-            let next = state.scheduler.tick(now, |slot| {
-                workers[slot]
-                    .as_ref()
-                    .map_or_else(Default::default, Worker::progress)
-            });
+            let limited = state.scheduler.limits_memory();
+            let progress = |slot: usize| {
+                let worker = workers[slot].as_ref();
+                worker.map_or_else(Default::default, Worker::progress)
+            };
+            let memory = |slot: usize| workers[slot].as_ref()?.resident();
+            let next = state.scheduler.tick(now, progress, memory);
             if state.scheduler.is_over() {
                 state.over = true;
                 state.announce();
@@ -124,7 +129,8 @@ impl Supervisor<'_> {
             let busy = state.scheduler.wants_patrol();
             state.patrolling = busy;
             let next = next.map(|at| at.saturating_sub(now));
-            let all = bounds.into_iter().chain([next, busy.then_some(TICK)]);
+            let patrol = if limited { MEMORY_TICK } else { TICK };
+            let all = bounds.into_iter().chain([next, busy.then_some(patrol)]);
             Some(all.flatten().min())
         })
     }

@@ -12,8 +12,13 @@ use super::{
 
 impl Scheduler {
     /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
-    /// was heard; `progress` tells how far the worker of a slot is.
-    pub(crate) fn tick(&mut self, now: Time, progress: impl Fn(usize) -> Progress) -> Option<Time> {
+    /// was heard; `progress` tells how far the worker of a slot is, and `memory` how much of it the worker has.
+    pub(crate) fn tick(
+        &mut self,
+        now: Time,
+        progress: impl Fn(usize) -> Progress,
+        memory: impl Fn(usize) -> Option<u64>,
+    ) -> Option<Time> {
         self.wants_tick = false;
         self.shortest_limit = None;
         self.note_stop(now);
@@ -42,6 +47,18 @@ impl Scheduler {
                         _ => self.slots[slot].failures = 0,
                     }
                     self.look_for_life(slot, now, &progress);
+                    if let Some(limit) = self.rules.memory_limit
+                        && self.slots[slot].is_ready()
+                        && self.slots[slot].open > 0
+                        && let Some(used) = memory(slot)
+                        && used > limit
+                    {
+                        let begun = progress(slot).begun;
+                        let why = Reason::MemoryLimit(used);
+                        self.slots[slot].phase = Phase::Overdue { begun, why };
+                        self.recall(slot);
+                        continue;
+                    }
                     if let Some(left) = self.time_left(slot, now, &progress)
                         && let Some(at) = now.checked_add(left)
                     {
@@ -181,6 +198,7 @@ impl Scheduler {
         if left.is_zero() {
             self.slots[slot].phase = Phase::Overdue {
                 begun: progress.begun,
+                why: Reason::TimeLimit,
             };
             self.recall(slot);
             return None;

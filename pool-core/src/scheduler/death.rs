@@ -38,6 +38,12 @@ impl Scheduler {
         let running = begun.map_or(open, |begun| state.running(begun));
         let mut back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
+        let memory_limit = match (state.phase, self.rules.memory_limit) {
+            (Phase::Dying(Reason::MemoryLimit(used)), Some(limit)) => {
+                Some(Failure::MemoryLimit { pid, limit, used })
+            }
+            _ => None,
+        };
         let mut position = 0;
         for mut given in state.given {
             while given.left() > 0 {
@@ -52,14 +58,16 @@ impl Scheduler {
                 // The limit was passed by the last one begun; what lies before it went down with it.
                 let limit = lost.options.time_limit;
                 let limit = limit.filter(|_| time_limit && position == running);
-                let counts = limit.is_none() || retries.has_on_time_limit();
+                let too_much = memory_limit.clone().filter(|_| position == running);
+                let counts = too_much.is_none() && (limit.is_none() || retries.has_on_time_limit());
                 if counts && retries.go_on_after(attempts) && !self.is_abandoned(&lost) {
                     self.try_again(lost);
                     continue;
                 }
-                let failure = match limit {
-                    Some(limit) => Failure::TimeLimit { pid, limit },
-                    None => Failure::Lost {
+                let failure = match (too_much, limit) {
+                    (Some(failure), _) => failure,
+                    (None, Some(limit)) => Failure::TimeLimit { pid, limit },
+                    (None, None) => Failure::Lost {
                         pid,
                         exit,
                         attempts,

@@ -61,11 +61,12 @@ impl Scheduler {
 
     /// Starts an understudy if the worker on duty has few inputs left.
     pub(super) fn prepare_understudy(&mut self, slot: usize) {
-        let (Some(partner), Some(max)) = (self.partner(slot), self.rules.max_tasks) else {
+        let Some(partner) = self.partner(slot) else {
             return;
         };
         let state = &self.slots[slot];
-        if state.on_duty && self.tasks_left(state) <= 1 + max / 8 {
+        let few_left = |max| self.tasks_left(state) <= 1 + max / 8;
+        if state.on_duty && (state.used_up || self.rules.max_tasks.is_some_and(few_left)) {
             self.want_worker(partner, None);
         }
     }
@@ -97,7 +98,7 @@ impl Scheduler {
 
     /// Gives work to all who can take some, and lets go who is not needed any more.
     pub(super) fn dispatch(&mut self) {
-        if self.rules.max_tasks.is_some() {
+        if self.rules.recycles() {
             self.retire();
         }
         while !self.saturated
@@ -121,7 +122,8 @@ impl Scheduler {
     fn retire(&mut self) {
         for slot in 0..self.slots.len() {
             let state = &self.slots[slot];
-            if state.is_ready() && state.given.is_empty() && self.tasks_left(state) == 0 {
+            let used_up = state.used_up || self.tasks_left(state) == 0;
+            if state.is_ready() && state.given.is_empty() && used_up {
                 self.leave(slot);
                 self.relieve(slot);
             }
@@ -154,6 +156,7 @@ impl Scheduler {
             && slot.on_duty
             && !slot.recalling
             && !slot.shunned
+            && !slot.used_up
             && self.tasks_left(slot) > 0
     }
 

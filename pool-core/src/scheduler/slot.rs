@@ -90,10 +90,11 @@ pub(super) enum Phase {
         until: Option<Time>,
     },
     Ready,
-    /// Runs an input that is past its time limit, the last of `begun`; what it has not begun is
+    /// Runs an input that is past a limit, the last of `begun`; what it has not begun is
     /// being taken back.
     Overdue {
         begun: u32,
+        why: Reason,
     },
     /// Asked to exit, and to be killed at a time that is not known before the next tick.
     Leaving {
@@ -107,6 +108,8 @@ pub(super) enum Phase {
 pub(super) enum Reason {
     /// An input ran past its time limit.
     TimeLimit,
+    /// An input used so much memory.
+    MemoryLimit(u64),
     /// It was not ready in time.
     Late,
     /// The job of what it runs was cancelled, or it talked nonsense, or all is over.
@@ -152,6 +155,8 @@ pub(super) struct Slot {
     pub(super) pulse: u64,
     pub(super) silent: u32,
     pub(super) looked_at: Time,
+    /// It has more memory than it may keep, and goes once it has nothing to do.
+    pub(super) used_up: bool,
     /// It has not begun what it was given. It is given nothing until it shows that it lives.
     pub(super) shunned: bool,
 }

@@ -65,6 +65,8 @@ impl World {
             during: String::new(),
             give_up_after: Duration::from_secs(30),
             grace: Duration::from_millis(100),
+            memory_limit: None,
+            max_memory: None,
         };
         let seats = rules.seats();
         let mut world = World {
@@ -326,7 +328,7 @@ impl World {
     fn stop(&mut self, by: Duration) {
         self.now += by;
         let slots = &self.slots;
-        let next = self.scheduler.tick(self.now, |slot| {
+        let progress = |slot: usize| {
             slots[slot]
                 .as_ref()
                 .map_or_else(Default::default, |process| Progress {
@@ -335,7 +337,8 @@ impl World {
                     pulse: process.taken,
                     overwritten: false,
                 })
-        });
+        };
+        let next = self.scheduler.tick(self.now, progress, |_| None);
         assert!(next.is_none_or(|next| next > self.now), "due, and not done");
     }
 

@@ -516,6 +516,10 @@ impl ParentEnd {
         Ok(())
     }
 
+    pub(crate) fn told_memory(&self) -> u64 {
+        self.segment.words().worker.0.memory.load(Ordering::Relaxed)
+    }
+
     /// A task, and how long an input of it took, if the worker has said so since the last time.
     pub(crate) fn new_pace(&mut self) -> Option<(u32, Duration)> {
         let pace = self.segment.words().worker.0.pace.load(Ordering::Relaxed);

@@ -284,6 +284,12 @@ impl Replies {
         begun_at.store(now_ns, Ordering::Relaxed);
     }
 
+    /// Tells how much memory is in use. To be called before [`write`](Replies::write).
+    pub(crate) fn set_memory(&self, bytes: u64) {
+        let memory = &self.segment.words().worker.0.memory;
+        memory.store(bytes, Ordering::Relaxed);
+    }
+
     /// Tells how long an input of this task takes.
     pub(crate) fn set_pace(&self, task: u32, each_ns: u64) {
         let each_ns = u32::try_from(each_ns.max(1)).unwrap_or(u32::MAX);

@@ -1,0 +1,43 @@
+//! How much memory a process has in use.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+
+/// The resident memory of a process, in bytes. Nothing, if the system does not tell.
+pub(crate) fn of(pid: u32) -> Option<u64> {
+    read(&format!("/proc/{pid}/statm"))
+}
+
+/// That of this process.
+pub(crate) fn of_this_process() -> Option<u64> {
+    read("/proc/self/statm")
+}
+
+fn read(path: &str) -> Option<u64> {
+    let mut text = [0; 128];
+    let len = read_start(path, &mut text).ok()?;
+    let text = std::str::from_utf8(&text[..len]).ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+fn read_start(path: &str, buffer: &mut [u8]) -> io::Result<usize> {
+    let file: OwnedFd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::io::read(&file, buffer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_grows_with_what_is_touched() {
+        let before = of_this_process().expect("there is /proc");
+        let touched = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let after = of(std::process::id()).expect("there is /proc");
+        assert!(after > before + (32 << 20), "{before} {after}");
+        drop(touched);
+    }
+}
