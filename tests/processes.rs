@@ -29,6 +29,7 @@ const CHURN: &str = env!("CARGO_BIN_EXE_churn");
 const MISSED: &str = env!("CARGO_BIN_EXE_missed");
 const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
+const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
 const CORNERS: &str = env!("CARGO_BIN_EXE_corners");
 
 // ---- the parent's end -----------------------------------------------------------------------------
@@ -402,6 +403,20 @@ fn a_copy_of_a_worker_that_a_task_makes_says_nothing() {
 #[test]
 fn a_pool_that_can_not_be_started_says_what_ran_out() {
     Home::new(CORNERS).program(&["too-scarce"]).fine();
+}
+
+#[test]
+fn chaos_costs_what_it_hits_and_nothing_else() {
+    for arguments in [
+        &["--tasks", "200000", "--kill-every-ms", "20"][..],
+        &["--tasks", "200000", "--mixed", "--threads", "3"],
+    ] {
+        let home = Home::new(CHAOS);
+        let output = home.program(arguments).output();
+        assert!(output.status.success(), "{}", text(&output.stdout));
+        home.await_nobody();
+        home.assert_no_files();
+    }
 }
 
 // ---- errors at the start --------------------------------------------------------------------------

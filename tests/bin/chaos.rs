@@ -1,0 +1,584 @@
+//! Very many inputs, while workers are killed, stopped and told to end, and tasks do what they should not: each input
+//! must get exactly one outcome, no result may be wrong, nothing may run twice, and nothing may be left behind.
+//!
+//!     cargo run --release -p tests --bin chaos -- --tasks 5000000 --kill-every-ms 20
+//!     cargo run --release -p tests --bin chaos -- --mixed --minutes 60
+//!
+//! Each input has a byte in a file that all processes share, in which each run counts itself. So what ran is
+//! known, whatever the pool says. Exits with 1, and says why, if a promise was broken.
+
+#![expect(clippy::print_stdout, reason = "it is a report")]
+
+use std::collections::BTreeMap;
+use std::error::Error as StdError;
+use std::fs::{self, File, OpenOptions};
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use memmap2::MmapRaw;
+use pool_core::{Error, Pool, Retries, pool_task};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// So many inputs at a time, by all threads; between two rounds all is counted.
+const ROUND: usize = 100_000;
+
+/// After this time without any outcome the pool hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Parser, Debug)]
+#[command(about = "Very many inputs under all kinds of faults")]
+struct Arguments {
+    /// How many inputs
+    #[arg(long, default_value_t = 200_000)]
+    tasks: usize,
+    /// How often a worker is killed, in milliseconds; 0: never
+    #[arg(long, default_value_t = 20)]
+    kill_every_ms: u64,
+    /// How many workers
+    #[arg(long, default_value_t = 2)]
+    processes: usize,
+    /// How many threads submit
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Other faults too: SIGSTOP, SIGTERM, exits, panics, results that can't be decoded, limits, retries, cancels,
+    /// payloads up to 16 MiB
+    #[arg(long)]
+    mixed: bool,
+    /// Goes on for so long, however many inputs that takes
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// The seed of what is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+// ---- the tasks ------------------------------------------------------------------------------------
+
+static RUNS: OnceLock<MmapRaw> = OnceLock::new();
+
+/// Opens the file in which runs are counted.
+#[pool_task]
+fn count_in(file: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(file);
+    let map = MmapRaw::map_raw(&file.expect("it is there")).expect("it can be mapped");
+    assert!(RUNS.set(map).is_ok());
+}
+
+fn counted(map: &MmapRaw, place: u64) -> &AtomicU8 {
+    assert!((place as usize) < map.len());
+    // SAFETY: the place lies in the map.
+    let byte = unsafe { map.as_mut_ptr().add(place as usize) };
+    // SAFETY: it lives as long as `map`, and all processes access it as an atomic.
+    unsafe { AtomicU8::from_ptr(byte) }
+}
+
+fn run(place: u64) {
+    let map = RUNS.get().expect("the initializer ran");
+    counted(map, place).fetch_add(1, Ordering::Relaxed);
+}
+
+fn value(place: u64) -> u64 {
+    place.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (place >> 7)
+}
+
+#[pool_task]
+fn plain(place: u64) -> u64 {
+    run(place);
+    value(place)
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Fault {
+    None,
+    Panic,
+    Exit(i32),
+    Abort,
+    Kill,
+    Stop,
+    Hang,
+    Sleep(u16),
+}
+
+#[pool_task]
+fn faulty(place: u64, fault: Fault) -> u64 {
+    run(place);
+    let me = process::id() as libc::pid_t;
+    match fault {
+        Fault::None => {}
+        Fault::Panic => std::panic::resume_unwind(Box::new("on purpose")),
+        Fault::Exit(code) => process::exit(code),
+        Fault::Abort => process::abort(),
+        // SAFETY: sends a signal to this process.
+        Fault::Kill => _ = unsafe { libc::kill(me, libc::SIGKILL) },
+        // SAFETY: as above.
+        Fault::Stop => _ = unsafe { libc::kill(me, libc::SIGSTOP) },
+        Fault::Hang => loop {
+            thread::sleep(Duration::from_secs(1));
+        },
+        Fault::Sleep(micros) => thread::sleep(Duration::from_micros(micros.into())),
+    }
+    value(place)
+}
+
+/// A value that only a worker can read.
+#[derive(Debug, Serialize)]
+struct OneWay(u64);
+
+impl<'de> Deserialize<'de> for OneWay {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = u64::deserialize(deserializer)?;
+        if value.is_multiple_of(3) {
+            return Err(serde::de::Error::custom("on purpose"));
+        }
+        Ok(OneWay(value))
+    }
+}
+
+#[pool_task]
+fn one_way(place: u64) -> OneWay {
+    run(place);
+    OneWay(place)
+}
+
+#[pool_task]
+fn echo(place: u64, bytes: Vec<u8>) -> Vec<u8> {
+    run(place);
+    bytes
+}
+
+// ---- what is seen ---------------------------------------------------------------------------------
+
+#[derive(Debug, Default)]
+struct Seen {
+    outcomes: Mutex<BTreeMap<&'static str, usize>>,
+    last: AtomicU64,
+    broken: Mutex<Vec<String>>,
+}
+
+impl Seen {
+    fn note(&self, what: &'static str, now: Duration) {
+        *lock(&self.outcomes).entry(what).or_default() += 1;
+        self.last.store(now.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn complain(&self, what: String) {
+        let mut broken = lock(&self.broken);
+        if broken.len() < 20 {
+            println!("BROKEN: {what}");
+        }
+        broken.push(what);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How often an input may have run.
+#[derive(Debug, Clone, Copy)]
+enum May {
+    Once,
+    OftenAtMost(u8),
+}
+
+struct Chaos<'c> {
+    arguments: &'c Arguments,
+    pool: &'c Pool,
+    runs: &'c MmapRaw,
+    seen: &'c Seen,
+    began: Instant,
+}
+
+impl Chaos<'_> {
+    /// One outcome of one input, which is to have a value.
+    fn check<T>(
+        &self,
+        place: u64,
+        outcome: Result<T, Error>,
+        may: May,
+        is_right: impl Fn(&T) -> bool,
+    ) {
+        let ran = counted(self.runs, place).load(Ordering::Relaxed);
+        let most = match may {
+            May::Once => 1,
+            May::OftenAtMost(most) => most,
+        };
+        if ran > most {
+            self.seen.complain(format!("input {place} ran {ran} times"));
+        }
+        let what = match outcome {
+            Ok(value) => {
+                if !is_right(&value) {
+                    self.seen
+                        .complain(format!("input {place} has a wrong result"));
+                }
+                if ran == 0 {
+                    self.seen
+                        .complain(format!("input {place} has a result, and did not run"));
+                }
+                "ok"
+            }
+            Err(Error::WorkerLost(_)) => "lost",
+            Err(Error::Panicked(_)) => "panicked",
+            Err(Error::TimeLimit(_)) => "past its limit",
+            Err(Error::Decode(_)) => "can't be decoded",
+            Err(Error::Cancelled) => "cancelled",
+            Err(error) => {
+                self.seen.complain(format!("input {place}: {error:?}"));
+                "something else"
+            }
+        };
+        self.seen.note(what, self.began.elapsed());
+    }
+
+    /// Runs the inputs of these places, in one of many ways.
+    fn batch(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        if !self.arguments.mixed {
+            self.plain(places, random);
+            return;
+        }
+        match random.u8(..10) {
+            0..3 => self.plain(places, random),
+            3 => self.faulty(places, random),
+            4 => self.retried(places, random),
+            5 => self.undecodable(places),
+            6 => self.echoed(places, random),
+            7 => self.cancelled(places, random),
+            8 => {
+                let mut left: Vec<u64> = places.clone().collect();
+                let mut results = self.pool.task(plain).imap_unordered(places);
+                // What does not come, comes with an error that tells no place.
+                let mut failed = Vec::new();
+                for result in &mut results {
+                    match result {
+                        Ok(found) => match left.iter().position(|place| value(*place) == found) {
+                            Some(at) => {
+                                let place = left.swap_remove(at);
+                                self.check(place, Ok(found), May::Once, |found| {
+                                    *found == value(place)
+                                });
+                            }
+                            None => self.seen.complain(format!("nobody asked for {found}")),
+                        },
+                        Err(error) => failed.push(error),
+                    }
+                }
+                if failed.len() != left.len() {
+                    let (failed, left) = (failed.len(), left.len());
+                    self.seen
+                        .complain(format!("{failed} errors for {left} inputs"));
+                }
+                for (place, error) in left.into_iter().zip(failed) {
+                    self.check(place, Err(error), May::Once, |_: &u64| true);
+                }
+            }
+            _ => {
+                for (place, result) in places.clone().zip(self.pool.task(plain).imap(places)) {
+                    self.check(place, result, May::Once, |found| *found == value(place));
+                }
+            }
+        }
+    }
+
+    fn plain(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let mut call = self.pool.task(plain);
+        if random.bool() {
+            call = call.chunksize(random.usize(1..100));
+        }
+        for (place, result) in places.clone().zip(call.map_results(places)) {
+            self.check(place, result, May::Once, |found| *found == value(place));
+        }
+    }
+
+    fn faults(&self, random: &mut fastrand::Rng) -> Fault {
+        match random.u16(..600) {
+            0 => Fault::Panic,
+            1 => Fault::Exit(0),
+            2 => Fault::Exit(3),
+            3 => Fault::Abort,
+            4 => Fault::Kill,
+            5 => Fault::Stop,
+            6 => Fault::Hang,
+            7..40 => Fault::Sleep(random.u16(..2000)),
+            _ => Fault::None,
+        }
+    }
+
+    fn faulty(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let places = places.start..places.end.min(places.start + 1000);
+        let inputs: Vec<_> = places
+            .clone()
+            .map(|place| (place, self.faults(random)))
+            .collect();
+        let call = self
+            .pool
+            .task(faulty)
+            .time_limit(Duration::from_millis(300));
+        for (place, result) in places.zip(call.starmap_results(inputs)) {
+            self.check(place, result, May::Once, |found| *found == value(place));
+        }
+    }
+
+    fn retried(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let places = places.start..places.end.min(places.start + 300);
+        let retries = Retries::new(2).on_panic().on_time_limit();
+        let retries = retries.backoff(Duration::from_millis(random.u64(..20)));
+        let call = self.pool.task(faulty).retries(retries);
+        let call = call.time_limit(Duration::from_millis(300));
+        let results: Vec<_> = places
+            .clone()
+            .map(|place| call.apply_async((place, self.faults(random))))
+            .collect();
+        for (place, result) in places.zip(results) {
+            self.check(place, result.get(), May::OftenAtMost(3), |found| {
+                *found == value(place)
+            });
+        }
+    }
+
+    fn undecodable(&self, places: std::ops::Range<u64>) {
+        for (place, result) in places
+            .clone()
+            .zip(self.pool.task(one_way).map_results(places))
+        {
+            let is_readable = !place.is_multiple_of(3);
+            if result.is_ok() && !is_readable {
+                self.seen
+                    .complain(format!("input {place} can't have a result"));
+            }
+            self.check(place, result, May::Once, |found| found.0 == place);
+        }
+    }
+
+    fn echoed(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let places = places.start..places.end.min(places.start + 40);
+        let most = if random.u8(..8) == 0 {
+            16 << 20
+        } else {
+            100_000
+        };
+        let inputs: Vec<_> = places
+            .clone()
+            .map(|place| (place, vec![place as u8; random.usize(1..most)]))
+            .collect();
+        let lengths: Vec<usize> = inputs.iter().map(|(_, bytes)| bytes.len()).collect();
+        let results = self.pool.starmap_async(echo, inputs);
+        // A map is as good as its worst input.
+        match results.get() {
+            Ok(all) => {
+                for ((place, bytes), length) in places.zip(all).zip(lengths) {
+                    self.check(place, Ok(bytes), May::Once, |bytes: &Vec<u8>| {
+                        bytes.len() == length && bytes.iter().all(|byte| *byte == place as u8)
+                    });
+                }
+            }
+            Err(error) => {
+                for place in places {
+                    self.check(place, Err(error.clone()), May::Once, |_: &Vec<u8>| true);
+                }
+            }
+        }
+    }
+
+    fn cancelled(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let places = places.start..places.end.min(places.start + 1000);
+        let call = self.pool.task(plain);
+        let results: Vec<_> = places
+            .clone()
+            .map(|place| call.apply_async((place,)))
+            .collect();
+        for result in &results {
+            if random.u8(..4) == 0 {
+                black_box(result.cancel());
+            }
+        }
+        for (place, result) in places.zip(results) {
+            self.check(place, result.get(), May::Once, |found| {
+                *found == value(place)
+            });
+        }
+    }
+
+    /// Does to a worker what it should not mind.
+    fn harm(&self, random: &mut fastrand::Rng) {
+        let pids = self.pool.worker_pids();
+        let Some(pid) = random.choice(&pids) else {
+            return;
+        };
+        let pid = *pid as libc::pid_t;
+        let signal = if self.arguments.mixed {
+            *random
+                .choice([libc::SIGKILL, libc::SIGKILL, libc::SIGTERM, libc::SIGSTOP].iter())
+                .unwrap_or(&libc::SIGKILL)
+        } else {
+            libc::SIGKILL
+        };
+        // SAFETY: sends a signal to a child of ours; at worst it is gone.
+        unsafe { libc::kill(pid, signal) };
+        if signal == libc::SIGSTOP {
+            thread::sleep(Duration::from_millis(random.u64(..100)));
+            // SAFETY: as above.
+            unsafe { libc::kill(pid, libc::SIGCONT) };
+        }
+    }
+}
+
+// ---- what is left ---------------------------------------------------------------------------------
+
+#[derive(Debug, PartialEq, Eq)]
+struct Possessions {
+    descriptors: usize,
+    threads: usize,
+    children: usize,
+}
+
+fn possessions() -> Possessions {
+    let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
+    let children = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
+        .map(|children| children.split_whitespace().count())
+        .sum();
+    Possessions {
+        descriptors: entries("/proc/self/fd"),
+        threads: entries("/proc/self/task"),
+        children,
+    }
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or_default()
+}
+
+fn main() -> Result<ExitCode, Box<dyn StdError>> {
+    let arguments = Arguments::parse();
+    let directory = tempfile::tempdir()?;
+    let file: PathBuf = directory.path().join("runs");
+    File::create(&file)?.set_len(ROUND as u64)?;
+    let runs = MmapRaw::map_raw(&OpenOptions::new().read(true).write(true).open(&file)?)?;
+    let before = possessions();
+
+    let pool = Pool::builder()
+        .processes(arguments.processes)
+        .initializer(count_in, (file,))
+        .build()?;
+    let seen = Seen::default();
+    let chaos = Chaos {
+        arguments: &arguments,
+        pool: &pool,
+        runs: &runs,
+        seen: &seen,
+        began: Instant::now(),
+    };
+    let over = AtomicBool::new(false);
+    let kills = AtomicUsize::new(0);
+    let deadline = arguments
+        .minutes
+        .map(|minutes| chaos.began + Duration::from_secs(60 * minutes));
+    let mut memory: Vec<u64> = Vec::new();
+    let mut inputs = 0;
+    thread::scope(|scope| {
+        if arguments.kill_every_ms > 0 {
+            scope.spawn(|| {
+                let mut random = fastrand::Rng::with_seed(arguments.seed);
+                while !over.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(arguments.kill_every_ms));
+                    chaos.harm(&mut random);
+                    kills.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(100));
+                let last = Duration::from_millis(seen.last.load(Ordering::Relaxed));
+                if chaos.began.elapsed().saturating_sub(last) > PATIENCE {
+                    println!("BROKEN: no outcome for {PATIENCE:?}: it hangs");
+                    process::exit(2);
+                }
+            }
+        });
+        let goes_on = |inputs: usize| match deadline {
+            Some(deadline) => Instant::now() < deadline,
+            None => inputs < arguments.tasks,
+        };
+        while goes_on(inputs) {
+            for place in 0..ROUND as u64 {
+                counted(&runs, place).store(0, Ordering::Relaxed);
+            }
+            let round = inputs;
+            let share = (ROUND / arguments.threads) as u64;
+            let batches: usize = thread::scope(|scope| {
+                let threads: Vec<_> = (0..arguments.threads as u64)
+                    .map(|thread| {
+                        let chaos = &chaos;
+                        scope.spawn(move || {
+                            let seed = chaos.arguments.seed ^ (round as u64) << 8 ^ thread;
+                            let mut random = fastrand::Rng::with_seed(seed);
+                            let (mut next, end) = (thread * share, (thread + 1) * share);
+                            while next < end {
+                                let batch = random.u64(1..20_000).min(end - next);
+                                chaos.batch(next..next + batch, &mut random);
+                                next += batch;
+                            }
+                            share as usize
+                        })
+                    })
+                    .collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap_or_default())
+                    .sum()
+            });
+            inputs += batches;
+            // What is free, but kept by the C library for the next time, is not what is looked for.
+            // SAFETY: gives memory back that nobody has.
+            unsafe { libc::malloc_trim(0) };
+            memory.push(resident_kib());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let took = chaos.began.elapsed();
+    drop(pool);
+    let after = possessions();
+
+    let outcomes = lock(&seen.outcomes);
+    let total: usize = outcomes.values().sum();
+    println!(
+        "{total} outcomes in {took:.1?}, {} times a worker was harmed",
+        kills.load(Ordering::Relaxed)
+    );
+    for (what, count) in &*outcomes {
+        println!("{count:>10} {what}");
+    }
+    // What is used again is at hand sometimes more and sometimes less, so the least is compared.
+    let least = |some: &[u64]| some.iter().min().copied().unwrap_or_default();
+    let (early, late) = memory.split_at(memory.len() / 2);
+    let growth = least(late).saturating_sub(least(early)) as f64 / 1024.0;
+    println!("{growth:>10.1} MiB growth of memory");
+    if before != after {
+        seen.complain(format!("left behind: {before:?} became {after:?}"));
+    }
+    if growth > 16.0 {
+        seen.complain(format!("memory grew by {growth:.1} MiB"));
+    }
+    let broken = lock(&seen.broken).len();
+    println!("{broken:>10} promises broken");
+    Ok(if broken == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
