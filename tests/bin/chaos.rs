@@ -455,11 +455,12 @@ fn possessions() -> Possessions {
     }
 }
 
-fn resident_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap_or_default()
+/// How many bytes this program holds. (Its resident memory goes up and down with what the C library keeps for the next
+/// time, in one arena or another.)
+fn held() -> u64 {
+    // SAFETY: reads numbers.
+    let heap = unsafe { libc::mallinfo2() };
+    (heap.uordblks + heap.hblkhd) as u64
 }
 
 fn main() -> Result<ExitCode, Box<dyn StdError>> {
@@ -543,10 +544,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
                     .sum()
             });
             inputs += batches;
-            // What is free, but kept by the C library for the next time, is not what is looked for.
-            // SAFETY: gives memory back that nobody has.
-            unsafe { libc::malloc_trim(0) };
-            memory.push(resident_kib());
+            memory.push(held());
         }
         over.store(true, Ordering::Relaxed);
     });
@@ -563,10 +561,10 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     for (what, count) in &*outcomes {
         println!("{count:>10} {what}");
     }
-    // What is used again is at hand sometimes more and sometimes less, so the least is compared.
+    // What is used again is held sometimes more and sometimes less, so the least is compared.
     let least = |some: &[u64]| some.iter().min().copied().unwrap_or_default();
     let (early, late) = memory.split_at(memory.len() / 2);
-    let growth = least(late).saturating_sub(least(early)) as f64 / 1024.0;
+    let growth = least(late).saturating_sub(least(early)) as f64 / f64::from(1 << 20);
     println!("{growth:>10.1} MiB growth of memory");
     if before != after {
         seen.complain(format!("left behind: {before:?} became {after:?}"));
