@@ -26,6 +26,7 @@ const WATCHDOG: Duration = Duration::from_secs(60);
 
 const HOLD: &str = env!("CARGO_BIN_EXE_hold");
 const CHURN: &str = env!("CARGO_BIN_EXE_churn");
+const MATRIX: &str = env!("CARGO_BIN_EXE_matrix");
 const MISSED: &str = env!("CARGO_BIN_EXE_missed");
 const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
@@ -403,6 +404,11 @@ fn a_copy_of_a_worker_that_a_task_makes_says_nothing() {
 #[test]
 fn a_pool_that_can_not_be_started_says_what_ran_out() {
     Home::new(CORNERS).program(&["too-scarce"]).fine();
+}
+
+#[test]
+fn each_fault_costs_its_own_input_in_every_kind_of_call() {
+    Home::new(MATRIX).program(&[]).fine();
 }
 
 #[test]

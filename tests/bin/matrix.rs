@@ -1,0 +1,374 @@
+//! Every fault in every kind of call: what becomes of the faulty input, of its neighbours, of the pool, and of what the
+//! program held before. Prints a table, and says `fine` at the end.
+//!
+//!     cargo run --release -p tests --bin matrix
+
+#![expect(clippy::print_stdout, reason = "it is a report")]
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::hint::black_box;
+use std::io::{self, Write};
+use std::panic;
+use std::process;
+use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pool_core::{Error, Pool, pool_task};
+use serde::{Deserialize, Deserializer, Serialize};
+
+const INPUTS: u64 = 8;
+const FAULTY: u64 = 3;
+const LIMIT: Duration = Duration::from_millis(400);
+
+/// What a task may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Fault {
+    Panic,
+    PanicThatPanicsOnDrop,
+    Undecodable,
+    ExitZero,
+    ExitThree,
+    ExitInDestructor,
+    Abort,
+    Segfault,
+    StackOverflow,
+    Kill,
+    Term,
+    OutOfMemory,
+    Hang,
+    Stop,
+    CloseStandardStreams,
+    CloseAll,
+    RubbishIntoAll,
+    LeaveThread,
+    SetSid,
+    ChangeDirectory,
+    LowerLimits,
+    LeaveGrandchild,
+}
+
+/// What is to become of the faulty input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Value,
+    Panicked,
+    Undecodable,
+    Signal(&'static str),
+    Code(i32),
+    PastLimit,
+}
+
+const FAULTS: [(Fault, Expected); 22] = {
+    use Expected::{Code, Panicked, PastLimit, Signal, Undecodable, Value};
+    [
+        (Fault::Panic, Panicked),
+        (Fault::PanicThatPanicsOnDrop, Panicked),
+        (Fault::Undecodable, Undecodable),
+        (Fault::ExitZero, Code(0)),
+        (Fault::ExitThree, Code(3)),
+        (Fault::ExitInDestructor, Code(5)),
+        (Fault::Abort, Signal("SIGABRT")),
+        (Fault::Segfault, Signal("SIGSEGV")),
+        (Fault::StackOverflow, Signal("SIGSEGV")),
+        (Fault::Kill, Signal("SIGKILL")),
+        (Fault::Term, Signal("SIGTERM")),
+        (Fault::OutOfMemory, Signal("SIGABRT")),
+        (Fault::Hang, PastLimit),
+        (Fault::Stop, PastLimit),
+        (Fault::CloseStandardStreams, Value),
+        (Fault::CloseAll, Value),
+        (Fault::RubbishIntoAll, Value),
+        (Fault::LeaveThread, Value),
+        (Fault::SetSid, Value),
+        (Fault::ChangeDirectory, Value),
+        (Fault::LowerLimits, Value),
+        (Fault::LeaveGrandchild, Value),
+    ]
+};
+
+/// A result that can be written, and not always be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Output(u64);
+
+const UNREADABLE: u64 = u64::MAX;
+
+impl<'de> Deserialize<'de> for Output {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? {
+            UNREADABLE => Err(serde::de::Error::custom("on purpose")),
+            value => Ok(Output(value)),
+        }
+    }
+}
+
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        panic::resume_unwind(Box::new("again"));
+    }
+}
+
+struct ExitsOnDrop;
+
+impl Drop for ExitsOnDrop {
+    fn drop(&mut self) {
+        process::exit(5);
+    }
+}
+
+#[pool_task]
+fn work(x: u64, fault: Fault) -> Output {
+    if x == FAULTY {
+        commit(fault);
+        if fault == Fault::Undecodable {
+            return Output(UNREADABLE);
+        }
+    }
+    Output(x * x)
+}
+
+fn commit(fault: Fault) {
+    let me = process::id() as libc::pid_t;
+    match fault {
+        Fault::Panic => panic::resume_unwind(Box::new("on purpose")),
+        Fault::PanicThatPanicsOnDrop => panic::panic_any(PanicsOnDrop),
+        Fault::Undecodable => {}
+        Fault::ExitZero => process::exit(0),
+        Fault::ExitThree => process::exit(3),
+        Fault::ExitInDestructor => drop(ExitsOnDrop),
+        Fault::Abort => process::abort(),
+        // SAFETY: none, that is the fault.
+        Fault::Segfault => unsafe { black_box(ptr::null_mut::<u8>()).write_volatile(1) },
+        Fault::StackOverflow => _ = black_box(overflow(1)),
+        // SAFETY: sends a signal to this process.
+        Fault::Kill => _ = unsafe { libc::kill(me, libc::SIGKILL) },
+        // SAFETY: as above.
+        Fault::Term => _ = unsafe { libc::kill(me, libc::SIGTERM) },
+        // SAFETY: as above.
+        Fault::Stop => _ = unsafe { libc::kill(me, libc::SIGSTOP) },
+        Fault::OutOfMemory => {
+            limit(libc::RLIMIT_AS, 1 << 30);
+            black_box(vec![1_u8; 2 << 30]);
+        }
+        Fault::Hang => loop {
+            thread::sleep(Duration::from_secs(1));
+        },
+        // SAFETY: this program has no use for them.
+        Fault::CloseStandardStreams => (0..3).for_each(|fd| _ = unsafe { libc::close(fd) }),
+        // SAFETY: as above, and what else is open is the pool's.
+        Fault::CloseAll => (0..1024).for_each(|fd| _ = unsafe { libc::close(fd) }),
+        Fault::RubbishIntoAll => {
+            let rubbish = [0xa5_u8; 4096];
+            // Not into what the test reads.
+            for fd in 3..1024 {
+                // SAFETY: the bytes are ours.
+                unsafe { libc::write(fd, rubbish.as_ptr().cast(), rubbish.len()) };
+            }
+        }
+        Fault::LeaveThread => {
+            thread::spawn(|| {
+                loop {
+                    thread::sleep(Duration::from_millis(1));
+                    black_box(vec![1_u8; 1000]);
+                }
+            });
+        }
+        // SAFETY: takes no pointers.
+        Fault::SetSid => _ = unsafe { libc::setsid() },
+        Fault::ChangeDirectory => env::set_current_dir("/proc").expect("it is there"),
+        Fault::LowerLimits => {
+            limit(libc::RLIMIT_NOFILE, 3);
+            limit(libc::RLIMIT_FSIZE, 0);
+            limit(libc::RLIMIT_NPROC, 0);
+        }
+        Fault::LeaveGrandchild => {
+            // SAFETY: the child makes system calls only.
+            if unsafe { libc::fork() } == 0 {
+                for _ in 0..5 {
+                    // SAFETY: takes no pointers.
+                    unsafe { libc::sleep(1) };
+                }
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(0) };
+            }
+        }
+    }
+}
+
+fn overflow(depth: u64) -> u64 {
+    let here = black_box([depth; 512]);
+    if depth == u64::MAX {
+        return 0;
+    }
+    here[depth as usize % 512] + overflow(black_box(depth + 1))
+}
+
+fn limit(resource: libc::__rlimit_resource_t, to: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: to,
+        rlim_max: to,
+    };
+    // SAFETY: the pointer is valid.
+    unsafe { libc::setrlimit(resource, &raw const limit) };
+}
+
+/// A way to run all inputs, which gives the outcome of each, as far as it tells.
+type Call = fn(&Pool, Option<usize>, Fault) -> Vec<Option<Result<Output, Error>>>;
+
+const CALLS: [(&str, Call); 4] = [
+    ("apply", |pool, _, fault| {
+        let call = pool.task(work).time_limit(LIMIT);
+        (0..INPUTS).map(|x| Some(call.apply((x, fault)))).collect()
+    }),
+    ("map", |pool, chunk, fault| {
+        let mut call = pool.task(work).time_limit(LIMIT);
+        if let Some(chunk) = chunk {
+            call = call.chunksize(chunk);
+        }
+        let results = call.starmap_results((0..INPUTS).map(|x| (x, fault)));
+        results.into_iter().map(Some).collect()
+    }),
+    ("imap", |pool, chunk, fault| {
+        let mut call = pool.task(work).time_limit(LIMIT);
+        if let Some(chunk) = chunk {
+            call = call.chunksize(chunk);
+        }
+        call.istarmap((0..INPUTS).map(|x| (x, fault)))
+            .map(Some)
+            .collect()
+    }),
+    ("starmap_async", |pool, chunk, fault| {
+        let mut call = pool.task(work).time_limit(LIMIT);
+        if let Some(chunk) = chunk {
+            call = call.chunksize(chunk);
+        }
+        // One error stands for all.
+        match call.starmap_async((0..INPUTS).map(|x| (x, fault))).get() {
+            Ok(all) => all.into_iter().map(|value| Some(Ok(value))).collect(),
+            Err(error) => {
+                let mut error = Some(Err(error));
+                let mut outcome = |x| if x == FAULTY { error.take() } else { None };
+                (0..INPUTS).map(&mut outcome).collect()
+            }
+        }
+    }),
+];
+
+/// What became of an input, if it is not what is expected.
+fn wrong(x: u64, outcome: &Result<Output, Error>, expected: Expected) -> Option<String> {
+    let is_right = match (outcome, expected) {
+        (Ok(value), Expected::Value) => *value == Output(x * x),
+        (Err(Error::Panicked(_)), Expected::Panicked)
+        | (Err(Error::Decode(_)), Expected::Undecodable)
+        | (Err(Error::TimeLimit(_)), Expected::PastLimit) => true,
+        (Err(Error::WorkerLost(lost)), Expected::Signal(name)) => lost.signal() == Some(name),
+        (Err(Error::WorkerLost(lost)), Expected::Code(code)) => lost.exit_code() == Some(code),
+        _ => false,
+    };
+    (!is_right).then(|| format!("input {x}: {outcome:?}"))
+}
+
+/// What a program holds of the system.
+#[derive(Debug, PartialEq, Eq)]
+struct Possessions {
+    descriptors: usize,
+    threads: usize,
+    children: usize,
+    /// Shared memory that is mapped.
+    shared: usize,
+    files: BTreeSet<String>,
+}
+
+fn possessions() -> Possessions {
+    let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
+    let children = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
+        .map(|children| children.split_whitespace().count())
+        .sum();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let temporary = env::temp_dir();
+    let files = [temporary.to_str().unwrap_or("/tmp"), "/dev/shm"]
+        .iter()
+        .filter_map(|directory| fs::read_dir(directory).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
+        .collect();
+    Possessions {
+        descriptors: entries("/proc/self/fd"),
+        threads: entries("/proc/self/task"),
+        children,
+        shared: maps.lines().filter(|line| line.contains("memfd:")).count(),
+        files,
+    }
+}
+
+fn main() -> Result<(), Error> {
+    // What a program opens once it may keep.
+    drop(Pool::with_processes(1)?);
+    let held = possessions();
+    let mut broken = Vec::new();
+    println!(
+        "{:<24} {:<14} {:<8} {:>9}  outcome",
+        "fault", "call", "chunks", "took"
+    );
+    for (fault, expected) in FAULTS {
+        for (name, call) in CALLS {
+            for chunk in [None, Some(1), Some(4)] {
+                if name == "apply" && chunk.is_some() {
+                    continue;
+                }
+                let began = Instant::now();
+                let pool = Pool::with_processes(2)?;
+                let mut complaints: Vec<String> = (0..)
+                    .zip(call(&pool, chunk, fault))
+                    .filter_map(|(x, outcome)| {
+                        let value = Expected::Value;
+                        wrong(x, &outcome?, if x == FAULTY { expected } else { value })
+                    })
+                    .collect();
+                let again = pool.task(work).starmap((10..30).map(|x| (x, Fault::Panic)));
+                match again {
+                    Ok(all) if all.len() == 20 => {}
+                    other => complaints.push(format!("afterwards: {other:?}")),
+                }
+                drop(pool);
+                let now = possessions();
+                if now != held {
+                    complaints.push(format!("left behind: {held:?} became {now:?}"));
+                }
+                let took = format!("{:.0?}", began.elapsed());
+                let chunks = chunk.map_or("default".to_owned(), |size| size.to_string());
+                let outcome = if complaints.is_empty() {
+                    "as promised"
+                } else {
+                    "BROKEN"
+                };
+                println!(
+                    "{:<24} {name:<14} {chunks:<8} {took:>9}  {outcome}",
+                    format!("{fault:?}")
+                );
+                let _ = io::stdout().flush();
+                broken.extend(
+                    complaints
+                        .into_iter()
+                        .map(|why| format!("{fault:?}, {name}: {why}")),
+                );
+            }
+        }
+    }
+    for why in &broken {
+        println!("{why}");
+    }
+    if broken.is_empty() {
+        println!("fine");
+        Ok(())
+    } else {
+        process::exit(1)
+    }
+}
