@@ -372,6 +372,11 @@ fn a_pool_that_runs_out_of_descriptors_recovers() {
 }
 
 #[test]
+fn more_workers_than_there_are_descriptors_for_are_refused_beforehand() {
+    Home::new(CORNERS).program(&["too-many"]).fine();
+}
+
+#[test]
 fn exit_handlers_that_hang_hold_nobody_up() {
     Home::new(CORNERS).program(&["exit-hangs"]).fine();
 }

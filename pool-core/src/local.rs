@@ -119,7 +119,12 @@ impl Local {
             max_memory: settings.max_memory,
         };
         let tells_memory = settings.max_memory.is_some();
-        let launcher = Launcher::new(settings.cpus, settings.initializer, tells_memory);
+        let launcher = Launcher::new(
+            settings.processes,
+            settings.cpus,
+            settings.initializer,
+            tells_memory,
+        );
         let launcher = launcher.map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;
         let shared = Arc::new(Shared {

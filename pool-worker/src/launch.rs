@@ -15,6 +15,7 @@ use std::env;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{self, Command, Stdio};
 use std::ptr;
 use std::sync::Arc;
@@ -35,8 +36,11 @@ use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::resident;
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
-use crate::scarce::no;
+use crate::scarce::{check_descriptors, no};
 use crate::sync::Shared;
+
+/// This program.
+const PROGRAM: &str = "/proc/self/exe";
 
 const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
 
@@ -94,6 +98,11 @@ pub fn may_launch() -> io::Result<()> {
             "this program runs setuid or setgid, and workers are refused to such a program",
         ));
     }
+    if !Path::new(PROGRAM).exists() {
+        return Err(io::Error::other(
+            "there is no /proc/self/exe, by which this program starts itself again: /proc is not mounted",
+        ));
+    }
     if entry::missed() {
         return Err(io::Error::other(
             "this process was started as a worker but runs `main`: the entry of pool-worker was \
@@ -104,14 +113,21 @@ pub fn may_launch() -> io::Result<()> {
 }
 
 impl Launcher {
-    /// For workers that run `setup` before their first task. `cpus`: how many the pool may use. `tells_memory`: each is
-    /// to say after each input how much memory it has in use.
+    /// For so many workers, that run `setup` before their first task. `cpus`: how many the pool may use.
+    /// `tells_memory`: each is to say after each input how much memory it has in use.
     ///
     /// # Errors
     ///
-    /// If this process must not start workers ([`may_launch`]), or has no memory or descriptor left.
-    pub fn new(cpus: usize, setup: Option<Setup>, tells_memory: bool) -> io::Result<Launcher> {
+    /// If this process must not start workers ([`may_launch`]), may not open the descriptors that so many need, or
+    /// has no memory left.
+    pub fn new(
+        workers: usize,
+        cpus: usize,
+        setup: Option<Setup>,
+        tells_memory: bool,
+    ) -> io::Result<Launcher> {
         may_launch()?;
+        check_descriptors(workers)?;
         let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
@@ -150,7 +166,7 @@ impl Launcher {
             clippy::disallowed_methods,
             reason = "this is the one place that starts processes"
         )]
-        let child = Command::new("/proc/self/exe")
+        let child = Command::new(PROGRAM)
             .arg0(title(index))
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
@@ -201,7 +217,7 @@ impl Launcher {
 /// What `ps` shows: "pool-worker 3 of wordcount".
 fn title(index: usize) -> String {
     let program = env::args_os().next().unwrap_or_default();
-    let program = std::path::Path::new(&program)
+    let program = Path::new(&program)
         .file_name()
         .unwrap_or_default()
         .display();

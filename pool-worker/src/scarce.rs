@@ -1,8 +1,36 @@
 //! Errors that say what ran out.
 
+use std::fs;
 use std::io;
 
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+/// What a pool needs of descriptors beside those of its workers, and a few for what is opened for a moment.
+const FOR_POOL: u64 = 8;
+
+/// What each worker needs while it starts; one of them it keeps.
+const FOR_WORKER: u64 = 3;
+
+/// # Errors
+///
+/// If the process may not open the descriptors that so many workers need, says how many would fit.
+pub(crate) fn check_descriptors(workers: usize) -> io::Result<()> {
+    let Some(most) = getrlimit(Resource::Nofile).current else {
+        return Ok(());
+    };
+    let open =
+        fs::read_dir("/proc/self/fd").map_or(0, |open| open.count().saturating_sub(1)) as u64;
+    let fit = most.saturating_sub(open + FOR_POOL) / FOR_WORKER;
+    if workers as u64 <= fit {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{workers} workers need up to {} descriptors while they start, and this process may open {most} in all \
+         (RLIMIT_NOFILE), of which {open} are open: {fit} workers would fit",
+        workers as u64 * FOR_WORKER + FOR_POOL,
+    )))
+}
 
 /// Adds to an error what was tried, and, where that is known, what the system has no more of.
 pub(crate) fn no(what: &str) -> impl Fn(io::Error) -> io::Error {

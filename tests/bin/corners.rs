@@ -43,6 +43,7 @@ fn main() -> Result<(), Error> {
         "large" => large(),
         "scarce" => scarce(),
         "too-scarce" => too_scarce(),
+        "too-many" => too_many(),
         "exit-hangs" => exit_hangs(),
         "traced" => traced(),
         "reaped" => reaped(),
@@ -191,6 +192,20 @@ fn too_scarce() -> Result<(), Error> {
         }
     }
     panic!("forty descriptors are not enough");
+}
+
+/// More workers than there are descriptors for: the error says how many would fit, and so many do.
+fn too_many() -> Result<(), Error> {
+    limit(libc::RLIMIT_NOFILE, 100);
+    let error = Pool::with_processes(1000).unwrap_err().to_string();
+    assert!(error.contains("RLIMIT_NOFILE"), "{error}");
+    let words: Vec<&str> = error.split(' ').collect();
+    let number = words.windows(2).rfind(|pair| pair[1] == "workers");
+    let fit: usize = number.expect("a number")[0].parse().expect("a number");
+    assert!((10..50).contains(&fit), "{error}");
+    Pool::with_processes(fit + 1).unwrap_err();
+    let pool = Pool::with_processes(fit)?;
+    works(&pool)
 }
 
 extern "C" fn hang() {
