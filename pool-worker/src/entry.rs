@@ -44,7 +44,7 @@ impl Call {
         format!("{parent}:{index}:{token}")
     }
 
-    fn from_variable(value: &str) -> Option<Call> {
+    pub(crate) fn from_variable(value: &str) -> Option<Call> {
         let mut fields = value.splitn(3, ':');
         Some(Call {
             parent: fields.next()?.parse().ok()?,

@@ -66,3 +66,6 @@ pub use watch::{Waker, Watch};
 
 #[doc(hidden)]
 pub use inventory;
+
+#[cfg(all(test, not(pool_shuttle)))]
+mod fuzz;

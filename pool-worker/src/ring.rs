@@ -250,6 +250,8 @@ fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+#[cfg(all(test, not(pool_shuttle)))]
+pub(crate) mod fuzzed;
 #[cfg(all(test, pool_shuttle))]
 mod orders;
 #[cfg(all(test, not(pool_shuttle)))]
