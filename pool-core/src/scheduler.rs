@@ -551,7 +551,9 @@ impl Scheduler {
 
     /// The worker will not do, for this reason, and is to be killed.
     pub(crate) fn refuse(&mut self, slot: usize, why: String) {
-        self.slots[slot].why.get_or_insert(why);
+        if self.slots[slot].has_process() {
+            self.slots[slot].why.get_or_insert(why);
+        }
         match self.slots[slot].phase {
             Phase::Ready | Phase::Leaving { .. } => {
                 self.recall(slot);

@@ -261,7 +261,7 @@ impl State {
         self.effects.closed = *self.scheduler.mode() != Mode::Open;
     }
 
-    fn act_all(&mut self) {
+    pub(super) fn act_all(&mut self) {
         while let Some(action) = self.scheduler.next_action() {
             self.act(action);
         }

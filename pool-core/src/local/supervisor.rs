@@ -228,6 +228,11 @@ impl Supervisor<'_> {
                 None => return Ok(None),
             };
             state.take_replies(slot);
+            // With its last reply it may have been let go, and have moved.
+            state.act_all();
+            let Some(slot) = state.slot_of(serial) else {
+                return Ok(None);
+            };
             let Some(worker) = state.workers[slot].take() else {
                 return Ok(None);
             };
