@@ -377,6 +377,30 @@ fn more_workers_than_there_are_descriptors_for_are_refused_beforehand() {
 }
 
 #[test]
+fn workers_that_are_let_go_and_killed_leave_nothing() {
+    Home::new(CORNERS).program(&["recycled"]).fine();
+}
+
+#[test]
+fn initializers_that_do_what_they_should_not_break_no_pool() {
+    Home::new(CORNERS).program(&["initializers"]).fine();
+}
+
+#[test]
+fn a_worker_that_lies_about_the_time_is_ended_at_its_limit() {
+    Home::new(CORNERS).program(&["lying-clock"]).fine();
+}
+
+#[test]
+fn a_worker_that_was_another_user_ends_with_its_parent() {
+    let home = Home::new(CORNERS);
+    let output = home.program(&["other-user"]).output();
+    assert_eq!(output.status.signal(), Some(libc::SIGKILL), "{output:?}");
+    assert!(text(&output.stdout).starts_with("worker "), "{output:?}");
+    home.await_nobody();
+}
+
+#[test]
 fn exit_handlers_that_hang_hold_nobody_up() {
     Home::new(CORNERS).program(&["exit-hangs"]).fine();
 }

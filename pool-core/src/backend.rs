@@ -168,9 +168,22 @@ pub(crate) enum Failure {
     EncodeArguments(String),
     DecodeArguments(String),
     EncodeResult(String),
-    Lost { pid: u32, exit: Exit, attempts: u32 },
-    TimeLimit { pid: u32, limit: Duration },
-    MemoryLimit { pid: u32, limit: u64, used: u64 },
+    Lost {
+        pid: u32,
+        exit: Exit,
+        attempts: u32,
+        /// Why it was killed, if it was for a reason.
+        why: Option<String>,
+    },
+    TimeLimit {
+        pid: u32,
+        limit: Duration,
+    },
+    MemoryLimit {
+        pid: u32,
+        limit: u64,
+        used: u64,
+    },
     Cancelled,
     Terminated,
     Broken(String),
@@ -195,11 +208,13 @@ impl Failure {
                 pid,
                 exit,
                 attempts,
+                why,
             } => Error::WorkerLost(WorkerLost {
                 place,
                 pid: *pid,
                 exit: *exit,
                 attempts: *attempts,
+                why: why.clone(),
             }),
             Failure::TimeLimit { pid, limit } => Error::TimeLimit(TimeLimit {
                 place,

@@ -185,6 +185,7 @@ pub struct WorkerLost {
     pub(crate) pid: u32,
     pub(crate) exit: Exit,
     pub(crate) attempts: u32,
+    pub(crate) why: Option<String>,
 }
 
 impl WorkerLost {
@@ -219,6 +220,9 @@ impl fmt::Display for WorkerLost {
             place, pid, exit, ..
         } = self;
         write!(f, "{place} lost its worker: process {pid} {exit}")?;
+        if let Some(why) = &self.why {
+            write!(f, ", because {why}")?;
+        }
         match self.attempts {
             0 | 1 => Ok(()),
             attempts => write!(f, ", at the last of {attempts} attempts"),

@@ -48,6 +48,8 @@ const END_MAX: Duration = Duration::from_secs(5);
 
 thread_local! {
     static EFFECTS: Cell<Option<Box<Effects>>> = const { Cell::new(None) };
+    /// In how many deliveries this thread is, one within the other.
+    static DELIVERIES: Cell<usize> = const { Cell::new(0) };
     /// Whether this is a supervisor or a collector.
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
 }
@@ -171,7 +173,7 @@ impl Local {
                 OF_A_POOL.set(true);
                 work();
             })
-            .map_err(start_error)?;
+            .map_err(|error| start_error(pool_worker::ran_out("thread for a pool", error)))?;
         lock(&self.threads).push(thread);
         Ok(())
     }
@@ -279,7 +281,9 @@ impl Backend for Local {
         }
         let mut state = lock(&self.shared.state);
         loop {
-            if state.over && self.shared.delivering.load(Ordering::SeqCst) == 0 {
+            // This may be a callback that is being delivered itself.
+            let own = DELIVERIES.get();
+            if state.over && self.shared.delivering.load(Ordering::SeqCst) <= own {
                 return Ok(());
             }
             let open = *state.scheduler.mode() == Mode::Open;
@@ -358,6 +362,7 @@ impl Shared {
             sleeper.wake();
         }
         if !effects.deliveries.is_empty() {
+            DELIVERIES.set(DELIVERIES.get() + 1);
             for (sink, outcomes) in effects.deliveries.drain(..) {
                 // The waker of a user's future may panic, and this may be a thread that others need.
                 let delivered = panic::catch_unwind(AssertUnwindSafe(|| sink.deliver(outcomes)));
@@ -365,11 +370,12 @@ impl Shared {
                     mem::forget(payload);
                 }
             }
-            let last = self.delivering.fetch_sub(1, Ordering::SeqCst) == 1;
+            DELIVERIES.set(DELIVERIES.get() - 1);
+            self.delivering.fetch_sub(1, Ordering::SeqCst);
             if effects.leader_may_sleep {
                 self.launcher.bell().wake_leader();
             }
-            if last && effects.closed {
+            if effects.closed {
                 drop(lock(&self.state));
                 self.changed.notify_all();
             }

@@ -6,6 +6,7 @@
 
 use std::io::{self, Write};
 use std::mem;
+use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +24,22 @@ const AWAKE: Duration = Duration::from_secs(1);
 /// Prints what a task has printed, with or without a line end.
 pub(crate) fn flush_stdout() {
     let _ = io::stdout().flush();
+}
+
+/// As [`flush_stdout`], but not for ever if another thread holds the lock.
+pub(crate) fn flush_stdout_in_time() {
+    if is_alone() {
+        flush_stdout();
+        return;
+    }
+    let (done, is_done) = mpsc::channel::<()>();
+    let flushing = thread::Builder::new().spawn(move || {
+        flush_stdout();
+        drop(done);
+    });
+    if flushing.is_ok() {
+        let _ = is_done.recv_timeout(PATIENCE);
+    }
 }
 
 /// Flushes, then replies.

@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipc_channel::TryRecvError;
 use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fstat};
 use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::socket_type;
 use rustix::net::{
@@ -219,12 +219,15 @@ impl Talk {
         loop {
             let mut packet = [0; 512];
             match recv(&self.socket, &mut packet[..], RecvFlags::DONTWAIT) {
-                Ok((len @ 1.., _)) if packet[0] == UNFIT => {
+                Ok((len @ 1.., _))
+                    if packet[0] == UNFIT && matches!(self.stage, Stage::Expected(_)) =>
+                {
                     let why = String::from_utf8_lossy(&packet[1..len.min(packet.len())]);
                     return Said::Unfit(format!("it can't be a worker: {why}"));
                 }
                 Ok((1.., _)) => {}
-                Err(rustix::io::Errno::INTR) => continue,
+                // It is gone, and has not read all; what it has said comes next.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => continue,
                 Err(rustix::io::Errno::AGAIN) => return Said::Nothing,
                 Ok((0, _)) | Err(_) => return Said::Gone,
             }
@@ -346,39 +349,61 @@ pub(crate) struct Handed {
     /// The memory of its rings.
     pub(crate) rings: OwnedFd,
     pub(crate) bell: OwnedFd,
-    pub(crate) voice: Voice,
+    pub(crate) line: Speaker,
 }
 
-/// The worker's part of the conversation.
+/// The worker's end of the line.
+pub(crate) struct Speaker(IpcSender<Hello>);
+
+/// The worker's end of its first socket. An initializer may close what is not its own, and open something else in its
+/// place, so it is closed only if it is still the same.
 pub(crate) struct Voice {
-    socket: OwnedFd,
-    line: IpcSender<Hello>,
+    socket: ManuallyDrop<OwnedFd>,
+    identity: Option<(u64, u64)>,
+}
+
+fn identity_of(fd: &OwnedFd) -> Option<(u64, u64)> {
+    let stat = fstat(fd).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
+impl Drop for Voice {
+    fn drop(&mut self) {
+        if identity_of(&self.socket) == self.identity {
+            // SAFETY: it is used no more.
+            unsafe { ManuallyDrop::drop(&mut self.socket) };
+        }
+    }
 }
 
 /// Tells the parent why this process will not do, if it hears.
-pub(crate) fn say_unfit(error: &io::Error, socket: BorrowedFd<'_>) {
+pub(crate) fn say_unfit(error: &io::Error, socket: impl AsFd) {
     let mut packet = vec![UNFIT];
     packet.extend(error.to_string().bytes().take(500));
     let _ = send(socket, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }
 
 /// The socket that the parent has given as standard input, which becomes /dev/null.
-pub(crate) fn take_socket() -> io::Result<OwnedFd> {
+pub(crate) fn take_socket() -> io::Result<Voice> {
     let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty())?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty());
+    let null = null.map_err(|error| no("/dev/null for its standard input")(error.into()))?;
     rustix::stdio::dup2_stdin(null)?;
-    Ok(socket)
+    Ok(Voice {
+        identity: identity_of(&socket),
+        socket: ManuallyDrop::new(socket),
+    })
 }
 
 /// Takes what the parent hands over.
-pub(crate) fn receive_introduction(socket: &OwnedFd) -> io::Result<Handed> {
+pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let broken = || io::Error::other("nobody introduces this worker");
     let mut text = [0; 64];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let len = loop {
         let received = recvmsg(
-            socket,
+            &*voice.socket,
             &mut [IoSliceMut::new(&mut text)],
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
@@ -399,11 +424,14 @@ pub(crate) fn receive_introduction(socket: &OwnedFd) -> io::Result<Handed> {
         introduction: postcard::from_bytes(&text[..len]).map_err(|_| broken())?,
         rings,
         bell,
-        voice: Voice {
-            socket: socket.try_clone()?,
-            line: sender_over(line)?,
-        },
+        line: Speaker(sender_over(line)?),
     })
+}
+
+impl AsFd for Voice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Voice {
@@ -411,6 +439,7 @@ impl Voice {
     /// learns what came of that by `reply`.
     pub(crate) fn greet(
         &self,
+        line: Speaker,
         token: String,
         initializer: bool,
         initialize: impl FnOnce(u32, &[u8]) -> Result<(), Fault>,
@@ -428,13 +457,24 @@ impl Voice {
             fingerprint: registry::fingerprint(),
             control,
         };
-        self.line.send(hello).map_err(io::Error::other)?;
+        line.0.send(hello).map_err(io::Error::other)?;
+        // What ipc-channel holds is closed before code of the user's may close it, which ipc-channel would not survive.
+        drop(line);
         self.announce();
         let Some(controls) = controls else {
             return Ok(true);
         };
-        let Control::Setup { task, args } = controls.recv().map_err(io::Error::other)?;
+        let setup = controls.recv().map_err(io::Error::other)?;
+        drop(controls);
+        let Control::Setup { task, args } = setup;
+        // (The shared memory keeps its descriptor, for the same reason.)
+        let args = ManuallyDrop::new(args);
         let result = initialize(task, args.as_deref().unwrap_or_default());
+        if let Some(args) = &*args {
+            let start = args.as_ptr().cast_mut();
+            // SAFETY: the mapping begins there and is so long; nobody looks at it any more.
+            let _ = unsafe { rustix::mm::munmap(start.cast(), args.len()) };
+        }
         reply(&result);
         self.announce();
         Ok(result.is_ok())
@@ -442,7 +482,7 @@ impl Voice {
 
     /// Has the parent look for what was said.
     pub(crate) fn announce(&self) {
-        let _ = send(&self.socket, &[LOOK], SendFlags::NOSIGNAL);
+        let _ = send(&*self.socket, &[LOOK], SendFlags::NOSIGNAL);
     }
 }
 

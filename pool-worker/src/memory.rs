@@ -10,6 +10,7 @@ use std::ptr;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::process::{Resource, getrlimit};
 
 /// A mapping of shared memory. All zero when it is made.
 pub(crate) struct Memory {
@@ -31,6 +32,11 @@ impl fmt::Debug for Memory {
 impl Memory {
     /// Makes memory, and the descriptor by which another process gets it.
     pub(crate) fn create(name: &str, len: usize) -> io::Result<(Memory, OwnedFd)> {
+        // Going past it is a signal that ends the process.
+        let limit = getrlimit(Resource::Fsize).current;
+        if limit.is_some_and(|limit| limit < len as u64) {
+            return Err(rustix::io::Errno::FBIG.into());
+        }
         let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&fd, len as u64)?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;

@@ -28,8 +28,15 @@ pub(crate) fn check_descriptors(workers: usize) -> io::Result<()> {
     Err(io::Error::other(format!(
         "{workers} workers need up to {} descriptors while they start, and this process may open {most} in all \
          (RLIMIT_NOFILE), of which {open} are open: {fit} workers would fit",
-        workers as u64 * FOR_WORKER + FOR_POOL,
+        (workers as u64)
+            .saturating_mul(FOR_WORKER)
+            .saturating_add(FOR_POOL),
     )))
+}
+
+/// As `no`, for those above.
+pub fn ran_out(what: &str, error: io::Error) -> io::Error {
+    no(what)(error)
 }
 
 /// Adds to an error what was tried, and, where that is known, what the system has no more of.
@@ -41,6 +48,7 @@ pub(crate) fn no(what: &str) -> impl Fn(io::Error) -> io::Error {
             Some(Errno::NOMEM) => "no memory is left, or no address space (RLIMIT_AS)",
             Some(Errno::AGAIN) => "no process is left (RLIMIT_NPROC, or the pids.max of a cgroup)",
             Some(Errno::NOSPC) => "no space is left",
+            Some(Errno::FBIG) => "this process may make no file so large (RLIMIT_FSIZE)",
             _ => return io::Error::new(error.kind(), format!("no {what}: {error}")),
         };
         io::Error::new(error.kind(), format!("no {what}: {ran_out}: {error}"))

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::process;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
@@ -20,9 +20,9 @@ use crate::clock;
 use crate::codec::Input;
 use crate::entry::Call;
 use crate::fault::Fault;
-use crate::flush::{Flusher, flush_stdout};
+use crate::flush::{Flusher, flush_stdout_in_time};
 use crate::frames::{FRAME_MAX, Frames, Tag};
-use crate::greeting::{self, Handed};
+use crate::greeting::{self, Handed, Voice};
 use crate::lineage::lineage;
 use crate::registry::{self, Found, Registration, RunError};
 use crate::resident;
@@ -58,9 +58,9 @@ pub(crate) fn serve(call: Call) {
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
     );
     let stdin = rustix::stdio::stdin();
-    let connected = match greeting::take_socket() {
-        Ok(socket) => {
-            connect(&call, &socket).inspect_err(|error| greeting::say_unfit(error, socket.as_fd()))
+    let connected = match greeting::take_socket().map(Arc::new) {
+        Ok(voice) => {
+            connect(&call, &voice).inspect_err(|error| greeting::say_unfit(error, &*voice))
         }
         Err(error) => {
             greeting::say_unfit(&error, stdin);
@@ -125,7 +125,7 @@ fn set_signals() {
 }
 
 /// Becomes a worker; gives up without a parent.
-fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
+fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     // The signal tells of the parent's death from now on, the comparison of any death before.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
@@ -136,17 +136,15 @@ fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
         introduction,
         rings,
         bell,
-        voice,
-    } = greeting::receive_introduction(socket).map_err(no("descriptors for what it was handed"))?;
+        line,
+    } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
     let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
     drop(bell);
     let (requests, replies) = Replies::open(memory, rung, call.index);
-    let voice = Arc::new(voice);
-
     // Where a panic aborts, the hook has the last word.
-    let aborting = cfg!(panic = "abort").then(|| (Arc::clone(&voice), replies.clone()));
+    let aborting = cfg!(panic = "abort").then(|| (Arc::clone(voice), replies.clone()));
     unwind::install(move |panic| {
         if let Some((voice, replies)) = &aborting {
             let fault = Fault::Panicked(panic);
@@ -158,13 +156,17 @@ fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
             }
         }
     });
+    let _ = PARENT.set(call.parent);
+    let this = lineage();
     let ready = voice.greet(
+        line,
         call.token.clone(),
         introduction.initializer,
         |task, args| {
             let result =
                 find(task).and_then(|task| call_task(task, Input::Shared(args), &mut Vec::new()));
-            flush_stdout();
+            end_if_copy_of(this);
+            flush_stdout_in_time();
             result
         },
         |result| match result {
@@ -180,12 +182,34 @@ fn connect(call: &Call, socket: &OwnedFd) -> io::Result<Worker> {
         requests,
         runner: Runner {
             flusher: Flusher::new(replies),
-            lineage: lineage(),
+            lineage: this,
             tells_memory: introduction.tells_memory,
             result: Vec::new(),
             pace: Pace::default(),
         },
     })
+}
+
+/// The process that this one is a worker of.
+static PARENT: OnceLock<u32> = OnceLock::new();
+
+/// Sees to it that this process ends with its parent: a task that changes its user loses the signal that says so.
+pub(crate) fn stay_with_parent() {
+    if let Some(expected) = PARENT.get() {
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+        let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
+        if parent != Some(*expected) {
+            process::exit(NO_PARENT);
+        }
+    }
+}
+
+/// Ends this process if it is a copy of the worker that a task has made by `fork`, and that has returned from it too.
+fn end_if_copy_of(worker: u32) {
+    if lineage() != worker {
+        // SAFETY: ends the copy, and runs nothing of it: the worker's handlers and buffers are the worker's.
+        unsafe { libc::_exit(0) };
+    }
 }
 
 /// Set when the initializer is through.
@@ -305,11 +329,7 @@ impl Runner {
             Ok(task) => call_task(task, args, &mut self.result),
             Err(unknown) => Err(unknown.clone()),
         };
-        if lineage() != self.lineage {
-            // A copy of the worker that the task has made by `fork`, and that has returned from it too.
-            // SAFETY: ends the copy, and runs nothing of it: the worker's handlers and buffers are the worker's.
-            unsafe { libc::_exit(0) };
-        }
+        end_if_copy_of(self.lineage);
         if self.tells_memory {
             let memory = resident::of_this_process().unwrap_or_default();
             self.flusher.replies().set_memory(memory);

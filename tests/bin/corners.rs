@@ -44,6 +44,10 @@ fn main() -> Result<(), Error> {
         "scarce" => scarce(),
         "too-scarce" => too_scarce(),
         "too-many" => too_many(),
+        "recycled" => recycled(),
+        "initializers" => initializers(),
+        "lying-clock" => lying_clock(),
+        "other-user" => other_user(),
         "exit-hangs" => exit_hangs(),
         "traced" => traced(),
         "reaped" => reaped(),
@@ -206,6 +210,125 @@ fn too_many() -> Result<(), Error> {
     Pool::with_processes(fit + 1).unwrap_err();
     let pool = Pool::with_processes(fit)?;
     works(&pool)
+}
+
+/// Workers that are let go after each input are killed at the same time: nothing is left of them.
+fn recycled() -> Result<(), Error> {
+    for round in 0..150_u64 {
+        let pool = Pool::builder()
+            .processes(2)
+            .max_tasks_per_child(1)
+            .build()?;
+        let results: Vec<_> = (0..6).map(|x| pool.apply_async(square, (x,))).collect();
+        for _ in 0..4 {
+            for pid in pool.worker_pids() {
+                signal(pid, libc::SIGKILL);
+            }
+            thread::sleep(Duration::from_micros(300 + round));
+        }
+        for result in results {
+            match result.get_timeout(SOON) {
+                Ok(_) | Err(Error::WorkerLost(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        pool.close();
+        pool.join_timeout(SOON)?;
+    }
+    Ok(())
+}
+
+#[pool_task]
+fn close_all() {
+    for descriptor in 0..1024 {
+        // SAFETY: none; the worker must survive it.
+        unsafe { libc::close(descriptor) };
+    }
+}
+
+#[pool_task]
+fn reopen_all() {
+    for descriptor in 3..1024 {
+        // SAFETY: as above.
+        unsafe { libc::close(descriptor) };
+    }
+    for _ in 0..8 {
+        std::mem::forget(fs::File::open("/proc/version"));
+    }
+}
+
+#[pool_task]
+fn fork_at_start() {
+    // SAFETY: the copy does nothing but return.
+    unsafe { libc::fork() };
+}
+
+#[pool_task]
+fn hold_output_at_start() {
+    let _ = hold_output();
+}
+
+/// Initializers that do what they should not.
+fn initializers() -> Result<(), Error> {
+    let builder = || Pool::builder().processes(2);
+    works(&builder().initializer(close_all, ()).build()?)?;
+    works(&builder().initializer(reopen_all, ()).build()?)?;
+    let pool = builder().initializer(fork_at_start, ()).build()?;
+    for _ in 0..20 {
+        works(&pool)?;
+    }
+    let pool = builder().initializer(hold_output_at_start, ()).build()?;
+    assert_eq!(pool.apply_async(square, (3,)).get_timeout(SOON)?, 9);
+    Ok(())
+}
+
+/// Says that it has not begun yet, and never ends.
+#[pool_task]
+fn lie_about_time(value: u64) {
+    let maps = fs::read_to_string("/proc/self/maps").expect("there is /proc");
+    let line = maps.lines().find(|line| line.contains("memfd:pool-rings"));
+    let start = line
+        .and_then(|line| line.split('-').next())
+        .expect("a range");
+    let start = usize::from_str_radix(start, 16).expect("a number");
+    // All words of the first page that look like a time.
+    for place in (start + 128 * 6..start + 128 * 7).step_by(8) {
+        // SAFETY: none. This is what the parent must survive.
+        unsafe { (place as *mut u64).write_volatile(value) };
+    }
+    hang();
+}
+
+fn lying_clock() -> Result<(), Error> {
+    let pool = Pool::with_processes(1)?;
+    for value in [u64::MAX, u64::MAX / 2, 0] {
+        let call = pool
+            .task(lie_about_time)
+            .time_limit(Duration::from_millis(200));
+        let error = call.apply_async((value,)).get_timeout(SOON).unwrap_err();
+        assert!(matches!(error, Error::TimeLimit(_)), "{value}: {error:?}");
+    }
+    works(&pool)
+}
+
+#[pool_task]
+fn become_another() -> u32 {
+    // SAFETY: takes no pointers.
+    unsafe { libc::seteuid(65534) };
+    // SAFETY: as above.
+    unsafe { libc::seteuid(0) };
+    std::process::id()
+}
+
+/// A worker that has changed its user loses the signal that ends it with its parent, and ends nevertheless: its pids are
+/// printed, then this program is killed.
+fn other_user() -> Result<(), Error> {
+    let pool = Pool::with_processes(1)?;
+    println!("worker {}", pool.apply(become_another, ())?);
+    thread::sleep(Duration::from_millis(100));
+    // SAFETY: ends this program.
+    unsafe { libc::raise(libc::SIGKILL) };
+    Ok(())
 }
 
 extern "C" fn hang() {

@@ -50,6 +50,9 @@ struct Supervisor<'s> {
     starting: Vec<Option<Starting>>,
     /// Dead since then, but how they ended can't be read yet.
     unread: Vec<(u64, Time)>,
+    /// They can say nothing any more, for their initializer has closed what is not its own; what comes of it may stand
+    /// in their rings yet.
+    mute: Vec<usize>,
     /// Of no interest any more, but they must be buried.
     graves: Vec<Worker>,
 }
@@ -61,6 +64,7 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
         watch,
         starting: (0..seats).map(|_| None).collect(),
         unread: Vec::new(),
+        mute: Vec::new(),
         graves: Vec::new(),
     };
     while supervisor.take_turn() {}
@@ -75,6 +79,11 @@ impl Supervisor<'_> {
             self.bury(serial, since);
         }
         self.graves.retain_mut(|worker| worker.reap().is_none());
+        for slot in mem::take(&mut self.mute) {
+            if !self.take_up(slot, Said::SetUp) {
+                self.mute.push(slot);
+            }
+        }
         self.start_workers();
         let Some(timeout) = self.tick() else {
             return false;
@@ -95,6 +104,7 @@ impl Supervisor<'_> {
                         // The last words of one that failed at its start.
                         self.hear(slot);
                         self.forget_words(slot);
+                        self.mute.retain(|mute| *mute != slot);
                     }
                     self.bury(serial, pool_worker::now());
                 }
@@ -107,6 +117,7 @@ impl Supervisor<'_> {
     fn tick(&self) -> Option<Option<Duration>> {
         let bounds = [
             (!self.unread.is_empty()).then_some(AGAIN),
+            (!self.mute.is_empty()).then_some(AGAIN),
             (!self.graves.is_empty()).then_some(TICK),
         ];
         // In one with the actions that follow, so that they meet the workers that they are meant for.
@@ -183,8 +194,20 @@ impl Supervisor<'_> {
             return;
         };
         let said = talk.hear();
-        let is_through = matches!(said, Said::Gone | Said::Ready);
-        let ready = self.shared.update(|state| {
+        let is_gone = said == Said::Gone;
+        let is_through = is_gone || said == Said::Ready;
+        let is_known = self.take_up(slot, said);
+        if is_known || is_through {
+            self.forget_words(slot);
+        }
+        if is_gone && !is_known {
+            self.mute.push(slot);
+        }
+    }
+
+    /// Does what follows from what a worker has said. False: it has not come so far.
+    fn take_up(&mut self, slot: usize, said: Said) -> bool {
+        self.shared.update(|state| {
             let is_set_up = match said {
                 Said::Nothing => None,
                 Said::Ready => Some(Ok(())),
@@ -198,13 +221,13 @@ impl Supervisor<'_> {
                     state.announce();
                     return true;
                 }
-                Some(Err(why)) => state.scheduler.refuse(slot, why),
+                Some(Err(why)) => {
+                    state.scheduler.refuse(slot, why);
+                    return true;
+                }
             }
             false
-        });
-        if ready || is_through {
-            self.forget_words(slot);
-        }
+        })
     }
 
     fn forget_words(&mut self, slot: usize) {

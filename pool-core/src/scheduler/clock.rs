@@ -192,8 +192,17 @@ impl Scheduler {
         else {
             return Some(shortest);
         };
-        let ran = now.saturating_sub(progress.begun_at);
-        let ran = ran.saturating_sub(self.stopped_since(progress.begun_at));
+        // The worker says when it began, and may have been made to lie; it began no later than that was first seen.
+        let state = &mut self.slots[slot];
+        if state
+            .seen_begun
+            .is_none_or(|(begun, _)| begun != progress.begun)
+        {
+            state.seen_begun = Some((progress.begun, now));
+        }
+        let seen = state.seen_begun.map_or(now, |(_, since)| since);
+        let ran = now.saturating_sub(progress.begun_at.min(seen));
+        let ran = ran.saturating_sub(self.stopped_since(progress.begun_at.min(seen)));
         let left = limit.saturating_sub(ran);
         if left.is_zero() {
             self.slots[slot].phase = Phase::Overdue {

@@ -71,6 +71,7 @@ impl Scheduler {
                         pid,
                         exit,
                         attempts,
+                        why: state.why.clone(),
                     },
                 };
                 self.fail(&lost, failure);
@@ -92,6 +93,7 @@ impl Scheduler {
                     pid,
                     exit,
                     attempts,
+                    why: state.why.clone(),
                 };
                 self.fail(&missed, failure);
             }

@@ -155,6 +155,8 @@ pub(super) struct Slot {
     pub(super) pulse: u64,
     pub(super) silent: u32,
     pub(super) looked_at: Time,
+    /// How many inputs had begun when that was last looked at for a time limit, and when it was first seen.
+    pub(super) seen_begun: Option<(u32, Time)>,
     /// It has more memory than it may keep, and goes once it has nothing to do.
     pub(super) used_up: bool,
     /// It has not begun what it was given. It is given nothing until it shows that it lives.

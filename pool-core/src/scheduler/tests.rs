@@ -968,6 +968,7 @@ fn an_input_that_no_worker_lives_to_begin_is_lost_in_the_end() {
         pid: 1,
         exit: Exit::Signal(9),
         attempts: MISSES_MAX,
+        why: None,
     };
     assert_eq!(world.outcomes[&(id, 0)], Err(Arc::new(lost)));
     world.begin(0);

@@ -207,6 +207,7 @@ impl Requests {
             if words.parent.0.wants_room.load(Ordering::Relaxed) != 0 {
                 bell.ring();
             }
+            crate::serve::stay_with_parent();
             if futex::wait(asleep, asleep::FOR_REQUEST, None).is_err() {
                 std::thread::yield_now();
             }
