@@ -244,9 +244,11 @@ impl Talk {
             Stage::Expected(line) => {
                 // ipc-channel asserts where it counts descriptors and maps memory, and the supervisor must not
                 // be lost to that: one for what comes, one for what goes.
-                let spare = || fcntl_dupfd_cloexec(&self.socket, 0);
-                let spares = spare().and_then(|one| Ok((one, spare()?)));
-                drop(spares.map_err(|error| no("way to greet it")(error.into()).to_string())?);
+                if self.setup.is_some() {
+                    let spare = || fcntl_dupfd_cloexec(&self.socket, 0);
+                    let spares = spare().and_then(|one| Ok((one, spare()?)));
+                    drop(spares.map_err(|error| no("way to greet it")(error.into()).to_string())?);
+                }
                 let received = panic::catch_unwind(AssertUnwindSafe(|| line.try_recv()));
                 let received = received.map_err(|_| "its greeting can't be received".to_owned())?;
                 let hello = match received {
