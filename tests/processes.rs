@@ -401,6 +401,11 @@ fn a_worker_that_was_another_user_ends_with_its_parent() {
 }
 
 #[test]
+fn time_in_which_the_whole_program_is_stopped_does_not_count() {
+    Home::new(CORNERS).program(&["paused"]).fine();
+}
+
+#[test]
 fn exit_handlers_that_hang_hold_nobody_up() {
     Home::new(CORNERS).program(&["exit-hangs"]).fine();
 }

@@ -48,6 +48,7 @@ fn main() -> Result<(), Error> {
         "initializers" => initializers(),
         "lying-clock" => lying_clock(),
         "other-user" => other_user(),
+        "paused" => paused(),
         "exit-hangs" => exit_hangs(),
         "traced" => traced(),
         "reaped" => reaped(),
@@ -328,6 +329,56 @@ fn other_user() -> Result<(), Error> {
     thread::sleep(Duration::from_millis(100));
     // SAFETY: ends this program.
     unsafe { libc::raise(libc::SIGKILL) };
+    Ok(())
+}
+
+/// Uses the processor for so long, however long that takes.
+#[pool_task]
+fn compute(ms: u64) -> u64 {
+    let used = || {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the pointer is valid.
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    let until = used() + Duration::from_millis(ms);
+    while used() < until {
+        std::hint::spin_loop();
+    }
+    ms
+}
+
+/// The whole program is stopped for longer than a time limit, as by Ctrl-Z, and goes on: nobody is past the limit.
+fn paused() -> Result<(), Error> {
+    let pool = Pool::with_processes(1)?;
+    works(&pool)?;
+    let call = pool.task(compute).time_limit(Duration::from_millis(1500));
+    let result = call.apply_async((400,));
+    thread::sleep(Duration::from_millis(100));
+    let all = [std::process::id(), pool.worker_pids()[0]];
+    // SAFETY: the child makes system calls only.
+    let helper = unsafe { libc::fork() };
+    assert!(helper >= 0);
+    if helper == 0 {
+        for pid in all {
+            signal(pid, libc::SIGSTOP);
+        }
+        thread::sleep(Duration::from_secs(3));
+        for pid in all {
+            signal(pid, libc::SIGCONT);
+        }
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    assert_eq!(result.get_timeout(SOON)?, 400);
+    // SAFETY: waits for a child of ours.
+    unsafe { libc::waitpid(helper, std::ptr::null_mut(), 0) };
+    // Time that passes while it goes on counts.
+    let error = call.apply_async((20_000,)).get_timeout(SOON).unwrap_err();
+    assert!(matches!(error, Error::TimeLimit(_)), "{error:?}");
     Ok(())
 }
 
