@@ -92,6 +92,8 @@ struct Shared {
     waker: Waker,
     /// How many threads have outcomes that they have not delivered.
     delivering: AtomicUsize,
+    /// How many threads wait for the end.
+    joining: AtomicUsize,
 }
 
 impl fmt::Debug for Shared {
@@ -138,6 +140,7 @@ impl Local {
             changed: Condvar::new(),
             waker,
             delivering: AtomicUsize::new(0),
+            joining: AtomicUsize::new(0),
         });
         // The scheduler's first wish: a worker for each slot.
         shared.update(|_| ());
@@ -279,23 +282,10 @@ impl Backend for Local {
         if !self.is_ours() {
             return Ok(());
         }
-        let mut state = lock(&self.shared.state);
-        loop {
-            // This may be a callback that is being delivered itself.
-            let own = DELIVERIES.get();
-            if state.over && self.shared.delivering.load(Ordering::SeqCst) <= own {
-                return Ok(());
-            }
-            let open = *state.scheduler.mode() == Mode::Open;
-            if open || state.waits_for(sync::thread_number()) {
-                return Err(Error::StillOpen);
-            }
-            let (guard, in_time) = sync::wait(&self.shared.changed, state, deadline);
-            if !in_time {
-                return Err(Error::Timeout);
-            }
-            state = guard;
-        }
+        self.shared.joining.fetch_add(1, Ordering::SeqCst);
+        let joined = self.shared.wait_for_end(deadline);
+        self.shared.joining.fetch_sub(1, Ordering::SeqCst);
+        joined
     }
 
     /// A process can be stuck in the kernel, beyond the reach of SIGKILL, so the wait is bounded.
@@ -375,7 +365,8 @@ impl Shared {
             if effects.leader_may_sleep {
                 self.launcher.bell().wake_leader();
             }
-            if effects.closed {
+            // Whoever begins to wait after this look sees the number that was just lowered.
+            if self.joining.load(Ordering::SeqCst) > 0 {
                 drop(lock(&self.state));
                 self.changed.notify_all();
             }
@@ -385,6 +376,27 @@ impl Shared {
         }
         if mem::take(&mut effects.over) {
             self.changed.notify_all();
+        }
+    }
+
+    /// Waits until all is over and delivered, or until the deadline.
+    fn wait_for_end(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        let mut state = lock(&self.state);
+        loop {
+            // This may be a callback that is being delivered itself.
+            let own = DELIVERIES.get();
+            if state.over && self.delivering.load(Ordering::SeqCst) <= own {
+                return Ok(());
+            }
+            let open = *state.scheduler.mode() == Mode::Open;
+            if open || state.waits_for(sync::thread_number()) {
+                return Err(Error::StillOpen);
+            }
+            let (guard, in_time) = sync::wait(&self.changed, state, deadline);
+            if !in_time {
+                return Err(Error::Timeout);
+            }
+            state = guard;
         }
     }
 

@@ -62,8 +62,6 @@ pub(super) struct Effects {
     pub(super) wake_supervisor: bool,
     /// Something was delivered that the leader may wait for, and nobody rings the bell for it.
     pub(super) leader_may_sleep: bool,
-    /// The pool takes no more work: somebody may wait for the last delivery.
-    pub(super) closed: bool,
     /// Whoever waits for the end, or for the start, should look again.
     pub(super) over: bool,
 }
@@ -258,7 +256,6 @@ impl State {
         }
         self.effects.wake_supervisor |= self.scheduler.wants_tick() || self.scheduler.is_over();
         self.effects.leader_may_sleep = self.has_leader;
-        self.effects.closed = *self.scheduler.mode() != Mode::Open;
     }
 
     pub(super) fn act_all(&mut self) {
