@@ -50,6 +50,9 @@ struct Arguments {
     /// payloads up to 16 MiB
     #[arg(long)]
     mixed: bool,
+    /// Workers are replaced after so many inputs
+    #[arg(long)]
+    max_tasks_per_child: Option<usize>,
     /// Goes on for so long, however many inputs that takes
     #[arg(long)]
     minutes: Option<u64>,
@@ -471,10 +474,13 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     let runs = MmapRaw::map_raw(&OpenOptions::new().read(true).write(true).open(&file)?)?;
     let before = possessions();
 
-    let pool = Pool::builder()
+    let mut builder = Pool::builder()
         .processes(arguments.processes)
-        .initializer(count_in, (file,))
-        .build()?;
+        .initializer(count_in, (file,));
+    if let Some(tasks) = arguments.max_tasks_per_child {
+        builder = builder.max_tasks_per_child(tasks);
+    }
+    let pool = builder.build()?;
     let seen = Seen::default();
     let chaos = Chaos {
         arguments: &arguments,
