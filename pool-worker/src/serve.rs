@@ -126,10 +126,7 @@ fn set_signals() {
 
 /// Becomes a worker; gives up without a parent.
 fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
-    // The signal tells of the parent's death from now on, the comparison of any death before.
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
-    if parent != Some(call.parent) {
+    if !end_with(call.parent)? {
         return Err(io::Error::other("the parent is gone"));
     }
     let Handed {
@@ -195,13 +192,19 @@ static PARENT: OnceLock<u32> = OnceLock::new();
 
 /// Sees to it that this process ends with its parent: a task that changes its user loses the signal that says so.
 pub(crate) fn stay_with_parent() {
-    if let Some(expected) = PARENT.get() {
-        let _ = set_parent_process_death_signal(Some(Signal::KILL));
-        let parent = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
-        if parent != Some(*expected) {
-            process::exit(NO_PARENT);
-        }
+    if let Some(parent) = PARENT.get()
+        && matches!(end_with(*parent), Ok(false))
+    {
+        process::exit(NO_PARENT);
     }
+}
+
+/// Binds this process to its parent. False: that is gone. (The signal tells of its death from now on, the comparison of any
+/// death before.)
+fn end_with(parent: u32) -> io::Result<bool> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let found = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
+    Ok(found == Some(parent))
 }
 
 /// Ends this process if it is a copy of the worker that a task has made by `fork`, and that has returned from it too.
