@@ -44,12 +44,7 @@ fn one_pool(round: usize) -> Result<(), Error> {
 
 fn possessions() -> String {
     let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-    let children = fs::read_dir("/proc/self/task")
-        .into_iter()
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
-        .map(|children| children.split_whitespace().count())
-        .sum::<usize>();
+    let children = tests::children();
     let descriptors = entries("/proc/self/fd");
     let threads = entries("/proc/self/task");
     format!("{descriptors} descriptors, {threads} threads, {children} children")

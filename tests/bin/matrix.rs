@@ -285,12 +285,7 @@ struct Possessions {
 
 fn possessions() -> Possessions {
     let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-    let children = fs::read_dir("/proc/self/task")
-        .into_iter()
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
-        .map(|children| children.split_whitespace().count())
-        .sum();
+    let children = tests::children();
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let temporary = env::temp_dir();
     let files = [temporary.to_str().unwrap_or("/tmp"), "/dev/shm"]
