@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
@@ -24,6 +24,7 @@ use clap::Parser;
 use memmap2::MmapRaw;
 use pool_core::{Error, Pool, Retries, pool_task};
 use serde::{Deserialize, Deserializer, Serialize};
+use tests::Possessions;
 
 /// So many inputs at a time, by all threads; between two rounds all is counted.
 const ROUND: usize = 100_000;
@@ -436,23 +437,6 @@ impl Chaos<'_> {
 
 // ---- what is left ---------------------------------------------------------------------------------
 
-#[derive(Debug, PartialEq, Eq)]
-struct Possessions {
-    descriptors: usize,
-    threads: usize,
-    children: usize,
-}
-
-fn possessions() -> Possessions {
-    let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-    let children = tests::children();
-    Possessions {
-        descriptors: entries("/proc/self/fd"),
-        threads: entries("/proc/self/task"),
-        children,
-    }
-}
-
 /// How many bytes this program holds. (Its resident memory goes up and down with what the C library keeps for the next
 /// time, in one arena or another.)
 fn held() -> u64 {
@@ -467,7 +451,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     let file: PathBuf = directory.path().join("runs");
     File::create(&file)?.set_len(ROUND as u64)?;
     let runs = MmapRaw::map_raw(&OpenOptions::new().read(true).write(true).open(&file)?)?;
-    let before = possessions();
+    let before = Possessions::at_rest();
 
     let mut builder = Pool::builder()
         .processes(arguments.processes)
@@ -551,7 +535,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     });
     let took = chaos.began.elapsed();
     drop(pool);
-    let after = possessions();
+    let left = before.regained();
 
     let outcomes = lock(&seen.outcomes);
     let total: usize = outcomes.values().sum();
@@ -567,8 +551,8 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     let (early, late) = memory.split_at(memory.len() / 2);
     let growth = least(late).saturating_sub(least(early)) as f64 / f64::from(1 << 20);
     println!("{growth:>10.1} MiB growth of memory");
-    if before != after {
-        seen.complain(format!("left behind: {before:?} became {after:?}"));
+    if let Err(left) = left {
+        seen.complain(left);
     }
     if growth > 16.0 {
         seen.complain(format!("memory grew by {growth:.1} MiB"));

@@ -1,5 +1,5 @@
-//! `churn N`: makes and drops N pools with work in each, and prints what this process holds of the
-//! system before and after: descriptors, threads, children.
+//! `churn N`: makes and drops N pools with work in each, and compares what this process holds of the
+//! system before and after: descriptors, threads, children, shared memory, files.
 //!
 //! The first pools are not counted: what a program opens once, it may keep.
 
@@ -9,9 +9,10 @@
 )]
 
 use std::env;
-use std::fs;
+use std::process;
 
 use pool_core::{Error, Pool, pool_task};
+use tests::Possessions;
 
 #[pool_task]
 fn square(x: u64) -> u64 {
@@ -24,11 +25,17 @@ fn main() -> Result<(), Error> {
     for round in 0..5 {
         one_pool(round)?;
     }
-    println!("before: {}", possessions());
+    let held = Possessions::at_rest();
     for round in 0..rounds {
         one_pool(round)?;
     }
-    println!("after: {}", possessions());
+    match held.regained() {
+        Ok(()) => println!("fine"),
+        Err(left) => {
+            println!("{left}");
+            process::exit(1);
+        }
+    }
     Ok(())
 }
 
@@ -40,12 +47,4 @@ fn one_pool(round: usize) -> Result<(), Error> {
         assert_eq!(results.get()?.iter().sum::<u64>(), 285);
     }
     Ok(())
-}
-
-fn possessions() -> String {
-    let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-    let children = tests::children();
-    let descriptors = entries("/proc/self/fd");
-    let threads = entries("/proc/self/task");
-    format!("{descriptors} descriptors, {threads} threads, {children} children")
 }

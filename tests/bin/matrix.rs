@@ -5,9 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "it is a report")]
 
-use std::collections::BTreeSet;
 use std::env;
-use std::fs;
 use std::hint::black_box;
 use std::io::{self, Write};
 use std::panic;
@@ -18,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use pool_core::{Error, Pool, pool_task};
 use serde::{Deserialize, Deserializer, Serialize};
+use tests::Possessions;
 
 const INPUTS: u64 = 8;
 const FAULTY: u64 = 3;
@@ -272,41 +271,10 @@ fn wrong(x: u64, outcome: &Result<Output, Error>, expected: Expected) -> Option<
     (!is_right).then(|| format!("input {x}: {outcome:?}"))
 }
 
-/// What a program holds of the system.
-#[derive(Debug, PartialEq, Eq)]
-struct Possessions {
-    descriptors: usize,
-    threads: usize,
-    children: usize,
-    /// Shared memory that is mapped.
-    shared: usize,
-    files: BTreeSet<String>,
-}
-
-fn possessions() -> Possessions {
-    let entries = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-    let children = tests::children();
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let temporary = env::temp_dir();
-    let files = [temporary.to_str().unwrap_or("/tmp"), "/dev/shm"]
-        .iter()
-        .filter_map(|directory| fs::read_dir(directory).ok())
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
-        .collect();
-    Possessions {
-        descriptors: entries("/proc/self/fd"),
-        threads: entries("/proc/self/task"),
-        children,
-        shared: maps.lines().filter(|line| line.contains("memfd:")).count(),
-        files,
-    }
-}
-
 fn main() -> Result<(), Error> {
     // What a program opens once it may keep.
     drop(Pool::with_processes(1)?);
-    let held = possessions();
+    let held = Possessions::at_rest();
     let mut broken = Vec::new();
     println!(
         "{:<24} {:<14} {:<8} {:>9}  outcome",
@@ -333,10 +301,7 @@ fn main() -> Result<(), Error> {
                     other => complaints.push(format!("afterwards: {other:?}")),
                 }
                 drop(pool);
-                let now = possessions();
-                if now != held {
-                    complaints.push(format!("left behind: {held:?} became {now:?}"));
-                }
+                complaints.extend(held.regained().err());
                 let took = format!("{:.0?}", began.elapsed());
                 let chunks = chunk.map_or("default".to_owned(), |size| size.to_string());
                 let outcome = if complaints.is_empty() {
