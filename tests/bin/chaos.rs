@@ -32,6 +32,9 @@ const ROUND: usize = 100_000;
 /// After this time without any outcome the pool hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A run of this length tells how memory grows in an hour.
+const SOAK: Duration = Duration::from_secs(20 * 60);
+
 #[derive(Parser, Debug)]
 #[command(about = "Very many inputs under all kinds of faults")]
 struct Arguments {
@@ -445,6 +448,33 @@ fn held() -> u64 {
     (heap.uordblks + heap.hblkhd) as u64
 }
 
+/// By how many MiB memory grew between the first and the last moment: the slope of the line through the least that was
+/// held in each of some spans of time. (What is used again is held sometimes more and sometimes less.)
+fn growth(memory: &[(Duration, u64)]) -> f64 {
+    const SPANS: usize = 20;
+    let least: Vec<(f64, f64)> = memory
+        .chunks(memory.len().div_ceil(SPANS).max(1))
+        .filter_map(|span| span.iter().min_by_key(|(_, bytes)| *bytes))
+        .map(|(at, bytes)| (at.as_secs_f64(), *bytes as f64 / f64::from(1 << 20)))
+        .collect();
+    let count = least.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| least.iter().map(of).sum::<f64>() / count;
+    let (at, held) = (mean(|point| point.0), mean(|point| point.1));
+    let (up, across) = least.iter().fold((0.0, 0.0), |(up, across), point| {
+        let distance = point.0 - at;
+        (
+            up + distance * (point.1 - held),
+            across + distance * distance,
+        )
+    });
+    let span = memory.last().map_or(0.0, |(at, _)| at.as_secs_f64());
+    if across > 0.0 {
+        up / across * span
+    } else {
+        0.0
+    }
+}
+
 fn main() -> Result<ExitCode, Box<dyn StdError>> {
     let arguments = Arguments::parse();
     let directory = tempfile::tempdir()?;
@@ -473,7 +503,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     let deadline = arguments
         .minutes
         .map(|minutes| chaos.began + Duration::from_secs(60 * minutes));
-    let mut memory: Vec<u64> = Vec::new();
+    let mut memory: Vec<(Duration, u64)> = Vec::new();
     let mut inputs = 0;
     thread::scope(|scope| {
         if arguments.kill_every_ms > 0 {
@@ -529,7 +559,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
                     .sum()
             });
             inputs += batches;
-            memory.push(held());
+            memory.push((chaos.began.elapsed(), held()));
         }
         over.store(true, Ordering::Relaxed);
     });
@@ -546,16 +576,20 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     for (what, count) in &*outcomes {
         println!("{count:>10} {what}");
     }
-    // What is used again is held sometimes more and sometimes less, so the least is compared.
-    let least = |some: &[u64]| some.iter().min().copied().unwrap_or_default();
-    let (early, late) = memory.split_at(memory.len() / 2);
-    let growth = least(late).saturating_sub(least(early)) as f64 / f64::from(1 << 20);
-    println!("{growth:>10.1} MiB growth of memory");
+    let growth = growth(&memory);
+    println!("{growth:>10.2} MiB growth of memory");
+    let slope = growth / (took.as_secs_f64() / 3600.0);
+    if took >= SOAK {
+        println!("{slope:>10.2} MiB growth an hour");
+    }
     if let Err(left) = left {
         seen.complain(left);
     }
     if growth > 16.0 {
         seen.complain(format!("memory grew by {growth:.1} MiB"));
+    }
+    if took >= SOAK && slope > 1.0 {
+        seen.complain(format!("memory grew by {slope:.1} MiB an hour"));
     }
     let broken = lock(&seen.broken).len();
     println!("{broken:>10} promises broken");
