@@ -3,12 +3,14 @@
 //!
 //! # The conversation
 //!
-//! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and three
-//! descriptors: the memory of its rings, the bell, and the line. The *line* is the sending end of a channel of
-//! ipc-channel's, on which the worker says [`Hello`]. If there is an initializer, the parent answers with
-//! [`Control::Setup`], its arguments in shared memory, over a channel that came with the hello; and the worker
-//! writes what came of it into its ring of replies, as if it were the result of an input. From then on everything
-//! goes through the rings.
+//! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and three or four
+//! descriptors: the memory of its rings, the bell, the line, and the arguments of its initializer. The *line* is the
+//! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there is an initializer, the parent
+//! answers with [`Control::Setup`] over a channel that came with the hello; and the worker writes what came of it into
+//! its ring of replies, as if it were the result of an input. From then on everything goes through the rings.
+//!
+//! The arguments are memory of ours and not of ipc-channel's, whose own panics where a system call fails, and with it
+//! the thread that starts workers would.
 //!
 //! ipc-channel's receiving calls have no time limit that covers all of a message, and don't survive a message
 //! that is none. So the parent calls them only before the worker runs code of the user's, and when there is
@@ -32,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipc_channel::TryRecvError;
-use ipc_channel::ipc::{self, IpcReceiver, IpcSender, IpcSharedMemory};
+use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
 use rustix::fs::{Mode, OFlags, fstat};
 use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::socket_type;
@@ -44,7 +46,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
-use crate::memory::Memory;
+use crate::memory::Constant;
 use crate::registry;
 use crate::scarce::no;
 
@@ -54,8 +56,8 @@ const VERSION: u32 = 3;
 /// What a worker is told first, besides its descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Introduction {
-    /// Whether to wait for [`Control::Setup`] before the first task.
-    pub(crate) initializer: bool,
+    /// Whether to wait for [`Control::Setup`] before the first task; how many bytes of arguments it has.
+    pub(crate) initializer: Option<usize>,
     /// How many CPUs the pool may use.
     pub(crate) cpus: usize,
     /// Whether to say after each input how much memory is in use.
@@ -80,18 +82,15 @@ const UNFIT: u8 = 2;
 /// What the parent says.
 #[derive(Debug, Serialize, Deserialize)]
 enum Control {
-    Setup {
-        task: u32,
-        args: Option<IpcSharedMemory>,
-    },
+    Setup { task: u32 },
 }
 
 /// What every worker of a pool runs before its first task.
-#[derive(Clone)]
 pub struct Setup {
     task: u32,
-    /// `None`: no bytes, of which there is no shared memory.
-    args: Option<IpcSharedMemory>,
+    len: usize,
+    /// The bytes, which all workers share; none, if there are none.
+    args: Option<OwnedFd>,
 }
 
 impl fmt::Debug for Setup {
@@ -107,17 +106,18 @@ impl Setup {
     ///
     /// If there is no shared memory for the arguments.
     pub fn new(task: u32, args: &[u8]) -> io::Result<Setup> {
-        const WHAT: &str = "shared memory for the arguments of the initializer";
-        let args = match args {
-            [] => None,
-            args => {
-                // ipc-channel asserts where it maps memory, which the user's panic hook would tell.
-                drop(Memory::create("pool-probe", args.len()).map_err(no(WHAT))?);
-                let shared = panic::catch_unwind(|| IpcSharedMemory::from_bytes(args));
-                Some(shared.map_err(|_| io::Error::other(format!("no {WHAT}")))?)
-            }
-        };
-        Ok(Setup { task, args })
+        let made = (!args.is_empty()).then(|| Constant::create("pool-arguments", args));
+        let made = made.transpose();
+        Ok(Setup {
+            task,
+            len: args.len(),
+            args: made.map_err(no("shared memory for the arguments of the initializer"))?,
+        })
+    }
+
+    /// How many bytes of arguments.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -189,8 +189,13 @@ impl Talk {
         let Line { theirs, ours } = line;
         let text = postcard::to_stdvec(introduction).map_err(io::Error::other)?;
         let theirs = descriptor_of(&theirs)?;
-        let fds = [memory[0], memory[1], theirs];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut fds = vec![memory[0], memory[1], theirs];
+        fds.extend(
+            setup
+                .iter()
+                .filter_map(|setup| Some(setup.args.as_ref()?.as_fd())),
+        );
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         sendmsg(
@@ -242,12 +247,11 @@ impl Talk {
     fn hear_one(&mut self) -> Result<Said, String> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Expected(line) => {
-                // ipc-channel asserts where it counts descriptors and maps memory, and the supervisor must not
-                // be lost to that: one for what comes, one for what goes.
+                // ipc-channel asserts where it counts descriptors, and the supervisor must not be lost to that. One
+                // comes with the greeting.
                 if self.setup.is_some() {
-                    let spare = || fcntl_dupfd_cloexec(&self.socket, 0);
-                    let spares = spare().and_then(|one| Ok((one, spare()?)));
-                    drop(spares.map_err(|error| no("way to greet it")(error.into()).to_string())?);
+                    let spare = fcntl_dupfd_cloexec(&self.socket, 0);
+                    drop(spare.map_err(|error| no("way to greet it")(error.into()).to_string())?);
                 }
                 let received = panic::catch_unwind(AssertUnwindSafe(|| line.try_recv()));
                 let received = received.map_err(|_| "its greeting can't be received".to_owned())?;
@@ -271,12 +275,8 @@ impl Talk {
                     return Ok(Said::Ready);
                 };
                 let control = hello.control.ok_or("it has no ear for its initializer")?;
-                let what = Control::Setup {
-                    task: setup.task,
-                    args: setup.args.clone(),
-                };
                 control
-                    .send(what)
+                    .send(Control::Setup { task: setup.task })
                     .map_err(|error| format!("it can't be set up: {error}"))?;
                 self.stage = Stage::Initializing;
                 Ok(Said::Nothing)
@@ -352,6 +352,8 @@ pub(crate) struct Handed {
     pub(crate) rings: OwnedFd,
     pub(crate) bell: OwnedFd,
     pub(crate) line: Speaker,
+    /// The arguments of its initializer.
+    pub(crate) args: Option<OwnedFd>,
 }
 
 /// The worker's end of the line.
@@ -401,7 +403,7 @@ pub(crate) fn take_socket() -> io::Result<Voice> {
 pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let broken = || io::Error::other("nobody introduces this worker");
     let mut text = [0; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let len = loop {
         let received = recvmsg(
@@ -416,17 +418,23 @@ pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
         }
     };
     let fds = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => {
-            <[OwnedFd; 3]>::try_from(fds.collect::<Vec<_>>()).ok()
-        }
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<_>>()),
         _ => None,
     });
-    let [rings, bell, line] = fds.ok_or_else(broken)?;
+    let introduction: Introduction = postcard::from_bytes(&text[..len]).map_err(|_| broken())?;
+    let mut fds = fds.into_iter().flatten();
+    let mut next = || fds.next().ok_or_else(broken);
+    let (rings, bell, line) = (next()?, next()?, next()?);
+    let args = match introduction.initializer {
+        None | Some(0) => None,
+        Some(_) => Some(next()?),
+    };
     Ok(Handed {
-        introduction: postcard::from_bytes(&text[..len]).map_err(|_| broken())?,
+        introduction,
         rings,
         bell,
         line: Speaker(sender_over(line)?),
+        args,
     })
 }
 
@@ -444,7 +452,7 @@ impl Voice {
         line: Speaker,
         token: String,
         initializer: bool,
-        initialize: impl FnOnce(u32, &[u8]) -> Result<(), Fault>,
+        initialize: impl FnOnce(u32) -> Result<(), Fault>,
         reply: impl FnOnce(&Result<(), Fault>),
     ) -> io::Result<bool> {
         let (control, controls) = if initializer {
@@ -468,15 +476,8 @@ impl Voice {
         };
         let setup = controls.recv().map_err(io::Error::other)?;
         drop(controls);
-        let Control::Setup { task, args } = setup;
-        // (The shared memory keeps its descriptor, for the same reason.)
-        let args = ManuallyDrop::new(args);
-        let result = initialize(task, args.as_deref().unwrap_or_default());
-        if let Some(args) = &*args {
-            let start = args.as_ptr().cast_mut();
-            // SAFETY: the mapping begins there and is so long; nobody looks at it any more.
-            let _ = unsafe { rustix::mm::munmap(start.cast(), args.len()) };
-        }
+        let Control::Setup { task } = setup;
+        let result = initialize(task);
         reply(&result);
         self.announce();
         Ok(result.is_ok())

@@ -133,7 +133,7 @@ impl Launcher {
             bell,
             bell_fd,
             introduction: Introduction {
-                initializer: setup.is_some(),
+                initializer: setup.as_ref().map(Setup::len),
                 cpus,
                 tells_memory,
             },

@@ -24,6 +24,7 @@ use crate::flush::{Flusher, flush_stdout_in_time};
 use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed, Voice};
 use crate::lineage::lineage;
+use crate::memory::Constant;
 use crate::registry::{self, Found, Registration, RunError};
 use crate::resident;
 use crate::ring::{Body, Replies, Request, Requests, Run};
@@ -134,11 +135,15 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         rings,
         bell,
         line,
+        args,
     } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
     let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
     drop(bell);
+    let args = args.map(|fd| Constant::open(&fd, introduction.initializer.unwrap_or_default()));
+    let args = args.transpose();
+    let args = args.map_err(no("memory for the arguments of its initializer"))?;
     let (requests, replies) = Replies::open(memory, rung, call.index);
     // Where a panic aborts, the hook has the last word.
     let aborting = cfg!(panic = "abort").then(|| (Arc::clone(voice), replies.clone()));
@@ -158,10 +163,11 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let ready = voice.greet(
         line,
         call.token.clone(),
-        introduction.initializer,
-        |task, args| {
-            let result =
-                find(task).and_then(|task| call_task(task, Input::Shared(args), &mut Vec::new()));
+        introduction.initializer.is_some(),
+        |task| {
+            let input = Input::Shared(args.as_ref().map_or(&[], Constant::bytes));
+            let result = find(task).and_then(|task| call_task(task, input, &mut Vec::new()));
+            drop(args);
             end_if_copy_of(this);
             flush_stdout_in_time();
             result
