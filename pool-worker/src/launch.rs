@@ -426,19 +426,24 @@ impl Worker {
                 Ok(None) => None,
                 Ok(Some(_)) => {
                     self.signal_group(Signal::KILL);
-                    let status = self.status(WaitIdOptions::empty()).ok().flatten();
-                    Some(status.map_or(Exit::Unknown, |status| {
-                        match (status.exit_status(), status.terminating_signal()) {
-                            (Some(code), _) => Exit::Code(code),
-                            (None, Some(signal)) => Exit::Signal(signal),
-                            (None, None) => Exit::Unknown,
-                        }
-                    }))
+                    match self.status(WaitIdOptions::empty()) {
+                        Ok(status) => Some(status.map_or(Exit::Unknown, |status| {
+                            match (status.exit_status(), status.terminating_signal()) {
+                                (Some(code), _) => Exit::Code(code),
+                                (None, Some(signal)) => Exit::Signal(signal),
+                                (None, None) => Exit::Unknown,
+                            }
+                        })),
+                        Err(Errno::CHILD) => Some(Exit::Unknown),
+                        Err(_) => None,
+                    }
                 }
-                Err(_) => {
+                Err(Errno::CHILD) => {
                     self.signal_group(Signal::KILL);
                     Some(Exit::Unknown)
                 }
+                // The system does not tell now. A child that is not asked for again stays a zombie.
+                Err(_) => None,
             };
         }
         self.exit
