@@ -46,6 +46,9 @@ const STACK: usize = 256 * 1024;
 /// The end of a pool is waited for no longer than this.
 const END_MAX: Duration = Duration::from_secs(5);
 
+/// Without a supervisor, those that were killed are looked at so often.
+const BURY_AGAIN: Duration = Duration::from_millis(5);
+
 thread_local! {
     static EFFECTS: Cell<Option<Box<Effects>>> = const { Cell::new(None) };
     /// In how many deliveries this thread is, one within the other.
@@ -412,6 +415,20 @@ impl Shared {
             state.announce();
         });
         self.launcher.bell().wake_collector();
+        // Who is killed with this thread would stay a zombie.
+        let mut dead = self.update(|state| {
+            let workers = state.workers.iter_mut();
+            workers.filter_map(Option::take).collect::<Vec<_>>()
+        });
+        dead.iter().for_each(Worker::kill);
+        let until = Instant::now() + END_MAX;
+        while Instant::now() < until {
+            dead.retain_mut(|worker| worker.reap().is_none());
+            if dead.is_empty() {
+                return;
+            }
+            thread::sleep(BURY_AGAIN);
+        }
     }
 
     /// Why no more work is accepted.
