@@ -15,6 +15,9 @@ mod real {
 
     use crate::sync::AtomicU32;
 
+    /// So often a wake-up that failed is tried again.
+    const TRIES: usize = 100;
+
     /// Sleeps while `word` is `value`, but no longer than `timeout`. May return early.
     pub(crate) fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map(|timeout| Timespec {
@@ -29,8 +32,21 @@ mod real {
 
     /// Wakes who sleeps on `word`; one at the most.
     pub(crate) fn wake(word: &AtomicU32) {
-        // It fails for a word that is not mapped, which a reference is.
-        let _ = futex_wake(word, Flags::empty(), 1);
+        if futex_wake(word, Flags::empty(), 1).is_err() {
+            wake_again(word);
+        }
+    }
+
+    /// A reference is mapped, but its page may be swapped out, and there may be no memory for it at the moment. Who is
+    /// to be woken may sleep without a bound.
+    #[cold]
+    fn wake_again(word: &AtomicU32) {
+        for _ in 0..TRIES {
+            std::thread::yield_now();
+            if futex_wake(word, Flags::empty(), 1).is_ok() {
+                return;
+            }
+        }
     }
 }
 
