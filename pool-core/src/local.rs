@@ -179,7 +179,7 @@ impl Local {
                 OF_A_POOL.set(true);
                 work();
             })
-            .map_err(|error| start_error(pool_worker::ran_out("thread for a pool", error)))?;
+            .map_err(|error| start_error(pool_worker::no_thread("thread for a pool", error)))?;
         lock(&self.threads).push(thread);
         Ok(())
     }

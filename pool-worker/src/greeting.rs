@@ -27,14 +27,14 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ipc_channel::TryRecvError;
 use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
+use ipc_channel::{IpcError, TryRecvError};
 use rustix::fs::{Mode, OFlags, fstat};
 use rustix::io::{DupFlags, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::socket_type;
@@ -224,17 +224,19 @@ impl Talk {
         loop {
             let mut packet = [0; 512];
             match recv(&self.socket, &mut packet[..], RecvFlags::DONTWAIT) {
-                Ok((len @ 1.., _))
-                    if packet[0] == UNFIT && matches!(self.stage, Stage::Expected(_)) =>
-                {
-                    let why = String::from_utf8_lossy(&packet[1..len.min(packet.len())]);
-                    return Said::Unfit(format!("it can't be a worker: {why}"));
+                Ok((len @ 1.., _)) => {
+                    if let Some(why) = unfit(&packet[..len.min(packet.len())]) {
+                        return Said::Unfit(why);
+                    }
                 }
-                Ok((1.., _)) => {}
                 // It is gone, and has not read all; what it has said comes next.
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => continue,
                 Err(rustix::io::Errno::AGAIN) => return Said::Nothing,
-                Ok((0, _)) | Err(_) => return Said::Gone,
+                Ok((0, _)) => return Said::Gone,
+                Err(error) => {
+                    let error = no("way to hear it")(error.into());
+                    return Said::Unfit(error.to_string());
+                }
             }
             match self.hear_one() {
                 Ok(Said::Nothing) => {}
@@ -244,8 +246,15 @@ impl Talk {
         }
     }
 
+    /// Why it will not do, if that is what it says next.
+    fn last_word(&self) -> Option<String> {
+        let mut packet = [0; 512];
+        let (len, _) = recv(&self.socket, &mut packet[..], RecvFlags::DONTWAIT).ok()?;
+        unfit(&packet[..len.min(packet.len())])
+    }
+
     fn hear_one(&mut self) -> Result<Said, String> {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
+        match mem::replace(&mut self.stage, Stage::Over) {
             Stage::Expected(line) => {
                 // ipc-channel asserts where it counts descriptors, and the supervisor must not be lost to that. One
                 // comes with the greeting.
@@ -277,7 +286,11 @@ impl Talk {
                 let control = hello.control.ok_or("it has no ear for its initializer")?;
                 control
                     .send(Control::Setup { task: setup.task })
-                    .map_err(|error| format!("it can't be set up: {error}"))?;
+                    .map_err(|error| {
+                        // It may be gone, and have said why.
+                        let why = self.last_word();
+                        why.unwrap_or_else(|| format!("it can't be set up: {error}"))
+                    })?;
                 self.stage = Stage::Initializing;
                 Ok(Said::Nothing)
             }
@@ -288,6 +301,12 @@ impl Talk {
             Stage::Over => Ok(Said::Nothing),
         }
     }
+}
+
+/// Why a worker will not do, if it says so.
+fn unfit(packet: &[u8]) -> Option<String> {
+    let why = String::from_utf8_lossy(packet.strip_prefix(&[UNFIT])?);
+    Some(format!("it can't be a worker: {why}"))
 }
 
 /// A line for one worker.
@@ -338,7 +357,12 @@ fn measure_sockets() -> io::Result<()> {
     }
     let (sender, _receiver) = ipc::bytes_channel()?;
     drop(ipc::bytes_channel()?);
-    sender.send(b"how much?")?;
+    let sent = panic::catch_unwind(AssertUnwindSafe(|| sender.send(b"how much?")));
+    sent.map_err(|_| {
+        io::Error::other(
+            "ipc-channel could not measure what a socket holds, and won't in this process",
+        )
+    })??;
     MEASURED.store(true, Ordering::Relaxed);
     Ok(())
 }
@@ -389,10 +413,12 @@ pub(crate) fn say_unfit(error: &io::Error, socket: impl AsFd) {
 
 /// The socket that the parent has given as standard input, which becomes /dev/null.
 pub(crate) fn take_socket() -> io::Result<Voice> {
-    let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
+    let socket = socket.map_err(|error| no("descriptor for its socket")(error.into()))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty());
     let null = null.map_err(|error| no("/dev/null for its standard input")(error.into()))?;
-    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdin(null)
+        .map_err(|error| no("/dev/null for its standard input")(error.into()))?;
     Ok(Voice {
         identity: identity_of(&socket),
         socket: ManuallyDrop::new(socket),
@@ -455,8 +481,9 @@ impl Voice {
         initialize: impl FnOnce(u32) -> Result<(), Fault>,
         reply: impl FnOnce(&Result<(), Fault>),
     ) -> io::Result<bool> {
+        let unheard = no("way to greet its parent");
         let (control, controls) = if initializer {
-            let (control, controls) = ipc::channel()?;
+            let (control, controls) = ipc::channel().map_err(&unheard)?;
             (Some(control), Some(controls))
         } else {
             (None, None)
@@ -467,25 +494,46 @@ impl Voice {
             fingerprint: registry::fingerprint(),
             control,
         };
-        line.0.send(hello).map_err(io::Error::other)?;
+        line.0
+            .send(hello)
+            .map_err(|error| unheard(io::Error::other(error)))?;
         // What ipc-channel holds is closed before code of the user's may close it, which ipc-channel would not survive.
         drop(line);
-        self.announce();
+        self.announce().map_err(unheard)?;
         let Some(controls) = controls else {
             return Ok(true);
         };
-        let setup = controls.recv().map_err(io::Error::other)?;
+        let setup = loop {
+            match controls.recv() {
+                Err(IpcError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                setup => break setup,
+            }
+        };
+        let setup = match setup {
+            Ok(setup) => setup,
+            Err(error) => {
+                // Were it closed now, the parent would see that before it hears why.
+                mem::forget(controls);
+                return Err(no("word of its initializer")(io::Error::other(error)));
+            }
+        };
         drop(controls);
         let Control::Setup { task } = setup;
         let result = initialize(task);
         reply(&result);
-        self.announce();
+        // An initializer may have closed the socket. That it is closed tells the parent as much.
+        let _ = self.announce();
         Ok(result.is_ok())
     }
 
     /// Has the parent look for what was said.
-    pub(crate) fn announce(&self) {
-        let _ = send(&*self.socket, &[LOOK], SendFlags::NOSIGNAL);
+    pub(crate) fn announce(&self) -> io::Result<()> {
+        loop {
+            match send(&*self.socket, &[LOOK], SendFlags::NOSIGNAL) {
+                Err(rustix::io::Errno::INTR) => {}
+                sent => return Ok(sent.map(drop)?),
+            }
+        }
     }
 }
 

@@ -36,7 +36,7 @@ use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::resident;
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
-use crate::scarce::{check_descriptors, no};
+use crate::scarce::{check_descriptors, no, no_process};
 use crate::sync::Shared;
 
 /// This program.
@@ -98,7 +98,10 @@ pub fn may_launch() -> io::Result<()> {
             "this program runs setuid or setgid, and workers are refused to such a program",
         ));
     }
-    if !Path::new(PROGRAM).exists() {
+    let exists = Path::new(PROGRAM).try_exists();
+    if !exists.map_err(no(
+        "/proc/self/exe, by which this program starts itself again",
+    ))? {
         return Err(io::Error::other(
             "there is no /proc/self/exe, by which this program starts itself again: /proc is not mounted",
         ));
@@ -171,7 +174,7 @@ impl Launcher {
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
             .spawn()
-            .map_err(no("process for a worker"))?;
+            .map_err(no_process("process for a worker"))?;
         // What it needs next is made while it starts.
         self.introduce(child.id(), socket, line, call.token)
             .inspect_err(|_| {
@@ -199,7 +202,8 @@ impl Launcher {
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
         let setup = self.setup.clone();
-        let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)?;
+        let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
+            .map_err(no("way to introduce a worker"))?;
         let worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
             pid,
@@ -227,7 +231,8 @@ fn title(index: usize) -> String {
 /// What only the worker that we start can know.
 fn token() -> io::Result<String> {
     let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| no("random number for a worker")(error.into()))?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 

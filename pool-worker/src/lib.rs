@@ -59,7 +59,7 @@ pub use launch::{Launcher, Starting, Worker, may_launch};
 pub use lineage::lineage;
 pub use registry::{Number, Registration, Run, RunError};
 pub use ring::{Glance, Portion, Progress, Sleeper};
-pub use scarce::ran_out;
+pub use scarce::no_thread;
 pub use serve::{index, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use task::Task;

@@ -34,23 +34,39 @@ pub(crate) fn check_descriptors(workers: usize) -> io::Result<()> {
     )))
 }
 
-/// As `no`, for those above.
-pub fn ran_out(what: &str, error: io::Error) -> io::Error {
-    no(what)(error)
-}
+/// What else EAGAIN stands for.
+const AGAIN_PROCESS: &str = "no process is left (RLIMIT_NPROC, or the pids.max of a cgroup)";
+const AGAIN_THREAD: &str = "no thread is left (RLIMIT_NPROC, or the pids.max of a cgroup), or no memory for its stack \
+     (RLIMIT_AS)";
 
 /// Adds to an error what was tried, and, where that is known, what the system has no more of.
 pub(crate) fn no(what: &str) -> impl Fn(io::Error) -> io::Error {
-    move |error| {
-        let ran_out = match Errno::from_io_error(&error) {
-            Some(Errno::MFILE) => "this process may open no more descriptors (RLIMIT_NOFILE)",
-            Some(Errno::NFILE) => "the system has no descriptor left",
-            Some(Errno::NOMEM) => "no memory is left, or no address space (RLIMIT_AS)",
-            Some(Errno::AGAIN) => "no process is left (RLIMIT_NPROC, or the pids.max of a cgroup)",
-            Some(Errno::NOSPC) => "no space is left",
-            Some(Errno::FBIG) => "this process may make no file so large (RLIMIT_FSIZE)",
-            _ => return io::Error::new(error.kind(), format!("no {what}: {error}")),
-        };
-        io::Error::new(error.kind(), format!("no {what}: {ran_out}: {error}"))
-    }
+    move |error| tell(what, error, None)
+}
+
+/// As [`no`], for a process.
+pub(crate) fn no_process(what: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| tell(what, error, Some(AGAIN_PROCESS))
+}
+
+/// As [`no`], for a thread. (The C library says the same of a stack for which there is no memory.)
+pub fn no_thread(what: &str, error: io::Error) -> io::Error {
+    tell(what, error, Some(AGAIN_THREAD))
+}
+
+fn tell(what: &str, error: io::Error, again: Option<&str>) -> io::Error {
+    let ran_out = match Errno::from_io_error(&error) {
+        Some(Errno::MFILE) => Some("this process may open no more descriptors (RLIMIT_NOFILE)"),
+        Some(Errno::NFILE) => Some("the system has no descriptor left"),
+        Some(Errno::NOMEM) => Some("no memory is left, or no address space (RLIMIT_AS)"),
+        Some(Errno::AGAIN) => again,
+        Some(Errno::NOSPC) => Some("no space is left"),
+        Some(Errno::FBIG) => Some("this process may make no file so large (RLIMIT_FSIZE)"),
+        _ => None,
+    };
+    let text = match ran_out {
+        Some(ran_out) => format!("no {what}: {ran_out}: {error}"),
+        None => format!("no {what}: {error}"),
+    };
+    io::Error::new(error.kind(), text)
 }

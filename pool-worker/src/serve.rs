@@ -127,7 +127,7 @@ fn set_signals() {
 
 /// Becomes a worker; gives up without a parent.
 fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
-    if !end_with(call.parent)? {
+    if !end_with(call.parent).map_err(no("signal of its parent's death"))? {
         return Err(io::Error::other("the parent is gone"));
     }
     let Handed {
@@ -154,7 +154,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
                 replies.write(Tag::Fault, &fault.to_bytes());
             } else {
                 replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX));
-                voice.announce();
+                let _ = voice.announce();
             }
         }
     });
