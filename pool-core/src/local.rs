@@ -46,9 +46,6 @@ const STACK: usize = 256 * 1024;
 /// The end of a pool is waited for no longer than this.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// Without a supervisor, those that were killed are looked at so often.
-const BURY_AGAIN: Duration = Duration::from_millis(5);
-
 thread_local! {
     static EFFECTS: Cell<Option<Box<Effects>>> = const { Cell::new(None) };
     /// In how many deliveries this thread is, one within the other.
@@ -416,19 +413,12 @@ impl Shared {
         });
         self.launcher.bell().wake_collector();
         // Who is killed with this thread would stay a zombie.
-        let mut dead = self.update(|state| {
+        let dead: Vec<Worker> = self.update(|state| {
             let workers = state.workers.iter_mut();
-            workers.filter_map(Option::take).collect::<Vec<_>>()
+            workers.filter_map(Option::take).collect()
         });
         dead.iter().for_each(Worker::kill);
-        let until = Instant::now() + END_MAX;
-        while Instant::now() < until {
-            dead.retain_mut(|worker| worker.reap().is_none());
-            if dead.is_empty() {
-                return;
-            }
-            thread::sleep(BURY_AGAIN);
-        }
+        supervisor::bury_all(dead);
     }
 
     /// Why no more work is accepted.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem;
+use std::thread;
 use std::time::Duration;
 
 use pool_worker::{Exit, Said, Starting, TICK, Watch, Worker};
@@ -13,6 +14,10 @@ use crate::scheduler::{End, Time};
 /// one it is taken for what it is. (A debugger may keep the status to itself.)
 const AGAIN: Duration = Duration::from_millis(20);
 const UNREAD_MAX: Duration = Duration::from_millis(300);
+
+/// At the end those that were killed are waited for no longer than this, and looked at so often.
+const BURIAL_MAX: Duration = Duration::from_secs(1);
+const BURIAL_TICK: Duration = Duration::from_millis(2);
 
 /// Where memory is limited, workers are looked at so often.
 const MEMORY_TICK: Duration = Duration::from_millis(20);
@@ -69,6 +74,20 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
     };
     while supervisor.take_turn() {}
     shared.launcher.bell().wake_collector();
+    bury_all(supervisor.graves);
+}
+
+/// Nobody looks at these any more after this: waits until all are buried, but not for long, for a debugger may hold a dead
+/// process.
+pub(super) fn bury_all(mut dead: Vec<Worker>) {
+    let until = pool_worker::now() + BURIAL_MAX;
+    loop {
+        dead.retain_mut(|worker| worker.reap().is_none());
+        if dead.is_empty() || pool_worker::now() >= until {
+            return;
+        }
+        thread::sleep(BURIAL_TICK);
+    }
 }
 
 impl Supervisor<'_> {
