@@ -32,6 +32,7 @@ const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
 const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
 const CORNERS: &str = env!("CARGO_BIN_EXE_corners");
+const FAILING: &str = env!("CARGO_BIN_EXE_failing");
 
 // ---- the parent's end -----------------------------------------------------------------------------
 
@@ -435,6 +436,11 @@ fn a_pool_that_can_not_be_started_says_what_ran_out() {
 #[test]
 fn each_fault_costs_its_own_input_in_every_kind_of_call() {
     Home::new(MATRIX).program(&[]).fine();
+}
+
+#[test]
+fn system_calls_that_fail_do_no_harm() {
+    Home::new(FAILING).program(&[]).fine();
 }
 
 #[test]
