@@ -540,10 +540,11 @@ impl ParentEnd {
     }
 }
 
-/// Whether the ring of requests has so much room by now.
+/// Whether the ring of requests has so much room by now. More may have been sent since, and taken, too; and a worker
+/// may write what it likes.
 fn has_room(words: &Words, sent: u64, needs: usize) -> bool {
     let taken = words.requests_taken.0.load(Ordering::Acquire);
-    sent.wrapping_sub(taken) + needs as u64 <= REQUESTS as u64
+    sent.saturating_sub(taken) + needs as u64 <= REQUESTS as u64
 }
 
 /// A worker that sleeps and has a reason not to.

@@ -201,6 +201,39 @@ fn who_waits_for_room_is_told_only_when_there_is_enough() {
     panic!("it never fits");
 }
 
+/// A thread looks at what stood a while ago. More of a long input was sent since then, and read, and not answered yet.
+#[test]
+fn an_old_glance_has_news() {
+    let Ends {
+        mut parent,
+        mut requests,
+        replies,
+    } = ends();
+    let long = frames(&[vec![1; 10 * REQUESTS]]);
+    assert!(!parent.send(portion(&long)).unwrap());
+    let glance = parent.glance();
+    assert!(glance.is_in_pieces() && !glance.has_news());
+    let worker = thread::spawn(move || serve_one(&mut requests, &replies));
+    while !parent.send(portion(&long)).unwrap() {
+        if let Some(sleeper) = parent.sleeper() {
+            sleeper.wake();
+        }
+        glance.has_news();
+        thread::yield_now();
+    }
+    assert!(glance.has_news());
+    if let Some(sleeper) = parent.sleeper() {
+        sleeper.wake();
+    }
+    while received(&mut parent).is_empty() {
+        if let Some(sleeper) = parent.sleeper_for_room() {
+            sleeper.wake();
+        }
+        thread::yield_now();
+    }
+    worker.join().unwrap();
+}
+
 /// A record, and what it leaves unused at the end of the ring, may be more than the whole ring holds.
 #[test]
 fn a_record_of_most_of_the_ring_goes_wherever_the_ring_stands() {
