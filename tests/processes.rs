@@ -753,8 +753,19 @@ impl Watchdog {
     }
 }
 
+/// What a shell starts in the background ignores SIGINT, and so would all that this starts.
 fn command(program: &Path) -> Command {
-    Command::new(program)
+    let mut command = Command::new(program);
+    let deafness_ends = || {
+        for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            // SAFETY: a disposition without a handler.
+            unsafe { libc::signal(number, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: it makes only calls that are allowed between fork and exec.
+    unsafe { command.pre_exec(deafness_ends) };
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
