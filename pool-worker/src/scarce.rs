@@ -49,7 +49,7 @@ pub(crate) fn no_process(what: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| tell(what, error, Some(AGAIN_PROCESS))
 }
 
-/// As [`no`], for a thread. (The C library says the same of a stack for which there is no memory.)
+/// As `no`, for a thread. (The C library says the same of a stack for which there is no memory.)
 pub fn no_thread(what: &str, error: io::Error) -> io::Error {
     tell(what, error, Some(AGAIN_THREAD))
 }
