@@ -49,6 +49,61 @@ fn a_killed_parent_leaves_no_worker() {
     }
 }
 
+/// What stands in the way of namespaces here, if anything does.
+fn nothing_is_contained() -> Option<String> {
+    let home = Home::new(HOLD);
+    let output = home.program(&["1", "daemons"]).output();
+    let said = text(&output.stdout);
+    let error = said.strip_prefix("error: Start: ")?;
+    assert!(error.contains("it can't be contained"), "{error}");
+    Some(error.to_owned())
+}
+
+#[test]
+fn daemons_of_contained_workers_end_with_the_parent() {
+    if nothing_is_contained().is_some() {
+        return;
+    }
+    for _ in 0..10 {
+        let mut held = Held::start(&["2", "daemons"]);
+        // Guard, first process, worker, and daemon, of two.
+        assert!(processes_of(&held.home.program).len() > 2 * 4);
+        held.signal(libc::SIGKILL);
+        held.wait();
+        held.home.await_nobody();
+        held.home.assert_no_files();
+    }
+    for word in ["drop", "return", "exit", "panic"] {
+        let mut held = Held::start(&["2", "daemons"]);
+        held.say(word);
+        if word == "drop" {
+            held.hear("drop");
+        } else {
+            held.wait();
+            held.home.await_nobody();
+        }
+        eventually("the daemons are gone", || {
+            processes_of(&held.home.program).len() <= 1
+        });
+    }
+}
+
+/// Wherever the parent is killed, and so wherever the three processes of a worker are by then.
+#[test]
+fn a_parent_killed_while_contained_workers_start_leaves_none() {
+    if nothing_is_contained().is_some() {
+        return;
+    }
+    for moment in 0..60 {
+        let home = Home::new(HOLD);
+        let mut program = home.program(&["2", "daemons"]).start();
+        thread::sleep(Duration::from_micros(150 * moment));
+        program.signal(libc::SIGKILL);
+        program.wait();
+        home.await_nobody();
+    }
+}
+
 #[test]
 fn a_parent_killed_while_its_pool_starts_leaves_no_worker() {
     // The moments lie ever later, from before `main` to after the last worker's start.

@@ -69,6 +69,7 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     pub(crate) memory_limit: Option<u64>,
     pub(crate) max_memory: Option<u64>,
+    pub(crate) contained: bool,
 }
 
 /// The backend of this machine.
@@ -128,6 +129,7 @@ impl Local {
             settings.cpus,
             settings.initializer,
             tells_memory,
+            settings.contained,
         );
         let launcher = launcher.map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;

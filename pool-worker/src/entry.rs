@@ -17,7 +17,7 @@ use std::process;
 
 use crate::serve;
 
-/// Names parent, index and token. The version is in the name, because two versions of this
+/// Names parent, index, token, and whether the worker is contained. The version is in the name, because two versions of this
 /// crate may be linked into one program, and each must only answer its own parent.
 pub(crate) const VARIABLE: &str = concat!(
     "POOL_WORKER_",
@@ -32,7 +32,12 @@ pub(crate) struct Call {
     pub(crate) parent: u32,
     pub(crate) index: usize,
     pub(crate) token: String,
+    /// It shall be the end of all that it starts.
+    pub(crate) contained: bool,
 }
+
+const CONTAINED: &str = "contained";
+const FREE: &str = "free";
 
 impl Call {
     pub(crate) fn to_variable(&self) -> String {
@@ -40,15 +45,22 @@ impl Call {
             parent,
             index,
             token,
+            contained,
         } = self;
-        format!("{parent}:{index}:{token}")
+        let how = if *contained { CONTAINED } else { FREE };
+        format!("{parent}:{index}:{how}:{token}")
     }
 
     pub(crate) fn from_variable(value: &str) -> Option<Call> {
-        let mut fields = value.splitn(3, ':');
+        let mut fields = value.splitn(4, ':');
         Some(Call {
             parent: fields.next()?.parse().ok()?,
             index: fields.next()?.parse().ok()?,
+            contained: match fields.next()? {
+                CONTAINED => true,
+                FREE => false,
+                _ => return None,
+            },
             token: fields.next()?.to_owned(),
         })
     }
@@ -155,9 +167,11 @@ mod tests {
             parent: 12,
             index: 3,
             token: "ab".into(),
+            contained: true,
         };
         assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
-        assert_eq!(Call::from_variable("12:x:ab:/tmp"), None);
+        assert_eq!(Call::from_variable("12:x:free:ab"), None);
+        assert_eq!(Call::from_variable("12:3:caught:ab"), None);
         assert_eq!(Call::from_variable(""), None);
     }
 }

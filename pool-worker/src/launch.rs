@@ -52,6 +52,7 @@ pub struct Launcher {
     bell_fd: OwnedFd,
     introduction: Introduction,
     setup: Option<Arc<Setup>>,
+    contained: bool,
     /// How many workers were started.
     started: AtomicU64,
 }
@@ -63,6 +64,8 @@ pub struct Worker {
     pid: u32,
     group: Pid,
     pidfd: Arc<OwnedFd>,
+    /// This process guards the worker, and is not the worker itself.
+    contained: bool,
     ring: ParentEnd,
     exit: Option<Exit>,
     /// It has written what no worker writes.
@@ -117,7 +120,8 @@ pub fn may_launch() -> io::Result<()> {
 
 impl Launcher {
     /// For so many workers, that run `setup` before their first task. `cpus`: how many the pool may use.
-    /// `tells_memory`: each is to say after each input how much memory it has in use.
+    /// `tells_memory`: each is to say after each input how much memory it has in use. `contained`: what they start shall
+    /// end with them.
     ///
     /// # Errors
     ///
@@ -128,6 +132,7 @@ impl Launcher {
         cpus: usize,
         setup: Option<Setup>,
         tells_memory: bool,
+        contained: bool,
     ) -> io::Result<Launcher> {
         may_launch()?;
         check_descriptors(workers)?;
@@ -141,6 +146,7 @@ impl Launcher {
                 tells_memory,
             },
             setup: setup.map(Arc::new),
+            contained,
             started: AtomicU64::new(0),
         })
     }
@@ -164,6 +170,7 @@ impl Launcher {
             parent: process::id(),
             index,
             token: token()?,
+            contained: self.contained,
         };
         #[expect(
             clippy::disallowed_methods,
@@ -209,6 +216,7 @@ impl Launcher {
             pid,
             group,
             pidfd: Arc::new(pidfd),
+            contained: self.contained,
             ring: ParentEnd::new(memory),
             exit: None,
             garbled: None,
@@ -318,7 +326,11 @@ impl Worker {
 
     /// How much memory it has in use now, in bytes, if the system tells.
     pub fn resident(&self) -> Option<u64> {
-        resident::of(self.pid)
+        if self.contained {
+            resident::of_grandchild(self.pid)
+        } else {
+            resident::of(self.pid)
+        }
     }
 
     /// Whether it has replied what was not received.

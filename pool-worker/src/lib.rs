@@ -6,7 +6,7 @@
 //! | module | |
 //! |---|---|
 //! | `task`, `registry`, `codec`, `encode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
-//! | `entry`, `serve`, `unwind` | the worker's end: before `main`, its loop, its panics |
+//! | `entry`, `contain`, `serve`, `unwind` | the worker's end: before `main`, its namespace, its loop, its panics |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
@@ -22,6 +22,7 @@ compile_error!(
 mod bell;
 mod clock;
 mod codec;
+mod contain;
 mod copy;
 mod encode;
 mod entry;

@@ -10,6 +10,18 @@ pub(crate) fn of(pid: u32) -> Option<u64> {
     read(&format!("/proc/{pid}/statm"))
 }
 
+/// That of the only child of its only child.
+pub(crate) fn of_grandchild(pid: u32) -> Option<u64> {
+    of(only_child(only_child(pid)?)?)
+}
+
+fn only_child(pid: u32) -> Option<u32> {
+    let mut text = [0; 32];
+    let len = read_start(&format!("/proc/{pid}/task/{pid}/children"), &mut text).ok()?;
+    let text = std::str::from_utf8(&text[..len]).ok()?;
+    text.split(' ').next()?.parse().ok()
+}
+
 /// That of this process.
 pub(crate) fn of_this_process() -> Option<u64> {
     read("/proc/self/statm")

@@ -18,6 +18,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use crate::bell::Bell;
 use crate::clock;
 use crate::codec::Input;
+use crate::contain;
 use crate::entry::Call;
 use crate::fault::Fault;
 use crate::flush::{Flusher, flush_stdout_in_time};
@@ -48,10 +49,21 @@ pub fn index() -> Option<usize> {
 /// The exit code of a worker that found no parent to work for.
 const NO_PARENT: i32 = 113;
 
-pub(crate) fn serve(call: Call) {
+pub(crate) fn serve(mut call: Call) {
     let _ = INDEX.set(call.index);
-    close_inherited();
+    // The parent's descriptors are its own business; workers get 0, 1 and 2.
+    close_from(3);
     open_standard_streams();
+    if call.contained {
+        match contain::enter(call.parent, call.index) {
+            Ok(true) => call.parent = contain::FIRST,
+            Ok(false) => process::exit(NO_PARENT),
+            Err(error) => {
+                greeting::say_unfit(&error, rustix::stdio::stdin());
+                process::exit(NO_PARENT);
+            }
+        }
+    }
     set_signals();
     // No terminal stops this process, nor do its keys reach it; it leads a process group, too.
     let _ = setsid();
@@ -78,12 +90,11 @@ pub(crate) fn serve(call: Call) {
     }
 }
 
-/// The parent's descriptors are its own business; workers get 0, 1 and 2.
-fn close_inherited() {
-    // SAFETY: we are before `main`, so what is open beyond 2 was inherited, or opened by constructors
-    // that ran before ours; those must not count on descriptors in a worker. Nothing of Rust's has
-    // opened one.
-    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+/// Closes all descriptors from this on.
+pub(crate) fn close_from(first: i32) {
+    // SAFETY: we are before `main`, so what is open was inherited, or opened by constructors that ran before ours;
+    // those must not count on descriptors in a worker. What Rust has opened by then, its owner forgets.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if closed == 0 {
         return;
     }
@@ -94,7 +105,7 @@ fn close_inherited() {
     let open: Vec<i32> = open
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2) {
+    for fd in open.into_iter().filter(|fd| *fd >= first) {
         // SAFETY: as above; closing the directory's own, closed by now, does no harm.
         unsafe { libc::close(fd) };
     }
@@ -207,7 +218,7 @@ pub(crate) fn stay_with_parent() {
 
 /// Binds this process to its parent. False: that is gone. (The signal tells of its death from now on, the comparison of any
 /// death before.)
-fn end_with(parent: u32) -> io::Result<bool> {
+pub(crate) fn end_with(parent: u32) -> io::Result<bool> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let found = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
     Ok(found == Some(parent))

@@ -1,7 +1,7 @@
 //! Makes a pool and holds it, so that a test can do to it what programs suffer.
 //!
-//! `hold WORKERS [busy|deaf]`: with `busy` every worker is in a task that never ends, with `deaf`
-//! also one that ignores SIGTERM. Prints `pids: …` when all is so, or `error: …` if there is no
+//! `hold WORKERS [busy|deaf|daemons]`: with `busy` every worker is in a task that never ends, with `deaf`
+//! also one that ignores SIGTERM, with `daemons` one that has left a daemon behind, and workers are contained. Prints `pids: …` when all is so, or `error: …` if there is no
 //! pool, and then does what it reads from standard input, one word a line; see [`obey`].
 
 #![expect(
@@ -35,9 +35,32 @@ fn spin(begun: String) {
 /// As [`spin`], and does not hear SIGTERM.
 #[pool_task]
 fn ignore(begun: String) {
+    deaf(begun);
+}
+
+fn deaf(begun: String) -> ! {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     std::fs::write(begun, "").expect("the directory is there");
+    loop {
+        thread::park();
+    }
+}
+
+/// As [`ignore`], and leaves a process behind that has left session and process group.
+#[pool_task]
+fn leave_a_daemon(begun: String) {
+    // SAFETY: a worker of this program has one thread, so the copy is whole.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: touches no memory.
+        unsafe { libc::setsid() };
+        // SAFETY: as above.
+        if unsafe { libc::fork() } == 0 {
+            deaf(begun);
+        }
+        process::exit(0);
+    }
     loop {
         thread::park();
     }
@@ -73,7 +96,11 @@ fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let workers = arguments.next().map_or(Ok(1), |n| n.parse());
     let what = arguments.next().unwrap_or_default();
-    let pool = match Pool::with_processes(workers.expect("a number")) {
+    let mut builder = Pool::builder().processes(workers.expect("a number"));
+    if what == "daemons" {
+        builder = builder.contain();
+    }
+    let pool = match builder.build() {
         Ok(pool) => pool,
         Err(error) => {
             print_error(&error);
@@ -135,6 +162,7 @@ fn occupy(pool: &Pool, what: &str) -> Vec<AsyncResult<()>> {
             match what {
                 "busy" => pool.apply_async(spin, (name,)),
                 "deaf" => pool.apply_async(ignore, (name,)),
+                "daemons" => pool.apply_async(leave_a_daemon, (name,)),
                 _ => panic!("workers can't be {what}"),
             }
         })

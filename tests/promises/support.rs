@@ -225,6 +225,12 @@ impl Held {
         }
     }
 
+    /// Waits until the process that stands there ends.
+    pub(crate) fn wait_until_gone(mut self) {
+        let read = self.stream.read(&mut [0]);
+        assert!(!matches!(read, Ok(1..)), "{read:?}");
+    }
+
     pub(crate) fn release(mut self) {
         self.stream.write_all(&[1]).expect("the task waits");
     }
