@@ -37,7 +37,6 @@ pub(crate) struct Call {
 }
 
 const CONTAINED: &str = "contained";
-const FREE: &str = "free";
 
 impl Call {
     pub(crate) fn to_variable(&self) -> String {
@@ -47,8 +46,12 @@ impl Call {
             token,
             contained,
         } = self;
-        let how = if *contained { CONTAINED } else { FREE };
-        format!("{parent}:{index}:{how}:{token}")
+        let mut variable = format!("{parent}:{index}:{token}");
+        if *contained {
+            variable.push(':');
+            variable.push_str(CONTAINED);
+        }
+        variable
     }
 
     pub(crate) fn from_variable(value: &str) -> Option<Call> {
@@ -56,12 +59,12 @@ impl Call {
         Some(Call {
             parent: fields.next()?.parse().ok()?,
             index: fields.next()?.parse().ok()?,
-            contained: match fields.next()? {
-                CONTAINED => true,
-                FREE => false,
-                _ => return None,
-            },
             token: fields.next()?.to_owned(),
+            contained: match fields.next() {
+                None => false,
+                Some(CONTAINED) => true,
+                Some(_) => return None,
+            },
         })
     }
 }
@@ -163,15 +166,17 @@ mod tests {
 
     #[test]
     fn a_call_survives_the_environment() {
-        let call = Call {
-            parent: 12,
-            index: 3,
-            token: "ab".into(),
-            contained: true,
-        };
-        assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
-        assert_eq!(Call::from_variable("12:x:free:ab"), None);
-        assert_eq!(Call::from_variable("12:3:caught:ab"), None);
+        for contained in [false, true] {
+            let call = Call {
+                parent: 12,
+                index: 3,
+                token: "ab".into(),
+                contained,
+            };
+            assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
+        }
+        assert_eq!(Call::from_variable("12:x:ab"), None);
+        assert_eq!(Call::from_variable("12:3:ab:caught"), None);
         assert_eq!(Call::from_variable(""), None);
     }
 }

@@ -104,7 +104,7 @@ proptest! {
     }
 
     #[test]
-    fn calls(text in "[0-9]{1,3}:[0-9]{1,3}:(free|contained):.*|[0-9a-f:-]{0,40}|.*") {
+    fn calls(text in "[0-9]{1,3}:[0-9]{1,3}:[a-f]*(:contained|.*)|[0-9a-f:-]{0,40}|.*") {
         if let Some(call) = Call::from_variable(&text) {
             prop_assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
         }
