@@ -226,7 +226,8 @@ impl Pool {
     }
 
     /// Takes no more work. What was accepted still runs, and so do the inputs that an
-    /// [`imap`](Pool::imap) has yet to draw; then the workers exit. A second call does nothing.
+    /// [`imap`](Pool::imap) has yet to draw; then the workers exit. Each runs its exit handlers (C's `atexit`,
+    /// destructors of libraries), and is killed if it is not through after 10 seconds. A second call does nothing.
     pub fn close(&self) {
         self.engine.backend.close();
     }
