@@ -10,6 +10,7 @@ use std::mem;
 use serde::Serialize;
 use serde::de::Deserialize;
 
+use crate::decode as decoding;
 use crate::encode as encoding;
 use crate::frames::FRAME_MAX;
 
@@ -119,16 +120,7 @@ impl<'a> Reader<'a> {
     /// Takes a value that may borrow from the bytes, such as `&str`.
     #[inline]
     pub fn take<T: Deserialize<'a>>(&mut self) -> Result<T, CodecError> {
-        let (value, rest) = postcard::take_from_bytes(self.0).map_err(|error| {
-            CodecError(match error {
-                postcard::Error::WontImplement => {
-                    "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, \
-                     `serde_json::Value` and the like do that)"
-                        .to_owned()
-                }
-                error => error.to_string(),
-            })
-        })?;
+        let (value, rest) = decoding::decode(self.0).map_err(CodecError)?;
         self.0 = rest;
         Ok(value)
     }

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `registry`, `codec`, `encode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
+//! | `task`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind` | the worker's end: before `main`, its namespace, its loop, its panics |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
@@ -24,6 +24,7 @@ mod clock;
 mod codec;
 mod contain;
 mod copy;
+mod decode;
 mod encode;
 mod entry;
 mod exit;
