@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pool_core::{Error, Side, Task, pool_task};
+use serde::ser::SerializeTuple;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{pool, square, watchdog, works};
@@ -364,6 +365,66 @@ fn small_and_large_results_mixed() {
 
 // ---- what can't be sent ---------------------------------------------------------------------------
 
+/// Says of itself that it is so deep.
+#[derive(Debug)]
+struct Abyss {
+    depth: usize,
+}
+
+#[derive(Debug, Deserialize)]
+struct Step {
+    #[expect(dead_code, reason = "it never comes to be")]
+    next: Option<Box<Step>>,
+}
+
+impl Serialize for Abyss {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut steps = to.serialize_tuple(self.depth)?;
+        for _ in 0..self.depth {
+            steps.serialize_element(&true)?;
+        }
+        steps.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Abyss {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Step::deserialize(from).map(|_| Abyss { depth: 0 })
+    }
+}
+
+#[pool_task]
+fn abyss(depth: usize) -> Abyss {
+    Abyss { depth }
+}
+
+#[pool_task]
+fn fall(_: Abyss) {}
+
+/// Neither the thread that asks nor the worker is lost to a stack that overflows.
+#[test]
+fn what_is_nested_too_deep_is_an_error_of_its_input() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let pids = pool.worker_pids();
+    let depth = 200_000;
+    for (error, side) in [
+        (pool.apply(abyss, (depth,)).unwrap_err(), Side::Result),
+        (
+            pool.apply(fall, (Abyss { depth },)).unwrap_err(),
+            Side::Arguments,
+        ),
+    ] {
+        assert!(
+            matches!(&error, Error::Decode(codec) if codec.side() == side),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("nested too deep"), "{error}");
+    }
+    works(&pool);
+    assert_eq!(pool.worker_pids(), pids);
+}
+
 /// Encodes, and does not decode.
 #[derive(Debug, Serialize)]
 struct OneWay(u8);
@@ -389,6 +450,7 @@ fn cannot_decode(error: &Error, side: Side, index: Option<usize>, task: &str) {
     };
     assert_eq!((codec.side(), error.index()), (side, index));
     assert!(error.task().unwrap().ends_with(task), "{error}");
+    assert!(error.to_string().contains("one way only"), "{error}");
 }
 
 #[test]
