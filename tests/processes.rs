@@ -415,6 +415,15 @@ fn an_argument_too_large_for_the_memory_of_a_worker_costs_itself() {
 }
 
 #[test]
+fn an_abort_for_want_of_memory_is_told_from_another() {
+    let home = Home::new(CORNERS);
+    let mut program = home.program(&["starved"]);
+    // A backtrace that the standard library prints hides the reason.
+    program.0.env("RUST_BACKTRACE", "0");
+    program.fine();
+}
+
+#[test]
 fn a_pool_that_runs_out_of_descriptors_recovers() {
     Home::new(CORNERS).program(&["scarce"]).fine();
 }

@@ -178,6 +178,10 @@ impl PoolBuilder {
     /// What counts is the resident memory of the process, the program itself included (some megabytes). It is looked at
     /// fifty times a second, so a task may go past the limit for a moment, and see nothing of it.
     ///
+    /// A limit of the process on its address space (RLIMIT_AS, `ulimit -v`) has the same outcome when an allocation
+    /// fails and the process aborts for it, as Rust's standard library does; unless that prints a backtrace first
+    /// (`RUST_BACKTRACE`), which hides the reason: then the outcome is [`Error::WorkerLost`] with SIGABRT.
+    ///
     /// Default: no limit. 0 is refused. Such an input is not run again, whatever
     /// [`retries`](PoolBuilder::retries) says.
     pub fn memory_limit(mut self, bytes: u64) -> Self {

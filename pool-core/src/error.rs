@@ -275,12 +275,13 @@ impl MemoryLimit {
         self.pid
     }
 
-    /// The limit, in bytes.
+    /// The limit, in bytes: [`memory_limit`](crate::PoolBuilder::memory_limit), or RLIMIT_AS.
     pub fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// How much resident memory the worker had when that was seen, in bytes.
+    /// How much memory the worker had when that was seen, in bytes: resident memory; or address space, where an
+    /// allocation failed because of the limit of the process on that.
     pub fn used(&self) -> u64 {
         self.used
     }
@@ -294,10 +295,15 @@ impl fmt::Display for MemoryLimit {
             limit,
             used,
         } = self;
-        write!(
-            f,
-            "{place}, in process {pid}, used {used} bytes of memory, past its limit of {limit}"
-        )
+        write!(f, "{place}, in process {pid}, ")?;
+        if used > limit {
+            write!(f, "used {used} bytes of memory, past its limit of {limit}")
+        } else {
+            write!(
+                f,
+                "asked for more memory than its limit of {limit} bytes, of which it had {used}"
+            )
+        }
     }
 }
 

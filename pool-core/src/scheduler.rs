@@ -44,7 +44,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_worker::Exit;
+use pool_worker::{Exit, Starved};
 
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
@@ -178,6 +178,8 @@ pub(crate) struct End {
     pub(crate) exit: Exit,
     /// How many inputs it had begun, if that can be believed.
     pub(crate) begun: Option<u32>,
+    /// It aborted because an allocation failed.
+    pub(crate) starved: Option<Starved>,
 }
 
 #[derive(Debug)]

@@ -164,6 +164,7 @@ fn replies_to(steps: &[Step]) {
                 glance = ends.parent.glance();
                 let _ = (ends.parent.progress(), ends.parent.new_pace());
                 let _ = (ends.parent.has_reason_to_ring(), ends.parent.told_memory());
+                let _ = ends.parent.starved();
                 drop(ends.parent.sleeper());
             }
             Step::Exit if pending.is_none() => {

@@ -37,6 +37,7 @@ use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::resident;
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
 use crate::scarce::{check_descriptors, no, no_process};
+use crate::starve::Starved;
 use crate::sync::Shared;
 
 /// This program.
@@ -322,6 +323,11 @@ impl Worker {
     /// How much memory it had in use after its last input, in bytes, if it tells.
     pub fn told_memory(&self) -> u64 {
         self.ring.told_memory()
+    }
+
+    /// What it has said of a failed allocation before it aborted.
+    pub fn starved(&self) -> Option<Starved> {
+        self.ring.starved()
     }
 
     /// How much memory it has in use now, in bytes, if the system tells.

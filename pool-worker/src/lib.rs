@@ -6,7 +6,7 @@
 //! | module | |
 //! |---|---|
 //! | `task`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
-//! | `entry`, `contain`, `serve`, `unwind` | the worker's end: before `main`, its namespace, its loop, its panics |
+//! | `entry`, `contain`, `serve`, `unwind`, `starve` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
@@ -43,6 +43,7 @@ mod ring;
 mod scarce;
 mod serve;
 mod spin;
+mod starve;
 mod sync;
 mod task;
 mod unwind;
@@ -64,6 +65,7 @@ pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, run_here};
 pub use spin::{Spin, spin_for_piece};
+pub use starve::Starved;
 pub use task::Task;
 pub use watch::{Waker, Watch};
 

@@ -27,11 +27,20 @@ pub(crate) fn of_this_process() -> Option<u64> {
     read("/proc/self/statm")
 }
 
+/// How much address space this process has. Allocates nothing.
+pub(crate) fn address_space() -> Option<u64> {
+    read_field("/proc/self/statm", 0)
+}
+
 fn read(path: &str) -> Option<u64> {
+    read_field(path, 1)
+}
+
+fn read_field(path: &str, field: usize) -> Option<u64> {
     let mut text = [0; 128];
     let len = read_start(path, &mut text).ok()?;
     let text = std::str::from_utf8(&text[..len]).ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    let pages: u64 = text.split(' ').nth(field)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
 }
 

@@ -110,6 +110,8 @@ struct WorkerWords {
     pace: AtomicU64,
     /// How much memory it had in use after its last input, in bytes; 0 if it does not tell.
     memory: AtomicU64,
+    /// What it says of a failed allocation before it aborts: the limit, 0 if there was none; and what it used.
+    starved: (AtomicU64, AtomicU64),
     /// The CPU that it ran on when it last took a request.
     cpu: AtomicU32,
 }
@@ -138,6 +140,7 @@ unsafe impl sync::Words for Words {
                 begun_at: long(),
                 pace: long(),
                 memory: long(),
+                starved: (long(), long()),
                 cpu: short(),
             }),
             asleep: Line(short()),

@@ -30,6 +30,7 @@ use crate::registry::{self, Found, Registration, RunError};
 use crate::resident;
 use crate::ring::{Body, Replies, Request, Requests, Run};
 use crate::scarce::no;
+use crate::starve;
 use crate::sync::Shared;
 use crate::unwind;
 
@@ -169,6 +170,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             }
         }
     });
+    starve::watch(replies.clone());
     let _ = PARENT.set(call.parent);
     let this = lineage();
     let ready = voice.greet(

@@ -7,8 +7,10 @@
 
 use std::env;
 use std::fs;
+use std::hint::black_box;
 use std::io;
 use std::path::Path;
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,10 +57,57 @@ fn main() -> Result<(), Error> {
         "scribbled" => scribbled(),
         "locked" => locked(),
         "forked" => forked(),
+        "starved" => starved(),
         _ => panic!("no such corner: {what:?}"),
     }?;
     println!("fine");
     Ok(())
+}
+
+#[pool_task]
+fn starve(limit: u64, bytes: usize) -> u8 {
+    let limit = libc::rlimit {
+        rlim_cur: limit,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: reads the structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    let filled = black_box(vec![1_u8; bytes]);
+    filled[bytes / 2]
+}
+
+#[pool_task]
+fn abort() {
+    process::abort();
+}
+
+/// An allocation that fails is told from another abort.
+fn starved() -> Result<(), Error> {
+    const LIMIT: u64 = 1 << 30;
+    let pool = Pool::with_processes(1)?;
+    match pool.apply(starve, (LIMIT, 2 << 30)) {
+        Err(Error::MemoryLimit(error)) => {
+            assert_eq!(error.limit(), LIMIT, "{error}");
+            assert!(error.used() > 0 && error.used() < LIMIT, "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // Nobody has set a limit, and there is no such memory.
+    match pool.apply(starve, (libc::RLIM_INFINITY, 1 << 46)) {
+        Err(Error::WorkerLost(error)) => {
+            assert_eq!(error.signal(), Some("SIGABRT"), "{error}");
+            assert!(error.to_string().contains("no memory"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    match pool.apply(abort, ()) {
+        Err(Error::WorkerLost(error)) => {
+            assert_eq!(error.signal(), Some("SIGABRT"), "{error}");
+            assert!(!error.to_string().contains("memory"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    works(&pool)
 }
 
 fn works(pool: &Pool) -> Result<(), Error> {

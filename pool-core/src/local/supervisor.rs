@@ -287,6 +287,9 @@ impl Supervisor<'_> {
                 pid: worker.pid(),
                 exit,
                 begun: (!progress.overwritten).then_some(progress.begun),
+                starved: worker
+                    .starved()
+                    .filter(|_| exit.signal_name() == Some("SIGABRT")),
             };
             state.scheduler.died(slot, end, now);
             state.announce();

@@ -14,11 +14,17 @@ use std::sync::Arc;
 use super::slot::{Given, Phase, Reason, Slot};
 use super::{End, MISSES_MAX, Mode, PAUSE_MAX, PAUSE_MIN, Scheduler, Time};
 use crate::backend::{Failure, Outcomes};
+use pool_worker::Starved;
 
 impl Scheduler {
     /// The worker is dead.
     pub(crate) fn died(&mut self, slot: usize, end: End, now: Time) {
-        let End { pid, exit, begun } = end;
+        let End {
+            pid,
+            exit,
+            begun,
+            starved,
+        } = end;
         let open = self.slots[slot].open;
         self.set_open(slot, 0);
         let mut state = self.vacate(slot);
@@ -38,12 +44,19 @@ impl Scheduler {
         let running = begun.map_or(open, |begun| state.running(begun));
         let mut back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
-        let memory_limit = match (state.phase, self.rules.memory_limit) {
-            (Phase::Dying(Reason::MemoryLimit(used)), Some(limit)) => {
+        let memory_limit = match (state.phase, self.rules.memory_limit, starved) {
+            (Phase::Dying(Reason::MemoryLimit(used)), Some(limit), _) => {
+                Some(Failure::MemoryLimit { pid, limit, used })
+            }
+            (_, _, Some(Starved { limit, used })) if limit < u64::MAX => {
                 Some(Failure::MemoryLimit { pid, limit, used })
             }
             _ => None,
         };
+        let why = state.why.clone().or_else(|| {
+            let is_greedy = starved.is_some();
+            is_greedy.then(|| "there was no memory for what it asked for".to_owned())
+        });
         let mut position = 0;
         for mut given in state.given {
             while given.left() > 0 {
@@ -71,7 +84,7 @@ impl Scheduler {
                         pid,
                         exit,
                         attempts,
-                        why: state.why.clone(),
+                        why: why.clone(),
                     },
                 };
                 self.fail(&lost, failure);
@@ -93,7 +106,7 @@ impl Scheduler {
                     pid,
                     exit,
                     attempts,
-                    why: state.why.clone(),
+                    why: why.clone(),
                 };
                 self.fail(&missed, failure);
             }

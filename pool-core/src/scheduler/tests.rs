@@ -310,6 +310,7 @@ impl World {
                 pid: 1,
                 exit: Exit::Signal(9),
                 begun: Some(process.begun),
+                starved: None,
             };
             self.scheduler.died(slot, end, self.now);
         }

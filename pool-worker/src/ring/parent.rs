@@ -12,6 +12,7 @@ use super::{
 use crate::copy;
 use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
+use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
 
 /// Room for a long reply is made at once up to this length, in bytes; then as it comes.
@@ -518,6 +519,16 @@ impl ParentEnd {
 
     pub(crate) fn told_memory(&self) -> u64 {
         self.segment.words().worker.0.memory.load(Ordering::Relaxed)
+    }
+
+    /// What it has said of a failed allocation.
+    pub(crate) fn starved(&self) -> Option<Starved> {
+        let (limit, used) = &self.segment.words().worker.0.starved;
+        let limit = limit.load(Ordering::Acquire);
+        (limit > 0).then(|| Starved {
+            limit,
+            used: used.load(Ordering::Relaxed),
+        })
     }
 
     /// A task, and how long an input of it took, if the worker has said so since the last time.

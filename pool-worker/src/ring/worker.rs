@@ -12,6 +12,7 @@ use crate::copy;
 use crate::frames::{self, FRAME_MAX, LONG, PIECE, Tag, WORD};
 use crate::futex;
 use crate::spin::{Spin, spin_for_piece};
+use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
 
 /// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
@@ -289,6 +290,13 @@ impl Replies {
     pub(crate) fn set_memory(&self, bytes: u64) {
         let memory = &self.segment.words().worker.0.memory;
         memory.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Says, before this process aborts, that an allocation has failed.
+    pub(crate) fn set_starved(&self, starved: Starved) {
+        let (limit, used) = &self.segment.words().worker.0.starved;
+        used.store(starved.used, Ordering::Relaxed);
+        limit.store(starved.limit, Ordering::Release);
     }
 
     /// Tells how long an input of this task takes.
