@@ -6,7 +6,7 @@
 //! | module | |
 //! |---|---|
 //! | `task`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
-//! | `entry`, `contain`, `serve`, `unwind`, `starve` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory |
+//! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
@@ -34,6 +34,7 @@ mod frames;
 mod futex;
 mod greeting;
 mod launch;
+mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;

@@ -24,6 +24,7 @@ use crate::fault::Fault;
 use crate::flush::{Flusher, flush_stdout_in_time};
 use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed, Voice};
+use crate::leave;
 use crate::lineage::lineage;
 use crate::memory::Constant;
 use crate::registry::{self, Found, Registration, RunError};
@@ -83,7 +84,9 @@ pub(crate) fn serve(mut call: Call) {
     };
     match connected {
         Ok(mut worker) => {
+            leave::watch();
             worker.run();
+            leave::be_gone();
             // The process ends, and everything with it.
             mem::forget(worker);
         }

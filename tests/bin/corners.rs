@@ -459,7 +459,28 @@ fn exit_hangs() -> Result<(), Error> {
         started.elapsed()
     );
     drop(pool);
+    // A task that calls `exit` leaves an input open meanwhile.
+    let pool = Pool::builder()
+        .processes(1)
+        .initializer(hang_at_exit, ())
+        .build()?;
+    let started = Instant::now();
+    match pool.apply(leave, (3,)) {
+        Err(Error::WorkerLost(lost)) => assert_eq!(lost.exit_code(), Some(3), "{lost}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    works(&pool)?;
+    let started = Instant::now();
+    pool.close();
+    pool.join()?;
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     Ok(())
+}
+
+#[pool_task]
+fn leave(code: i32) {
+    process::exit(code);
 }
 
 #[pool_task]
