@@ -507,6 +507,20 @@ fn system_calls_that_fail_do_no_harm() {
     Home::new(FAILING).program(&[]).fine();
 }
 
+/// What guards a worker is killed, and the worker lives for a moment yet: nothing runs twice.
+#[test]
+fn chaos_costs_no_more_where_workers_are_contained() {
+    if nothing_is_contained().is_some() {
+        return;
+    }
+    let home = Home::new(CHAOS);
+    let arguments = ["--contain", "--tasks", "300000", "--kill-every-ms", "10"];
+    let output = home.program(&arguments).output();
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    home.await_nobody();
+    home.assert_no_files();
+}
+
 #[test]
 fn chaos_costs_what_it_hits_and_nothing_else() {
     for arguments in [

@@ -68,6 +68,8 @@ pub struct Worker {
     /// This process guards the worker, and is not the worker itself.
     contained: bool,
     ring: ParentEnd,
+    /// Nothing more is given to it.
+    barred: bool,
     exit: Option<Exit>,
     /// It has written what no worker writes.
     garbled: Option<&'static str>,
@@ -219,6 +221,7 @@ impl Launcher {
             pidfd: Arc::new(pidfd),
             contained: self.contained,
             ring: ParentEnd::new(memory),
+            barred: false,
             exit: None,
             garbled: None,
             ask_later: false,
@@ -279,6 +282,9 @@ impl Worker {
     /// Gives it a portion, as far as there is room; true if all of it is sent. Otherwise give the same
     /// portion again later, or [`recall`](Worker::recall) it.
     pub fn send(&mut self, portion: Portion<'_>) -> bool {
+        if self.barred {
+            return false;
+        }
         let sent = self.ring.send(portion);
         self.believe(sent).unwrap_or(false)
     }
@@ -313,6 +319,13 @@ impl Worker {
     /// started, wrapping around.
     pub fn recall(&mut self) -> u32 {
         self.ring.recall()
+    }
+
+    /// From now on it begins nothing more, even if it should be alive: what was given to it is taken back, and nothing is
+    /// sent any more. (What guards a worker ends a moment before it.)
+    pub fn bar(&mut self) {
+        self.barred = true;
+        self.recall();
     }
 
     /// How far it is.

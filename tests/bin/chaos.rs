@@ -57,6 +57,9 @@ struct Arguments {
     /// Workers are replaced after so many inputs
     #[arg(long)]
     max_tasks_per_child: Option<usize>,
+    /// Workers are contained
+    #[arg(long)]
+    contain: bool,
     /// Goes on for so long, however many inputs that takes
     #[arg(long)]
     minutes: Option<u64>,
@@ -488,6 +491,9 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
         .initializer(count_in, (file,));
     if let Some(tasks) = arguments.max_tasks_per_child {
         builder = builder.max_tasks_per_child(tasks);
+    }
+    if arguments.contain {
+        builder = builder.contain();
     }
     let pool = builder.build()?;
     let seen = Seen::default();

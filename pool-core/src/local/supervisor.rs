@@ -269,9 +269,8 @@ impl Supervisor<'_> {
                 Some(exit) => exit.unwrap_or(Exit::Unknown),
                 None => return Ok(None),
             };
-            // What guarded a worker ends a moment before it: it must begin nothing more.
             if let Some(worker) = &mut state.workers[slot] {
-                worker.recall();
+                worker.bar();
             }
             state.take_replies(slot);
             // With its last reply it may have been let go, and have moved.
