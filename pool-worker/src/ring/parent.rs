@@ -351,11 +351,13 @@ impl ParentEnd {
         let begun_at = words.worker.0.begun_at.load(Ordering::Relaxed);
         let taken = words.requests_taken.0.load(Ordering::Relaxed);
         let replied = words.replies.0.0.load(Ordering::Relaxed);
+        let end = words.requests_end.0.load(Ordering::Relaxed);
+        let is_mine = generation == self.generation && end == self.sent && taken <= self.sent;
         Progress {
             begun,
             begun_at: Duration::from_nanos(begun_at),
             pulse: taken.wrapping_add(replied).wrapping_add(begun.into()),
-            overwritten: self.overwritten || generation != self.generation,
+            overwritten: self.overwritten || !is_mine,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The worker's end of the rings.
 
+use std::process;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic;
@@ -49,6 +50,13 @@ pub(crate) enum Body<'a> {
     TooLong(u64),
 }
 
+/// Something stands in the shared memory that the parent never writes: a task has written over it, and over who
+/// knows what else. What this process was given and has not begun is run elsewhere.
+#[cold]
+fn give_up() -> ! {
+    process::abort()
+}
+
 /// Reads requests.
 #[derive(Debug)]
 pub(crate) struct Requests {
@@ -78,6 +86,10 @@ impl Requests {
                 before_sleep();
                 self.wait();
             }
+            let ahead = self.end().wrapping_sub(self.next);
+            if ahead > REQUESTS as u64 {
+                give_up();
+            }
             let (at, to_end) = self.segment.request_at(self.next);
             if to_end < HEAD {
                 // Too little for a head: the parent has gone on at the start.
@@ -90,7 +102,10 @@ impl Requests {
                 self.next += to_end as u64;
                 continue;
             }
-            let len = (head.len as usize).min(to_end - HEAD);
+            let len = head.len as usize;
+            if len > to_end - HEAD || record_len(len) as u64 > ahead {
+                give_up();
+            }
             self.next += record_len(len) as u64;
             let cpu = this_cpu();
             if cpu != self.cpu {
@@ -144,7 +159,8 @@ impl Requests {
                     }
                     Body::Alone(&mut self.pieces)
                 }
-                _ => return Request::Exit,
+                kind::EXIT => return Request::Exit,
+                _ => give_up(),
             };
             return Request::Run(Run {
                 task: head.task,
@@ -386,12 +402,16 @@ impl Replies {
     fn has_room(&self, len: usize) -> bool {
         let words = self.segment.words();
         let end = words.replies.0.0.load(Ordering::Relaxed);
-        // A task may have written over the words: whatever they say, nothing is written outside of the ring.
-        let room = |taken: u64| REPLIES.saturating_sub(end.wrapping_sub(taken) as usize);
-        room(self.taken.load(atomic::Ordering::Relaxed)) >= len || {
+        let room = |taken: u64| (REPLIES as u64).checked_sub(end.wrapping_sub(taken));
+        let has = |room: Option<u64>| room.is_some_and(|room| room >= len as u64);
+        has(room(self.taken.load(atomic::Ordering::Relaxed))) || {
             let taken = words.replies_taken.0.load(Ordering::Acquire);
             self.taken.store(taken, atomic::Ordering::Relaxed);
-            room(taken) >= len
+            let room = room(taken);
+            if room.is_none() {
+                give_up();
+            }
+            has(room)
         }
     }
 
