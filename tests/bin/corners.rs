@@ -404,8 +404,8 @@ fn compute(ms: u64) -> u64 {
 fn paused() -> Result<(), Error> {
     let pool = Pool::with_processes(1)?;
     works(&pool)?;
-    let call = pool.task(compute).time_limit(Duration::from_millis(1500));
-    let result = call.apply_async((400,));
+    let call = pool.task(compute).time_limit(Duration::from_millis(2500));
+    let result = call.apply_async((200,));
     thread::sleep(Duration::from_millis(100));
     let all = [std::process::id(), pool.worker_pids()[0]];
     // SAFETY: the child makes system calls only.
@@ -422,7 +422,7 @@ fn paused() -> Result<(), Error> {
         // SAFETY: ends the child.
         unsafe { libc::_exit(0) };
     }
-    assert_eq!(result.get_timeout(SOON)?, 400);
+    assert_eq!(result.get_timeout(SOON)?, 200);
     // SAFETY: waits for a child of ours.
     unsafe { libc::waitpid(helper, std::ptr::null_mut(), 0) };
     // Time that passes while it goes on counts.

@@ -176,7 +176,12 @@ fn apply() {
     let pool = pool(2);
     for death in DEATHS {
         let neighbours: Vec<_> = (0..10).map(|x| pool.apply_async(square, (x,))).collect();
-        let pids = pool.worker_pids();
+        // The last one's successor, too.
+        let mut pids = pool.worker_pids();
+        while pids.len() < pool.processes() {
+            thread::yield_now();
+            pids = pool.worker_pids();
+        }
         let error = pool.apply(fragile_too, (death, UNLUCKY)).unwrap_err();
         assert_eq!(error.index(), None);
         check_lost(death, &error);
