@@ -141,6 +141,8 @@ impl Frames {
             return Ok(None);
         }
         let (bytes, start) = if self.count == 0 {
+            // Some may have been taken away.
+            self.start = 0;
             (std::mem::take(bytes), at + WORD)
         } else {
             let alone = bytes[at + WORD..].to_vec();
@@ -383,6 +385,12 @@ mod tests {
             assert_eq!(strings(&alone), [&long[..]]);
             assert_eq!(alone.count(), 1);
             assert_eq!(frames.count(), before);
+            // Also when those before it were taken away.
+            while frames.pop().is_some() {}
+            assert!(push(&mut frames, &long).is_some());
+            assert_eq!((frames.count(), frames.size()), (0, 0));
+            assert_eq!(push(&mut frames, b"more"), None);
+            assert_eq!(strings(&frames), [b"more"]);
         }
         let mut alone = Frames::alone(Tag::Fault, long.clone());
         assert_eq!(alone.pop(), Some((Tag::Fault, Cow::Owned(long))));
