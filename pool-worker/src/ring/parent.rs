@@ -30,6 +30,7 @@ const _: () =
 
 const CUT_SHORT: Garbled = Garbled("a reply is cut short");
 const NO_REPLY: Garbled = Garbled("it has written what is no reply");
+const NOT_AS_LONG: Garbled = Garbled("a reply is not as long as was announced");
 
 /// How far a worker is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -78,8 +79,16 @@ pub(crate) struct ParentEnd {
     /// The CPU that the worker knows.
     cpu: u32,
     pace: u64,
-    /// What there is of a long reply.
-    long: Option<Vec<u8>>,
+    long: Option<Long>,
+}
+
+/// A reply that comes in pieces.
+#[derive(Debug)]
+struct Long {
+    /// What there is of it.
+    bytes: Vec<u8>,
+    /// How much is to come, as was announced.
+    missing: u64,
 }
 
 impl ParentEnd {
@@ -426,15 +435,18 @@ impl ParentEnd {
             let frame = rest.get(WORD..WORD + len).ok_or(CUT_SHORT)?;
             if tag >= PIECE {
                 let long = frame.first_chunk().filter(|_| tag == LONG);
-                let long = u64::from_le_bytes(*long.ok_or(NO_REPLY)?);
-                self.long = Some(Vec::new());
+                let missing = u64::from_le_bytes(*long.ok_or(NO_REPLY)?);
+                // What follows is copied once more, so there may not be many of these in the ring.
+                if missing <= FRAME_MAX as u64 {
+                    return Err(NO_REPLY);
+                }
                 // A length that lies costs address space, and no more than this.
-                let reserved = usize::try_from(long).map_or(LONG_MAX, |long| long.min(LONG_MAX));
-                if let Some(buffer) = &mut self.long
-                    && !copy::reserve(buffer, reserved)
-                {
+                let reserved = usize::try_from(missing).map_or(LONG_MAX, |len| len.min(LONG_MAX));
+                let mut bytes = Vec::new();
+                if !copy::reserve(&mut bytes, reserved) {
                     return Err(Garbled("no memory for its reply"));
                 }
+                self.long = Some(Long { bytes, missing });
                 break;
             }
             at += WORD + len;
@@ -469,19 +481,25 @@ impl ParentEnd {
             return Err(CUT_SHORT);
         }
         self.received += WORD as u64;
-        let mut long = self.long.take().unwrap_or_default();
-        self.copy_out(len, &mut long)?;
+        let Some(mut long) = self.long.take() else {
+            return Err(NO_REPLY);
+        };
+        long.missing = long.missing.checked_sub(len as u64).ok_or(NOT_AS_LONG)?;
+        self.copy_out(len, &mut long.bytes)?;
         self.received += len as u64;
         if tag == PIECE {
             self.long = Some(long);
             return Ok(());
+        }
+        if long.missing > 0 {
+            return Err(NOT_AS_LONG);
         }
         let tag = if tag == Tag::Value.bits() {
             Tag::Value
         } else {
             Tag::Fault
         };
-        replies.push_back(Frames::alone(tag, long));
+        replies.push_back(Frames::alone(tag, long.bytes));
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bell::Bell;
-use crate::frames::{FRAME_MAX, Frames, Tag, WORD};
+use crate::frames::{self, FRAME_MAX, Frames, LONG, PIECE, Tag, WORD};
 use crate::sync::{Ordering, Shared};
 
 struct Ends {
@@ -351,6 +351,41 @@ fn words_that_lie_are_found_out() {
         });
         let told = taken == 1 && found == Some(Ok(false));
         assert!(told || matches!(found, Some(Err(_))), "{taken}: {found:?}");
+    }
+}
+
+/// Each that is announced has what follows copied once more: a ring full of such would keep the parent busy.
+#[test]
+fn a_long_reply_is_as_long_as_it_says() {
+    let (most, rest) = (FRAME_MAX as u64, FRAME_MAX - 1);
+    for (announced, is_good) in [
+        (2 * most - 1, true),
+        (2 * most - 2, false),
+        (2 * most, false),
+        (most, false),
+        (0, false),
+        (u64::MAX, false),
+    ] {
+        let mut ends = ends();
+        let bytes = [
+            &frames::word(size_of::<u64>(), LONG)[..],
+            &announced.to_le_bytes(),
+            &frames::word(FRAME_MAX, PIECE),
+            &[1; FRAME_MAX],
+            &frames::word(rest, Tag::Value.bits()),
+            &vec![2; rest],
+        ]
+        .concat();
+        let segment = ends.parent.segment();
+        let (start, _) = segment.reply_at(0);
+        // SAFETY: they are less than the ring, which nobody else uses.
+        unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        let end = &segment.words().replies.0.0;
+        end.store(bytes.len() as u64, Ordering::Release);
+        let mut replies = VecDeque::new();
+        let received = ends.parent.receive(&mut replies);
+        assert_eq!(received.is_ok(), is_good, "{announced}");
+        assert_eq!(replies.len(), usize::from(is_good), "{announced}");
     }
 }
 
