@@ -19,6 +19,9 @@ const STACK: usize = 1 << 20;
 /// So many elements may there be without any bytes for them.
 const EMPTY_ELEMENTS: usize = 1 << 20;
 
+/// One of so many bytes in memory counts as two such, for it may take no others (`#[serde(skip)]`).
+const LARGE: usize = 32;
+
 /// Takes a value off the front of `bytes`. Gives what is left, too.
 ///
 /// # Errors
@@ -331,7 +334,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Guarded<'_, Elements<A>> {
         seed: S,
     ) -> Result<Option<S::Value>, Refused> {
         if self.inner.are_counted {
-            self.limits.announce(1)?;
+            self.limits.announce(1 + size_of::<S::Value>() / LARGE)?;
         }
         let seed = self.limits.guard(seed);
         up(self.inner.parts.next_element_seed(seed))
@@ -478,6 +481,20 @@ mod tests {
         // Not by many sequences, either.
         let many = [announced(1000), announced(10_000).repeat(1000)].concat();
         assert!(why::<Vec<Vec<()>>>(&many).contains("more elements"));
+    }
+
+    #[test]
+    fn elements_without_bytes_are_counted_by_their_size() {
+        #[derive(Debug, Deserialize)]
+        struct Cached {
+            #[serde(skip)]
+            cache: [u64; 32],
+        }
+        let announced = |count: u64| postcard::to_stdvec(&count).expect("it is a number");
+        let (some, _) = decode::<Vec<Cached>>(&announced(100_000)).expect("they are not too many");
+        assert_eq!((some.len(), some[7].cache), (100_000, [0; 32]));
+        // They would take 256 MB.
+        assert!(why::<Vec<Cached>>(&announced(1_000_000)).contains("more elements"));
     }
 
     #[test]
