@@ -73,5 +73,6 @@ pub use watch::{Waker, Watch};
 #[doc(hidden)]
 pub use inventory;
 
-#[cfg(all(test, not(pool_shuttle)))]
-mod fuzz;
+#[cfg(all(any(test, fuzzing), not(pool_shuttle)))]
+#[doc(hidden)]
+pub mod fuzz;

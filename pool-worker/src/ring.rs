@@ -224,15 +224,25 @@ impl fmt::Debug for Segment {
 impl Segment {
     #[inline]
     fn words(&self) -> &Words {
+        self.may_change();
         self.0.words()
+    }
+
+    /// A worker may write at any moment, so also at this one: see `fuzzed`.
+    #[inline]
+    fn may_change(&self) {
+        #[cfg(all(any(test, fuzzing), not(pool_shuttle)))]
+        fuzzed::write_what_is_due(self);
     }
 
     /// Where the byte at `position` of the ring of requests lies, and how many follow up to its end.
     fn request_at(&self, position: u64) -> (*mut u8, usize) {
+        self.may_change();
         self.at(REQUESTS_AT, REQUESTS, position)
     }
 
     fn reply_at(&self, position: u64) -> (*mut u8, usize) {
+        self.may_change();
         self.at(REPLIES_AT, REPLIES, position)
     }
 
@@ -253,7 +263,7 @@ fn join(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-#[cfg(all(test, not(pool_shuttle)))]
+#[cfg(all(any(test, fuzzing), not(pool_shuttle)))]
 pub(crate) mod fuzzed;
 #[cfg(all(test, pool_shuttle))]
 mod orders;

@@ -1,66 +1,272 @@
-//! The parent's end over memory in which anything may stand.
+//! The parent's end over memory in which anything may stand, and change at any moment.
+//!
+//! A hostile worker's writes come at once, or at the parent's next looks at the memory (so an input does the same each
+//! time), or from a thread that never stops.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{LazyLock, Mutex};
+use std::thread;
+
+use arbitrary::Arbitrary;
 
 use super::*;
-use crate::frames::Frames;
+use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, WORD};
 use crate::sync::{Ordering, Shared};
 
 pub(crate) struct Fuzzed {
     pub(crate) parent: ParentEnd,
 }
 
+/// What a hostile worker writes.
+#[derive(Debug, Clone, Arbitrary)]
+pub(crate) enum Write {
+    /// One of the words, also of those that are the parent's.
+    Word { which: u8, value: Number },
+    /// Frames behind the replies, as many as there is room for: any tag, and whatever lies there already.
+    Frames { tag: u8, len: u16, times: u16 },
+    /// The frame that announces a long reply.
+    Long { len: Number },
+    /// A long reply that is as long as it says, or nearly, as far as there is room.
+    Whole { more: u16, off: i8 },
+    /// The end of the replies moves on, over whatever lies there.
+    Reply { by: u16 },
+    /// Bytes, so far from the end of the replies.
+    Bytes { away: i16, bytes: [u8; 12] },
+}
+
+#[derive(Debug, Clone, Copy, Arbitrary)]
+pub(crate) enum Number {
+    Small(u16),
+    Any(u64),
+    /// What stands there, or nearly.
+    Near(i8),
+}
+
+impl Number {
+    fn at(self, before: u64) -> u64 {
+        match self {
+            Number::Small(number) => number.into(),
+            Number::Any(number) => number,
+            Number::Near(by) => before.wrapping_add_signed(by.into()),
+        }
+    }
+}
+
 impl Fuzzed {
     pub(crate) fn new() -> Fuzzed {
+        DUE.take();
+        BY_TURNS.take();
         let (memory, _) = Shared::create("fuzz").expect("there is memory");
         Fuzzed {
             parent: ParentEnd::new(memory),
         }
     }
 
-    fn words(&self) -> &Words {
-        self.parent.segment().words()
-    }
-
-    pub(crate) fn send(&mut self, inputs: &Frames) -> Result<bool, Garbled> {
+    pub(crate) fn send(&mut self, inputs: &Frames, skip: usize) -> Result<bool, Garbled> {
         self.parent.send(Portion {
             task: 7,
             limited: inputs.count() % 2 == 1,
             inputs,
-            skip: 0,
+            skip,
         })
     }
 
-    pub(crate) fn write_word(&self, which: u8, value: u64) {
+    pub(crate) fn write(&self, write: &Write) {
+        write.to(self.parent.segment());
+    }
+
+    /// At the parent's look after so many others, if those that were put off before are through by then.
+    pub(crate) fn write_later(&self, looks: u8, write: Write) {
+        DUE.with_borrow_mut(|due| due.push_back((looks, write)));
+    }
+
+    /// At each look from now on, by turns.
+    pub(crate) fn write_by_turns(&self, next: Write, then: Write) {
+        BY_TURNS.set(Some((next, then)));
+    }
+
+    /// Writes all of this, again and again, from another thread until the last step is taken.
+    pub(crate) fn beside(&mut self, writes: Vec<Write>, steps: impl FnOnce(&mut Fuzzed)) {
+        let racer = RACER
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (has_ended, end) = mpsc::channel::<()>();
+        let race = Race {
+            segment: self.parent.segment().clone(),
+            writes,
+            is_over: is_over.clone(),
+            has_ended,
+        };
+        racer.send(race).expect("the thread is there");
+        // Also when a step panics, or the thread would be at it for ever.
+        struct Over(Arc<AtomicBool>, mpsc::Receiver<()>);
+        impl Drop for Over {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+                let _ = self.1.recv();
+            }
+        }
+        let _over = Over(is_over, end);
+        steps(self);
+    }
+}
+
+thread_local! {
+    /// What a worker writes at one of the next looks, and at which.
+    static DUE: RefCell<VecDeque<(u8, Write)>> = const { RefCell::new(VecDeque::new()) };
+
+    /// What it writes at each.
+    static BY_TURNS: Cell<Option<(Write, Write)>> = const { Cell::new(None) };
+}
+
+/// The parent looks at the memory.
+pub(super) fn write_what_is_due(segment: &Segment) {
+    let due = DUE.with_borrow_mut(|due| {
+        let (looks, _) = due.front_mut()?;
+        if *looks > 0 {
+            *looks -= 1;
+            return None;
+        }
+        due.pop_front()
+    });
+    if let Some((_, write)) = due {
+        write.to(segment);
+    }
+    if let Some((next, then)) = BY_TURNS.take() {
+        next.to(segment);
+        BY_TURNS.set(Some((then, next)));
+    }
+}
+
+/// Begun once, since a thread for each input takes longer than the input.
+static RACER: LazyLock<Mutex<Sender<Race>>> = LazyLock::new(|| {
+    let (races, next) = mpsc::channel::<Race>();
+    thread::spawn(move || {
+        for race in next {
+            while !race.is_over.load(Ordering::Relaxed) {
+                for write in &race.writes {
+                    write.to(&race.segment);
+                }
+            }
+            drop(race);
+        }
+    });
+    Mutex::new(races)
+});
+
+struct Race {
+    segment: Segment,
+    writes: Vec<Write>,
+    is_over: Arc<AtomicBool>,
+    /// It is dropped then.
+    #[expect(dead_code, reason = "to be dropped is its only use")]
+    has_ended: Sender<()>,
+}
+
+impl Write {
+    fn to(&self, segment: &Segment) {
+        let memory = Memory(segment);
+        match self {
+            Write::Word { which, value } => memory.write_word(*which, *value),
+            Write::Frames { tag, len, times } => {
+                for _ in 0..=*times {
+                    if !memory.append((*len).into(), *tag, &[]) {
+                        break;
+                    }
+                }
+            }
+            Write::Long { len } => {
+                let len = len.at(FRAME_MAX as u64);
+                memory.append(size_of::<u64>(), LONG as u8, &len.to_le_bytes());
+            }
+            Write::Whole { more, off } => {
+                let mut rest = FRAME_MAX + 1 + usize::from(*more);
+                let len = (rest as u64).wrapping_add_signed((*off).into());
+                memory.append(size_of::<u64>(), LONG as u8, &len.to_le_bytes());
+                while rest > FRAME_MAX {
+                    memory.append(PIECE_LEN, PIECE as u8, &[]);
+                    rest -= PIECE_LEN;
+                }
+                memory.append(rest, *off as u8, &[]);
+            }
+            Write::Reply { by } => memory.move_end(memory.end().wrapping_add((*by).into())),
+            Write::Bytes { away, bytes } => {
+                memory.write_bytes(memory.end().wrapping_add_signed((*away).into()), bytes);
+            }
+        }
+    }
+}
+
+/// The memory, as the worker sees it: writing there is no look of the parent's.
+struct Memory<'a>(&'a Segment);
+
+impl Memory<'_> {
+    fn words(&self) -> &Words {
+        self.0.0.words()
+    }
+
+    fn end(&self) -> u64 {
+        self.words().replies.0.0.load(Ordering::Relaxed)
+    }
+
+    fn move_end(&self, to: u64) {
+        self.words().replies.0.0.store(to, Ordering::Release);
+    }
+
+    /// Appends a frame that begins with these bytes, if there is room.
+    fn append(&self, len: usize, tag: u8, bytes: &[u8]) -> bool {
+        let end = self.end();
+        let taken = self.words().replies_taken.0.load(Ordering::Relaxed);
+        let room = (REPLIES as u64).saturating_sub(end.wrapping_sub(taken));
+        if room < (WORD + len) as u64 {
+            return false;
+        }
+        let word = (len as u32) << 2 | u32::from(tag & 3);
+        self.write_bytes(end, &word.to_le_bytes());
+        self.write_bytes(end.wrapping_add(WORD as u64), bytes);
+        self.move_end(end.wrapping_add((WORD + len) as u64));
+        true
+    }
+
+    fn write_word(&self, which: u8, value: Number) {
         let words = self.words();
-        let short = value as u32;
-        match which % 12 {
-            0 => words.requests_end.0.store(value, Ordering::Relaxed),
-            1 => words.replies_taken.0.store(value, Ordering::Relaxed),
-            2 => words.parent.0.wake_at.store(short, Ordering::Relaxed),
-            3 => words.parent.0.wants_room.store(short, Ordering::Relaxed),
-            4 => words.claim.0.store(value, Ordering::Relaxed),
-            5 => words.replies.0.0.store(value, Ordering::Relaxed),
-            6 => words.replies.0.1.store(short, Ordering::Relaxed),
-            7 => words.requests_taken.0.store(value, Ordering::Relaxed),
-            8 => words.worker.0.begun_at.store(value, Ordering::Relaxed),
-            9 => words.worker.0.pace.store(value, Ordering::Relaxed),
-            10 => words.worker.0.cpu.store(short, Ordering::Relaxed),
-            _ => words.asleep.0.store(short, Ordering::Relaxed),
+        let (worker, parent) = (&words.worker.0, &words.parent.0);
+        let long = |word: &AtomicU64| {
+            word.store(value.at(word.load(Ordering::Relaxed)), Ordering::Relaxed);
+        };
+        let short = |word: &AtomicU32| {
+            let before = word.load(Ordering::Relaxed);
+            word.store(value.at(before.into()) as u32, Ordering::Relaxed);
+        };
+        match which % 16 {
+            0 => long(&words.requests_end.0),
+            1 => long(&words.replies_taken.0),
+            2 => short(&parent.wake_at),
+            3 => short(&parent.wants_room),
+            4 => short(&parent.cpu),
+            5 => long(&words.claim.0),
+            6 => long(&words.replies.0.0),
+            7 => short(&words.replies.0.1),
+            8 => long(&words.requests_taken.0),
+            9 => long(&worker.begun_at),
+            10 => long(&worker.pace),
+            11 => long(&worker.memory),
+            12 => long(&worker.starved.0),
+            13 => long(&worker.starved.1),
+            14 => short(&worker.cpu),
+            _ => short(&words.asleep.0),
         }
     }
 
-    pub(crate) fn reply(&self, by: u64) {
-        let end = &self.words().replies.0.0;
-        end.store(
-            end.load(Ordering::Relaxed).wrapping_add(by),
-            Ordering::Relaxed,
-        );
-    }
-
-    pub(crate) fn write_bytes(&self, position: u64, bytes: &[u8]) {
-        for (position, byte) in (position..).zip(bytes) {
-            let (place, _) = self.parent.segment().reply_at(position);
-            // SAFETY: a byte of the ring, which no other thread uses.
-            unsafe { place.write(*byte) };
+    fn write_bytes(&self, position: u64, bytes: &[u8]) {
+        for (by, byte) in (0..).zip(bytes) {
+            let (place, _) = self.0.at(REPLIES_AT, REPLIES, position.wrapping_add(by));
+            // SAFETY: a byte of the ring. Whoever reads it meanwhile makes a copy, and believes nothing that is in it.
+            unsafe { place.write_volatile(*byte) };
         }
     }
 }

@@ -110,7 +110,7 @@ impl ParentEnd {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn segment(&self) -> &Segment {
         &self.segment
     }
