@@ -175,13 +175,14 @@ macro_rules! in_parts {
     ($($method:ident($($name:ident: $type:ty),*))*) => {$(
         #[inline]
         fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, Refused> {
+            self.limits.enter()?;
             let parts = self.limits.parts(visitor);
             up(self.inner.$method($($name,)* parts))
         }
     )*};
 }
 
-/// What a recursive type must have in its circle, or no value of it would end.
+/// What a recursive type has in its circle, unless it reads itself as far as there are bytes.
 macro_rules! one_level_down {
     ($($method:ident($($name:ident: $type:ty),*))*) => {$(
         #[inline]
@@ -456,6 +457,27 @@ mod tests {
                     assert!(why.contains("nested too deep"), "{why}");
                 }
             }
+        });
+        decoding.join().expect("it does not end the thread");
+    }
+
+    /// It ends where the bytes do, and has nothing else in its circle but itself.
+    #[test]
+    fn what_gets_over_the_end_of_the_bytes_does_not_overflow_the_stack() {
+        #[derive(Debug, Deserialize)]
+        struct Endless {
+            _number: u8,
+            #[serde(deserialize_with = "if_any")]
+            _next: Option<Box<Endless>>,
+        }
+        fn if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<Endless>>, D::Error> {
+            Ok(Box::deserialize(from).ok())
+        }
+        let decoding = thread::spawn(|| {
+            let (_, rest) = decode::<Endless>(&[1; 1_000_000])
+                .map(|(value, rest)| (value, rest.len()))
+                .expect("it gets over it");
+            assert!(rest > 0);
         });
         decoding.join().expect("it does not end the thread");
     }
