@@ -488,12 +488,21 @@ fn own_pid() -> u32 {
     std::process::id()
 }
 
+#[pool_task]
+fn begin_and_wait(begun: &Path, over: &Path) {
+    fs::write(begun, "").expect("there is room");
+    await_file(over);
+}
+
 /// A debugger holds a worker that dies: nobody can read how it ended.
 fn traced() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
     let directory = tempfile::tempdir().expect("there is room");
     let over = directory.path().join("over");
-    let running = pool.apply_async(wait_for, (over,));
+    let begun = directory.path().join("begun");
+    let running = pool.apply_async(begin_and_wait, (begun.clone(), over));
+    // What has not begun when its worker dies runs elsewhere.
+    await_file(&begun);
     let pids = pool.worker_pids();
     let tracers: Vec<_> = pids.iter().map(|pid| trace(*pid)).collect();
     for pid in &pids {
