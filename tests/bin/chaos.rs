@@ -41,7 +41,7 @@ struct Arguments {
     /// How many inputs
     #[arg(long, default_value_t = 200_000)]
     tasks: usize,
-    /// How often a worker is killed, in milliseconds; 0: never
+    /// How often a worker is killed, in milliseconds, but not more than twice in the time that a pool takes to start; 0: never
     #[arg(long, default_value_t = 20)]
     kill_every_ms: u64,
     /// How many workers
@@ -495,7 +495,10 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     if arguments.contain {
         builder = builder.contain();
     }
+    let started = Instant::now();
     let pool = builder.build()?;
+    // On a machine that starts workers more slowly than they are killed no input would ever run.
+    let pause = Duration::from_millis(arguments.kill_every_ms).max(started.elapsed() / 2);
     let seen = Seen::default();
     let chaos = Chaos {
         arguments: &arguments,
@@ -516,7 +519,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
             scope.spawn(|| {
                 let mut random = fastrand::Rng::with_seed(arguments.seed);
                 while !over.load(Ordering::Relaxed) {
-                    thread::sleep(Duration::from_millis(arguments.kill_every_ms));
+                    thread::sleep(pause);
                     chaos.harm(&mut random);
                     kills.fetch_add(1, Ordering::Relaxed);
                 }
