@@ -41,7 +41,7 @@ struct Arguments {
     /// How many inputs
     #[arg(long, default_value_t = 200_000)]
     tasks: usize,
-    /// How often a worker is killed, in milliseconds, but not more than twice in the time that a pool takes to start; 0: never
+    /// How often a worker is killed, in milliseconds, as long as inputs run; 0: never
     #[arg(long, default_value_t = 20)]
     kill_every_ms: u64,
     /// How many workers
@@ -86,6 +86,14 @@ fn counted(map: &MmapRaw, place: u64) -> &AtomicU8 {
     let byte = unsafe { map.as_mut_ptr().add(place as usize) };
     // SAFETY: it lives as long as `map`, and all processes access it as an atomic.
     unsafe { AtomicU8::from_ptr(byte) }
+}
+
+/// A number that changes when inputs run.
+fn runs_in_all(map: &MmapRaw) -> u64 {
+    let places = 0..map.len() as u64;
+    places
+        .map(|place| u64::from(counted(map, place).load(Ordering::Relaxed)))
+        .sum()
 }
 
 fn run(place: u64) {
@@ -495,10 +503,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     if arguments.contain {
         builder = builder.contain();
     }
-    let started = Instant::now();
     let pool = builder.build()?;
-    // On a machine that starts workers more slowly than they are killed no input would ever run.
-    let pause = Duration::from_millis(arguments.kill_every_ms).max(started.elapsed() / 2);
     let seen = Seen::default();
     let chaos = Chaos {
         arguments: &arguments,
@@ -518,8 +523,14 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
         if arguments.kill_every_ms > 0 {
             scope.spawn(|| {
                 let mut random = fastrand::Rng::with_seed(arguments.seed);
+                let mut has_run = 0;
                 while !over.load(Ordering::Relaxed) {
-                    thread::sleep(pause);
+                    thread::sleep(Duration::from_millis(arguments.kill_every_ms));
+                    // On a machine that starts workers more slowly than they are killed no input would ever run.
+                    while runs_in_all(&runs) == has_run && !over.load(Ordering::Relaxed) {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    has_run = runs_in_all(&runs);
                     chaos.harm(&mut random);
                     kills.fetch_add(1, Ordering::Relaxed);
                 }
