@@ -104,7 +104,7 @@ impl PoolBuilder {
             })
         });
         self.initializer = Some(encoded.map(|tail| {
-            bytes.extend(tail.unwrap_or_default());
+            bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
             (T::number(), bytes)
         }));
         self.initializer_name = T::NAME;

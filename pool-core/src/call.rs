@@ -1,43 +1,25 @@
 //! [`Call`]: a task with options for one call; and what all calls have in common.
 
+use std::fmt;
+use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_worker::{Frames, Task};
+use pool_worker::param::Binds;
+use pool_worker::{Attachment, CodecError, Frames, Task};
 
 use crate::backend::{Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
+use crate::by_ref::ByRef;
 use crate::error::{Codec, Error, Place, Side};
-use crate::feed::{self, Batch, Feed};
+use crate::feed::{self, Feed};
 use crate::few::Few;
-use crate::handle::{self, AsyncResult, Decode, Gather, Held};
+use crate::handle::{self, AsyncResult, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
-use crate::iter::{Imap, ImapUnordered, Packed};
+use crate::iter::{Imap, ImapUnordered};
+use crate::open::{self, Encode, Left, OneArgument, Open};
 use crate::pool::Pool;
 use crate::retries::Retries;
-
-/// Argument tuples of one element: what `map` and `imap` can fill from one input.
-///
-/// Implemented for `(A,)`; not meant to be implemented elsewhere.
-#[diagnostic::on_unimplemented(
-    message = "`{T}` does not take exactly one argument: it takes `{Self}`",
-    label = "`map` and `imap` need a task of one argument",
-    note = "use `starmap` or `istarmap`, with a tuple of arguments for each input"
-)]
-pub trait OneArgument<T> {
-    /// The argument.
-    type Argument;
-    #[doc(hidden)]
-    fn pack(argument: Self::Argument) -> Self;
-}
-
-// Without the bound the compiler would advise to make a tuple of the task.
-impl<T: Task<Args = (A,)>, A> OneArgument<T> for (A,) {
-    type Argument = A;
-    fn pack(argument: A) -> Self {
-        (argument,)
-    }
-}
 
 /// A task with options for one call: `pool.task(square).chunksize(2).map(0..5)`.
 ///
@@ -66,12 +48,33 @@ impl<T: Task<Args = (A,)>, A> OneArgument<T> for (A,) {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, Copy)]
 #[must_use = "a call does nothing until one of its methods runs it"]
-pub struct Call<'p, T> {
+pub struct Call<'p, T, O = T> {
     pool: &'p Pool,
     options: Options,
-    task: PhantomData<T>,
+    /// What all inputs begin with.
+    bound: Result<Option<Arc<Attachment>>, Error>,
+    open: PhantomData<fn() -> (T, O)>,
+}
+
+impl<T, O> Clone for Call<'_, T, O> {
+    fn clone(&self) -> Self {
+        Call {
+            pool: self.pool,
+            options: self.options,
+            bound: self.bound.clone(),
+            open: PhantomData,
+        }
+    }
+}
+
+impl<T: Task, O> fmt::Debug for Call<'_, T, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("task", &T::NAME)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'p, T: Task> Call<'p, T> {
@@ -83,8 +86,61 @@ impl<'p, T: Task> Call<'p, T> {
                 time_limit: T::TIME_LIMIT.or(pool.defaults().time_limit),
                 retries: T::RETRIES.map_or(pool.defaults().retries, Retries::new),
             },
-            task: PhantomData,
+            bound: Ok(None),
+            open: PhantomData,
         }
+    }
+}
+
+impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
+    /// Binds the first arguments, as Python's `functools.partial`: a call over those that are left. So `map` takes a task of
+    /// three arguments of which two are bound.
+    ///
+    /// What is bound is encoded once, goes to each worker once, and stays there while there is this call, or a copy of
+    /// it, or work that it was asked for. A parameter that is a reference is decoded once in each worker (`&str` and
+    /// `&[f64]` not at all: they are read where they lie), so write `&Model` rather than `Model` for what is
+    /// large.
+    ///
+    /// May be used again: it binds the first ones of those that are left. If what is bound can't be encoded, that is
+    /// the error of whatever runs the call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn line(a: f64, b: f64, x: f64) -> f64 { a * x + b }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let call = pool.task(line).partial((2.0, 1.0));
+    /// assert_eq!(call.map([1.0, 2.0])?, [3.0, 5.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn partial<B>(self, arguments: B) -> Call<'p, T, Left<T, B::Args, B::Params>>
+    where
+        B: Binds<O::Args, O::Params>,
+    {
+        self.bind(|out| arguments.encode(out))
+    }
+
+    pub(crate) fn bind<A, P>(
+        self,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+    ) -> Call<'p, T, Left<T, A, P>> {
+        Call {
+            pool: self.pool,
+            options: self.options,
+            bound: self.bound.and_then(|before| bind::<T>(before, encode)),
+            open: PhantomData,
+        }
+    }
+
+    /// The same call over references: see [`ByRef`].
+    pub fn by_ref(self) -> ByRef<'p, T, O> {
+        ByRef::new(self)
     }
 
     /// How many inputs a worker takes at once. Chunk `k` holds the inputs `k * size` up to
@@ -125,21 +181,13 @@ impl<'p, T: Task> Call<'p, T> {
     /// # Errors
     ///
     /// As [`Pool::apply`], and [`Error::InvalidSetting`].
-    pub fn apply(self, args: T::Args) -> Result<T::Output, Error> {
-        let gather = Gather::new(1);
-        let job = self.submit_one(args, &gather)?;
-        self.pool.backend().wait(job, Want::All, &*gather, None);
-        handle::use_up(gather, decode_one::<T>)
+    pub fn apply(&self, args: O::Args) -> Result<T::Output, Error> {
+        self.apply_encoded(|out| O::encode(args, out))
     }
 
     /// [`Pool::apply_async`] with these options.
-    pub fn apply_async(self, args: T::Args) -> AsyncResult<T::Output> {
-        let gather = Gather::new(1);
-        let job = self
-            .submit_one(args, &gather)
-            .map_err(|error| gather.refuse(error))
-            .ok();
-        AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job)
+    pub fn apply_async(&self, args: O::Args) -> AsyncResult<T::Output> {
+        self.apply_async_encoded(|out| O::encode(args, out))
     }
 
     /// [`Pool::map`] with these options.
@@ -147,57 +195,49 @@ impl<'p, T: Task> Call<'p, T> {
     /// # Errors
     ///
     /// As [`Pool::map`], and [`Error::InvalidSetting`].
-    pub fn map<A, I>(self, inputs: I) -> Result<Vec<T::Output>, Error>
+    pub fn map<A, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        T::Args: OneArgument<T, Argument = A>,
+        O::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.starmap(inputs.into_iter().map(OneArgument::pack))
+        self.all(inputs.into_iter(), open::give_one::<T, O>)
     }
 
     /// [`Pool::map_async`] with these options.
-    pub fn map_async<A, I>(self, inputs: I) -> AsyncResult<Vec<T::Output>>
+    pub fn map_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        T::Args: OneArgument<T, Argument = A>,
+        O::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.starmap_async(inputs.into_iter().map(OneArgument::pack))
+        self.start(inputs.into_iter(), open::give_one::<T, O>)
     }
 
     /// Like [`map`](Call::map), but keeps every outcome: one result or error for each input, in
     /// order.
-    pub fn map_results<A, I>(self, inputs: I) -> Vec<Result<T::Output, Error>>
+    pub fn map_results<A, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
-        T::Args: OneArgument<T, Argument = A>,
+        O::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.starmap_results(inputs.into_iter().map(OneArgument::pack))
+        self.each(inputs.into_iter(), open::give_one::<T, O>)
     }
 
     /// [`Pool::imap`] with these options.
-    pub fn imap<A, I>(self, inputs: I) -> Imap<'p, T, Packed<T, A, I>>
+    pub fn imap<A, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
-        T::Args: OneArgument<T, Argument = A>,
+        O::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.istarmap(
-            inputs
-                .into_iter()
-                .map(OneArgument::pack as fn(A) -> T::Args),
-        )
+        self.lazy(inputs.into_iter(), open::give_one::<T, O>)
     }
 
     /// [`Pool::imap_unordered`] with these options.
-    pub fn imap_unordered<A, I>(self, inputs: I) -> ImapUnordered<'p, T, Packed<T, A, I>>
+    pub fn imap_unordered<A, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        T::Args: OneArgument<T, Argument = A>,
+        O::Args: OneArgument<T, Argument = A>,
         I: IntoIterator<Item = A>,
     {
-        self.istarmap_unordered(
-            inputs
-                .into_iter()
-                .map(OneArgument::pack as fn(A) -> T::Args),
-        )
+        self.lazy_unordered(inputs.into_iter(), open::give_one::<T, O>)
     }
 
     /// [`Pool::starmap`] with these options.
@@ -205,72 +245,87 @@ impl<'p, T: Task> Call<'p, T> {
     /// # Errors
     ///
     /// As [`Pool::starmap`], and [`Error::InvalidSetting`].
-    pub fn starmap<I>(self, inputs: I) -> Result<Vec<T::Output>, Error>
+    pub fn starmap<I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = O::Args>,
     {
-        let mut inputs = inputs.into_iter();
-        let mut results = Vec::with_capacity(inputs.size_hint().0.min(RESERVE_MAX));
-        let mut failed = None;
-        let refused = self.run(&mut inputs, |index, outcome| {
-            keep::<T>(&mut results, &mut failed, index, outcome);
-        });
-        match failed.or(refused.map(|refusal| refusal.error)) {
-            None => Ok(results),
-            Some(error) => Err(error),
-        }
+        self.all(inputs.into_iter(), O::encode)
     }
 
     /// [`Pool::starmap_async`] with these options.
-    pub fn starmap_async<I>(self, inputs: I) -> AsyncResult<Vec<T::Output>>
+    pub fn starmap_async<I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = O::Args>,
     {
-        self.start(inputs.into_iter(), decode_all::<T>)
+        self.start(inputs.into_iter(), O::encode)
     }
 
     /// Like [`starmap`](Call::starmap), but keeps every outcome: one result or error for each
     /// input, in order.
-    pub fn starmap_results<I>(self, inputs: I) -> Vec<Result<T::Output, Error>>
+    pub fn starmap_results<I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = O::Args>,
     {
-        let mut inputs = inputs.into_iter();
-        let mut results = Vec::new();
-        let refused = self.run(&mut inputs, |index, outcome| {
-            results.push(decode::<T>(outcome, Some(index)));
-        });
-        if let Some(Refusal { error, count }) = refused {
-            let refused = (0..count).chain(inputs.map(|_| 0));
-            results.extend(refused.map(|_| Err(error.clone())));
-        }
-        results
+        self.each(inputs.into_iter(), O::encode)
     }
 
     /// [`Pool::istarmap`] with these options.
-    pub fn istarmap<I>(self, inputs: I) -> Imap<'p, T, I::IntoIter>
+    pub fn istarmap<I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = O::Args>,
     {
-        Imap::new(self.pool, self.options, inputs.into_iter())
+        self.lazy(inputs.into_iter(), O::encode)
     }
 
     /// [`Pool::istarmap_unordered`] with these options.
-    pub fn istarmap_unordered<I>(self, inputs: I) -> ImapUnordered<'p, T, I::IntoIter>
+    pub fn istarmap_unordered<I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = O::Args>,
     {
-        ImapUnordered::new(self.pool, self.options, inputs.into_iter())
+        self.lazy_unordered(inputs.into_iter(), O::encode)
+    }
+}
+
+/// What these methods have in common with those over references.
+impl<T: Task, O> Call<'_, T, O> {
+    pub(crate) fn apply_encoded(
+        &self,
+        encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
+    ) -> Result<T::Output, Error> {
+        let gather = Gather::new(1);
+        let job = self.submit_one(encode, &gather)?;
+        self.pool.backend().wait(job, Want::All, &*gather, None);
+        handle::use_up(gather, decode_one::<T>)
+    }
+
+    pub(crate) fn apply_async_encoded(
+        &self,
+        encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
+    ) -> AsyncResult<T::Output> {
+        let gather = Gather::new(1);
+        let job = self
+            .submit_one(encode, &gather)
+            .map_err(|error| gather.refuse(error))
+            .ok();
+        AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job)
     }
 
     /// Hands over one input, without what it takes to hand over many.
-    fn submit_one(&self, args: T::Args, gather: &Arc<Gather>) -> Result<JobId, Error> {
+    fn submit_one(
+        &self,
+        encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
+        gather: &Arc<Gather>,
+    ) -> Result<JobId, Error> {
         feed::check(&self.options)?;
+        let bound = self.bound.as_ref().map_err(Error::clone)?;
         let backend = self.pool.backend();
         let mut frames = Frames::default();
-        let (inputs, failed) = match frames.push(|out| T::encode_args(args, out)) {
+        let (inputs, failed) = match frames.push(encode) {
             Ok(alone) => {
-                let inputs = alone.unwrap_or(frames);
+                let mut inputs = alone.unwrap_or(frames);
+                if let Some(bound) = bound {
+                    inputs.bind(bound);
+                }
                 (Few::one(Portion { first: 0, inputs }), None)
             }
             Err(error) => (Few::default(), Some(error)),
@@ -288,16 +343,66 @@ impl<'p, T: Task> Call<'p, T> {
         Ok(id)
     }
 
+    /// All results, or the error of the lowest failing index.
+    pub(crate) fn all<X>(
+        &self,
+        mut inputs: impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+    ) -> Result<Vec<T::Output>, Error> {
+        let mut results = Vec::with_capacity(inputs.size_hint().0.min(RESERVE_MAX));
+        let mut failed = None;
+        let refused = self.run(&mut inputs, encode, |index, outcome| {
+            keep::<T>(&mut results, &mut failed, index, outcome);
+        });
+        match failed.or(refused.map(|refusal| refusal.error)) {
+            None => Ok(results),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Every outcome.
+    pub(crate) fn each<X>(
+        &self,
+        mut inputs: impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+    ) -> Vec<Result<T::Output, Error>> {
+        let mut results = Vec::new();
+        let refused = self.run(&mut inputs, encode, |index, outcome| {
+            results.push(decode::<T>(outcome, Some(index)));
+        });
+        if let Some(Refusal { error, count }) = refused {
+            let refused = (0..count).chain(inputs.map(|_| 0));
+            results.extend(refused.map(|_| Err(error.clone())));
+        }
+        results
+    }
+
+    pub(crate) fn lazy<I: Iterator>(&self, inputs: I, encode: Encode<I::Item>) -> Imap<T, I> {
+        Imap::new(self.pool, |sink| self.feed(sink), inputs, encode)
+    }
+
+    pub(crate) fn lazy_unordered<I: Iterator>(
+        &self,
+        inputs: I,
+        encode: Encode<I::Item>,
+    ) -> ImapUnordered<T, I> {
+        ImapUnordered::new(self.pool, |sink| self.feed(sink), inputs, encode)
+    }
+
     /// Draws all inputs at once, and returns while they run.
-    fn start<R>(self, inputs: impl Iterator<Item = T::Args>, decode: Decode<R>) -> AsyncResult<R> {
+    pub(crate) fn start<X>(
+        &self,
+        inputs: impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+    ) -> AsyncResult<Vec<T::Output>> {
         let gather = Gather::new(0);
         let mut id = None;
         let sent = self
             .feed(Arc::clone(&gather) as Arc<dyn Sink>)
             .and_then(|mut feed| {
-                let mut batch = Batch::default();
-                for args in inputs {
-                    feed.encode::<T>(args, &mut batch);
+                let mut batch = feed.batch();
+                for input in inputs {
+                    feed.encode(&mut batch, |out| encode(input, out));
                 }
                 let count = batch.len();
                 gather.expect(count);
@@ -311,14 +416,15 @@ impl<'p, T: Task> Call<'p, T> {
         if let Err(error) = sent {
             gather.refuse(error);
         }
-        AsyncResult::new(gather, decode, self.pool.engine(), id)
+        AsyncResult::new(gather, decode_all::<T>, self.pool.engine(), id)
     }
 
     /// Draws inputs as the workers get on, and shows `each` outcome in the order of the inputs, as they
     /// come. If inputs are refused, the rest is left in `inputs`.
-    fn run(
-        self,
-        inputs: &mut impl Iterator<Item = T::Args>,
+    fn run<X>(
+        &self,
+        inputs: &mut impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
         mut each: impl FnMut(usize, Encoded<'_>),
     ) -> Option<Refusal> {
         let inbox = Arc::new(Inbox::default());
@@ -340,8 +446,8 @@ impl<'p, T: Task> Call<'p, T> {
                 .next_multiple_of(chunk);
             if more && missing <= ahead / 2 {
                 let room = (ahead - missing).max(chunk) / chunk * chunk;
-                let (batch, goes_on) =
-                    feed.draw::<T>(room.min(DRAW_MAX.max(chunk)), || inputs.next());
+                let room = room.min(DRAW_MAX.max(chunk));
+                let (batch, goes_on) = feed.draw(room, || inputs.next(), &encode);
                 more = goes_on;
                 let count = batch.len();
                 match feed.send(batch, more) {
@@ -382,8 +488,34 @@ impl<'p, T: Task> Call<'p, T> {
     }
 
     fn feed(&self, sink: Arc<dyn Sink>) -> Result<Feed, Error> {
-        Feed::new::<T>(self.pool.backend(), sink, self.options)
+        let bound = self.bound.clone()?;
+        Feed::new::<T>(self.pool.backend(), sink, self.options, bound)
     }
+}
+
+/// Adds arguments to those that were bound before.
+fn bind<T: Task>(
+    before: Option<Arc<Attachment>>,
+    encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+) -> Result<Option<Arc<Attachment>>, Error> {
+    let failed = |why: String| {
+        Error::Encode(Codec {
+            place: Place {
+                task: T::NAME,
+                index: None,
+            },
+            what: Side::Arguments,
+            why,
+        })
+    };
+    let no_memory = |error: io::Error| failed(format!("no shared memory for them: {error}"));
+    let bytes = before.map_or(Ok(Vec::new()), |before| before.to_vec());
+    let mut bytes = bytes.map_err(no_memory)?;
+    encode(&mut bytes).map_err(|error| failed(error.to_string()))?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    Attachment::new(bytes).map(Some).map_err(no_memory)
 }
 
 /// `map` draws at least this many inputs ahead, so that it need not wake for each result.

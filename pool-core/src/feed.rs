@@ -4,11 +4,12 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Frames, Task};
+use pool_worker::{Attachment, Frames, Task};
 
 use crate::backend::{Backend, Failure, Job, JobId, Options, Outcomes, Portion, Sink};
 use crate::error::{Error, InvalidSetting};
 use crate::few::Few;
+use crate::open;
 
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
@@ -47,6 +48,8 @@ pub(crate) struct Feed {
     backend: Arc<dyn Backend>,
     sink: Arc<dyn Sink>,
     job: Job,
+    /// What all inputs begin with.
+    bound: Option<Arc<Attachment>>,
     hint: usize,
     id: Option<JobId>,
     /// The position of the next input.
@@ -61,6 +64,7 @@ pub(crate) struct Feed {
 /// Inputs that were drawn together.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
+    bound: Option<Arc<Attachment>>,
     portions: Few<Portion>,
     /// The last portion, which may get more, and the position of its first input.
     last: Frames,
@@ -91,7 +95,10 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, first: usize, inputs: Frames) {
+    fn add(&mut self, first: usize, mut inputs: Frames) {
+        if let Some(bound) = &self.bound {
+            inputs.bind(bound);
+        }
         self.bytes += inputs.size();
         self.portions.push(Portion { first, inputs });
     }
@@ -105,6 +112,7 @@ impl Feed {
         backend: &Arc<dyn Backend>,
         sink: Arc<dyn Sink>,
         options: Options,
+        bound: Option<Arc<Attachment>>,
     ) -> Result<Feed, Error> {
         check(&options)?;
         let task = T::number();
@@ -112,6 +120,7 @@ impl Feed {
             backend: Arc::clone(backend),
             sink,
             job: Job { task, options },
+            bound,
             hint: backend.hint(task),
             id: None,
             next: 0,
@@ -132,15 +141,27 @@ impl Feed {
         self.job.options.chunksize
     }
 
+    /// Nothing yet.
+    pub(crate) fn batch(&self) -> Batch {
+        Batch {
+            bound: self.bound.clone(),
+            ..Batch::default()
+        }
+    }
+
     /// Encodes the next input into a batch.
     #[inline]
-    pub(crate) fn encode<T: Task>(&self, args: T::Args, batch: &mut Batch) {
+    pub(crate) fn encode(
+        &self,
+        batch: &mut Batch,
+        encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
+    ) {
         let index = self.next + batch.count;
         batch.count += 1;
         if batch.last.count() == 0 {
             batch.first = index;
         }
-        match batch.last.push(|out| T::encode_args(args, out)) {
+        match batch.last.push(encode) {
             Ok(None) => {
                 if batch.last.count() >= PORTION_MAX || batch.last.size() >= PORTION_BYTES {
                     batch.seal();
@@ -159,10 +180,11 @@ impl Feed {
     }
 
     /// Draws and encodes up to `room` inputs, a whole number of chunks. False: there are no more.
-    pub(crate) fn draw<T: Task>(
+    pub(crate) fn draw<X>(
         &mut self,
         room: usize,
-        mut next: impl FnMut() -> Option<T::Args>,
+        mut next: impl FnMut() -> Option<X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
     ) -> (Batch, bool) {
         let chunk = self.job.options.chunksize.unwrap_or(1);
         let timed = self.slow
@@ -171,7 +193,7 @@ impl Feed {
         self.draws += 1;
         let began = timed.then(Instant::now);
         let late = || began.is_some_and(|began| began.elapsed() >= PATIENCE);
-        let mut batch = Batch::default();
+        let mut batch = self.batch();
         while batch.len() < room {
             // What was drawn should not wait for an iterator that is slow, or for large inputs; but
             // an explicit chunk is handed over whole.
@@ -183,10 +205,10 @@ impl Feed {
             {
                 break;
             }
-            let Some(args) = next() else {
+            let Some(input) = next() else {
                 return (batch, false);
             };
-            self.encode::<T>(args, &mut batch);
+            self.encode(&mut batch, |out| encode(input, out));
         }
         if timed {
             self.slow = late();

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::iter::{FusedIterator, Map};
+use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 
 use pool_worker::Task;
 
-use crate::backend::{Next, Options, Outcomes, Sink, Want};
+use crate::backend::{Backend, Next, Outcomes, Sink, Want};
 use crate::call::decode;
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::inbox::{AsTheyCome, InOrder, Inbox};
+use crate::open::Encode;
 use crate::pool::Pool;
-
-/// The inputs of `imap`, each made a tuple of one.
-pub type Packed<T, A, I> = Map<<I as IntoIterator>::IntoIter, fn(A) -> <T as Task>::Args>;
 
 /// A chunk that the pool chooses is not larger than this here, so that little is drawn ahead.
 const CHUNK_MAX: usize = 64;
@@ -58,23 +56,29 @@ const SHORT: usize = 32;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Imap<'p, T: Task, I> {
-    stream: Stream<'p, T, I>,
+pub struct Imap<T: Task, I: Iterator> {
+    stream: Stream<T, I>,
 }
 
 /// The results of [`Pool::imap_unordered`] or [`Pool::istarmap_unordered`], as they are finished.
 ///
 /// As [`Imap`], but for the order. An error tells which input it belongs to:
 /// [`Error::index`](crate::Error::index).
-pub struct ImapUnordered<'p, T: Task, I> {
-    stream: Stream<'p, T, I>,
+pub struct ImapUnordered<T: Task, I: Iterator> {
+    stream: Stream<T, I>,
 }
 
 macro_rules! results {
     ($name:ident, $order:expr) => {
-        impl<'p, T: Task, I: Iterator<Item = T::Args>> $name<'p, T, I> {
-            pub(crate) fn new(pool: &'p Pool, options: Options, inputs: I) -> Self {
-                let mut stream = Stream::new(pool, options, inputs, $order);
+        impl<T: Task, I: Iterator> $name<T, I> {
+            /// Begins to draw. Where there is no feed, the call was refused.
+            pub(crate) fn new(
+                pool: &Pool,
+                feed: impl FnOnce(Arc<dyn Sink>) -> Result<Feed, Error>,
+                inputs: I,
+                encode: Encode<I::Item>,
+            ) -> Self {
+                let mut stream = Stream::new(pool, feed, inputs, encode, $order);
                 stream.draw();
                 $name { stream }
             }
@@ -88,7 +92,7 @@ macro_rules! results {
             }
         }
 
-        impl<T: Task, I: Iterator<Item = T::Args>> Iterator for $name<'_, T, I> {
+        impl<T: Task, I: Iterator> Iterator for $name<T, I> {
             type Item = Result<T::Output, Error>;
 
             fn next(&mut self) -> Option<Self::Item> {
@@ -100,9 +104,9 @@ macro_rules! results {
             }
         }
 
-        impl<T: Task, I: Iterator<Item = T::Args>> FusedIterator for $name<'_, T, I> {}
+        impl<T: Task, I: Iterator> FusedIterator for $name<T, I> {}
 
-        impl<T: Task, I> fmt::Debug for $name<'_, T, I> {
+        impl<T: Task, I: Iterator> fmt::Debug for $name<T, I> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($name))
                     .field("task", &T::NAME)
@@ -149,19 +153,20 @@ impl Order {
 }
 
 /// What both iterators do.
-struct Stream<'p, T, I> {
-    pool: &'p Pool,
+struct Stream<T, I: Iterator> {
+    backend: Arc<dyn Backend>,
     inbox: Arc<Inbox>,
     order: Order,
     arrived: Vec<Outcomes>,
     feed: Option<Feed>,
     /// `None` once they have ended.
     inputs: Option<I>,
+    encode: Encode<I::Item>,
     drawn: usize,
     consumed: usize,
     /// What comes behind the last result.
     finally: Option<Finally>,
-    task: PhantomData<T>,
+    task: PhantomData<fn() -> T>,
 }
 
 enum Finally {
@@ -171,23 +176,30 @@ enum Finally {
     Panicked(Box<dyn Any + Send>),
 }
 
-impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
-    fn new(pool: &'p Pool, options: Options, inputs: I, order: Order) -> Self {
+impl<T: Task, I: Iterator> Stream<T, I> {
+    fn new(
+        pool: &Pool,
+        feed: impl FnOnce(Arc<dyn Sink>) -> Result<Feed, Error>,
+        inputs: I,
+        encode: Encode<I::Item>,
+        order: Order,
+    ) -> Self {
         let inbox = Arc::new(Inbox::default());
         let sink = Arc::clone(&inbox) as Arc<dyn Sink>;
         let mut stream = Stream {
-            pool,
+            backend: Arc::clone(pool.backend()),
             inbox,
             order,
             arrived: Vec::new(),
             feed: None,
             inputs: Some(inputs),
+            encode,
             drawn: 0,
             consumed: 0,
             finally: None,
             task: PhantomData,
         };
-        match Feed::new::<T>(pool.backend(), sink, options) {
+        match feed(sink) {
             Ok(feed) => stream.feed = Some(feed),
             Err(error) => stream.end(Some(Finally::Refused(error))),
         }
@@ -211,7 +223,7 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         };
         let hint = feed.hint();
         let chunk = feed.explicit_chunk().unwrap_or(hint.min(CHUNK_MAX));
-        let processes = self.pool.processes();
+        let processes = self.backend.processes();
         let bound = processes.saturating_mul(chunk.saturating_add(2));
         let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
         // Short tasks are handed over several at a time. Long ones one by one: the next input may be long
@@ -222,15 +234,14 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
         }
         let room = if hint == 1 { chunk } else { room };
         let mut panicked = None;
-        let (batch, more) = feed.draw::<T>(room, || {
-            match panic::catch_unwind(AssertUnwindSafe(|| inputs.next())) {
-                Ok(next) => next,
-                Err(payload) => {
-                    panicked = Some(Finally::Panicked(payload));
-                    None
-                }
+        let next = || match panic::catch_unwind(AssertUnwindSafe(|| inputs.next())) {
+            Ok(next) => next,
+            Err(payload) => {
+                panicked = Some(Finally::Panicked(payload));
+                None
             }
-        });
+        };
+        let (batch, more) = feed.draw(room, next, self.encode);
         let count = batch.len();
         match feed.send(batch, more) {
             Ok(()) => {
@@ -285,8 +296,7 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
                 return Err(Error::Terminated);
             };
             let want = self.order.want(self.consumed);
-            let backend = &**self.pool.backend();
-            if !self.inbox.wait(1, backend, id, want, deadline) {
+            if !self.inbox.wait(1, &*self.backend, id, want, deadline) {
                 return Err(if deadline.is_some() {
                     Error::Timeout
                 } else {
@@ -307,7 +317,7 @@ impl<'p, T: Task, I: Iterator<Item = T::Args>> Stream<'p, T, I> {
     }
 }
 
-impl<T, I> Drop for Stream<'_, T, I> {
+impl<T, I: Iterator> Drop for Stream<T, I> {
     fn drop(&mut self) {
         if let Some(feed) = &mut self.feed
             && self.consumed < self.drawn

@@ -44,6 +44,7 @@
 
 mod backend;
 mod builder;
+mod by_ref;
 mod call;
 mod callback;
 mod error;
@@ -53,6 +54,7 @@ mod handle;
 mod inbox;
 mod iter;
 mod local;
+mod open;
 mod pool;
 mod retries;
 mod scheduler;
@@ -67,22 +69,27 @@ extern crate self as pool_core;
 
 pub use pool_macros::pool_task;
 pub use pool_worker::Task;
+pub use pool_worker::param::{Binds, BindsLent, Lends, LendsAll};
 
 pub use builder::PoolBuilder;
-pub use call::{Call, OneArgument};
+pub use by_ref::ByRef;
+pub use call::Call;
 pub use error::{
     Broken, Codec, Error, InvalidSetting, MemoryLimit, Panicked, Side, Start, TimeLimit, WorkerLost,
 };
 pub use handle::AsyncResult;
-pub use iter::{Imap, ImapUnordered, Packed};
+pub use iter::{Imap, ImapUnordered};
+pub use open::{Left, OneArgument, Open};
 pub use pool::Pool;
 pub use retries::Retries;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]
 pub mod __private {
+    pub use pool_worker::param::{Array, Block, Plain, Slice, Unsized};
     pub use pool_worker::{
-        CodecError, Input, Number, Reader, Registration, RunError, Task, decode, encode,
-        encode_bytes, encode_last_bytes, encode_output_bytes, inventory,
+        CodecError, Input, Number, Reader, Registration, RunError, Tail, Task, array, decode,
+        decode_output_block, encode, encode_block, encode_last_block, encode_output_array,
+        encode_output_block, give_last_block, inventory,
     };
 }

@@ -31,7 +31,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Launcher, Setup, Waker, Watch, Worker};
+use pool_worker::{Freed, Launcher, Setup, Waker, Watch, Worker};
 
 use self::state::{Effects, State};
 use crate::backend::{Backend, Job, JobId, Portion, Sink, Waiting, Want};
@@ -124,20 +124,22 @@ impl Local {
             max_memory: settings.max_memory,
         };
         let tells_memory = settings.max_memory.is_some();
+        let (watch, waker) = Watch::new().map_err(start_error)?;
+        let freed = Freed::new(waker.clone());
         let launcher = Launcher::new(
             settings.processes,
             settings.cpus,
             settings.initializer,
             tells_memory,
             settings.contained,
+            Arc::clone(&freed),
         );
         let launcher = launcher.map_err(start_error)?;
-        let (watch, waker) = Watch::new().map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes: settings.processes,
             cpus: settings.cpus,
             initializer_name: settings.initializer_name,
-            state: Mutex::new(State::new(rules, launcher.bell().clone())),
+            state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
             launcher,
             changed: Condvar::new(),
             waker,
@@ -353,6 +355,7 @@ impl Shared {
         for sleeper in effects.sleepers.drain(..) {
             sleeper.wake();
         }
+        effects.freed.clear();
         if !effects.deliveries.is_empty() {
             DELIVERIES.set(DELIVERIES.get() + 1);
             for (sink, outcomes) in effects.deliveries.drain(..) {

@@ -8,11 +8,12 @@ use pool_worker::Task;
 
 use crate::backend::{Backend, Options};
 use crate::builder::PoolBuilder;
-use crate::call::{Call, OneArgument};
+use crate::call::Call;
 use crate::callback::Callbacks;
 use crate::error::Error;
 use crate::handle::AsyncResult;
-use crate::iter::{Imap, ImapUnordered, Packed};
+use crate::iter::{Imap, ImapUnordered};
+use crate::open::OneArgument;
 
 /// A pool of worker processes.
 ///
@@ -156,7 +157,7 @@ impl Pool {
 
     /// Runs `task` on every input, and yields the results in the order of the inputs. Work begins
     /// at once; inputs are drawn as results are consumed.
-    pub fn imap<T, A, I>(&self, task: T, inputs: I) -> Imap<'_, T, Packed<T, A, I>>
+    pub fn imap<T, A, I>(&self, task: T, inputs: I) -> Imap<T, I::IntoIter>
     where
         T: Task,
         T::Args: OneArgument<T, Argument = A>,
@@ -166,11 +167,7 @@ impl Pool {
     }
 
     /// Like [`imap`](Pool::imap), but yields the results as they are finished.
-    pub fn imap_unordered<T, A, I>(
-        &self,
-        task: T,
-        inputs: I,
-    ) -> ImapUnordered<'_, T, Packed<T, A, I>>
+    pub fn imap_unordered<T, A, I>(&self, task: T, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         T: Task,
         T::Args: OneArgument<T, Argument = A>,
@@ -203,7 +200,7 @@ impl Pool {
     }
 
     /// Like [`imap`](Pool::imap), with tuples of arguments.
-    pub fn istarmap<T, I>(&self, task: T, inputs: I) -> Imap<'_, T, I::IntoIter>
+    pub fn istarmap<T, I>(&self, task: T, inputs: I) -> Imap<T, I::IntoIter>
     where
         T: Task,
         I: IntoIterator<Item = T::Args>,
@@ -212,7 +209,7 @@ impl Pool {
     }
 
     /// Like [`imap_unordered`](Pool::imap_unordered), with tuples of arguments.
-    pub fn istarmap_unordered<T, I>(&self, task: T, inputs: I) -> ImapUnordered<'_, T, I::IntoIter>
+    pub fn istarmap_unordered<T, I>(&self, task: T, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         T: Task,
         I: IntoIterator<Item = T::Args>,

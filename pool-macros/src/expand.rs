@@ -42,9 +42,13 @@ pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> To
     // Where rustc has something to say of the types as a whole, it is to point at the signature.
     let args = params.iter().map(Travel::owned);
     let args = quote_spanned!(at(function.sig.paren_token.span.join())=> (#(#args,)*));
+    let markers = params
+        .iter()
+        .map(|param| param.marker(&private.at(param.span())));
     let types = quote_spanned!(at(function.sig.ident.span())=>
         type Args = #args;
         type Output = #output;
+        type Params = (#(#markers,)*);
     );
     let deref_type = quote_spanned!(at(function.sig.ident.span())=> type Target = #target;);
     let name = quote!(<#task as #private::Task>::NAME);
@@ -265,40 +269,35 @@ fn fn_pointer(sig: &Signature) -> TokenStream {
 
 /// The caller's side: `encode_args` and `decode_output`.
 fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> TokenStream {
-    let (last_bytes, others) = split_last_bytes(params);
-    let field = |position: usize, span: Span| syn::Index {
-        index: position as u32,
-        span,
+    let (last_block, others) = split_last_block(params);
+    let field = |position: usize, span: Span| {
+        let index = syn::Index {
+            index: position as u32,
+            span,
+        };
+        quote_spanned!(span=> __pool_task_args.#index)
     };
     let encode = others.iter().enumerate().map(|(position, param)| {
         let span = param.span();
-        let position = field(position, span);
-        let (private, encoder) = (private.at(span), param.encoder());
-        quote_spanned!(span=> #private::#encoder(&__pool_task_args.#position, __pool_task_out)?;)
+        let encode = param.encode(&private.at(span), &field(position, span));
+        quote_spanned!(span=> #encode?;)
     });
-    let tail = match last_bytes {
+    let tail = match last_block {
         None => quote!(::core::option::Option::None),
         Some(param) => {
             let span = param.span();
-            let position = field(others.len(), span);
-            let private = private.at(span);
-            quote_spanned!(span=>
-                #private::encode_last_bytes(__pool_task_args.#position, __pool_task_out)
-            )
+            param.give_last(&private.at(span), &field(others.len(), span))
         }
     };
+    let start = params
+        .iter()
+        .any(Travel::is_block)
+        .then(|| quote!(let __pool_task_start = __pool_task_out.len();));
     let decode = match output {
         ReturnType::Default => quote!(#private::decode::<()>(&__pool_task_bytes)),
         ReturnType::Type(_, ty) => {
             let travel = Travel::of(ty);
-            let span = travel.span();
-            let path = private.at(span);
-            match travel {
-                Travel::Bytes(_) => quote_spanned!(span=>
-                    ::core::result::Result::Ok(__pool_task_bytes.into_owned())
-                ),
-                _ => quote_spanned!(span=> #path::decode::<#ty>(&__pool_task_bytes)),
-            }
+            travel.decode_output(&private.at(travel.span()))
         }
     };
     quote! {
@@ -306,9 +305,10 @@ fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> Token
             __pool_task_args: Self::Args,
             __pool_task_out: &mut ::std::vec::Vec<::core::primitive::u8>,
         ) -> ::core::result::Result<
-            ::core::option::Option<::std::vec::Vec<::core::primitive::u8>>,
+            ::core::option::Option<#private::Tail>,
             #private::CodecError,
         > {
+            #start
             #(#encode)*
             ::core::result::Result::Ok(#tail)
         }
@@ -321,12 +321,12 @@ fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> Token
     }
 }
 
-/// The last parameter, if it is a byte string; and the others.
-fn split_last_bytes<'p, 'a>(
+/// The last parameter, if it is a block; and the others.
+fn split_last_block<'p, 'a>(
     params: &'p [Travel<'a>],
 ) -> (Option<&'p Travel<'a>>, &'p [Travel<'a>]) {
     match params.split_last() {
-        Some((last, others)) if last.is_bytes() => (Some(last), others),
+        Some((last, others)) if last.is_block() => (Some(last), others),
         _ => (None, params),
     }
 }
@@ -338,53 +338,45 @@ fn run(private: &Private, call: &Ident, params: &[Travel<'_>], output: &ReturnTy
     let locals: Vec<Ident> = (0..params.len())
         .map(|position| format_ident!("__pool_task_arg{position}"))
         .collect();
-    let (last_bytes, others) = split_last_bytes(params);
-    let takes = others.iter().zip(&locals).map(|(param, local)| {
-        let take = param.take(&reader);
-        quote!(let #local = #take.map_err(#decode_error)?;)
-    });
-    let read = match (last_bytes, locals.last()) {
-        // The buffer becomes the value.
-        (Some(Travel::Bytes(_)), Some(local)) if others.is_empty() => {
-            quote!(let #local = __pool_task_input.into_vec();)
-        }
-        (Some(last), Some(local)) => {
-            let take = last.take_last(&reader);
+    let (last_block, others) = split_last_block(params);
+    let whole = match params {
+        [only] => only.take_whole(&private.at(only.span())),
+        _ => None,
+    };
+    let read = match (whole, locals.first()) {
+        (Some(whole), Some(local)) => quote!(let #local = #whole.map_err(#decode_error)?;),
+        _ => {
+            let takes = params
+                .iter()
+                .zip(&locals)
+                .enumerate()
+                .map(|(at, (param, local))| {
+                    let take = param.take(&private.at(param.span()), &reader, at >= others.len());
+                    quote!(let #local = #take.map_err(#decode_error)?;)
+                });
+            // The last block is all that there is.
+            let finish = last_block
+                .is_none()
+                .then(|| quote!(#reader.finish().map_err(#decode_error)?;));
             quote! {
-                let mut #reader = #private::Reader::new(__pool_task_input.as_slice());
+                let mut #reader = #private::Reader::new(&__pool_task_input);
                 #(#takes)*
-                let #local = #take;
+                #finish
             }
         }
-        _ => quote! {
-            let mut #reader = #private::Reader::new(__pool_task_input.as_slice());
-            #(#takes)*
-            #reader.finish().map_err(#decode_error)?;
-        },
     };
     let passed = params
         .iter()
         .zip(&locals)
         .map(|(param, local)| param.pass(local));
     let result = quote!(#call(#(#passed),*));
-    let encode_error = quote!(#private::RunError::Encode);
     let encode = match output {
-        ReturnType::Default => {
-            quote!(#private::encode::<()>(&#result, __pool_task_output).map_err(#encode_error))
-        }
+        ReturnType::Default => quote! {
+            #private::encode::<()>(&#result, __pool_task_output).map_err(#private::RunError::Encode)
+        },
         ReturnType::Type(_, ty) => {
             let travel = Travel::of(ty);
-            let span = travel.span();
-            let (path, encoder) = (private.at(span), travel.encoder());
-            match travel {
-                Travel::Bytes(_) => quote_spanned!(span=> {
-                    #path::encode_output_bytes(#result, __pool_task_output);
-                    ::core::result::Result::Ok(())
-                }),
-                _ => quote_spanned!(span=>
-                    #path::#encoder(&#result, __pool_task_output).map_err(#encode_error)
-                ),
-            }
+            travel.encode_output(&private.at(travel.span()), &result)
         }
     };
     quote! {

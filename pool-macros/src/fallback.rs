@@ -43,6 +43,7 @@ pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> To
             impl #private::Task for #task {
                 type Args = [(); #first];
                 type Output = <Self as #private::Task>::Args;
+                type Params = <Self as #private::Task>::Args;
                 #constants
 
                 fn number() -> ::core::primitive::u32 {
@@ -53,7 +54,7 @@ pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> To
                     _: Self::Args,
                     _: &mut ::std::vec::Vec<::core::primitive::u8>,
                 ) -> ::core::result::Result<
-                    ::core::option::Option<::std::vec::Vec<::core::primitive::u8>>,
+                    ::core::option::Option<#private::Tail>,
                     #private::CodecError,
                 > {
                     loop {}

@@ -8,135 +8,244 @@ use syn::{GenericArgument, Ident, Path, PathArguments, Type, TypeReference};
 use crate::expand::at;
 
 /// How the value of a parameter, or a result, is written and read.
-pub(crate) enum Travel<'a> {
+pub(crate) struct Travel<'a> {
+    /// As it is written, but without the `&`.
+    ty: &'a Type,
+    /// The function takes a reference.
+    by_ref: bool,
+    kind: Kind<'a>,
+}
+
+enum Kind<'a> {
     /// `T`: by itself.
-    Owned(&'a Type),
-    /// `Vec<u8>`: as one block of bytes.
-    Bytes(&'a Type),
-    /// `&T`: the caller gives a `T`.
-    Ref(&'a Type),
-    /// `&Vec<u8>`: the caller gives the vector, and it goes as one block of bytes.
-    BytesRef(&'a Type),
+    Plain,
     /// `&str`: the caller gives a `String`, and the worker reads it in place.
-    Str(&'a Type),
-    /// `&[u8]`: the caller gives a `Vec<u8>`, and the worker reads it in place.
-    ByteSlice(&'a Type),
+    Str,
+    /// `String`.
+    String,
     /// `&[T]`: the caller gives a `Vec<T>`.
     Slice(&'a Type),
+    /// `Vec<T>`.
+    Vec(&'a Type),
+    /// Numbers that travel as one block.
+    Block(&'a Type, Form),
     /// `&Path`, `&OsStr`, `&CStr`: the caller gives what `ToOwned` makes of it. Going through the
     /// trait keeps a user's own type of that name working.
-    Unsized(&'a Type),
+    Unsized,
 }
+
+/// What holds a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// `&[P]`: the caller gives a `Vec<P>`, and the worker reads it in place.
+    Slice,
+    /// `Vec<P>`.
+    Vec,
+    /// `Box<[P]>`.
+    Boxed,
+    /// `[P; N]`.
+    Array,
+}
+
+/// The types of numbers that travel as blocks.
+const PRIMITIVES: [&str; 14] = [
+    "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize", "f32",
+    "f64",
+];
 
 impl<'a> Travel<'a> {
     /// Looks at a type as it is written, since a macro sees no more than that.
     pub(crate) fn of(ty: &'a Type) -> Self {
-        match peel(ty) {
-            Type::Reference(TypeReference { elem, .. }) => match peel(elem) {
-                Type::Slice(slice) if is_primitive(peel(&slice.elem), "u8") => {
-                    Travel::ByteSlice(elem)
-                }
-                Type::Slice(slice) => Travel::Slice(&slice.elem),
-                target if is_primitive(target, "str") => Travel::Str(elem),
-                target if is_byte_vec(target) => Travel::BytesRef(elem),
-                target if is_unsized(target) => Travel::Unsized(elem),
-                _ => Travel::Ref(elem),
+        let (ty, by_ref) = match peel(ty) {
+            Type::Reference(TypeReference { elem, .. }) => (&**elem, true),
+            _ => (ty, false),
+        };
+        let kind = match peel(ty) {
+            Type::Slice(slice) if by_ref && is_number(&slice.elem) => {
+                Kind::Block(&slice.elem, Form::Slice)
+            }
+            Type::Slice(slice) if by_ref => Kind::Slice(&slice.elem),
+            Type::Array(array) if is_number(&array.elem) => Kind::Block(&array.elem, Form::Array),
+            target if by_ref && is_primitive(target, "str") => Kind::Str,
+            target if by_ref && is_unsized(target) => Kind::Unsized,
+            target if is_string(target) => Kind::String,
+            target => match argument_of(target, &["std", "alloc"], "vec", "Vec") {
+                Some(elem) if is_number(elem) => Kind::Block(elem, Form::Vec),
+                Some(elem) => Kind::Vec(elem),
+                None => match argument_of(target, &["std", "alloc"], "boxed", "Box").map(peel) {
+                    Some(Type::Slice(slice)) if is_number(&slice.elem) => {
+                        Kind::Block(&slice.elem, Form::Boxed)
+                    }
+                    _ => Kind::Plain,
+                },
             },
-            target if is_byte_vec(target) => Travel::Bytes(ty),
-            _ => Travel::Owned(ty),
-        }
+        };
+        Travel { ty, by_ref, kind }
     }
 
     /// Where a missing trait is to be underlined: at the user's type, but with the macro's names.
     pub(crate) fn span(&self) -> Span {
-        let (Travel::Owned(ty)
-        | Travel::Bytes(ty)
-        | Travel::Ref(ty)
-        | Travel::BytesRef(ty)
-        | Travel::Str(ty)
-        | Travel::ByteSlice(ty)
-        | Travel::Slice(ty)
-        | Travel::Unsized(ty)) = self;
-        at(ty.span())
+        match self.kind {
+            Kind::Slice(elem) => at(elem.span()),
+            _ => at(self.ty.span()),
+        }
     }
 
     /// The type that the caller gives.
     pub(crate) fn owned(&self) -> TokenStream {
-        let span = self.span();
-        match self {
-            Travel::Owned(ty) | Travel::Bytes(ty) | Travel::Ref(ty) | Travel::BytesRef(ty) => {
-                ty.to_token_stream()
+        let (span, ty) = (self.span(), self.ty);
+        match self.kind {
+            Kind::Str => quote_spanned!(span=> ::std::string::String),
+            Kind::Slice(elem) | Kind::Block(elem, Form::Slice) => {
+                quote_spanned!(span=> ::std::vec::Vec<#elem>)
             }
-            Travel::Str(_) => quote_spanned!(span=> ::std::string::String),
-            Travel::ByteSlice(_) => {
-                quote_spanned!(span=> ::std::vec::Vec<::core::primitive::u8>)
-            }
-            Travel::Slice(elem) => quote_spanned!(span=> ::std::vec::Vec<#elem>),
-            Travel::Unsized(ty) => quote_spanned!(span=> <#ty as ::std::borrow::ToOwned>::Owned),
+            Kind::Unsized => quote_spanned!(span=> <#ty as ::std::borrow::ToOwned>::Owned),
+            _ => ty.to_token_stream(),
         }
     }
 
-    /// The function of `__private` that writes the value.
-    pub(crate) fn encoder(&self) -> TokenStream {
-        let span = self.span();
-        match self {
-            Travel::Bytes(_) | Travel::BytesRef(_) | Travel::ByteSlice(_) => {
-                quote_spanned!(span=> encode_bytes)
+    /// The marker that says how it travels, for those who lend it.
+    pub(crate) fn marker(&self, private: &TokenStream) -> TokenStream {
+        let (span, ty) = (self.span(), self.ty);
+        let owned = self.owned();
+        match self.kind {
+            Kind::Plain => quote_spanned!(span=> #private::Plain<#ty>),
+            Kind::Str | Kind::String => {
+                quote_spanned!(span=> #private::Unsized<::core::primitive::str>)
             }
-            Travel::Str(_) => quote_spanned!(span=> encode),
-            Travel::Slice(elem) => quote_spanned!(span=> encode::<[#elem]>),
-            Travel::Owned(ty) | Travel::Ref(ty) | Travel::Unsized(ty) => {
-                quote_spanned!(span=> encode::<#ty>)
-            }
+            Kind::Unsized => quote_spanned!(span=> #private::Unsized<#ty>),
+            Kind::Slice(elem) | Kind::Vec(elem) => quote_spanned!(span=> #private::Slice<#elem>),
+            Kind::Block(_, Form::Array) => quote_spanned!(span=> #private::Array<#ty>),
+            Kind::Block(elem, _) => quote_spanned!(span=> #private::Block<#owned, #elem>),
         }
     }
 
-    /// The call that takes the value off `reader`, a `Result`.
-    pub(crate) fn take(&self, reader: &Ident) -> TokenStream {
-        let span = self.span();
-        match self {
-            Travel::Str(ty) => quote_spanned!(span=> #reader.take::<&#ty>()),
-            Travel::ByteSlice(_) => quote_spanned!(span=> #reader.take_bytes()),
-            Travel::Bytes(_) | Travel::BytesRef(_) => {
-                quote_spanned!(span=> #reader.take_bytes().map(<[::core::primitive::u8]>::to_vec))
+    /// The call that appends the value of this expression to what is written, a `Result`.
+    pub(crate) fn encode(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
+        let (span, ty) = (self.span(), self.ty);
+        let (out, start) = (quote!(__pool_task_out), quote!(__pool_task_start));
+        match self.kind {
+            Kind::Block(elem, _) => {
+                quote_spanned!(span=> #private::encode_block::<#elem>(&#value, #out, #start))
             }
-            _ => {
-                let owned = self.owned();
-                quote_spanned!(span=> #reader.take_owned::<#owned>())
-            }
+            Kind::Str => quote_spanned!(span=> #private::encode(&#value, #out)),
+            Kind::Slice(elem) => quote_spanned!(span=> #private::encode::<[#elem]>(&#value, #out)),
+            _ => quote_spanned!(span=> #private::encode::<#ty>(&#value, #out)),
         }
     }
 
-    /// Whether it is a byte string, which needs no length where nothing comes behind it.
-    pub(crate) fn is_bytes(&self) -> bool {
-        matches!(
-            self,
-            Travel::Bytes(_) | Travel::BytesRef(_) | Travel::ByteSlice(_)
-        )
+    /// The same for a block behind which nothing comes: an `Option` of what is to follow.
+    pub(crate) fn give_last(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
+        let span = self.span();
+        let (out, start) = (quote!(__pool_task_out), quote!(__pool_task_start));
+        match self.kind {
+            Kind::Block(elem, Form::Array) => quote_spanned!(span=> {
+                #private::encode_last_block::<#elem>(&#value, #out, #start);
+                ::core::option::Option::None
+            }),
+            Kind::Block(elem, _) => {
+                quote_spanned!(span=> #private::give_last_block::<#elem>(#value, #out, #start))
+            }
+            _ => quote!(::core::option::Option::None),
+        }
     }
 
-    /// The call that takes a byte string behind which nothing comes off `reader`.
-    pub(crate) fn take_last(&self, reader: &Ident) -> TokenStream {
+    /// The call that writes a whole result, a `Result`.
+    pub(crate) fn encode_output(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
+        let (span, ty) = (self.span(), self.ty);
+        match self.kind {
+            Kind::Block(elem, Form::Array) => quote_spanned!(span=> {
+                #private::encode_output_array::<#elem>(&#value, __pool_task_output);
+                ::core::result::Result::Ok(())
+            }),
+            Kind::Block(elem, _) => quote_spanned!(span=> {
+                #private::encode_output_block::<#elem>(#value, __pool_task_output);
+                ::core::result::Result::Ok(())
+            }),
+            _ => quote_spanned!(span=>
+                #private::encode::<#ty>(&#value, __pool_task_output)
+                    .map_err(#private::RunError::Encode)
+            ),
+        }
+    }
+
+    /// The call that decodes a whole result, a `Result`.
+    pub(crate) fn decode_output(&self, private: &TokenStream) -> TokenStream {
+        let (span, ty) = (self.span(), self.ty);
+        match self.kind {
+            Kind::Block(elem, form) => {
+                let block = quote_spanned!(span=> #private::decode_output_block::<#elem>(__pool_task_bytes));
+                match form {
+                    Form::Array => {
+                        quote_spanned!(span=> #block.and_then(|block| #private::array(&block)))
+                    }
+                    Form::Boxed => {
+                        quote_spanned!(span=> #block.map(::std::vec::Vec::into_boxed_slice))
+                    }
+                    Form::Vec | Form::Slice => block,
+                }
+            }
+            _ => quote_spanned!(span=> #private::decode::<#ty>(&__pool_task_bytes)),
+        }
+    }
+
+    /// Whether it is a block, which needs no length where nothing comes behind it.
+    pub(crate) fn is_block(&self) -> bool {
+        matches!(self.kind, Kind::Block(..))
+    }
+
+    /// The whole input as the value, if it is a block that the function takes as a vector: a `Result`.
+    pub(crate) fn take_whole(&self, private: &TokenStream) -> Option<TokenStream> {
         let span = self.span();
-        match self {
-            Travel::ByteSlice(_) => quote_spanned!(span=> #reader.take_last_bytes()),
-            _ => quote_spanned!(span=> #reader.take_last_bytes().to_vec()),
+        match self.kind {
+            Kind::Block(elem, Form::Vec) => Some(quote_spanned!(span=>
+                #private::Input::into_block::<#elem>(__pool_task_input)
+            )),
+            _ => None,
+        }
+    }
+
+    /// The call that takes the value off `reader`, a `Result`. `last`: nothing comes behind it.
+    pub(crate) fn take(&self, private: &TokenStream, reader: &Ident, last: bool) -> TokenStream {
+        let (span, ty, owned) = (self.span(), self.ty, self.owned());
+        match self.kind {
+            Kind::Str => quote_spanned!(span=> #reader.take::<&#ty>()),
+            Kind::Block(elem, form) => {
+                let block = if last {
+                    quote_spanned!(span=> #reader.take_last_block::<#elem>())
+                } else {
+                    quote_spanned!(span=> #reader.take_block::<#elem>())
+                };
+                match form {
+                    Form::Slice => block,
+                    Form::Vec => {
+                        quote_spanned!(span=> #block.map(::std::borrow::Cow::into_owned))
+                    }
+                    Form::Boxed => quote_spanned!(span=>
+                        #block.map(|block| block.into_owned().into_boxed_slice())
+                    ),
+                    Form::Array => quote_spanned!(span=>
+                        #block.and_then(|block| #private::array::<#elem, _>(&block))
+                    ),
+                }
+            }
+            _ if self.by_ref => quote_spanned!(span=> #reader.take_kept::<#owned>()),
+            _ => quote_spanned!(span=> #reader.take_owned::<#owned>()),
         }
     }
 
     /// What the function is called with, given the local variable that holds the value.
     pub(crate) fn pass(&self, local: &Ident) -> TokenStream {
-        let span = self.span();
-        match self {
-            Travel::Owned(_) | Travel::Bytes(_) | Travel::Str(_) | Travel::ByteSlice(_) => {
-                quote!(#local)
+        let (span, ty) = (self.span(), self.ty);
+        match self.kind {
+            Kind::Unsized => {
+                quote_spanned!(span=> ::core::borrow::Borrow::<#ty>::borrow(&*#local))
             }
-            Travel::Ref(_) | Travel::BytesRef(_) | Travel::Slice(_) => {
-                quote_spanned!(span=> &#local)
-            }
-            Travel::Unsized(ty) => {
-                quote_spanned!(span=> ::core::borrow::Borrow::<#ty>::borrow(&#local))
-            }
+            Kind::Block(_, Form::Slice) => quote_spanned!(span=> &*#local),
+            Kind::Block(..) if self.by_ref => quote_spanned!(span=> &#local),
+            Kind::Str => quote!(#local),
+            _ if self.by_ref => quote_spanned!(span=> &*#local),
+            _ => quote!(#local),
         }
     }
 }
@@ -180,30 +289,48 @@ fn is_unsized(ty: &Type) -> bool {
         })
 }
 
-/// `Vec<u8>`, or the same by its full path. Another path, `arena::Vec<u8>`, is another type.
-fn is_byte_vec(ty: &Type) -> bool {
-    let Some(path) = plain_path(ty) else {
-        return false;
+/// One of the numbers that travel as blocks.
+fn is_number(ty: &Type) -> bool {
+    let ty = peel(ty);
+    PRIMITIVES.iter().any(|name| is_primitive(ty, name))
+}
+
+/// `String`, or the same by its full path.
+fn is_string(ty: &Type) -> bool {
+    standard(ty, &["std", "alloc"], "string", "String").is_some_and(|arguments| arguments.is_none())
+}
+
+/// The `T` of `Vec<T>`, or of the same by its full path. Another path, `arena::Vec<u8>`, is another type.
+fn argument_of<'a>(ty: &'a Type, crates: &[&str], module: &str, name: &str) -> Option<&'a Type> {
+    let PathArguments::AngleBracketed(arguments) = standard(ty, crates, module, name)? else {
+        return None;
     };
-    let mut names = path.segments.iter().map(|segment| &segment.ident);
-    let standard = match path.segments.len() {
-        1 => names.all(|name| name == "Vec"),
+    let mut arguments = arguments.args.iter();
+    match (arguments.next()?, arguments.next()) {
+        (GenericArgument::Type(ty), None) => Some(ty),
+        _ => None,
+    }
+}
+
+/// The arguments of a type of the standard library, by its name alone or by its full path.
+fn standard<'a>(
+    ty: &'a Type,
+    crates: &[&str],
+    module: &str,
+    name: &str,
+) -> Option<&'a PathArguments> {
+    let path = plain_path(ty)?;
+    let last = path.segments.last()?;
+    let mut before = path.segments.iter().map(|segment| &segment.ident);
+    let is_it = match path.segments.len() {
+        1 => path.leading_colon.is_none(),
         3 => {
-            names
+            before
                 .next()
-                .is_some_and(|name| name == "std" || name == "alloc")
-                && names.next().is_some_and(|name| name == "vec")
-                && names.next().is_some_and(|name| name == "Vec")
+                .is_some_and(|found| crates.iter().any(|name| found == name))
+                && before.next().is_some_and(|found| found == module)
         }
         _ => false,
     };
-    let arguments = path.segments.last().map(|segment| &segment.arguments);
-    let Some(PathArguments::AngleBracketed(arguments)) = arguments else {
-        return false;
-    };
-    let mut arguments = arguments.args.iter();
-    let first = arguments.next();
-    standard
-        && arguments.next().is_none()
-        && matches!(first, Some(GenericArgument::Type(ty)) if is_primitive(peel(ty), "u8"))
+    (is_it && last.ident == name).then_some(&last.arguments)
 }

@@ -1,18 +1,38 @@
 //! How values become bytes: postcard, one value after the other, and nothing between them.
 //!
 //! The functions here are what `#[pool_task]` calls; the choice of format is made in this file
-//! alone. Byte strings (`Vec<u8>`, `&[u8]`) go as one block instead of element by element, and one behind
-//! which nothing comes goes without its length: its buffer can become the value.
+//! alone.
+//!
+//! # Blocks
+//!
+//! Numbers that stand together (`Vec<u8>`, `&[f64]`, `[u32; 8]`) go as one block of bytes, as they lie in memory, instead
+//! of element by element: both sides are the same program on the same kind of machine. A block behind which nothing
+//! comes goes without its length, and a long one as its own buffer. One that is too long for a frame is aligned,
+//! counted from the start of the input, so that it can be read where it arrived.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::mem;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
 
+use bytemuck::Pod;
 use serde::Serialize;
 use serde::de::Deserialize;
 
+use crate::attach::Attached;
 use crate::decode as decoding;
 use crate::encode as encoding;
 use crate::frames::FRAME_MAX;
+
+/// The numbers that go as blocks.
+pub trait Primitive: Pod + Send + Sync {}
+
+macro_rules! primitives {
+    ($($name:ident)*) => {$(impl Primitive for $name {})*};
+}
+primitives! { u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64 }
 
 /// A value could not be encoded or decoded; prints the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,36 +56,148 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(),
     })
 }
 
-/// Appends a byte string to `out`, as one block.
+/// How many bytes to leave out at `offset`, so that a block of so many bytes is aligned.
 #[inline]
-pub fn encode_bytes(value: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
-    encode(serde_bytes::Bytes::new(value), out)
+fn padding<P>(offset: usize, bytes: usize) -> usize {
+    if bytes > FRAME_MAX {
+        offset.wrapping_neg() % align_of::<P>()
+    } else {
+        0
+    }
 }
 
-/// Appends a byte string behind which nothing comes; or, if it is long, gives it back.
 #[inline]
-pub fn encode_last_bytes(value: Vec<u8>, out: &mut Vec<u8>) -> Option<Vec<u8>> {
-    if value.len() > FRAME_MAX {
-        return Some(value);
+fn pad<P>(block: &[P], out: &mut Vec<u8>, start: usize) {
+    let padding = padding::<P>(out.len() - start, size_of_val(block));
+    out.resize(out.len() + padding, 0);
+}
+
+/// Appends a block to `out`, of which the input begins at `start`.
+#[inline]
+pub fn encode_block<P: Primitive>(
+    block: &[P],
+    out: &mut Vec<u8>,
+    start: usize,
+) -> Result<(), CodecError> {
+    encode(&block.len(), out)?;
+    encode_last_block(block, out, start);
+    Ok(())
+}
+
+/// Appends a block behind which nothing comes.
+#[inline]
+pub fn encode_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usize) {
+    pad(block, out, start);
+    out.extend_from_slice(bytemuck::cast_slice(block));
+}
+
+/// The same, but a long one is given back, to follow what was appended.
+#[inline]
+pub fn give_last_block<P: Primitive>(
+    block: impl Into<Vec<P>> + AsRef<[P]>,
+    out: &mut Vec<u8>,
+    start: usize,
+) -> Option<Tail> {
+    if size_of_val(block.as_ref()) > FRAME_MAX {
+        pad(block.as_ref(), out, start);
+        return Some(Tail(Arc::new(Block(block.into()))));
     }
-    out.extend_from_slice(&value);
+    encode_last_block(block.as_ref(), out, start);
     None
 }
 
-/// Writes a byte string that is a whole result. A long one is not copied.
-#[inline]
-pub fn encode_output_bytes(value: Vec<u8>, out: &mut Vec<u8>) {
-    if value.len() > FRAME_MAX && out.is_empty() {
-        *out = value;
-    } else {
-        out.extend_from_slice(&value);
+/// What follows an encoded input, in a buffer of its own.
+#[derive(Clone)]
+pub struct Tail(Arc<dyn AsRef<[u8]> + Send + Sync>);
+
+struct Block<P>(Vec<P>);
+
+impl<P: Primitive> AsRef<[u8]> for Block<P> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
     }
+}
+
+impl From<Vec<u8>> for Tail {
+    fn from(bytes: Vec<u8>) -> Tail {
+        Tail(Arc::new(bytes))
+    }
+}
+
+impl Tail {
+    /// Its bytes.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tail").field(&self.bytes().len()).finish()
+    }
+}
+
+/// Writes a block that is a whole result. A long byte string is not copied.
+#[inline]
+pub fn encode_output_block<P: Primitive>(block: impl Into<Vec<P>> + AsRef<[P]>, out: &mut Vec<u8>) {
+    if size_of_val(block.as_ref()) <= FRAME_MAX || align_of::<P>() > 1 || !out.is_empty() {
+        out.extend_from_slice(bytemuck::cast_slice(block.as_ref()));
+    } else {
+        *out = into_vec(block.into());
+    }
+}
+
+/// The same of an array.
+#[inline]
+pub fn encode_output_array<P: Primitive>(block: &[P], out: &mut Vec<u8>) {
+    out.extend_from_slice(bytemuck::cast_slice(block));
+}
+
+/// The same bytes in another kind of vector, without a copy where they need no other alignment.
+#[inline]
+fn into_vec<P: Primitive, Q: Primitive>(from: Vec<P>) -> Vec<Q> {
+    bytemuck::try_cast_vec(from).unwrap_or_else(|(_, from)| copied(bytemuck::cast_slice(&from)))
+}
+
+/// Numbers of these bytes, wherever they lie.
+#[inline]
+fn copied<P: Primitive>(bytes: &[u8]) -> Vec<P> {
+    bytemuck::pod_collect_to_vec(bytes)
+}
+
+/// Decodes a whole result that is a block.
+#[inline]
+pub fn decode_output_block<P: Primitive>(bytes: Cow<'_, [u8]>) -> Result<Vec<P>, CodecError> {
+    whole::<P>(&bytes)?;
+    Ok(match bytes {
+        Cow::Owned(bytes) => into_vec(bytes),
+        Cow::Borrowed(bytes) => copied(bytes),
+    })
+}
+
+/// The array of a block.
+#[inline]
+pub fn array<P: Primitive, const N: usize>(block: &[P]) -> Result<[P; N], CodecError> {
+    block.try_into().map_err(|_| {
+        let len = block.len();
+        CodecError(format!("{len} numbers for an array of {N}"))
+    })
+}
+
+/// How many numbers there are in so many bytes.
+#[inline]
+fn whole<P>(bytes: &[u8]) -> Result<usize, CodecError> {
+    if bytes.len().is_multiple_of(size_of::<P>()) {
+        return Ok(bytes.len() / size_of::<P>());
+    }
+    Err(CodecError("a part of a number is missing".to_owned()))
 }
 
 /// Decodes one value that fills `bytes` to the end.
 #[inline]
 pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecError> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = Reader::over(bytes);
     let value = reader.take_owned()?;
     reader.finish()?;
     Ok(value)
@@ -73,42 +205,78 @@ pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecErro
 
 /// The encoded arguments of one input, in a worker.
 #[derive(Debug)]
-pub enum Input<'a> {
+pub struct Input<'a> {
+    /// Those that all inputs of the call have in common, which come first.
+    bound: Option<&'a Attached>,
+    rest: Rest<'a>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Rest<'a> {
     /// Where they arrived.
     Shared(&'a [u8]),
     /// In a buffer of this process. Whoever takes it away leaves none for the next.
     Buffer(&'a mut Vec<u8>),
 }
 
-impl Input<'_> {
-    /// The bytes, in place.
+impl<'a> Input<'a> {
     #[inline]
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Input::Shared(bytes) => bytes,
-            Input::Buffer(bytes) => bytes,
+    pub(crate) fn new(rest: Rest<'a>, bound: Option<&'a Attached>) -> Self {
+        Input { bound, rest }
+    }
+
+    #[inline]
+    fn rest(&self) -> &[u8] {
+        match &self.rest {
+            Rest::Shared(bytes) => bytes,
+            Rest::Buffer(bytes) => bytes,
         }
     }
 
-    /// The bytes, if they are one byte string.
+    /// The numbers, if the only argument is a block of them.
     #[inline]
-    pub fn into_vec(self) -> Vec<u8> {
+    pub fn into_block<P: Primitive>(self) -> Result<Vec<P>, CodecError> {
         match self {
-            Input::Shared(bytes) => bytes.to_vec(),
-            Input::Buffer(bytes) => mem::take(bytes),
+            // Only a byte string takes the buffer with it.
+            Input {
+                bound: None,
+                rest: Rest::Buffer(bytes),
+            } if align_of::<P>() == 1 => Ok(into_vec(mem::take(bytes))),
+            input => Ok(Reader::new(&input).take_last_block()?.into_owned()),
         }
     }
 }
 
-/// Takes values off the front of a block of bytes.
+/// Takes values off the front of an input.
 #[derive(Debug)]
-pub struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a> {
+    bound: Option<&'a Attached>,
+    /// What of that was not taken yet.
+    bound_rest: &'a [u8],
+    rest: &'a [u8],
+    /// How many bytes there were behind the bound ones.
+    len: usize,
+}
 
 impl<'a> Reader<'a> {
-    /// A reader over all of `bytes`.
+    /// A reader over all of `input`.
     #[inline]
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Reader(bytes)
+    pub fn new(input: &'a Input<'_>) -> Self {
+        Reader {
+            bound: input.bound,
+            bound_rest: input.bound.map_or(&[], Attached::bytes),
+            ..Reader::over(input.rest())
+        }
+    }
+
+    #[inline]
+    fn over(bytes: &'a [u8]) -> Self {
+        Reader {
+            bound: None,
+            bound_rest: &[],
+            rest: bytes,
+            len: bytes.len(),
+        }
     }
 
     /// Takes a value that owns all it has.
@@ -120,29 +288,111 @@ impl<'a> Reader<'a> {
     /// Takes a value that may borrow from the bytes, such as `&str`.
     #[inline]
     pub fn take<T: Deserialize<'a>>(&mut self) -> Result<T, CodecError> {
-        let (value, rest) = decoding::decode(self.0).map_err(CodecError)?;
-        self.0 = rest;
+        let (from, _) = self.part();
+        let (value, rest) = decoding::decode(from).map_err(CodecError)?;
+        *from = rest;
         Ok(value)
     }
 
-    /// Takes a byte string, in place.
+    /// Takes a value of which a reference is wanted. One that is bound is decoded for the first input only.
     #[inline]
-    pub fn take_bytes(&mut self) -> Result<&'a [u8], CodecError> {
-        self.take::<&serde_bytes::Bytes>().map(|bytes| &**bytes)
+    pub fn take_kept<T: for<'de> Deserialize<'de> + 'static>(
+        &mut self,
+    ) -> Result<Kept<T>, CodecError> {
+        let Some(bound) = self.bound.filter(|_| !self.bound_rest.is_empty()) else {
+            return self.take().map(Kept::Own);
+        };
+        let (value, rest) = bound.keep(self.bound_rest, || {
+            let value = self.take::<T>()?;
+            Ok((value, self.bound_rest.len()))
+        })?;
+        self.bound_rest = rest;
+        Ok(Kept::Bound(value))
     }
 
-    /// Takes all that is left, in place: a byte string behind which nothing comes.
+    /// Where the next value lies, and how far that is from the start.
     #[inline]
-    pub fn take_last_bytes(&mut self) -> &'a [u8] {
-        mem::take(&mut self.0)
+    fn part(&mut self) -> (&mut &'a [u8], usize) {
+        if self.bound_rest.is_empty() {
+            let at = self.len - self.rest.len();
+            (&mut self.rest, at)
+        } else {
+            let len = self.bound.map_or(0, |bound| bound.bytes().len());
+            let at = len - self.bound_rest.len();
+            (&mut self.bound_rest, at)
+        }
+    }
+
+    /// Takes a block, in place if it is aligned there.
+    #[inline]
+    pub fn take_block<P: Primitive>(&mut self) -> Result<Cow<'a, [P]>, CodecError> {
+        let count: usize = self.take()?;
+        let (from, at) = self.part();
+        let len = count.checked_mul(size_of::<P>());
+        let (block, rest) = len
+            .and_then(|len| {
+                let padding = padding::<P>(at, len);
+                from.get(padding..)?.split_at_checked(len)
+            })
+            .ok_or_else(|| CodecError("more numbers than there are bytes for".to_owned()))?;
+        *from = rest;
+        Ok(in_place(block))
+    }
+
+    /// Takes all that is left: a block behind which nothing comes.
+    #[inline]
+    pub fn take_last_block<P: Primitive>(&mut self) -> Result<Cow<'a, [P]>, CodecError> {
+        if !self.bound_rest.is_empty() {
+            return self.take_block();
+        }
+        let (from, at) = self.part();
+        let rest = mem::take(from);
+        let aligned = rest.get(padding::<P>(at, usize::MAX)..).unwrap_or_default();
+        let block = if aligned.len() > FRAME_MAX {
+            aligned
+        } else {
+            rest
+        };
+        whole::<P>(block)?;
+        Ok(in_place(block))
     }
 
     /// Says that nothing more is expected.
     #[inline]
     pub fn finish(self) -> Result<(), CodecError> {
-        match self.0.len() {
+        match self.bound_rest.len() + self.rest.len() {
             0 => Ok(()),
             rest => Err(CodecError(format!("{rest} bytes more than the type takes"))),
         }
+    }
+}
+
+/// A value of which a reference is wanted.
+#[derive(Debug)]
+pub enum Kept<T> {
+    /// It is for this input.
+    Own(T),
+    /// It is for all inputs of the call.
+    Bound(Rc<T>),
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        match self {
+            Kept::Own(value) => value,
+            Kept::Bound(value) => value,
+        }
+    }
+}
+
+/// The numbers of a whole block; where they lie, if they are aligned there.
+#[inline]
+fn in_place<P: Primitive>(block: &[u8]) -> Cow<'_, [P]> {
+    match bytemuck::try_cast_slice(block) {
+        Ok(numbers) => Cow::Borrowed(numbers),
+        Err(_) => Cow::Owned(copied(block)),
     }
 }

@@ -6,6 +6,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
+
+use crate::attach::Attachment;
+use crate::codec::Tail;
 
 /// The longest byte string that stands with others, in bytes.
 pub const FRAME_MAX: usize = 32 * 1024;
@@ -58,20 +62,33 @@ pub(crate) fn read_word(word: [u8; WORD]) -> (usize, u32) {
 }
 
 /// Byte strings, in order.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, Default)]
 pub struct Frames {
     /// From `start` on: `count` frames, or the one byte string that stands alone, with this tag.
     bytes: Vec<u8>,
     start: usize,
     count: usize,
     alone: Option<Tag>,
-    /// What comes behind `bytes`, of one that stands alone.
-    #[expect(
-        clippy::box_collection,
-        reason = "it is rare, and frames are moved often"
-    )]
-    tail: Option<Box<Vec<u8>>>,
+    /// What is rare, in a box, for frames are moved often.
+    extra: Option<Box<Extra>>,
 }
+
+#[derive(Clone, Default)]
+struct Extra {
+    /// What comes behind `bytes`, of one that stands alone.
+    tail: Option<Tail>,
+    /// What all the byte strings have in front of them.
+    bound: Option<Arc<Attachment>>,
+}
+
+impl PartialEq for Frames {
+    fn eq(&self, other: &Frames) -> bool {
+        (self.count, self.alone, self.rest(), self.tail())
+            == (other.count, other.alone, other.rest(), other.tail())
+    }
+}
+
+impl Eq for Frames {}
 
 impl fmt::Debug for Frames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -91,7 +108,7 @@ impl Frames {
                 start: 0,
                 count: 1,
                 alone: Some(tag),
-                tail: None,
+                extra: None,
             };
         }
         let mut framed = Vec::with_capacity(WORD + bytes.len());
@@ -112,7 +129,7 @@ impl Frames {
             start: 0,
             count,
             alone: None,
-            tail: None,
+            extra: None,
         }
     }
 
@@ -125,7 +142,7 @@ impl Frames {
     #[inline]
     pub fn push<E>(
         &mut self,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<Option<Vec<u8>>, E>,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<Option<Tail>, E>,
     ) -> Result<Option<Frames>, E> {
         let bytes = &mut self.bytes;
         let at = bytes.len();
@@ -154,8 +171,31 @@ impl Frames {
             start,
             count: 1,
             alone: Some(Tag::Value),
-            tail: tail.map(Box::new),
+            extra: tail.map(|tail| {
+                Box::new(Extra {
+                    tail: Some(tail),
+                    ..Extra::default()
+                })
+            }),
         }))
+    }
+
+    /// The arguments in this attachment are in front of all byte strings.
+    pub fn bind(&mut self, bound: &Arc<Attachment>) {
+        let extra = self.extra.get_or_insert_default();
+        extra.bound = Some(Arc::clone(bound));
+    }
+
+    /// Whether workers need something else before they get these.
+    #[inline]
+    pub fn has_attachments(&self) -> bool {
+        self.bound().is_some()
+    }
+
+    /// What all the byte strings have in front of them.
+    #[inline]
+    pub fn bound(&self) -> Option<&Arc<Attachment>> {
+        self.extra.as_ref()?.bound.as_ref()
     }
 
     /// How many byte strings there are.
@@ -176,7 +216,8 @@ impl Frames {
     }
 
     fn tail(&self) -> &[u8] {
-        self.tail.as_deref().map_or(&[], Vec::as_slice)
+        let tail = self.extra.as_ref().and_then(|extra| extra.tail.as_ref());
+        tail.map_or(&[], Tail::bytes)
     }
 
     /// Takes the first `front` away, as frames of their own.
@@ -188,7 +229,10 @@ impl Frames {
         let taken = self.bytes[self.start..cut].to_vec();
         self.start = cut;
         self.count -= front;
-        Frames::many(taken, front)
+        Frames {
+            extra: self.extra.clone(),
+            ..Frames::many(taken, front)
+        }
     }
 
     /// The same, in a buffer that was used before and is now another's.
@@ -206,7 +250,10 @@ impl Frames {
         bytes.extend_from_slice(&self.bytes[self.start..self.start + len]);
         self.start += len;
         self.count -= front;
-        Frames::many(bytes, front)
+        Frames {
+            extra: self.extra.clone(),
+            ..Frames::many(bytes, front)
+        }
     }
 
     /// Takes the first byte string away, and shows it.
@@ -226,8 +273,8 @@ impl Frames {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.drain(..self.start);
         self.start = 0;
-        if let Some(mut tail) = self.tail.take() {
-            bytes.append(&mut tail);
+        if let Some(tail) = self.extra.as_mut().and_then(|extra| extra.tail.take()) {
+            bytes.extend_from_slice(tail.bytes());
         }
         bytes
     }
@@ -403,7 +450,7 @@ mod tests {
         push(&mut frames, b"one");
         let pushed = frames.push(|out| {
             out.extend_from_slice(b"head ");
-            Ok::<_, ()>(Some(b"and tail".to_vec()))
+            Ok::<_, ()>(Some(b"and tail".to_vec().into()))
         });
         let mut alone = pushed.unwrap().expect("a tail makes it stand alone");
         assert_eq!(alone.size(), 13);

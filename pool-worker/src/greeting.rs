@@ -3,8 +3,8 @@
 //!
 //! # The conversation
 //!
-//! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and three or four
-//! descriptors: the memory of its rings, the bell, the line, and the arguments of its initializer. The *line* is the
+//! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and four or five
+//! descriptors: the memory of its rings, the bell, the line, where attachments come, and the arguments of its initializer. The *line* is the
 //! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there is an initializer, the parent
 //! answers with [`Control::Setup`] over a channel that came with the hello; and the worker writes what came of it into
 //! its ring of replies, as if it were the result of an input. From then on everything goes through the rings.
@@ -51,7 +51,7 @@ use crate::registry;
 use crate::scarce::no;
 
 /// Must be the same on both sides; they are the same binary, so a difference is a fault of ours.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// What a worker is told first, besides its descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -176,26 +176,27 @@ pub(crate) struct Line {
 }
 
 impl Talk {
-    /// Introduces a worker that has the other end of `socket`. `memory` is that of its rings and of the
-    /// bell.
+    /// Introduces a worker that has the other end of `socket`. `handed` is the memory of its rings and of the
+    /// bell, and where attachments come.
     pub(crate) fn begin(
         socket: OwnedFd,
         line: Line,
         token: String,
         introduction: &Introduction,
         setup: Option<Arc<Setup>>,
-        memory: [BorrowedFd<'_>; 2],
+        handed: [BorrowedFd<'_>; 3],
     ) -> io::Result<Talk> {
         let Line { theirs, ours } = line;
         let text = postcard::to_stdvec(introduction).map_err(io::Error::other)?;
         let theirs = descriptor_of(&theirs)?;
-        let mut fds = vec![memory[0], memory[1], theirs];
+        let [rings, bell, attachments] = handed;
+        let mut fds = vec![rings, bell, theirs, attachments];
         fds.extend(
             setup
                 .iter()
                 .filter_map(|setup| Some(setup.args.as_ref()?.as_fd())),
         );
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         sendmsg(
@@ -376,6 +377,8 @@ pub(crate) struct Handed {
     pub(crate) rings: OwnedFd,
     pub(crate) bell: OwnedFd,
     pub(crate) line: Speaker,
+    /// Where attachments come.
+    pub(crate) attachments: OwnedFd,
     /// The arguments of its initializer.
     pub(crate) args: Option<OwnedFd>,
 }
@@ -383,11 +386,36 @@ pub(crate) struct Handed {
 /// The worker's end of the line.
 pub(crate) struct Speaker(IpcSender<Hello>);
 
-/// The worker's end of its first socket. An initializer may close what is not its own, and open something else in its
-/// place, so it is closed only if it is still the same.
+/// The worker's end of its first socket.
 pub(crate) struct Voice {
-    socket: ManuallyDrop<OwnedFd>,
+    socket: Own,
+}
+
+/// A descriptor of ours in a process that runs code of the user's, which may close what is not its own, and open something
+/// else in its place. So it is closed only if it is still the same.
+pub(crate) struct Own {
+    fd: ManuallyDrop<OwnedFd>,
     identity: Option<(u64, u64)>,
+}
+
+impl Own {
+    pub(crate) fn new(fd: OwnedFd) -> Own {
+        Own {
+            identity: identity_of(&fd),
+            fd: ManuallyDrop::new(fd),
+        }
+    }
+
+    /// It, if it is still there.
+    pub(crate) fn get(&self) -> Option<BorrowedFd<'_>> {
+        (identity_of(&self.fd) == self.identity).then(|| self.fd.as_fd())
+    }
+}
+
+impl AsFd for Own {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 fn identity_of(fd: &OwnedFd) -> Option<(u64, u64)> {
@@ -395,11 +423,11 @@ fn identity_of(fd: &OwnedFd) -> Option<(u64, u64)> {
     Some((stat.st_dev, stat.st_ino))
 }
 
-impl Drop for Voice {
+impl Drop for Own {
     fn drop(&mut self) {
-        if identity_of(&self.socket) == self.identity {
+        if self.get().is_some() {
             // SAFETY: it is used no more.
-            unsafe { ManuallyDrop::drop(&mut self.socket) };
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
         }
     }
 }
@@ -419,21 +447,19 @@ pub(crate) fn take_socket() -> io::Result<Voice> {
     let null = null.map_err(|error| no("/dev/null for its standard input")(error.into()))?;
     rustix::stdio::dup2_stdin(null)
         .map_err(|error| no("/dev/null for its standard input")(error.into()))?;
-    Ok(Voice {
-        identity: identity_of(&socket),
-        socket: ManuallyDrop::new(socket),
-    })
+    let socket = Own::new(socket);
+    Ok(Voice { socket })
 }
 
 /// Takes what the parent hands over.
 pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let broken = || io::Error::other("nobody introduces this worker");
     let mut text = [0; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let len = loop {
         let received = recvmsg(
-            &*voice.socket,
+            &voice.socket,
             &mut [IoSliceMut::new(&mut text)],
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
@@ -450,7 +476,7 @@ pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let introduction: Introduction = postcard::from_bytes(&text[..len]).map_err(|_| broken())?;
     let mut fds = fds.into_iter().flatten();
     let mut next = || fds.next().ok_or_else(broken);
-    let (rings, bell, line) = (next()?, next()?, next()?);
+    let (rings, bell, line, attachments) = (next()?, next()?, next()?, next()?);
     let args = match introduction.initializer {
         None | Some(0) => None,
         Some(_) => Some(next()?),
@@ -460,6 +486,7 @@ pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
         rings,
         bell,
         line: Speaker(sender_over(line)?),
+        attachments,
         args,
     })
 }
@@ -529,7 +556,7 @@ impl Voice {
     /// Has the parent look for what was said.
     pub(crate) fn announce(&self) -> io::Result<()> {
         loop {
-            match send(&*self.socket, &[LOOK], SendFlags::NOSIGNAL) {
+            match send(&self.socket, &[LOOK], SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::INTR) => {}
                 sent => return Ok(sent.map(drop)?),
             }

@@ -10,7 +10,7 @@
 //! exit status, without waiting, for a debugger may hold a dead process. What the worker has replied
 //! stands in its ring, and can be received as before.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::env;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -28,6 +28,7 @@ use rustix::process::{
     pidfd_send_signal, waitid,
 };
 
+use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
 use crate::bell::Bell;
 use crate::entry::{self, Call, VARIABLE};
 use crate::exit::Exit;
@@ -43,6 +44,8 @@ use crate::sync::Shared;
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
 
+const CLOSED: Garbled = Garbled("it has closed what is not its own");
+
 const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
 
 /// What all workers of a pool have in common.
@@ -54,6 +57,7 @@ pub struct Launcher {
     introduction: Introduction,
     setup: Option<Arc<Setup>>,
     contained: bool,
+    freed: Arc<Freed>,
     /// How many workers were started.
     started: AtomicU64,
 }
@@ -68,6 +72,7 @@ pub struct Worker {
     /// This process guards the worker, and is not the worker itself.
     contained: bool,
     ring: ParentEnd,
+    attachments: Attachments,
     /// Nothing more is given to it.
     barred: bool,
     exit: Option<Exit>,
@@ -75,6 +80,22 @@ pub struct Worker {
     garbled: Option<&'static str>,
     /// It was to be asked to exit, and there was no room to.
     ask_later: bool,
+}
+
+/// What a worker has of what inputs have in common.
+#[derive(Debug)]
+struct Attachments {
+    /// Where it is told which are needed no more.
+    freed: Arc<Freed>,
+    handover: Handover,
+    /// Those that it has, by their ids.
+    sent: HashSet<u64>,
+    /// Whose memory was handed over, but was not told.
+    handed: Option<u64>,
+    /// What the inputs begin with that were sent last.
+    bound: u64,
+    /// It was to be told that these are needed no more, and there was no room to.
+    freed_later: Vec<u64>,
 }
 
 /// What a worker that is not ready has to say.
@@ -124,7 +145,7 @@ pub fn may_launch() -> io::Result<()> {
 impl Launcher {
     /// For so many workers, that run `setup` before their first task. `cpus`: how many the pool may use.
     /// `tells_memory`: each is to say after each input how much memory it has in use. `contained`: what they start shall
-    /// end with them.
+    /// end with them. `freed` tells what they need not keep.
     ///
     /// # Errors
     ///
@@ -136,6 +157,7 @@ impl Launcher {
         setup: Option<Setup>,
         tells_memory: bool,
         contained: bool,
+        freed: Arc<Freed>,
     ) -> io::Result<Launcher> {
         may_launch()?;
         check_descriptors(workers)?;
@@ -150,6 +172,7 @@ impl Launcher {
             },
             setup: setup.map(Arc::new),
             contained,
+            freed,
             started: AtomicU64::new(0),
         })
     }
@@ -210,7 +233,8 @@ impl Launcher {
         let pidfd = pidfd.map_err(|error| no("descriptor for a worker")(error.into()))?;
         let (memory, rings) =
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
-        let fds = [rings.as_fd(), self.bell_fd.as_fd()];
+        let (handover, attachments) = attach::handover()?;
+        let fds = [rings.as_fd(), self.bell_fd.as_fd(), attachments.as_fd()];
         let setup = self.setup.clone();
         let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
             .map_err(no("way to introduce a worker"))?;
@@ -221,6 +245,14 @@ impl Launcher {
             pidfd: Arc::new(pidfd),
             contained: self.contained,
             ring: ParentEnd::new(memory),
+            attachments: Attachments {
+                freed: Arc::clone(&self.freed),
+                handover,
+                sent: HashSet::new(),
+                handed: None,
+                bound: 0,
+                freed_later: Vec::new(),
+            },
             barred: false,
             exit: None,
             garbled: None,
@@ -285,8 +317,84 @@ impl Worker {
         if self.barred {
             return false;
         }
-        let sent = self.ring.send(portion);
+        let sent = match self.prepare(portion.inputs) {
+            Ok(true) => self.ring.send(portion),
+            prepared => prepared,
+        };
         self.believe(sent).unwrap_or(false)
+    }
+
+    /// Sends what these inputs need besides themselves; false if there is no room for that yet.
+    fn prepare(&mut self, inputs: &Frames) -> Result<bool, Garbled> {
+        let bound = inputs.bound();
+        if let Some(bound) = bound
+            && !self.attach(bound)?
+        {
+            return Ok(false);
+        }
+        let id = bound.map_or(0, |bound| bound.id());
+        if id != self.attachments.bound {
+            if !self.ring.send_bind(id)? {
+                return Ok(false);
+            }
+            self.attachments.bound = id;
+        }
+        Ok(true)
+    }
+
+    fn attach(&mut self, attachment: &Attachment) -> Result<bool, Garbled> {
+        let id = attachment.id();
+        let Attachments {
+            freed,
+            handover,
+            sent,
+            handed,
+            ..
+        } = &mut self.attachments;
+        if sent.contains(&id) {
+            return Ok(true);
+        }
+        let content = attachment.sent();
+        if let Sent::Long(memory, _) = &content
+            && *handed != Some(id)
+        {
+            match handover.give(id, *memory) {
+                Ok(true) => *handed = Some(id),
+                Ok(false) => {
+                    // There is when it has taken what it was sent before.
+                    self.ring.wait_until_empty();
+                    return Ok(false);
+                }
+                Err(_) => return Err(CLOSED),
+            }
+        }
+        if !self.ring.send_attachment(id, &content)? {
+            return Ok(false);
+        }
+        *handed = None;
+        sent.insert(id);
+        attachment.is_sent_for(freed);
+        Ok(true)
+    }
+
+    /// Nobody holds this any more: it need not keep it. False: it does not have it.
+    pub fn detach(&mut self, freed: &Noted) -> bool {
+        let had = self.attachments.sent.remove(&freed.id());
+        if had {
+            self.attachments.freed_later.push(freed.id());
+            self.detach_later();
+        }
+        had
+    }
+
+    fn detach_later(&mut self) {
+        while let Some(id) = self.attachments.freed_later.last() {
+            let sent = self.ring.send_detach(*id);
+            if !self.believe(sent).unwrap_or(true) {
+                return;
+            }
+            self.attachments.freed_later.pop();
+        }
     }
 
     /// How far requests were sent: a number that grows.
@@ -372,6 +480,7 @@ impl Worker {
     pub fn receive(&mut self, replies: &mut VecDeque<Frames>) -> Option<Sleeper> {
         let received = self.ring.receive(replies);
         self.believe(received)?;
+        self.detach_later();
         if self.ask_later {
             self.ask_to_exit();
         }

@@ -5,10 +5,11 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
+//! | `task`, `param`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, how its parameters travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
+//! | `attach` | what many inputs have in common |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -19,6 +20,7 @@ compile_error!(
     "pool-worker needs Linux: it starts workers through /proc and watches them by pidfd"
 );
 
+mod attach;
 mod bell;
 mod clock;
 mod codec;
@@ -38,6 +40,7 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+pub mod param;
 mod registry;
 mod resident;
 mod ring;
@@ -50,10 +53,12 @@ mod task;
 mod unwind;
 mod watch;
 
+pub use attach::{Attachment, Freed, Noted};
 pub use bell::{Bell, TICK};
 pub use clock::now;
 pub use codec::{
-    CodecError, Input, Reader, decode, encode, encode_bytes, encode_last_bytes, encode_output_bytes,
+    CodecError, Input, Kept, Primitive, Reader, Tail, array, decode, decode_output_block, encode,
+    encode_block, encode_last_block, encode_output_array, encode_output_block, give_last_block,
 };
 pub use exit::Exit;
 pub use fault::{Fault, Panic};

@@ -15,6 +15,9 @@
 //! portion is one record: its inputs one behind the other, as frames. An input that stands alone
 //! comes as `PIECE` records, which the worker puts together, and a `RUN_ALONE` with the last piece.
 //!
+//! What inputs have in common comes before them, as `ATTACH`, once for each worker; `BIND` says which attachment the
+//! inputs behind it begin with. These stand whatever is taken back.
+//!
 //! # Claims
 //!
 //! The word `claim` holds a *generation* and the number of inputs *begun* so far. Inputs are begun in the
@@ -55,7 +58,7 @@ mod worker;
 
 pub(crate) use parent::ParentEnd;
 pub use parent::{Glance, Portion, Progress, Sleeper};
-pub(crate) use worker::{Body, Replies, Request, Requests, Run};
+pub(crate) use worker::{Body, Came, Replies, Request, Requests, Run};
 
 use std::fmt;
 use std::sync::Arc;
@@ -169,7 +172,24 @@ struct Head {
 }
 
 impl Head {
+    /// Of a record about an attachment.
+    fn about(kind: u32, id: u64, total: u64) -> Head {
+        let ((high, count), (task, generation)) = (split(id), split(total));
+        Head {
+            kind,
+            task,
+            generation,
+            count,
+            len: 0,
+            high,
+        }
+    }
+
     fn before(&self) -> u64 {
+        join(self.high, self.count)
+    }
+
+    fn id(&self) -> u64 {
         join(self.high, self.count)
     }
 
@@ -195,6 +215,15 @@ mod kind {
     pub(super) const PIECE: u32 = 5;
     /// Nothing comes any more.
     pub(super) const EXIT: u32 = 6;
+    /// An attachment, of which `count` and `high` are the id: its bytes, or only their number, in `generation` and
+    /// `task`, if they come as a descriptor over the socket.
+    pub(super) const ATTACH: u32 = 7;
+    pub(super) const ATTACH_LONG: u32 = 8;
+    /// Nobody holds that attachment any more.
+    pub(super) const DETACH: u32 = 9;
+    /// The inputs of the runs that follow have the arguments in that attachment in front of their own; or none, if it
+    /// is 0.
+    pub(super) const BIND: u32 = 10;
 }
 
 /// The length of a piece, in bytes: several fit the ring, so that one side writes while the other reads.

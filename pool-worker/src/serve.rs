@@ -10,14 +10,16 @@ use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::process;
 use std::ptr;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 
+use crate::attach::{self, Attached};
 use crate::bell::Bell;
 use crate::clock;
-use crate::codec::Input;
+use crate::codec::{Input, Rest};
 use crate::contain;
 use crate::entry::Call;
 use crate::fault::Fault;
@@ -29,7 +31,7 @@ use crate::lineage::lineage;
 use crate::memory::Constant;
 use crate::registry::{self, Found, Registration, RunError};
 use crate::resident;
-use crate::ring::{Body, Replies, Request, Requests, Run};
+use crate::ring::{Body, Came, Replies, Request, Requests, Run};
 use crate::scarce::no;
 use crate::starve;
 use crate::sync::Shared;
@@ -150,8 +152,10 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         rings,
         bell,
         line,
+        attachments,
         args,
     } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
+    let attachments = attach::Receiver::new(attachments);
     let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
@@ -181,7 +185,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         call.token.clone(),
         introduction.initializer.is_some(),
         |task| {
-            let input = Input::Shared(args.as_ref().map_or(&[], Constant::bytes));
+            let bytes = args.as_ref().map_or(&[][..], Constant::bytes);
+            let input = Input::new(Rest::Shared(bytes), None);
             let result = find(task).and_then(|task| call_task(task, input, &mut Vec::new()));
             drop(args);
             end_if_copy_of(this);
@@ -205,7 +210,9 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             tells_memory: introduction.tells_memory,
             result: Vec::new(),
             pace: Pace::default(),
+            bound: (0, Ok(None)),
         },
+        attachments,
     })
 }
 
@@ -243,15 +250,29 @@ static INITIALIZED: OnceLock<()> = OnceLock::new();
 struct Worker {
     requests: Requests,
     runner: Runner,
+    attachments: attach::Receiver,
 }
 
 impl Worker {
     /// Serves until the parent says so.
     fn run(&mut self) {
         loop {
-            let Worker { requests, runner } = self;
+            let Worker {
+                requests, runner, ..
+            } = self;
             match requests.next(|| runner.pause()) {
                 Request::Run(run) => runner.run(run),
+                Request::Attach(id, Came::Here(bytes)) => {
+                    attach::keep(id, Ok(Attached::short(bytes)));
+                }
+                Request::Attach(id, Came::AsDescriptor(len)) => {
+                    attach::keep(id, self.attachments.map(id, len));
+                }
+                Request::Detach(id) => {
+                    runner.unbind(id);
+                    attach::forget(id);
+                }
+                Request::Bind(id) => runner.bind(id),
                 Request::Exit => return,
             }
             if runner.result.capacity() > KEEP {
@@ -289,7 +310,8 @@ fn call_task(task: &Registration, args: Input<'_>, out: &mut Vec<u8>) -> Result<
 /// What went wrong, as a worker would tell it. (Of a panic the message only, for the hook is not ours.)
 pub fn run_here(task: u32, args: &[u8]) -> Result<Vec<u8>, Fault> {
     let mut result = Vec::new();
-    call_task(find(task)?, Input::Shared(args), &mut result)?;
+    let input = Input::new(Rest::Shared(args), None);
+    call_task(find(task)?, input, &mut result)?;
     Ok(result)
 }
 
@@ -308,6 +330,8 @@ struct Runner {
     tells_memory: bool,
     result: Vec<u8>,
     pace: Pace,
+    /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
+    bound: (u64, Result<Option<Rc<Attached>>, String>),
 }
 
 impl Runner {
@@ -328,13 +352,13 @@ impl Runner {
         match body {
             Body::Many(count, frames) => {
                 for (_, args) in Frames::read(frames, count) {
-                    if !self.one(&terms, Input::Shared(args)) {
+                    if !self.one(&terms, Rest::Shared(args)) {
                         break;
                     }
                 }
             }
             Body::Alone(args) => {
-                self.one(&terms, Input::Buffer(args));
+                self.one(&terms, Rest::Buffer(args));
             }
             Body::TooLong(len) => self.refuse(&terms, len),
         }
@@ -342,7 +366,7 @@ impl Runner {
 
     /// Runs one input; false if it was taken back.
     #[inline]
-    fn one(&mut self, terms: &Terms<'_>, args: Input<'_>) -> bool {
+    fn one(&mut self, terms: &Terms<'_>, args: Rest<'_>) -> bool {
         if terms.limited {
             self.flusher.replies().begins_at(clock::now_ns());
         }
@@ -350,9 +374,13 @@ impl Runner {
             return false;
         }
         self.result.clear();
-        let outcome = match terms.task {
-            Ok(task) => call_task(task, args, &mut self.result),
-            Err(unknown) => Err(unknown.clone()),
+        let outcome = match (terms.task, &self.bound.1) {
+            (Ok(task), Ok(bound)) => {
+                let input = Input::new(args, bound.as_deref());
+                call_task(task, input, &mut self.result)
+            }
+            (Err(unknown), _) => Err(unknown.clone()),
+            (_, Err(why)) => Err(Fault::Decode(why.clone())),
         };
         end_if_copy_of(self.lineage);
         if self.tells_memory {
@@ -373,6 +401,23 @@ impl Runner {
         if replies.begin(terms.generation) {
             let why = format!("the worker has no memory for {len} bytes of arguments");
             replies.write(Tag::Fault, &Fault::Decode(why).to_bytes());
+        }
+    }
+
+    /// The inputs that follow begin with what is in this attachment; or with nothing, if it is 0.
+    fn bind(&mut self, id: u64) {
+        let bound = if id == 0 {
+            Ok(None)
+        } else {
+            attach::find(id).map(Some)
+        };
+        self.bound = (id, bound);
+    }
+
+    /// No more inputs begin with this.
+    fn unbind(&mut self, id: u64) {
+        if self.bound.0 == id {
+            self.bind(0);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::codec::CodecError;
+use crate::codec::{CodecError, Tail};
 
 /// A function that a pool can run in another process.
 ///
@@ -41,10 +41,14 @@ pub trait Task: Copy + Send + Sync + 'static {
     #[doc(hidden)]
     fn number() -> u32;
 
-    /// Appends the encoded arguments to `out`. A long byte string at their end is given back instead, to
+    /// How each parameter travels, as a tuple of [markers](crate::param).
+    #[doc(hidden)]
+    type Params;
+
+    /// Appends the encoded arguments to `out`. A long block at their end is given back instead, to
     /// follow what was appended.
     #[doc(hidden)]
-    fn encode_args(args: Self::Args, out: &mut Vec<u8>) -> Result<Option<Vec<u8>>, CodecError>;
+    fn encode_args(args: Self::Args, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
 
     /// Decodes what the worker sent back.
     #[doc(hidden)]

@@ -652,7 +652,7 @@ fn panics_and_limits_are_retried_where_that_is_asked_for() {
     assert_eq!(results, (0..30).map(|x| x % 3 + 1).collect::<Vec<_>>());
 
     let call = pool.task(moody).time_limit(Duration::from_millis(200));
-    let on_limit = call.retries(Retries::new(1).on_time_limit());
+    let on_limit = call.clone().retries(Retries::new(1).on_time_limit());
     assert_eq!(on_limit.apply((file("hangs"), 1, true)).unwrap(), 2);
     let error = on_limit.apply((file("hangs on"), 2, true)).unwrap_err();
     assert!(matches!(&error, Error::TimeLimit(_)), "{error:?}");

@@ -7,6 +7,7 @@
 mod contain;
 mod cpython;
 mod crash;
+mod data;
 mod handle;
 mod lazy;
 mod leaks;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Fault, Frames, Glance, Sleeper, Spin, Worker};
+use pool_worker::{Bell, Fault, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
 
 use crate::backend::{Job, JobId, Outcomes, Portion, Sink};
 use crate::few::Few;
@@ -20,6 +20,8 @@ pub(super) struct State {
     pub(super) scheduler: Scheduler,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) bell: Bell,
+    /// What workers need not keep any more.
+    freed: Arc<Freed>,
     /// By the place of the job.
     sinks: Vec<Option<Opened>>,
     /// Slots for which a process is to be started.
@@ -59,6 +61,8 @@ struct Opened {
 pub(super) struct Effects {
     pub(super) deliveries: Vec<(Arc<dyn Sink>, Outcomes)>,
     pub(super) sleepers: Vec<Sleeper>,
+    /// Attachments that take a while to be given back.
+    pub(super) freed: Vec<Noted>,
     pub(super) wake_supervisor: bool,
     /// Something was delivered that the leader may wait for, and nobody rings the bell for it.
     pub(super) leader_may_sleep: bool,
@@ -67,12 +71,13 @@ pub(super) struct Effects {
 }
 
 impl State {
-    pub(super) fn new(rules: Rules, bell: Bell) -> State {
+    pub(super) fn new(rules: Rules, bell: Bell, freed: Arc<Freed>) -> State {
         let slots = rules.seats();
         State {
             scheduler: Scheduler::new(rules),
             workers: (0..slots).map(|_| None).collect(),
             bell,
+            freed,
             sinks: Vec::new(),
             wanted: Vec::new(),
             has_leader: false,
@@ -335,13 +340,30 @@ impl State {
         }
     }
 
+    /// Tells the workers what they need not keep any more.
+    pub(super) fn detach_freed(&mut self) {
+        for freed in self.freed.take() {
+            for slot in 0..self.workers.len() {
+                let had = self.workers[slot]
+                    .as_mut()
+                    .is_some_and(|worker| worker.detach(&freed));
+                if had && freed.is_long() {
+                    self.sent_to.push(slot);
+                }
+            }
+            self.effects.freed.push(freed);
+        }
+    }
+
     /// Sends a worker what it was given, as far as there is room. False: nothing.
     fn send(&mut self, slot: usize) -> bool {
         let Some(worker) = &mut self.workers[slot] else {
             return false;
         };
         let before = worker.sent();
+        let mut with_attachments = false;
         while let Some(given) = self.scheduler.next_to_send(slot) {
+            with_attachments |= given.portion.inputs.has_attachments();
             let sent = worker.send(pool_worker::Portion {
                 task: given.task,
                 limited: given.options.time_limit.is_some(),
@@ -357,6 +379,10 @@ impl State {
         // A worker that sleeps is to be told of the want of room too.
         if (any || worker.wants_room()) && self.sent_to.last() != Some(&slot) {
             self.sent_to.push(slot);
+        }
+        // Short ones are no reason to wake anybody, so that is done where others follow.
+        if with_attachments {
+            self.detach_freed();
         }
         any
     }

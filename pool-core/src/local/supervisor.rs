@@ -142,6 +142,7 @@ impl Supervisor<'_> {
         // In one with the actions that follow, so that they meet the workers that they are meant for.
         self.shared.update(|state| {
             state.collect();
+            state.detach_freed();
             let now = pool_worker::now();
             let workers = &state.workers;
             let limited = state.scheduler.limits_memory();

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use arbitrary::{Arbitrary, Unstructured};
 
+use crate::codec::Tail;
 use crate::fault::{Fault, Panic};
 use crate::frames::{FRAME_MAX, Frames, Tag};
 
@@ -90,7 +91,7 @@ fn take(steps: &[Step]) {
                 let whole = [&bytes[..], tail.as_deref().unwrap_or_default()].concat();
                 let pushed = frames.push(|out| {
                     out.extend_from_slice(&bytes);
-                    Ok::<_, ()>(tail)
+                    Ok::<_, ()>(tail.map(Tail::from))
                 });
                 match pushed.expect("nothing fails") {
                     None => expected.push_back(whole),

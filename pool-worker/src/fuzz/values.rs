@@ -15,7 +15,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{CodecError, Reader, decode, encode};
+use crate::codec::{CodecError, Input, Reader, Rest, decode, encode};
 
 /// Up to four values: a byte that chooses the type, one that says how many bytes the value has (or 255, for all that are
 /// left), and these.
@@ -345,17 +345,22 @@ fn told<T>(result: Result<T, CodecError>) -> Result<T, CodecError> {
 
 /// As `#[pool_task]` reads them.
 fn arguments(bytes: &[u8]) {
-    let mut reader = Reader::new(bytes);
+    let input = Input::new(Rest::Shared(bytes), None);
+    let mut reader = Reader::new(&input);
     let mut read = || {
         let number: u32 = reader.take_owned()?;
         let text: &str = reader.take()?;
-        let block = reader.take_bytes()?;
+        let block = reader.take_block::<u16>()?;
         let more: Vec<Option<&str>> = reader.take()?;
-        let len = text.len() + block.len() + more.iter().flatten().map(|t| t.len()).sum::<usize>();
+        let len = text.len()
+            + size_of_val(&*block)
+            + more.iter().flatten().map(|t| t.len()).sum::<usize>();
         Ok::<_, CodecError>((number, len))
     };
     if let Ok((_, len)) = told(read()) {
-        assert!(len + reader.take_last_bytes().len() <= bytes.len());
+        if let Ok(last) = told(reader.take_last_block::<u32>()) {
+            assert!(len + size_of_val(&*last) <= bytes.len());
+        }
         assert_eq!(reader.finish(), Ok(()));
     } else {
         let _ = told(reader.finish());

@@ -9,6 +9,7 @@ use super::{
     Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment, Words, asleep, join,
     kind, record_len, split,
 };
+use crate::attach::Sent;
 use crate::copy;
 use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
@@ -228,15 +229,40 @@ impl ParentEnd {
 
     /// Asks the worker to exit behind everything else; false if there is no room.
     pub(crate) fn send_exit(&mut self) -> Result<bool, Garbled> {
-        let head = Head {
-            kind: kind::EXIT,
-            task: 0,
-            generation: self.generation,
-            count: 0,
-            len: 0,
-            high: 0,
-        };
-        self.write(head, &[])
+        self.write(Head::about(kind::EXIT, 0, 0), &[])
+    }
+
+    /// Sends an attachment, or how many bytes it has that come otherwise; false if there is no room yet.
+    pub(crate) fn send_attachment(&mut self, id: u64, sent: &Sent<'_>) -> Result<bool, Garbled> {
+        match sent {
+            Sent::Short(bytes) => self.write_aside(Head::about(kind::ATTACH, id, 0), bytes),
+            Sent::Long(_, len) => {
+                self.write_aside(Head::about(kind::ATTACH_LONG, id, *len as u64), &[])
+            }
+        }
+    }
+
+    /// The worker need not keep an attachment; false if there is no room to say so yet.
+    pub(crate) fn send_detach(&mut self, id: u64) -> Result<bool, Garbled> {
+        self.write(Head::about(kind::DETACH, id, 0), &[])
+    }
+
+    /// What the inputs begin with that are sent from now on; false if there is no room yet.
+    pub(crate) fn send_bind(&mut self, id: u64) -> Result<bool, Garbled> {
+        self.write_aside(Head::about(kind::BIND, id, 0), &[])
+    }
+
+    fn write_aside(&mut self, head: Head, body: &[u8]) -> Result<bool, Garbled> {
+        let before = self.needs.take();
+        let written = self.write(head, body);
+        self.tell_needs(before);
+        written
+    }
+
+    /// Nothing can be sent before all that was sent is taken.
+    pub(crate) fn wait_until_empty(&mut self) {
+        let before = self.needs.replace(REQUESTS);
+        self.tell_needs(before);
     }
 
     fn write(&mut self, mut head: Head, body: &[u8]) -> Result<bool, Garbled> {

@@ -27,7 +27,21 @@ const KEEP_MAX: usize = 128 << 20;
 #[derive(Debug)]
 pub(crate) enum Request<'a> {
     Run(Run<'a>),
+    /// Something to keep.
+    Attach(u64, Came<'a>),
+    /// It need not be kept any more.
+    Detach(u64),
+    /// The inputs that follow begin with that; or with nothing, if it is 0.
+    Bind(u64),
     Exit,
+}
+
+/// How an attachment comes.
+#[derive(Debug)]
+pub(crate) enum Came<'a> {
+    Here(&'a [u8]),
+    /// Over the socket, with so many bytes.
+    AsDescriptor(u64),
 }
 
 /// Inputs to run.
@@ -160,6 +174,12 @@ impl Requests {
                     Body::Alone(&mut self.pieces)
                 }
                 kind::EXIT => return Request::Exit,
+                kind::ATTACH => return Request::Attach(head.id(), Came::Here(body)),
+                kind::ATTACH_LONG => {
+                    return Request::Attach(head.id(), Came::AsDescriptor(head.total()));
+                }
+                kind::DETACH => return Request::Detach(head.id()),
+                kind::BIND => return Request::Bind(head.id()),
                 _ => give_up(),
             };
             return Request::Run(Run {

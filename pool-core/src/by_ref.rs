@@ -1,0 +1,218 @@
+//! [`ByRef`]: a call whose arguments are lent.
+
+use std::fmt;
+use std::time::Duration;
+
+use pool_worker::Task;
+use pool_worker::param::{BindsLent, Lends, LendsAll};
+
+use crate::call::Call;
+use crate::error::Error;
+use crate::handle::AsyncResult;
+use crate::iter::{Imap, ImapUnordered};
+use crate::open::{self, Left, OneParam, Open};
+use crate::retries::Retries;
+
+/// A call that takes references: `pool.task(count).by_ref().map(&texts)`.
+///
+/// Made by [`Call::by_ref`]. It has all methods of a [`Call`]. Nothing is cloned: each value is encoded from where it
+/// lies, before the method returns (an [`Imap`] keeps the iterator, and with it what that borrows).
+///
+/// | parameter of the task | what lends it |
+/// |---|---|
+/// | `T`, `&T` | a `&T` |
+/// | `&str`, `String`, `&String` | a reference to what borrows a `str`: `&str`, `&String`, `&Box<str>` |
+/// | `&[T]`, `Vec<T>`, `&Vec<T>` | a reference to what borrows a `[T]`: `&[T]`, `&Vec<T>`, `&[T; 3]` |
+/// | `&Path`, `&OsStr`, `&CStr` | a reference to what borrows it: `&Path`, `&PathBuf` |
+///
+/// Several arguments are a tuple of references, or a reference to a tuple.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, pool_task};
+///
+/// #[pool_task]
+/// fn count(text: &str, of: char) -> usize { text.matches(of).count() }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::with_processes(2)?;
+/// let texts = vec!["banana".to_owned(), "apple".to_owned()];
+/// let call = pool.task(count).by_ref();
+/// assert_eq!(call.apply((&texts[0], &'a'))?, 3);
+/// let inputs = texts.iter().map(|text| (text, &'a'));
+/// assert_eq!(call.starmap(inputs)?, [3, 1]);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a call does nothing until one of its methods runs it"]
+pub struct ByRef<'p, T, O = T>(Call<'p, T, O>);
+
+impl<T, O> Clone for ByRef<'_, T, O> {
+    fn clone(&self) -> Self {
+        ByRef(self.0.clone())
+    }
+}
+
+impl<T: Task, O> fmt::Debug for ByRef<'_, T, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ByRef").field(&self.0).finish()
+    }
+}
+
+impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
+    pub(crate) fn new(call: Call<'p, T, O>) -> Self {
+        ByRef(call)
+    }
+
+    /// [`Call::chunksize`].
+    pub fn chunksize(self, size: usize) -> Self {
+        ByRef(self.0.chunksize(size))
+    }
+
+    /// [`Call::time_limit`].
+    pub fn time_limit(self, limit: Duration) -> Self {
+        ByRef(self.0.time_limit(limit))
+    }
+
+    /// [`Call::retries`].
+    pub fn retries(self, retries: impl Into<Retries>) -> Self {
+        ByRef(self.0.retries(retries))
+    }
+
+    /// [`Call::partial`], with references to what is bound.
+    pub fn partial<B>(self, arguments: B) -> ByRef<'p, T, Left<T, B::Args, B::Params>>
+    where
+        B: BindsLent<O::Args, O::Params>,
+    {
+        ByRef(self.0.bind(|out| arguments.encode(out)))
+    }
+
+    /// [`Call::apply`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn apply<S>(&self, args: S) -> Result<T::Output, Error>
+    where
+        S: LendsAll<O::Params>,
+    {
+        self.0.apply_encoded(|out| open::lend_all(args, out))
+    }
+
+    /// [`Call::apply_async`].
+    pub fn apply_async<S>(&self, args: S) -> AsyncResult<T::Output>
+    where
+        S: LendsAll<O::Params>,
+    {
+        self.0.apply_async_encoded(|out| open::lend_all(args, out))
+    }
+
+    /// [`Call::map`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn map<S, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
+    where
+        O::Params: OneParam<T>,
+        I: IntoIterator<Item = S>,
+        S: Lends<<O::Params as OneParam<T>>::Lent>,
+    {
+        let encode = open::lend_one::<T, O::Params, S>;
+        self.0.all(inputs.into_iter(), encode)
+    }
+
+    /// [`Call::map_async`].
+    pub fn map_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
+    where
+        O::Params: OneParam<T>,
+        I: IntoIterator<Item = S>,
+        S: Lends<<O::Params as OneParam<T>>::Lent>,
+    {
+        let encode = open::lend_one::<T, O::Params, S>;
+        self.0.start(inputs.into_iter(), encode)
+    }
+
+    /// [`Call::map_results`].
+    pub fn map_results<S, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
+    where
+        O::Params: OneParam<T>,
+        I: IntoIterator<Item = S>,
+        S: Lends<<O::Params as OneParam<T>>::Lent>,
+    {
+        let encode = open::lend_one::<T, O::Params, S>;
+        self.0.each(inputs.into_iter(), encode)
+    }
+
+    /// [`Call::imap`].
+    pub fn imap<S, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
+    where
+        O::Params: OneParam<T>,
+        I: IntoIterator<Item = S>,
+        S: Lends<<O::Params as OneParam<T>>::Lent>,
+    {
+        let encode = open::lend_one::<T, O::Params, S>;
+        self.0.lazy(inputs.into_iter(), encode)
+    }
+
+    /// [`Call::imap_unordered`].
+    pub fn imap_unordered<S, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
+    where
+        O::Params: OneParam<T>,
+        I: IntoIterator<Item = S>,
+        S: Lends<<O::Params as OneParam<T>>::Lent>,
+    {
+        let encode = open::lend_one::<T, O::Params, S>;
+        self.0.lazy_unordered(inputs.into_iter(), encode)
+    }
+
+    /// [`Call::starmap`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn starmap<S, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
+    where
+        I: IntoIterator<Item = S>,
+        S: LendsAll<O::Params>,
+    {
+        self.0.all(inputs.into_iter(), open::lend_all)
+    }
+
+    /// [`Call::starmap_async`].
+    pub fn starmap_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
+    where
+        I: IntoIterator<Item = S>,
+        S: LendsAll<O::Params>,
+    {
+        self.0.start(inputs.into_iter(), open::lend_all)
+    }
+
+    /// [`Call::starmap_results`].
+    pub fn starmap_results<S, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
+    where
+        I: IntoIterator<Item = S>,
+        S: LendsAll<O::Params>,
+    {
+        self.0.each(inputs.into_iter(), open::lend_all)
+    }
+
+    /// [`Call::istarmap`].
+    pub fn istarmap<S, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
+    where
+        I: IntoIterator<Item = S>,
+        S: LendsAll<O::Params>,
+    {
+        self.0.lazy(inputs.into_iter(), open::lend_all)
+    }
+
+    /// [`Call::istarmap_unordered`].
+    pub fn istarmap_unordered<S, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
+    where
+        I: IntoIterator<Item = S>,
+        S: LendsAll<O::Params>,
+    {
+        self.0.lazy_unordered(inputs.into_iter(), open::lend_all)
+    }
+}

@@ -1,0 +1,382 @@
+//! Bytes that many inputs have in common, and that a worker gets once: the arguments that `partial` binds.
+//!
+//! In the parent they are an [`Attachment`], which every portion that needs it holds. Before such a portion a worker is
+//! sent the attachment, if it does not have it yet: short ones lie in the ring of requests, long ones in memory of their own
+//! that all workers map, and that comes to each as a descriptor. The worker keeps what it got, an [`Attached`], until it
+//! is told that nobody holds the attachment any more. For that an attachment remembers whom it was sent to: see
+//! [`Freed`].
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
+};
+
+use crate::codec::CodecError;
+use crate::frames::FRAME_MAX;
+use crate::greeting::{self, Own};
+use crate::memory::Constant;
+use crate::scarce::no;
+use crate::watch::Waker;
+
+/// Longer ones have memory of their own.
+const SHORT_MAX: usize = FRAME_MAX;
+
+// ---- the parent's side ----------------------------------------------------------------------------
+
+/// Bytes that inputs have in common.
+pub struct Attachment {
+    id: u64,
+    content: Option<Content>,
+    /// Who is to know when it is dropped.
+    holders: Mutex<Vec<Weak<Freed>>>,
+}
+
+enum Content {
+    Short(Vec<u8>),
+    Long(OwnedFd, usize),
+}
+
+/// What a worker is sent of an attachment.
+pub(crate) enum Sent<'a> {
+    Short(&'a [u8]),
+    Long(BorrowedFd<'a>, usize),
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Attachment").field(&self.id).finish()
+    }
+}
+
+impl Attachment {
+    /// Makes one of these bytes.
+    ///
+    /// # Errors
+    ///
+    /// If there is no shared memory for them.
+    pub fn new(bytes: Vec<u8>) -> io::Result<Arc<Attachment>> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let content = if bytes.len() <= SHORT_MAX {
+            Content::Short(bytes)
+        } else {
+            Content::Long(Constant::create("pool-attachment", &bytes)?, bytes.len())
+        };
+        Ok(Arc::new(Attachment {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            content: Some(content),
+            holders: Mutex::default(),
+        }))
+    }
+
+    /// The bytes.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room to look at them.
+    pub fn to_vec(&self) -> io::Result<Vec<u8>> {
+        match &self.content {
+            Some(Content::Short(bytes)) => Ok(bytes.clone()),
+            Some(Content::Long(fd, len)) => Ok(Constant::open(fd, *len)?.bytes().to_vec()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Tells it from all others of this process.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn sent(&self) -> Sent<'_> {
+        match &self.content {
+            Some(Content::Short(bytes)) => Sent::Short(bytes),
+            Some(Content::Long(fd, len)) => Sent::Long(fd.as_fd(), *len),
+            None => Sent::Short(&[]),
+        }
+    }
+
+    /// Workers that `freed` stands for are sent this.
+    pub(crate) fn is_sent_for(&self, freed: &Arc<Freed>) {
+        let mut holders = lock(&self.holders);
+        if !holders
+            .iter()
+            .any(|known| known.as_ptr() == Arc::as_ptr(freed))
+        {
+            holders.push(Arc::downgrade(freed));
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let holders = mem::take(&mut *lock(&self.holders));
+        let mut content = self.content.take();
+        for freed in holders.iter().filter_map(Weak::upgrade) {
+            freed.note(self.id, content.take());
+        }
+    }
+}
+
+/// The attachments that workers of a pool have and nobody holds any more.
+///
+/// An attachment is dropped by whoever held it last, which may be a thread that has the pool's lock. So what follows
+/// from that is left to the pool, which asks for it.
+#[derive(Debug)]
+pub struct Freed {
+    noted: Mutex<Vec<Noted>>,
+    /// Ends the sleep of whoever asks.
+    waker: Waker,
+}
+
+/// One of them.
+///
+/// It takes a while to give long ones back to the system, so they are dropped with this, and not where the attachment was.
+#[derive(Debug)]
+pub struct Noted {
+    id: u64,
+    content: Option<Content>,
+}
+
+impl Noted {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether it is worth waking a worker to have it give up its part.
+    pub fn is_long(&self) -> bool {
+        matches!(self.content, Some(Content::Long(..)))
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Content")
+    }
+}
+
+impl Freed {
+    /// None yet. The waker ends the sleep of whoever is to ask.
+    pub fn new(waker: Waker) -> Arc<Freed> {
+        Arc::new(Freed {
+            noted: Mutex::default(),
+            waker,
+        })
+    }
+
+    fn note(&self, id: u64, content: Option<Content>) {
+        let noted = Noted { id, content };
+        let is_long = noted.is_long();
+        lock(&self.noted).push(noted);
+        if is_long {
+            self.waker.wake();
+        }
+    }
+
+    /// Those that were freed since the last time.
+    pub fn take(&self) -> Vec<Noted> {
+        mem::take(&mut *lock(&self.noted))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Over which a worker is handed the memory of long attachments.
+#[derive(Debug)]
+pub(crate) struct Handover(OwnedFd);
+
+/// The two ends: ours, and the worker's.
+pub(crate) fn handover() -> io::Result<(Handover, OwnedFd)> {
+    let (ours, theirs) = greeting::socket()?;
+    // What a task may write there goes nowhere, and holds nobody up.
+    shutdown(&ours, Shutdown::Read)?;
+    Ok((Handover(ours), theirs))
+}
+
+impl Handover {
+    /// Hands the memory of an attachment over; false if there is no room for that yet.
+    pub(crate) fn give(&self, id: u64, memory: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds = [memory];
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        loop {
+            let sent = sendmsg(
+                &self.0,
+                &[IoSlice::new(&id.to_ne_bytes())],
+                &mut ancillary,
+                flags,
+            );
+            match sent {
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+// ---- the worker's side ----------------------------------------------------------------------------
+
+/// The worker's end of a [`Handover`].
+pub(crate) struct Receiver(Own);
+
+impl Receiver {
+    pub(crate) fn new(socket: OwnedFd) -> Receiver {
+        Receiver(Own::new(socket))
+    }
+
+    /// Maps an attachment of so many bytes, whose memory was handed over.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for it.
+    pub(crate) fn map(&self, id: u64, len: u64) -> Result<Attached, String> {
+        let Some(memory) = self.take(id) else {
+            // A task has closed the socket, or read from it. What was not begun is run elsewhere.
+            process::abort()
+        };
+        let attached = Attached::long(&memory, len as usize);
+        attached.map_err(|error| no("room for what inputs have in common")(error).to_string())
+    }
+
+    /// The memory that was handed over, if it is the one that was announced.
+    fn take(&self, id: u64) -> Option<OwnedFd> {
+        let mut said = [0; size_of::<u64>()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        recvmsg(
+            self.0.get()?,
+            &mut [IoSliceMut::new(&mut said)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        )
+        .ok()?;
+        let fds = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        fds.filter(|_| u64::from_ne_bytes(said) == id)
+    }
+}
+
+thread_local! {
+    /// What this worker has; or why it could not be had.
+    static ATTACHED: RefCell<HashMap<u64, Result<Rc<Attached>, String>>> = RefCell::default();
+}
+
+/// Keeps what came.
+pub(crate) fn keep(id: u64, attached: Result<Attached, String>) {
+    ATTACHED.with_borrow_mut(|all| all.insert(id, attached.map(Rc::new)));
+}
+
+/// Nobody needs it any more.
+pub(crate) fn forget(id: u64) {
+    // What was decoded of it is the user's, and may use attachments when it is dropped.
+    let attached = ATTACHED.with_borrow_mut(|all| all.remove(&id));
+    drop(attached);
+}
+
+/// What was kept.
+pub(crate) fn find(id: u64) -> Result<Rc<Attached>, String> {
+    let found = ATTACHED.with_borrow(|all| all.get(&id).cloned());
+    found.unwrap_or_else(|| Err("this worker was not given what it needs".to_owned()))
+}
+
+/// What a worker has got.
+pub(crate) struct Attached {
+    bytes: Bytes,
+    /// What was decoded of it: by how many bytes there were from there to the end.
+    decoded: RefCell<Vec<Decoded>>,
+}
+
+enum Bytes {
+    Short(Vec<u8>),
+    Long(Constant),
+}
+
+struct Decoded {
+    at: usize,
+    value: Rc<dyn Any>,
+    /// How many bytes there were behind it.
+    rest: usize,
+}
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Attached")
+            .field(&self.bytes().len())
+            .finish()
+    }
+}
+
+impl Attached {
+    pub(crate) fn short(bytes: &[u8]) -> Attached {
+        Attached::of(Bytes::Short(bytes.to_vec()))
+    }
+
+    /// Maps what came as a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// If it is not what was announced, or there is no room for it.
+    pub(crate) fn long(fd: &OwnedFd, len: usize) -> io::Result<Attached> {
+        Ok(Attached::of(Bytes::Long(Constant::open(fd, len)?)))
+    }
+
+    fn of(bytes: Bytes) -> Attached {
+        Attached {
+            bytes,
+            decoded: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Short(bytes) => bytes,
+            Bytes::Long(memory) => memory.bytes(),
+        }
+    }
+
+    /// The value at the front of `from`, which reaches to the end; decoded, if it was not before. Gives what is behind it,
+    /// too.
+    pub(crate) fn keep<'a, T: 'static>(
+        &self,
+        from: &'a [u8],
+        decode: impl FnOnce() -> Result<(T, usize), CodecError>,
+    ) -> Result<(Rc<T>, &'a [u8]), CodecError> {
+        let found = self.decoded.borrow().iter().find_map(|decoded| {
+            let value = Rc::clone(&decoded.value).downcast().ok()?;
+            (decoded.at == from.len()).then_some((value, decoded.rest))
+        });
+        let (value, rest) = match found {
+            Some(found) => found,
+            None => {
+                let (value, rest) = decode()?;
+                let value = Rc::new(value);
+                self.decoded.borrow_mut().push(Decoded {
+                    at: from.len(),
+                    value: Rc::clone(&value) as Rc<dyn Any>,
+                    rest,
+                });
+                (value, rest)
+            }
+        };
+        Ok((value, &from[from.len() - rest..]))
+    }
+}

@@ -1,0 +1,365 @@
+//! How parameters travel, for those who don't give their arguments away: what may be lent for each, and how it is
+//! encoded from where it lies.
+//!
+//! `#[pool_task]` writes one of these markers for each parameter, by how its type is spelled. What is encoded is the same
+//! as what `Task::encode_args` makes of an owned value.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Serialize;
+
+use crate::codec::{
+    CodecError, Primitive, Tail, encode, encode_block, encode_last_block, give_last_block,
+};
+
+/// How one parameter travels.
+pub trait Param {
+    /// What the caller gives away.
+    type Owned: Borrow<Self::Lent>;
+    /// What the caller lends.
+    type Lent: ?Sized;
+
+    /// Appends what was lent to `out`, of which the input begins at `start`.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be encoded.
+    fn encode(lent: &Self::Lent, out: &mut Vec<u8>, start: usize) -> Result<(), CodecError>;
+
+    /// The same, where nothing comes behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Param::encode).
+    fn encode_last(lent: &Self::Lent, out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
+        Self::encode(lent, out, start)
+    }
+
+    /// The same of a value that was given away. A long block is given back, to follow what was appended.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Param::encode).
+    fn give_last(
+        owned: Self::Owned,
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<Option<Tail>, CodecError> {
+        Self::encode_last(owned.borrow(), out, start)?;
+        Ok(None)
+    }
+}
+
+macro_rules! markers {
+    ($($(#[$doc:meta])* $name:ident<$($param:ident $(: $bound:tt)?),*>;)*) => {$(
+        $(#[$doc])*
+        pub struct $name<$($param $(: $bound Sized)?),*>($(PhantomData<$param>),*);
+
+        impl<$($param $(: $bound Sized)?),*> fmt::Debug for $name<$($param),*> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        }
+    )*};
+}
+
+markers! {
+    /// `T`, `&T`: lent as a `T`.
+    Plain<T>;
+    /// `&Path` and the like: lent as that.
+    Unsized<U: ?>;
+    /// `Vec<T>`, `&[T]`: lent as a `[T]`.
+    Slice<T>;
+    /// `Vec<f64>`, `&[f64]`, `Box<[f64]>`, with what owns the numbers: lent as a `[f64]`.
+    Block<V, P>;
+    /// `[f64; 8]`: lent as that.
+    Array<A>;
+}
+
+impl<T: Serialize> Param for Plain<T> {
+    type Owned = T;
+    type Lent = T;
+
+    #[inline]
+    fn encode(lent: &T, out: &mut Vec<u8>, _: usize) -> Result<(), CodecError> {
+        encode(lent, out)
+    }
+}
+
+impl<U: ToOwned + Serialize + ?Sized> Param for Unsized<U> {
+    type Owned = U::Owned;
+    type Lent = U;
+
+    #[inline]
+    fn encode(lent: &U, out: &mut Vec<u8>, _: usize) -> Result<(), CodecError> {
+        encode(lent, out)
+    }
+}
+
+impl<T: Serialize> Param for Slice<T> {
+    type Owned = Vec<T>;
+    type Lent = [T];
+
+    #[inline]
+    fn encode(lent: &[T], out: &mut Vec<u8>, _: usize) -> Result<(), CodecError> {
+        encode(lent, out)
+    }
+}
+
+impl<V, P: Primitive> Param for Block<V, P>
+where
+    V: Borrow<[P]> + AsRef<[P]> + Into<Vec<P>>,
+{
+    type Owned = V;
+    type Lent = [P];
+
+    #[inline]
+    fn encode(lent: &[P], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
+        encode_block(lent, out, start)
+    }
+
+    #[inline]
+    fn encode_last(lent: &[P], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
+        encode_last_block(lent, out, start);
+        Ok(())
+    }
+
+    #[inline]
+    fn give_last(owned: V, out: &mut Vec<u8>, start: usize) -> Result<Option<Tail>, CodecError> {
+        Ok(give_last_block(owned, out, start))
+    }
+}
+
+impl<P: Primitive, const N: usize> Param for Array<[P; N]> {
+    type Owned = [P; N];
+    type Lent = [P; N];
+
+    #[inline]
+    fn encode(lent: &[P; N], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
+        encode_block(lent, out, start)
+    }
+
+    #[inline]
+    fn encode_last(lent: &[P; N], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
+        encode_last_block(lent, out, start);
+        Ok(())
+    }
+}
+
+/// What lends a `B`: a reference to whatever borrows one, as a `&String` lends a `str`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not lend a `{B}`",
+    label = "a reference to a `{B}`, or to what borrows one, is expected"
+)]
+pub trait Lends<B: ?Sized> {
+    /// What is lent.
+    #[doc(hidden)]
+    fn lent(&self) -> &B;
+}
+
+#[diagnostic::do_not_recommend]
+impl<S: Borrow<B> + ?Sized, B: ?Sized> Lends<B> for &S {
+    #[inline]
+    fn lent(&self) -> &B {
+        (*self).borrow()
+    }
+}
+
+/// A tuple of references, or a reference to a tuple, that lends what all parameters need.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not lend the arguments",
+    label = "a tuple of references is expected, one for each argument that is open"
+)]
+pub trait LendsAll<Params> {
+    /// Encodes all of them.
+    #[doc(hidden)]
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+}
+
+/// A tuple of values that has what all parameters need.
+pub trait GivesAll<Params> {
+    /// Encodes all of them. A long block at their end is given back, to follow what was appended.
+    ///
+    /// # Errors
+    ///
+    /// If one can't be encoded.
+    fn encode(self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
+}
+
+/// A tuple of the first of these arguments.
+#[diagnostic::on_unimplemented(
+    message = "`partial` can't bind `{Self}`: the arguments that are open are `{Args}`",
+    label = "a tuple of the first of `{Args}` is expected"
+)]
+pub trait Binds<Args, Params> {
+    /// The arguments that are left.
+    type Args;
+    /// How these travel.
+    #[doc(hidden)]
+    type Params;
+
+    /// Appends the arguments to those that were bound before, which is all of `out`.
+    #[doc(hidden)]
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+}
+
+/// A tuple of references that lends the first of these arguments.
+#[diagnostic::on_unimplemented(
+    message = "`partial` can't bind `{Self}`: the arguments that are open are `{Args}`",
+    label = "a tuple of references to the first of `{Args}` is expected"
+)]
+pub trait BindsLent<Args, Params> {
+    /// The arguments that are left.
+    type Args;
+    /// How these travel.
+    #[doc(hidden)]
+    type Params;
+
+    /// Appends the arguments to those that were bound before, which is all of `out`.
+    #[doc(hidden)]
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+}
+
+/// For tuples of one length: the last one is apart, since nothing comes behind it.
+macro_rules! whole {
+    ($($s:ident $p:ident $at:tt),* ; $last_s:ident $last_p:ident $last:tt) => {
+        #[diagnostic::do_not_recommend]
+        impl<$($s, $p,)* $last_s, $last_p> LendsAll<($($p,)* $last_p,)> for ($($s,)* $last_s,)
+        where
+            $($p: Param, $s: Lends<$p::Lent>,)*
+            $last_p: Param,
+            $last_s: Lends<$last_p::Lent>,
+        {
+            #[inline]
+            fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                let start = out.len();
+                $($p::encode(self.$at.lent(), out, start)?;)*
+                $last_p::encode_last(self.$last.lent(), out, start)
+            }
+        }
+
+        #[diagnostic::do_not_recommend]
+        impl<$($s, $p,)* $last_s, $last_p> LendsAll<($($p,)* $last_p,)> for &($($s,)* $last_s,)
+        where
+            $($p: Param, $s: Borrow<$p::Lent>,)*
+            $last_p: Param,
+            $last_s: Borrow<$last_p::Lent>,
+        {
+            #[inline]
+            fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                let start = out.len();
+                $($p::encode(self.$at.borrow(), out, start)?;)*
+                $last_p::encode_last(self.$last.borrow(), out, start)
+            }
+        }
+
+        impl<$($s, $p,)* $last_s, $last_p> GivesAll<($($p,)* $last_p,)> for ($($s,)* $last_s,)
+        where
+            $($p: Param<Owned = $s>, $s: Borrow<$p::Lent>,)*
+            $last_p: Param<Owned = $last_s>,
+            $last_s: Borrow<$last_p::Lent>,
+        {
+            #[inline]
+            fn encode(self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError> {
+                let start = out.len();
+                $($p::encode(self.$at.borrow(), out, start)?;)*
+                $last_p::give_last(self.$last, out, start)
+            }
+        }
+    };
+}
+
+/// For tuples of one length, of which the first ones are bound.
+macro_rules! bound {
+    ($($s:ident $p:ident $at:tt),* ; $($left_s:ident $left_p:ident),*) => {
+        #[diagnostic::do_not_recommend]
+        impl<$($s, $p,)* $($left_s, $left_p,)*>
+            Binds<($($s,)* $($left_s,)*), ($($p,)* $($left_p,)*)> for ($($s,)*)
+        where
+            $($p: Param<Owned = $s>, $s: Borrow<$p::Lent>,)*
+        {
+            type Args = ($($left_s,)*);
+            type Params = ($($left_p,)*);
+
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<(), CodecError> {
+                $($p::encode(self.$at.borrow(), _out, 0)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+/// The same for references.
+macro_rules! bound_lent {
+    ($($s:ident $p:ident $a:ident $at:tt),* ; $($left_a:ident $left_p:ident),*) => {
+        #[diagnostic::do_not_recommend]
+        impl<$($s, $p, $a,)* $($left_a, $left_p,)*>
+            BindsLent<($($a,)* $($left_a,)*), ($($p,)* $($left_p,)*)> for ($($s,)*)
+        where
+            $($p: Param, $s: Lends<$p::Lent>,)*
+        {
+            type Args = ($($left_a,)*);
+            type Params = ($($left_p,)*);
+
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<(), CodecError> {
+                $($p::encode(self.$at.lent(), _out, 0)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+/// For every number of arguments, and every number of those that are bound.
+macro_rules! every_length {
+    ($($s:ident $p:ident $a:ident $at:tt),*) => {
+        every_length!(@lengths [] $([$s $p $a $at])*);
+    };
+    (@lengths [$($done:tt)*]) => {
+        every_length!(@splits [] $($done)*);
+    };
+    (@lengths [$($done:tt)*] $next:tt $($rest:tt)*) => {
+        every_length!(@splits [] $($done)*);
+        every_length!(@whole [] $($done)* $next);
+        every_length!(@lengths [$($done)* $next] $($rest)*);
+    };
+    (@whole [$([$s:ident $p:ident $a:ident $at:tt])*] [$last_s:ident $last_p:ident $last_a:ident $last:tt]) => {
+        whole!($($s $p $at),* ; $last_s $last_p $last);
+    };
+    (@whole [$($front:tt)*] $next:tt $($rest:tt)+) => {
+        every_length!(@whole [$($front)* $next] $($rest)+);
+    };
+    (@splits [$([$s:ident $p:ident $a:ident $at:tt])*] $([$left_s:ident $left_p:ident $left_a:ident $left_at:tt])*) => {
+        bound!($($s $p $at),* ; $($left_s $left_p),*);
+        bound_lent!($($s $p $a $at),* ; $($left_a $left_p),*);
+        every_length!(@more [$([$s $p $a $at])*] $([$left_s $left_p $left_a $left_at])*);
+    };
+    (@more [$($front:tt)*]) => {};
+    (@more [$($front:tt)*] $next:tt $($rest:tt)*) => {
+        every_length!(@splits [$($front)* $next] $($rest)*);
+    };
+}
+
+every_length! {
+    S0 P0 A0 0, S1 P1 A1 1, S2 P2 A2 2, S3 P3 A3 3, S4 P4 A4 4, S5 P5 A5 5,
+    S6 P6 A6 6, S7 P7 A7 7, S8 P8 A8 8, S9 P9 A9 9, S10 P10 A10 10, S11 P11 A11 11
+}
+
+impl LendsAll<()> for () {
+    fn encode(&self, _: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+impl LendsAll<()> for &() {
+    fn encode(&self, _: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+impl GivesAll<()> for () {
+    fn encode(self, _: &mut Vec<u8>) -> Result<Option<Tail>, CodecError> {
+        Ok(None)
+    }
+}
