@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use pool_worker::param::{GivesAll, Lends, LendsAll, Param};
+use pool_worker::param::{EndsWith, GivesAll, Lends, LendsAll, Param};
 use pool_worker::{CodecError, Tail, Task};
 
 /// What appends an encoded input. A long block at its end is given back, to follow what was appended.
@@ -70,8 +70,9 @@ pub trait OneArgument<T> {
     fn pack(argument: Self::Argument) -> Self;
 }
 
+// Without the bound the compiler would advise to make a tuple of the task.
 #[diagnostic::do_not_recommend]
-impl<T, A> OneArgument<T> for (A,) {
+impl<T: Task<Args: EndsWith<A>>, A> OneArgument<T> for (A,) {
     type Argument = A;
     fn pack(argument: A) -> Self {
         (argument,)

@@ -188,6 +188,9 @@ pub trait GivesAll<Params> {
     fn encode(self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
 }
 
+/// A tuple whose last element is an `A`.
+pub trait EndsWith<A> {}
+
 /// A tuple of the first of these arguments.
 #[diagnostic::on_unimplemented(
     message = "`partial` can't bind `{Self}`: the arguments that are open are `{Args}`",
@@ -254,6 +257,8 @@ macro_rules! whole {
                 $last_p::encode_last(self.$last.borrow(), out, start)
             }
         }
+
+        impl<$($s,)* $last_s> EndsWith<$last_s> for ($($s,)* $last_s,) {}
 
         impl<$($s, $p,)* $last_s, $last_p> GivesAll<($($p,)* $last_p,)> for ($($s,)* $last_s,)
         where
@@ -346,12 +351,14 @@ every_length! {
     S6 P6 A6 6, S7 P7 A7 7, S8 P8 A8 8, S9 P9 A9 9, S10 P10 A10 10, S11 P11 A11 11
 }
 
+#[diagnostic::do_not_recommend]
 impl LendsAll<()> for () {
     fn encode(&self, _: &mut Vec<u8>) -> Result<(), CodecError> {
         Ok(())
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl LendsAll<()> for &() {
     fn encode(&self, _: &mut Vec<u8>) -> Result<(), CodecError> {
         Ok(())

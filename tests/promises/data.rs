@@ -26,6 +26,7 @@ fn owned_letters(text: String) -> usize {
 }
 
 #[pool_task]
+#[expect(clippy::ptr_arg, reason = "it is what is tested")]
 fn vec_letters(text: &String, more: Vec<String>) -> usize {
     text.len() + more.iter().map(String::len).sum::<usize>()
 }
@@ -410,13 +411,12 @@ fn workers_that_take_over_get_what_is_bound() -> Result<(), Error> {
 fn spoil(how: u8) {
     for fd in 3..100 {
         let mut byte = [0_u8; 64];
-        // SAFETY: reads into the array, or closes; both may fail. They are not ours, and that is the point.
-        unsafe {
-            if how == 0 {
-                libc::close(fd);
-            } else {
-                libc::recv(fd, byte.as_mut_ptr().cast(), byte.len(), libc::MSG_DONTWAIT);
-            }
+        if how == 0 {
+            // SAFETY: closes what is not ours, and that is the point.
+            unsafe { libc::close(fd) };
+        } else {
+            // SAFETY: reads into the array, and from what is not ours.
+            unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), byte.len(), libc::MSG_DONTWAIT) };
         }
     }
 }
@@ -444,7 +444,9 @@ fn very_many_long_ones_at_once() -> Result<(), Error> {
     let pool = pool(2);
     let results: Vec<_> = (0..600)
         .map(|x| {
-            let call = pool.task(scaled_at).partial((f64::from(x), vec![1.0; 5000]));
+            let call = pool
+                .task(scaled_at)
+                .partial((f64::from(x), vec![1.0; 5000]));
             call.apply_async((7,))
         })
         .collect();
@@ -463,6 +465,7 @@ macro_rules! blocks {
             use super::*;
 
             #[pool_task]
+            #[expect(clippy::ptr_arg, reason = "it is what is tested")]
             fn middle(
                 first: u8,
                 a: Vec<$number>,
