@@ -48,7 +48,7 @@ use crate::retries::Retries;
 pub struct PoolBuilder {
     processes: Option<usize>,
     max_tasks_per_child: Option<usize>,
-    initializer: Option<Result<(u32, Vec<u8>), Error>>,
+    initializer: Option<Result<Setup, Error>>,
     initializer_name: &'static str,
     start_timeout: Duration,
     give_up_after: Duration,
@@ -93,7 +93,8 @@ impl PoolBuilder {
     /// fails and says why.
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         let mut bytes = Vec::new();
-        let encoded = T::encode_args(args, &mut bytes).map_err(|error| {
+        let (encoded, held) = pool_worker::collect(|| T::encode_args(args, &mut bytes));
+        let encoded = encoded.map_err(|error| {
             Error::Encode(Codec {
                 place: Place {
                     task: T::NAME,
@@ -103,9 +104,10 @@ impl PoolBuilder {
                 why: error.to_string(),
             })
         });
-        self.initializer = Some(encoded.map(|tail| {
+        self.initializer = Some(encoded.and_then(|tail| {
             bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
-            (T::number(), bytes)
+            let setup = Setup::new(T::number(), &bytes, held);
+            setup.map_err(|error| Error::Start(Start(error.to_string())))
         }));
         self.initializer_name = T::NAME;
         self
@@ -250,17 +252,11 @@ impl PoolBuilder {
         }
         feed::check(&self.defaults)?;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
-        let initializer = match self.initializer.transpose()? {
-            Some((task, args)) => Some(
-                Setup::new(task, &args).map_err(|error| Error::Start(Start(error.to_string())))?,
-            ),
-            None => None,
-        };
         let local = Local::start(Settings {
             processes: self.processes.unwrap_or(cpus),
             cpus,
             max_tasks_per_child: self.max_tasks_per_child,
-            initializer,
+            initializer: self.initializer.transpose()?,
             initializer_name: self.initializer_name,
             start_timeout: self.start_timeout,
             give_up_after: self.give_up_after,

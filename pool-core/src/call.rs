@@ -508,14 +508,21 @@ fn bind<T: Task>(
             why,
         })
     };
-    let no_memory = |error: io::Error| failed(format!("no shared memory for them: {error}"));
-    let bytes = before.map_or(Ok(Vec::new()), |before| before.to_vec());
-    let mut bytes = bytes.map_err(no_memory)?;
-    encode(&mut bytes).map_err(|error| failed(error.to_string()))?;
+    let no_memory = |error: io::Error| failed(error.to_string());
+    let mut holds = Vec::new();
+    let mut bytes = Vec::new();
+    if let Some(before) = &before {
+        holds.extend_from_slice(before.holds());
+        bytes.extend_from_slice(&before.bytes().map_err(no_memory)?);
+    }
+    let (encoded, referred) = pool_worker::collect(|| encode(&mut bytes));
+    encoded.map_err(|error| failed(error.to_string()))?;
     if bytes.is_empty() {
         return Ok(None);
     }
-    Attachment::new(bytes).map(Some).map_err(no_memory)
+    holds.extend(referred);
+    let attachment = Attachment::new(&bytes, holds);
+    attachment.map(Some).map_err(no_memory)
 }
 
 /// `map` draws at least this many inputs ahead, so that it need not wake for each result.

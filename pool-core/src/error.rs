@@ -68,7 +68,9 @@ impl Error {
             Error::WorkerLost(error) => Some(error.place),
             Error::TimeLimit(error) => Some(error.place),
             Error::MemoryLimit(error) => Some(error.place),
-            Error::Encode(error) | Error::Decode(error) => Some(error.place),
+            Error::Encode(error) | Error::Decode(error) if error.what != Side::Shared => {
+                Some(error.place)
+            }
             _ => None,
         }
     }
@@ -343,10 +345,12 @@ pub enum Side {
     Arguments,
     /// The result: encoded by the worker, decoded by the caller.
     Result,
+    /// What was to be [shared](crate::Shared).
+    Shared,
 }
 
 impl Codec {
-    /// Whether it was the arguments or the result.
+    /// What it was.
     pub fn side(&self) -> Side {
         self.what
     }
@@ -355,6 +359,7 @@ impl Codec {
         let what = match self.what {
             Side::Arguments => "the arguments",
             Side::Result => "the result",
+            Side::Shared => return write!(f, "`Shared`: can't {verb} the value: {}", self.why),
         };
         write!(f, "{}: can't {verb} {what}: {}", self.place, self.why)
     }

@@ -58,6 +58,7 @@ mod open;
 mod pool;
 mod retries;
 mod scheduler;
+mod shared;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -81,7 +82,9 @@ pub use handle::AsyncResult;
 pub use iter::{Imap, ImapUnordered};
 pub use open::{Left, OneArgument, Open};
 pub use pool::Pool;
+pub use pool_worker::shared::{InPlace, Share};
 pub use retries::Retries;
+pub use shared::Shared;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]

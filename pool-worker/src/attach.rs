@@ -1,4 +1,5 @@
-//! Bytes that many inputs have in common, and that a worker gets once: the arguments that `partial` binds.
+//! Bytes that many inputs have in common, and that a worker gets once: the arguments that `partial` binds, and what is
+//! [shared](crate::shared).
 //!
 //! In the parent they are an [`Attachment`], which every portion that needs it holds. Before such a portion a worker is
 //! sent the attachment, if it does not have it yet: short ones lie in the ring of requests, long ones in memory of their own
@@ -6,12 +7,13 @@
 //! is told that nobody holds the attachment any more. For that an attachment remembers whom it was sent to: see
 //! [`Freed`].
 
-use std::any::Any;
-use std::cell::RefCell;
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{self, MaybeUninit};
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process;
 use std::rc::Rc;
@@ -29,6 +31,7 @@ use crate::frames::FRAME_MAX;
 use crate::greeting::{self, Own};
 use crate::memory::Constant;
 use crate::scarce::no;
+use crate::shared::Held;
 use crate::watch::Waker;
 
 /// Longer ones have memory of their own.
@@ -40,12 +43,14 @@ const SHORT_MAX: usize = FRAME_MAX;
 pub struct Attachment {
     id: u64,
     content: Option<Content>,
+    /// What they refer to.
+    holds: Vec<Arc<Attachment>>,
     /// Who is to know when it is dropped.
     holders: Mutex<Vec<Weak<Freed>>>,
 }
 
 enum Content {
-    Short(Vec<u8>),
+    Short(Arc<Bytes>),
     Long(OwnedFd, usize),
 }
 
@@ -62,21 +67,24 @@ impl fmt::Debug for Attachment {
 }
 
 impl Attachment {
-    /// Makes one of these bytes.
+    /// Makes one of these bytes, which refer to others.
     ///
     /// # Errors
     ///
     /// If there is no shared memory for them.
-    pub fn new(bytes: Vec<u8>) -> io::Result<Arc<Attachment>> {
+    pub fn new(bytes: &[u8], holds: Vec<Arc<Attachment>>) -> io::Result<Arc<Attachment>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let content = if bytes.len() <= SHORT_MAX {
-            Content::Short(bytes)
+            Content::Short(Arc::new(Bytes::short(bytes)))
         } else {
-            Content::Long(Constant::create("pool-attachment", &bytes)?, bytes.len())
+            let memory = Constant::create("pool-attachment", bytes);
+            let memory = memory.map_err(no("shared memory for what tasks have in common"))?;
+            Content::Long(memory, bytes.len())
         };
         Ok(Arc::new(Attachment {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             content: Some(content),
+            holds,
             holders: Mutex::default(),
         }))
     }
@@ -86,12 +94,21 @@ impl Attachment {
     /// # Errors
     ///
     /// If there is no room to look at them.
-    pub fn to_vec(&self) -> io::Result<Vec<u8>> {
+    pub fn bytes(&self) -> io::Result<Arc<Bytes>> {
         match &self.content {
-            Some(Content::Short(bytes)) => Ok(bytes.clone()),
-            Some(Content::Long(fd, len)) => Ok(Constant::open(fd, *len)?.bytes().to_vec()),
-            None => Ok(Vec::new()),
+            Some(Content::Short(bytes)) => Ok(Arc::clone(bytes)),
+            Some(Content::Long(memory, len)) => {
+                let mapped = Constant::open(memory, *len);
+                let mapped = mapped.map_err(no("room for what tasks have in common"))?;
+                Ok(Arc::new(Bytes::Long(mapped)))
+            }
+            None => Ok(Arc::new(Bytes::short(&[]))),
         }
+    }
+
+    /// What they refer to.
+    pub fn holds(&self) -> &[Arc<Attachment>] {
+        &self.holds
     }
 
     /// Tells it from all others of this process.
@@ -187,6 +204,113 @@ impl Freed {
     /// Those that were freed since the last time.
     pub fn take(&self) -> Vec<Noted> {
         mem::take(&mut *lock(&self.noted))
+    }
+}
+
+/// Bytes that don't change. They begin where any number may.
+pub enum Bytes {
+    /// So many, in these words.
+    Short(Box<[u128]>, usize),
+    /// Mapped.
+    Long(Constant),
+}
+
+impl Bytes {
+    fn short(bytes: &[u8]) -> Bytes {
+        let mut words = vec![0_u128; bytes.len().div_ceil(size_of::<u128>())].into_boxed_slice();
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Bytes::Short(words, bytes.len())
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Short(words, len) => &bytemuck::cast_slice(words)[..*len],
+            Bytes::Long(memory) => memory.bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bytes").field(&self.len()).finish()
+    }
+}
+
+// ---- what is encoded meanwhile --------------------------------------------------------------------
+
+thread_local! {
+    /// Whether this thread encodes what goes to a worker; then, whether something was collected.
+    static COLLECTING: Cell<(bool, bool)> = const { Cell::new((false, false)) };
+    static COLLECTED: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Ends the collection, also if what encodes panics.
+struct Collection {
+    before: (bool, bool),
+}
+
+impl Drop for Collection {
+    #[inline]
+    fn drop(&mut self) {
+        if COLLECTING.replace(self.before).1 {
+            COLLECTED.take();
+        }
+    }
+}
+
+/// Encodes something, and gives what that refers to.
+#[inline]
+pub fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Arc<Attachment>>) {
+    let before = COLLECTING.replace((true, false));
+    // Encoding something may encode something else, for another pool.
+    let others = if before.1 {
+        COLLECTED.take()
+    } else {
+        Vec::new()
+    };
+    let collection = Collection { before };
+    let result = encode();
+    let collected = if COLLECTING.get().1 {
+        COLLECTING.set((true, false));
+        COLLECTED.take()
+    } else {
+        Vec::new()
+    };
+    drop(collection);
+    if before.1 {
+        COLLECTED.set(others);
+    }
+    (result, collected)
+}
+
+/// Notes that what is encoded refers to this. False: it does not go to a worker.
+pub(crate) fn refer_to(attachment: &Arc<Attachment>) -> bool {
+    if !COLLECTING.get().0 {
+        return false;
+    }
+    COLLECTING.set((true, true));
+    COLLECTED.with_borrow_mut(|all| add(all, attachment));
+    true
+}
+
+/// Whether what is encoded goes to a worker.
+pub(crate) fn is_collecting() -> bool {
+    COLLECTING.get().0
+}
+
+/// So many of the last ones are looked at whether one is among them already.
+const LOOKED_AT: usize = 8;
+
+/// Adds one, unless it was added lately.
+pub(crate) fn add(all: &mut Vec<Arc<Attachment>>, attachment: &Arc<Attachment>) {
+    let mut last = all.iter().rev().take(LOOKED_AT);
+    if !last.any(|known| Arc::ptr_eq(known, attachment)) {
+        all.push(Arc::clone(attachment));
     }
 }
 
@@ -295,19 +419,16 @@ pub(crate) fn forget(id: u64) {
 /// What was kept.
 pub(crate) fn find(id: u64) -> Result<Rc<Attached>, String> {
     let found = ATTACHED.with_borrow(|all| all.get(&id).cloned());
-    found.unwrap_or_else(|| Err("this worker was not given what it needs".to_owned()))
+    found.unwrap_or_else(|| Err("what it refers to did not come with it".to_owned()))
 }
 
 /// What a worker has got.
 pub(crate) struct Attached {
-    bytes: Bytes,
+    bytes: Arc<Bytes>,
     /// What was decoded of it: by how many bytes there were from there to the end.
     decoded: RefCell<Vec<Decoded>>,
-}
-
-enum Bytes {
-    Short(Vec<u8>),
-    Long(Constant),
+    /// The whole of it as a value of this type.
+    shared: RefCell<Vec<(TypeId, Arc<Held>)>>,
 }
 
 struct Decoded {
@@ -319,15 +440,13 @@ struct Decoded {
 
 impl fmt::Debug for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Attached")
-            .field(&self.bytes().len())
-            .finish()
+        f.debug_tuple("Attached").field(&self.bytes.len()).finish()
     }
 }
 
 impl Attached {
     pub(crate) fn short(bytes: &[u8]) -> Attached {
-        Attached::of(Bytes::Short(bytes.to_vec()))
+        Attached::of(Bytes::short(bytes))
     }
 
     /// Maps what came as a descriptor.
@@ -341,15 +460,35 @@ impl Attached {
 
     fn of(bytes: Bytes) -> Attached {
         Attached {
-            bytes,
+            bytes: Arc::new(bytes),
             decoded: RefCell::default(),
+            shared: RefCell::default(),
         }
     }
 
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Short(bytes) => bytes,
-            Bytes::Long(memory) => memory.bytes(),
+        &self.bytes
+    }
+
+    /// The whole of it as a `T`; made, if it was not before.
+    pub(crate) fn share<T: ?Sized + 'static>(
+        &self,
+        make: impl FnOnce(Arc<Bytes>) -> Result<Held, String>,
+    ) -> Result<Arc<Held>, String> {
+        let key = TypeId::of::<T>();
+        let found = self
+            .shared
+            .borrow()
+            .iter()
+            .find_map(|(known, held)| (*known == key).then(|| Arc::clone(held)));
+        match found {
+            Some(found) => Ok(found),
+            None => {
+                let held = Arc::new(make(Arc::clone(&self.bytes))?);
+                self.shared.borrow_mut().push((key, Arc::clone(&held)));
+                Ok(held)
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::attach::Attachment;
+use crate::attach::{self, Attachment};
 use crate::codec::Tail;
 
 /// The longest byte string that stands with others, in bytes.
@@ -79,6 +79,8 @@ struct Extra {
     tail: Option<Tail>,
     /// What all the byte strings have in front of them.
     bound: Option<Arc<Attachment>>,
+    /// What some of them refer to.
+    held: Arc<Vec<Arc<Attachment>>>,
 }
 
 impl PartialEq for Frames {
@@ -150,11 +152,13 @@ impl Frames {
             bytes.reserve(RESERVE);
         }
         bytes.extend_from_slice(&[0; WORD]);
-        let tail = write(bytes).inspect_err(|_| bytes.truncate(at))?;
+        let (tail, referred) = attach::collect(|| write(bytes));
+        let tail = tail.inspect_err(|_| bytes.truncate(at))?;
         let len = bytes.len() - at - WORD;
         if len <= FRAME_MAX && tail.is_none() {
             bytes[at..at + WORD].copy_from_slice(&word(len, Tag::Value.bits()));
             self.count += 1;
+            self.hold(&referred);
             return Ok(None);
         }
         let (bytes, start) = if self.count == 0 {
@@ -166,7 +170,7 @@ impl Frames {
             bytes.truncate(at);
             (alone, 0)
         };
-        Ok(Some(Frames {
+        let mut alone = Frames {
             bytes,
             start,
             count: 1,
@@ -177,7 +181,19 @@ impl Frames {
                     ..Extra::default()
                 })
             }),
-        }))
+        };
+        alone.hold(&referred);
+        Ok(Some(alone))
+    }
+
+    /// Some byte strings refer to these.
+    #[inline]
+    fn hold(&mut self, referred: &[Arc<Attachment>]) {
+        if !referred.is_empty() {
+            let extra = self.extra.get_or_insert_default();
+            let held = Arc::make_mut(&mut extra.held);
+            referred.iter().for_each(|one| attach::add(held, one));
+        }
     }
 
     /// The arguments in this attachment are in front of all byte strings.
@@ -189,7 +205,13 @@ impl Frames {
     /// Whether workers need something else before they get these.
     #[inline]
     pub fn has_attachments(&self) -> bool {
-        self.bound().is_some()
+        let extra = self.extra.as_ref();
+        extra.is_some_and(|extra| extra.bound.is_some() || !extra.held.is_empty())
+    }
+
+    /// What some of the byte strings refer to.
+    pub(crate) fn held(&self) -> &[Arc<Attachment>] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.held)
     }
 
     /// What all the byte strings have in front of them.

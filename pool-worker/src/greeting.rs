@@ -45,6 +45,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::attach::Attachment;
 use crate::fault::Fault;
 use crate::memory::Constant;
 use crate::registry;
@@ -58,6 +59,8 @@ const VERSION: u32 = 4;
 pub(crate) struct Introduction {
     /// Whether to wait for [`Control::Setup`] before the first task; how many bytes of arguments it has.
     pub(crate) initializer: Option<usize>,
+    /// How many attachments come before that.
+    pub(crate) attachments: usize,
     /// How many CPUs the pool may use.
     pub(crate) cpus: usize,
     /// Whether to say after each input how much memory is in use.
@@ -91,6 +94,8 @@ pub struct Setup {
     len: usize,
     /// The bytes, which all workers share; none, if there are none.
     args: Option<OwnedFd>,
+    /// What they refer to.
+    held: Vec<Arc<Attachment>>,
 }
 
 impl fmt::Debug for Setup {
@@ -100,24 +105,30 @@ impl fmt::Debug for Setup {
 }
 
 impl Setup {
-    /// A task's number, and its encoded arguments, which all workers share.
+    /// A task's number, its encoded arguments, which all workers share, and what they refer to.
     ///
     /// # Errors
     ///
     /// If there is no shared memory for the arguments.
-    pub fn new(task: u32, args: &[u8]) -> io::Result<Setup> {
+    pub fn new(task: u32, args: &[u8], held: Vec<Arc<Attachment>>) -> io::Result<Setup> {
         let made = (!args.is_empty()).then(|| Constant::create("pool-arguments", args));
         let made = made.transpose();
         Ok(Setup {
             task,
             len: args.len(),
             args: made.map_err(no("shared memory for the arguments of the initializer"))?,
+            held,
         })
     }
 
     /// How many bytes of arguments.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// What the arguments refer to.
+    pub(crate) fn held(&self) -> &[Arc<Attachment>] {
+        &self.held
     }
 }
 

@@ -96,6 +96,8 @@ struct Attachments {
     bound: u64,
     /// It was to be told that these are needed no more, and there was no room to.
     freed_later: Vec<u64>,
+    /// How many of those that its initializer needs it was sent.
+    before_setup: usize,
 }
 
 /// What a worker that is not ready has to say.
@@ -167,6 +169,7 @@ impl Launcher {
             bell_fd,
             introduction: Introduction {
                 initializer: setup.as_ref().map(Setup::len),
+                attachments: setup.as_ref().map_or(0, |setup| setup.held().len()),
                 cpus,
                 tells_memory,
             },
@@ -238,7 +241,7 @@ impl Launcher {
         let setup = self.setup.clone();
         let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
             .map_err(no("way to introduce a worker"))?;
-        let worker = Worker {
+        let mut worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
             pid,
             group,
@@ -252,13 +255,28 @@ impl Launcher {
                 handed: None,
                 bound: 0,
                 freed_later: Vec::new(),
+                before_setup: 0,
             },
             barred: false,
             exit: None,
             garbled: None,
             ask_later: false,
         };
+        self.prepare_setup(&mut worker);
         Ok((worker, Starting(talk)))
+    }
+
+    /// Sends a worker that starts what its initializer needs; false if there is no room for all of it yet.
+    pub fn prepare_setup(&self, worker: &mut Worker) -> bool {
+        let held = self.setup.as_ref().map_or(&[][..], |setup| setup.held());
+        while let Some(next) = held.get(worker.attachments.before_setup) {
+            let sent = worker.attach(next);
+            if !worker.believe(sent).unwrap_or(true) {
+                return false;
+            }
+            worker.attachments.before_setup += 1;
+        }
+        true
     }
 }
 
@@ -327,10 +345,10 @@ impl Worker {
     /// Sends what these inputs need besides themselves; false if there is no room for that yet.
     fn prepare(&mut self, inputs: &Frames) -> Result<bool, Garbled> {
         let bound = inputs.bound();
-        if let Some(bound) = bound
-            && !self.attach(bound)?
-        {
-            return Ok(false);
+        for attachment in bound.into_iter().chain(inputs.held()) {
+            if !self.attach(attachment)? {
+                return Ok(false);
+            }
         }
         let id = bound.map_or(0, |bound| bound.id());
         if id != self.attachments.bound {
@@ -342,8 +360,17 @@ impl Worker {
         Ok(true)
     }
 
+    /// Sends an attachment, and what it refers to, if the worker does not have them.
     fn attach(&mut self, attachment: &Attachment) -> Result<bool, Garbled> {
         let id = attachment.id();
+        if self.attachments.sent.contains(&id) {
+            return Ok(true);
+        }
+        for other in attachment.holds() {
+            if !self.attach(other)? {
+                return Ok(false);
+            }
+        }
         let Attachments {
             freed,
             handover,
@@ -351,9 +378,6 @@ impl Worker {
             handed,
             ..
         } = &mut self.attachments;
-        if sent.contains(&id) {
-            return Ok(true);
-        }
         let content = attachment.sent();
         if let Sent::Long(memory, _) = &content
             && *handed != Some(id)

@@ -9,7 +9,7 @@
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
-//! | `attach` | what many inputs have in common |
+//! | `attach`, `shared` | what many inputs have in common; values in shared memory |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -46,6 +46,7 @@ mod resident;
 mod ring;
 mod scarce;
 mod serve;
+pub mod shared;
 mod spin;
 mod starve;
 mod sync;
@@ -53,7 +54,7 @@ mod task;
 mod unwind;
 mod watch;
 
-pub use attach::{Attachment, Freed, Noted};
+pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use clock::now;
 pub use codec::{

@@ -71,7 +71,8 @@ impl Drop for Memory {
 }
 
 /// Bytes that nobody can change, shared by as many processes as like.
-pub(crate) struct Constant(Memory);
+#[derive(Debug)]
+pub struct Constant(Memory);
 
 impl Constant {
     /// Makes them, and gives the descriptor by which other processes get them. There must be some.

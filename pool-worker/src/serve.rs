@@ -163,7 +163,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let args = args.map(|fd| Constant::open(&fd, introduction.initializer.unwrap_or_default()));
     let args = args.transpose();
     let args = args.map_err(no("memory for the arguments of its initializer"))?;
-    let (requests, replies) = Replies::open(memory, rung, call.index);
+    let (mut requests, replies) = Replies::open(memory, rung, call.index);
     // Where a panic aborts, the hook has the last word.
     let aborting = cfg!(panic = "abort").then(|| (Arc::clone(voice), replies.clone()));
     unwind::install(move |panic| {
@@ -185,6 +185,12 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         call.token.clone(),
         introduction.initializer.is_some(),
         |task| {
+            for _ in 0..introduction.attachments {
+                match requests.next(|| ()) {
+                    Request::Attach(id, came) => keep(&attachments, id, came),
+                    _ => process::abort(),
+                }
+            }
             let bytes = args.as_ref().map_or(&[][..], Constant::bytes);
             let input = Input::new(Rest::Shared(bytes), None);
             let result = find(task).and_then(|task| call_task(task, input, &mut Vec::new()));
@@ -262,12 +268,7 @@ impl Worker {
             } = self;
             match requests.next(|| runner.pause()) {
                 Request::Run(run) => runner.run(run),
-                Request::Attach(id, Came::Here(bytes)) => {
-                    attach::keep(id, Ok(Attached::short(bytes)));
-                }
-                Request::Attach(id, Came::AsDescriptor(len)) => {
-                    attach::keep(id, self.attachments.map(id, len));
-                }
+                Request::Attach(id, came) => keep(&self.attachments, id, came),
                 Request::Detach(id) => {
                     runner.unbind(id);
                     attach::forget(id);
@@ -281,6 +282,17 @@ impl Worker {
             }
         }
     }
+}
+
+/// Keeps what comes before those that need it.
+fn keep(attachments: &attach::Receiver, id: u64, came: Came<'_>) {
+    attach::keep(
+        id,
+        match came {
+            Came::Here(bytes) => Ok(Attached::short(bytes)),
+            Came::AsDescriptor(len) => attachments.map(id, len),
+        },
+    );
 }
 
 fn find(number: u32) -> Result<&'static Registration, Fault> {

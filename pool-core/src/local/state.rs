@@ -40,7 +40,7 @@ pub(super) struct State {
     /// The supervisor has nothing more to do.
     pub(super) over: bool,
     /// Slots that were sent something and must perhaps be woken.
-    sent_to: Vec<usize>,
+    pub(super) sent_to: Vec<usize>,
     /// How many inputs had been given at the last look before a submission, and how many submissions there
     /// were since.
     looked_at: usize,

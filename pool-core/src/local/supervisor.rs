@@ -8,6 +8,7 @@ use std::time::Duration;
 use pool_worker::{Exit, Said, Starting, TICK, Watch, Worker};
 
 use super::Shared;
+use super::state::State;
 use crate::scheduler::{End, Time};
 
 /// A dead process whose status can't be read yet is looked at again after this time; after so long without
@@ -143,6 +144,7 @@ impl Supervisor<'_> {
         self.shared.update(|state| {
             state.collect();
             state.detach_freed();
+            let unprepared = self.prepare_setups(state);
             let now = pool_worker::now();
             let workers = &state.workers;
             let limited = state.scheduler.limits_memory();
@@ -161,9 +163,27 @@ impl Supervisor<'_> {
             state.patrolling = busy;
             let next = next.map(|at| at.saturating_sub(now));
             let patrol = if limited { MEMORY_TICK } else { TICK };
-            let all = bounds.into_iter().chain([next, busy.then_some(patrol)]);
+            let all = bounds.into_iter().chain([
+                next,
+                busy.then_some(patrol),
+                unprepared.then_some(AGAIN),
+            ]);
             Some(all.flatten().min())
         })
+    }
+
+    /// Sends workers that start what their initializers need. True: there was not enough room.
+    fn prepare_setups(&self, state: &mut State) -> bool {
+        let starting = self.starting.iter().enumerate();
+        let slots = starting.filter_map(|(slot, talk)| talk.is_some().then_some(slot));
+        let mut short = false;
+        for slot in slots {
+            if let Some(worker) = &mut state.workers[slot] {
+                short |= !self.shared.launcher.prepare_setup(worker);
+                state.sent_to.push(slot);
+            }
+        }
+        short
     }
 
     /// Starts all workers that are wanted, one right after the other.

@@ -1,0 +1,209 @@
+//! Values that many tasks read, in memory that all workers map: what is behind `Shared`.
+//!
+//! A value that is shared is an [`Attachment`]. What travels with an input is its number, which the worker looks up among
+//! what it was sent. Numbers and text are read where they lie; of anything else each worker decodes a value of its own,
+//! for as long as the attachment is held.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::str;
+use std::sync::{Arc, OnceLock};
+
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer};
+use serde::ser::{self, Serialize, Serializer};
+
+use crate::attach::{self, Attachment, Bytes};
+use crate::codec::{CodecError, Primitive, decode, encode};
+
+/// A value, in a process that has it.
+pub struct Held {
+    bytes: Option<Arc<Bytes>>,
+    value: Option<Box<dyn Any + Send + Sync>>,
+    /// By which workers get it. A worker makes one when it gives the value to workers of its own.
+    attachment: OnceLock<Arc<Attachment>>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Held").field(&self.attachment).finish()
+    }
+}
+
+/// What can be shared: any value that serde can take apart and put together, slices of numbers, and `str`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be shared",
+    label = "not `Serialize + DeserializeOwned + Send + Sync + 'static`, a slice of numbers, or `str`"
+)]
+pub trait Share: Send + Sync + 'static {
+    #[doc(hidden)]
+    fn of(held: &Held) -> &Self;
+
+    /// In a worker.
+    #[doc(hidden)]
+    fn take(bytes: Arc<Bytes>) -> Result<Held, String>;
+}
+
+/// What is read where it lies in shared memory: slices of numbers, and `str`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be read in place",
+    label = "neither a slice of numbers nor `str`",
+    note = "`Shared::new(value)` takes any value that serde does, and each worker decodes it once"
+)]
+pub trait InPlace: Share {
+    #[doc(hidden)]
+    fn bytes(&self) -> &[u8];
+}
+
+/// Why a value can't be shared.
+#[derive(Debug)]
+pub struct ShareError(pub String);
+
+impl From<io::Error> for ShareError {
+    fn from(error: io::Error) -> ShareError {
+        ShareError(error.to_string())
+    }
+}
+
+impl From<CodecError> for ShareError {
+    fn from(error: CodecError) -> ShareError {
+        ShareError(error.to_string())
+    }
+}
+
+impl Held {
+    /// A value that workers decode.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be encoded, or there is no memory for it.
+    pub fn value<T: Serialize + Send + Sync + 'static>(value: T) -> Result<Held, ShareError> {
+        let mut bytes = Vec::new();
+        let (encoded, holds) = attach::collect(|| encode(&value, &mut bytes));
+        encoded?;
+        let attachment = Attachment::new(&bytes, holds)?;
+        Ok(Held {
+            bytes: None,
+            value: Some(Box::new(value)),
+            attachment: attachment.into(),
+        })
+    }
+
+    /// A copy of what is read in place.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it.
+    pub fn copy<T: InPlace + ?Sized>(value: &T) -> Result<Held, ShareError> {
+        let attachment = Attachment::new(value.bytes(), Vec::new())?;
+        Ok(Held {
+            bytes: Some(attachment.bytes()?),
+            value: None,
+            attachment: attachment.into(),
+        })
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self.bytes.as_deref().map_or(&[], |bytes| bytes)
+    }
+
+    /// What travels in its place.
+    ///
+    /// # Errors
+    ///
+    /// If it does not travel to a worker.
+    pub fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if !attach::is_collecting() {
+            return Err(ser::Error::custom(
+                "a `Shared` travels to workers of a pool only, as an argument of a task or in one",
+            ));
+        }
+        let attachment = match self.attachment.get() {
+            Some(attachment) => attachment,
+            None => {
+                let own = Attachment::new(self.bytes(), Vec::new()).map_err(ser::Error::custom)?;
+                self.attachment.get_or_init(|| own)
+            }
+        };
+        attach::refer_to(attachment);
+        to.serialize_u64(attachment.id())
+    }
+
+    /// What came in its place.
+    ///
+    /// # Errors
+    ///
+    /// If it is not a task's argument, or no `T`.
+    pub fn deserialize<'de, T: Share + ?Sized, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<Held>, D::Error> {
+        let id = u64::deserialize(from)?;
+        let attached = attach::find(id).map_err(de::Error::custom)?;
+        attached.share::<T>(T::take).map_err(de::Error::custom)
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Share for T {
+    #[inline]
+    fn of(held: &Held) -> &T {
+        let value = held.value.as_ref().and_then(|value| value.downcast_ref());
+        value.expect("it is kept as what it is")
+    }
+
+    fn take(bytes: Arc<Bytes>) -> Result<Held, String> {
+        let value: T = decode(&bytes).map_err(|error| error.to_string())?;
+        Ok(Held {
+            bytes: Some(bytes),
+            value: Some(Box::new(value)),
+            attachment: OnceLock::new(),
+        })
+    }
+}
+
+impl<P: Primitive> Share for [P] {
+    #[inline]
+    fn of(held: &Held) -> &[P] {
+        bytemuck::cast_slice(held.bytes())
+    }
+
+    fn take(bytes: Arc<Bytes>) -> Result<Held, String> {
+        if !bytes.len().is_multiple_of(size_of::<P>()) {
+            return Err("a part of a number is missing".to_owned());
+        }
+        Ok(in_place(bytes))
+    }
+}
+
+impl<P: Primitive> InPlace for [P] {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self)
+    }
+}
+
+impl Share for str {
+    #[inline]
+    fn of(held: &Held) -> &str {
+        // SAFETY: a `Held` of a `str` is made of a `str`, or of bytes that were looked at; and they don't change.
+        unsafe { str::from_utf8_unchecked(held.bytes()) }
+    }
+
+    fn take(bytes: Arc<Bytes>) -> Result<Held, String> {
+        str::from_utf8(&bytes).map_err(|error| error.to_string())?;
+        Ok(in_place(bytes))
+    }
+}
+
+impl InPlace for str {
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+fn in_place(bytes: Arc<Bytes>) -> Held {
+    Held {
+        bytes: Some(bytes),
+        value: None,
+        attachment: OnceLock::new(),
+    }
+}
