@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use pool_worker::{Setup, Task};
+use pool_worker::{STACK_DEFAULT, Setup, Task};
 
 use crate::backend::Options;
 use crate::error::{Codec, Error, InvalidSetting, Place, Side, Start};
@@ -56,6 +56,7 @@ pub struct PoolBuilder {
     memory_limit: Option<u64>,
     max_memory_per_child: Option<u64>,
     contained: bool,
+    decode_stack: usize,
     defaults: Options,
 }
 
@@ -72,6 +73,7 @@ impl PoolBuilder {
             memory_limit: None,
             max_memory_per_child: None,
             contained: false,
+            decode_stack: STACK_DEFAULT,
             defaults: Options::default(),
         }
     }
@@ -220,6 +222,19 @@ impl PoolBuilder {
         self
     }
 
+    /// How much of the stack a value may take while it is decoded, in bytes: an argument in a worker, a result in the
+    /// thread that asks for it. One that is nested deeper is [`Error::Decode`]; without a limit it would overflow the
+    /// stack and end the process.
+    ///
+    /// Raise it for values that are nested very deep, such as linked lists, and ask for their results in threads that
+    /// have the stack. (Rust gives 2 MiB to a thread; the main thread of a worker has what `ulimit -s` says, 8 MiB mostly.)
+    ///
+    /// Default: 1 MiB, some thousand levels. 0 is refused.
+    pub fn decode_stack(mut self, bytes: usize) -> Self {
+        self.decode_stack = bytes;
+        self
+    }
+
     /// Starts the workers, and returns when all are ready.
     ///
     /// # Errors
@@ -244,6 +259,9 @@ impl PoolBuilder {
         if self.max_memory_per_child == Some(0) {
             return invalid("max_memory_per_child", "every process uses memory");
         }
+        if self.decode_stack == 0 {
+            return invalid("decode_stack", "every value takes some of the stack");
+        }
         if self.give_up_after.is_zero() {
             return invalid(
                 "give_up_after",
@@ -264,7 +282,12 @@ impl PoolBuilder {
             memory_limit: self.memory_limit,
             max_memory: self.max_memory_per_child,
             contained: self.contained,
+            decode_stack: self.decode_stack,
         })?;
-        Ok(Pool::over(Arc::new(local), self.defaults))
+        Ok(Pool::over(
+            Arc::new(local),
+            self.defaults,
+            self.decode_stack,
+        ))
     }
 }

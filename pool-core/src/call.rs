@@ -295,7 +295,8 @@ impl<T: Task, O> Call<'_, T, O> {
         let gather = Gather::new(1);
         let job = self.submit_one(encode, &gather)?;
         self.pool.backend().wait(job, Want::All, &*gather, None);
-        handle::use_up(gather, decode_one::<T>)
+        let engine = self.pool.engine();
+        engine.decode(|| handle::use_up(gather, decode_one::<T>))
     }
 
     pub(crate) fn apply_async_encoded(
@@ -461,7 +462,8 @@ impl<T: Task, O> Call<'_, T, O> {
             missing -= inbox.take(&mut arrived);
             arrived.drain(..).for_each(|outcomes| order.add(outcomes));
             while let Some(outcomes) = order.pop_many() {
-                outcomes.consume(&mut each);
+                let engine = self.pool.engine();
+                engine.decode(|| outcomes.consume(&mut each));
             }
             let (Some(id), 1..) = (feed.id(), missing) else {
                 if more {

@@ -295,7 +295,13 @@ impl<R> AsyncResult<R> {
         if usage.unwrap_or_else(PoisonError::into_inner).taken {
             return Err(Error::Taken);
         }
-        use_up(self.gather, self.decode)
+        let AsyncResult {
+            gather,
+            decode,
+            engine,
+            ..
+        } = self;
+        engine.decode(|| use_up(gather, decode))
     }
 
     /// Waits for the result, but no longer than `timeout`, and takes it.
@@ -335,7 +341,11 @@ impl<R> AsyncResult<R> {
             return None;
         }
         let mut usage = self.lock();
-        let decode = || self.gather.decode(self.decode).is_ok();
+        let decode = || {
+            self.engine
+                .decode(|| self.gather.decode(self.decode))
+                .is_ok()
+        };
         Some(*usage.successful.get_or_insert_with(decode))
     }
 
@@ -365,9 +375,9 @@ impl<R> AsyncResult<R> {
     where
         R: 'static,
     {
-        let decode = self.decode;
+        let (decode, engine) = (self.decode, Arc::clone(&self.engine));
         self.then(Box::new(move |gather| {
-            if let Ok(value) = gather.decode(decode) {
+            if let Ok(value) = engine.decode(|| gather.decode(decode)) {
                 callback(&value);
             }
         }))
@@ -379,9 +389,9 @@ impl<R> AsyncResult<R> {
     where
         R: 'static,
     {
-        let decode = self.decode;
+        let (decode, engine) = (self.decode, Arc::clone(&self.engine));
         self.then(Box::new(move |gather| {
-            if let Err(error) = gather.decode(decode) {
+            if let Err(error) = engine.decode(|| gather.decode(decode)) {
                 callback(&error);
             }
         }))
@@ -417,7 +427,7 @@ impl<R> AsyncResult<R> {
         if mem::replace(&mut self.lock().taken, true) {
             return Err(Error::Taken);
         }
-        self.gather.decode(self.decode)
+        self.engine.decode(|| self.gather.decode(self.decode))
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {

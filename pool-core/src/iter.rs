@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use pool_worker::Task;
 
-use crate::backend::{Backend, Next, Outcomes, Sink, Want};
+use crate::backend::{Next, Outcomes, Sink, Want};
 use crate::call::decode;
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::inbox::{AsTheyCome, InOrder, Inbox};
 use crate::open::Encode;
-use crate::pool::Pool;
+use crate::pool::{Engine, Pool};
 
 /// A chunk that the pool chooses is not larger than this here, so that little is drawn ahead.
 const CHUNK_MAX: usize = 64;
@@ -154,7 +154,7 @@ impl Order {
 
 /// What both iterators do.
 struct Stream<T, I: Iterator> {
-    backend: Arc<dyn Backend>,
+    engine: Arc<Engine>,
     inbox: Arc<Inbox>,
     order: Order,
     arrived: Vec<Outcomes>,
@@ -187,7 +187,7 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         let inbox = Arc::new(Inbox::default());
         let sink = Arc::clone(&inbox) as Arc<dyn Sink>;
         let mut stream = Stream {
-            backend: Arc::clone(pool.backend()),
+            engine: Arc::clone(pool.engine()),
             inbox,
             order,
             arrived: Vec::new(),
@@ -223,7 +223,7 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         };
         let hint = feed.hint();
         let chunk = feed.explicit_chunk().unwrap_or(hint.min(CHUNK_MAX));
-        let processes = self.backend.processes();
+        let processes = self.engine.backend.processes();
         let bound = processes.saturating_mul(chunk.saturating_add(2));
         let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
         // Short tasks are handed over several at a time. Long ones one by one: the next input may be long
@@ -284,7 +284,8 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         loop {
             if let Some((index, outcome)) = self.order.pop() {
                 self.consumed += 1;
-                return decode::<T>(outcome, Some(index));
+                let decode = || decode::<T>(outcome, Some(index));
+                return self.engine.decode(decode);
             }
             if self.inbox.take(&mut self.arrived) > 0 {
                 for outcomes in self.arrived.drain(..) {
@@ -296,7 +297,10 @@ impl<T: Task, I: Iterator> Stream<T, I> {
                 return Err(Error::Terminated);
             };
             let want = self.order.want(self.consumed);
-            if !self.inbox.wait(1, &*self.backend, id, want, deadline) {
+            if !self
+                .inbox
+                .wait(1, &*self.engine.backend, id, want, deadline)
+            {
                 return Err(if deadline.is_some() {
                     Error::Timeout
                 } else {

@@ -89,10 +89,10 @@ pub use shared::Shared;
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use pool_worker::param::{Array, Block, Plain, Slice, Unsized};
+    pub use pool_worker::param::{Array, Block, Described, DescribedSlice, Plain, Slice, Unsized};
     pub use pool_worker::{
         CodecError, Input, Number, Reader, Registration, RunError, Tail, Task, array, decode,
-        decode_output_block, encode, encode_block, encode_last_block, encode_output_array,
-        encode_output_block, give_last_block, inventory,
+        decode_msgpack, decode_output_block, encode, encode_block, encode_last_block,
+        encode_msgpack, encode_output_array, encode_output_block, give_last_block, inventory,
     };
 }

@@ -70,6 +70,7 @@ pub(crate) struct Settings {
     pub(crate) memory_limit: Option<u64>,
     pub(crate) max_memory: Option<u64>,
     pub(crate) contained: bool,
+    pub(crate) decode_stack: usize,
 }
 
 /// The backend of this machine.
@@ -132,6 +133,7 @@ impl Local {
             settings.initializer,
             tells_memory,
             settings.contained,
+            settings.decode_stack,
             Arc::clone(&freed),
         );
         let launcher = launcher.map_err(start_error)?;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::Task;
+use pool_worker::{STACK_DEFAULT, Task};
 
 use crate::backend::{Backend, Options};
 use crate::builder::PoolBuilder;
@@ -55,6 +55,19 @@ pub(crate) struct Engine {
     pub(crate) callbacks: Callbacks,
     /// What calls and tasks don't say.
     pub(crate) defaults: Options,
+    /// How much of the stack a value may take while it is decoded, in bytes.
+    pub(crate) decode_stack: usize,
+}
+
+impl Engine {
+    /// Decodes results, within the limit.
+    #[inline]
+    pub(crate) fn decode<R>(&self, decode: impl FnOnce() -> R) -> R {
+        if self.decode_stack == STACK_DEFAULT {
+            return decode();
+        }
+        pool_worker::with_stack(self.decode_stack, decode)
+    }
 }
 
 impl fmt::Debug for Pool {
@@ -66,13 +79,14 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(crate) fn over(backend: Arc<dyn Backend>, defaults: Options) -> Pool {
+    pub(crate) fn over(backend: Arc<dyn Backend>, defaults: Options, decode_stack: usize) -> Pool {
         let callbacks = Callbacks::default();
         Pool {
             engine: Arc::new(Engine {
                 backend,
                 callbacks,
                 defaults,
+                decode_stack,
             }),
             owner: pool_worker::lineage(),
         }

@@ -30,7 +30,11 @@ fn join(one: &str, other: Vec<u8>) -> Vec<u8> {
 fn pool() -> (Pool, Arc<Memory>) {
     let memory = Arc::new(Memory::default());
     (
-        Pool::over(Arc::clone(&memory) as _, Options::default()),
+        Pool::over(
+            Arc::clone(&memory) as _,
+            Options::default(),
+            pool_worker::STACK_DEFAULT,
+        ),
         memory,
     )
 }

@@ -7,9 +7,11 @@ use syn::parse::{Parse, ParseStream, Parser};
 use syn::{Error, Ident, LitInt, LitStr, Path, Token};
 
 use crate::errors::Errors;
+use crate::param::Format;
 
 const KNOWN: &str = "the options of `#[pool_task]` are `name = \"…\"`, `handle = Ident`, \
-                     `time_limit = \"5s\"`, `retries = 2` and `crate = path`";
+                     `time_limit = \"5s\"`, `retries = 2`, `format = \"msgpack\"` and \
+                     `crate = path`";
 
 /// What stands between the parentheses of `#[pool_task(…)]`.
 #[derive(Default)]
@@ -21,6 +23,8 @@ pub(crate) struct Options {
     /// How long an input may run, and how often it is run again, where the call does not say.
     pub(crate) time_limit: Option<LitStr>,
     pub(crate) retries: Option<LitInt>,
+    /// In which format arguments and results travel.
+    pub(crate) format: Option<Format>,
     /// Where `pool_core` is found.
     pub(crate) krate: Option<Path>,
 }
@@ -33,6 +37,7 @@ pub(crate) struct Options {
 ///         | "handle"     "=" identifier
 ///         | "time_limit" "=" string literal, a duration above zero
 ///         | "retries"    "=" integer literal, a `u32`
+///         | "format"     "=" "postcard" or "msgpack", as a string literal
 ///         | "crate"      "=" path without generic arguments
 /// ```
 ///
@@ -105,6 +110,21 @@ impl Options {
                 })?;
                 set(&mut self.retries, &key, retries)?;
             }
+            "format" => {
+                let wanted = "`\"postcard\"` (the default) or `\"msgpack\"`";
+                let name = value(&key, input, <LitStr as Parse>::parse, wanted)?;
+                let format = match name.value().as_str() {
+                    "postcard" => Format::Postcard,
+                    "msgpack" => Format::MsgPack,
+                    _ => {
+                        return Err(Error::new(
+                            name.span(),
+                            format_args!("`{key}` takes {wanted}"),
+                        ));
+                    }
+                };
+                set(&mut self.format, &key, format)?;
+            }
             "crate" => {
                 let wanted = "a path, as in `crate = ::pool_core`";
                 let path = value(&key, input, Path::parse_mod_style, wanted)?;
@@ -145,7 +165,7 @@ fn value<T>(
     parse(input).map_err(|_| Error::new(found, message))
 }
 
-fn set<T: ToTokens>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
+fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
     if slot.is_some() {
         return Err(Error::new(
             key.span(),

@@ -25,15 +25,22 @@ pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> To
         ..
     } = &parts;
     let Sorted { on_block, cfg, .. } = &parts.attrs;
-    let params: Vec<Travel<'_>> = types(&function.sig).map(Travel::of).collect();
+    let format = options.format.unwrap_or_default();
+    let params: Vec<Travel<'_>> = types(&function.sig)
+        .map(|ty| Travel::of(ty, format))
+        .collect();
 
     let output = match &function.sig.output {
         ReturnType::Default => quote!(()),
         ReturnType::Type(_, ty) => ty.to_token_stream(),
     };
     let constants = parts.constants();
-    let codec = codec(private, &params, &function.sig.output);
-    let run = run(private, call, &params, &function.sig.output);
+    let result = match &function.sig.output {
+        ReturnType::Default => None,
+        ReturnType::Type(_, ty) => Some(Travel::of(ty, format)),
+    };
+    let codec = codec(private, &params, result.as_ref());
+    let run = run(private, call, &params, result.as_ref());
     let target = fn_pointer(&function.sig);
     let (before, inside) = parts.definitions();
     let errors = errors
@@ -268,7 +275,7 @@ fn fn_pointer(sig: &Signature) -> TokenStream {
 }
 
 /// The caller's side: `encode_args` and `decode_output`.
-fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> TokenStream {
+fn codec(private: &Private, params: &[Travel<'_>], output: Option<&Travel<'_>>) -> TokenStream {
     let (last_block, others) = split_last_block(params);
     let field = |position: usize, span: Span| {
         let index = syn::Index {
@@ -294,11 +301,8 @@ fn codec(private: &Private, params: &[Travel<'_>], output: &ReturnType) -> Token
         .any(Travel::is_block)
         .then(|| quote!(let __pool_task_start = __pool_task_out.len();));
     let decode = match output {
-        ReturnType::Default => quote!(#private::decode::<()>(&__pool_task_bytes)),
-        ReturnType::Type(_, ty) => {
-            let travel = Travel::of(ty);
-            travel.decode_output(&private.at(travel.span()))
-        }
+        None => quote!(#private::decode::<()>(&__pool_task_bytes)),
+        Some(output) => output.decode_output(&private.at(output.span())),
     };
     quote! {
         fn encode_args(
@@ -332,7 +336,12 @@ fn split_last_block<'p, 'a>(
 }
 
 /// The worker's side: decode, call, encode.
-fn run(private: &Private, call: &Ident, params: &[Travel<'_>], output: &ReturnType) -> TokenStream {
+fn run(
+    private: &Private,
+    call: &Ident,
+    params: &[Travel<'_>],
+    output: Option<&Travel<'_>>,
+) -> TokenStream {
     let reader = format_ident!("__pool_task_reader");
     let decode_error = quote!(#private::RunError::Decode);
     let locals: Vec<Ident> = (0..params.len())
@@ -371,13 +380,10 @@ fn run(private: &Private, call: &Ident, params: &[Travel<'_>], output: &ReturnTy
         .map(|(param, local)| param.pass(local));
     let result = quote!(#call(#(#passed),*));
     let encode = match output {
-        ReturnType::Default => quote! {
+        None => quote! {
             #private::encode::<()>(&#result, __pool_task_output).map_err(#private::RunError::Encode)
         },
-        ReturnType::Type(_, ty) => {
-            let travel = Travel::of(ty);
-            travel.encode_output(&private.at(travel.span()), &result)
-        }
+        Some(output) => output.encode_output(&private.at(output.span()), &result),
     };
     quote! {
         fn __pool_task_run(

@@ -14,6 +14,17 @@ pub(crate) struct Travel<'a> {
     /// The function takes a reference.
     by_ref: bool,
     kind: Kind<'a>,
+    format: Format,
+}
+
+/// In which format go values that have none of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Format {
+    /// Compact, and for those only who know the type.
+    #[default]
+    Postcard,
+    /// It describes itself.
+    MsgPack,
 }
 
 enum Kind<'a> {
@@ -55,7 +66,7 @@ const PRIMITIVES: [&str; 14] = [
 
 impl<'a> Travel<'a> {
     /// Looks at a type as it is written, since a macro sees no more than that.
-    pub(crate) fn of(ty: &'a Type) -> Self {
+    pub(crate) fn of(ty: &'a Type, format: Format) -> Self {
         let (ty, by_ref) = match peel(ty) {
             Type::Reference(TypeReference { elem, .. }) => (&**elem, true),
             _ => (ty, false),
@@ -80,7 +91,17 @@ impl<'a> Travel<'a> {
                 },
             },
         };
-        Travel { ty, by_ref, kind }
+        // Text is the same in each.
+        let format = match kind {
+            Kind::Str | Kind::Unsized | Kind::String => Format::Postcard,
+            _ => format,
+        };
+        Travel {
+            ty,
+            by_ref,
+            kind,
+            format,
+        }
     }
 
     /// Where a missing trait is to be underlined: at the user's type, but with the macro's names.
@@ -109,28 +130,51 @@ impl<'a> Travel<'a> {
         let (span, ty) = (self.span(), self.ty);
         let owned = self.owned();
         match self.kind {
+            Kind::Plain if self.is_described() => quote_spanned!(span=> #private::Described<#ty>),
             Kind::Plain => quote_spanned!(span=> #private::Plain<#ty>),
             Kind::Str | Kind::String => {
                 quote_spanned!(span=> #private::Unsized<::core::primitive::str>)
             }
             Kind::Unsized => quote_spanned!(span=> #private::Unsized<#ty>),
+            Kind::Slice(elem) | Kind::Vec(elem) if self.is_described() => {
+                quote_spanned!(span=> #private::DescribedSlice<#elem>)
+            }
             Kind::Slice(elem) | Kind::Vec(elem) => quote_spanned!(span=> #private::Slice<#elem>),
             Kind::Block(_, Form::Array) => quote_spanned!(span=> #private::Array<#ty>),
             Kind::Block(elem, _) => quote_spanned!(span=> #private::Block<#owned, #elem>),
         }
     }
 
+    fn is_described(&self) -> bool {
+        self.format == Format::MsgPack
+    }
+
+    /// The functions that encode, decode, take, and take for a reference.
+    fn functions(&self) -> [Ident; 4] {
+        let names = match self.format {
+            Format::Postcard => ["encode", "decode", "take_owned", "take_kept"],
+            Format::MsgPack => [
+                "encode_msgpack",
+                "decode_msgpack",
+                "take_msgpack",
+                "take_kept_msgpack",
+            ],
+        };
+        names.map(|name| Ident::new(name, self.span()))
+    }
+
     /// The call that appends the value of this expression to what is written, a `Result`.
     pub(crate) fn encode(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         let (out, start) = (quote!(__pool_task_out), quote!(__pool_task_start));
+        let [encode, ..] = self.functions();
         match self.kind {
             Kind::Block(elem, _) => {
                 quote_spanned!(span=> #private::encode_block::<#elem>(&#value, #out, #start))
             }
             Kind::Str => quote_spanned!(span=> #private::encode(&#value, #out)),
-            Kind::Slice(elem) => quote_spanned!(span=> #private::encode::<[#elem]>(&#value, #out)),
-            _ => quote_spanned!(span=> #private::encode::<#ty>(&#value, #out)),
+            Kind::Slice(elem) => quote_spanned!(span=> #private::#encode::<[#elem]>(&#value, #out)),
+            _ => quote_spanned!(span=> #private::#encode::<#ty>(&#value, #out)),
         }
     }
 
@@ -153,6 +197,7 @@ impl<'a> Travel<'a> {
     /// The call that writes a whole result, a `Result`.
     pub(crate) fn encode_output(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
+        let [encode, ..] = self.functions();
         match self.kind {
             Kind::Block(elem, Form::Array) => quote_spanned!(span=> {
                 #private::encode_output_array::<#elem>(&#value, __pool_task_output);
@@ -163,7 +208,7 @@ impl<'a> Travel<'a> {
                 ::core::result::Result::Ok(())
             }),
             _ => quote_spanned!(span=>
-                #private::encode::<#ty>(&#value, __pool_task_output)
+                #private::#encode::<#ty>(&#value, __pool_task_output)
                     .map_err(#private::RunError::Encode)
             ),
         }
@@ -172,6 +217,7 @@ impl<'a> Travel<'a> {
     /// The call that decodes a whole result, a `Result`.
     pub(crate) fn decode_output(&self, private: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
+        let [_, decode, ..] = self.functions();
         match self.kind {
             Kind::Block(elem, form) => {
                 let block = quote_spanned!(span=> #private::decode_output_block::<#elem>(__pool_task_bytes));
@@ -185,7 +231,7 @@ impl<'a> Travel<'a> {
                     Form::Vec | Form::Slice => block,
                 }
             }
-            _ => quote_spanned!(span=> #private::decode::<#ty>(&__pool_task_bytes)),
+            _ => quote_spanned!(span=> #private::#decode::<#ty>(&__pool_task_bytes)),
         }
     }
 
@@ -208,6 +254,7 @@ impl<'a> Travel<'a> {
     /// The call that takes the value off `reader`, a `Result`. `last`: nothing comes behind it.
     pub(crate) fn take(&self, private: &TokenStream, reader: &Ident, last: bool) -> TokenStream {
         let (span, ty, owned) = (self.span(), self.ty, self.owned());
+        let [_, _, take, take_kept] = self.functions();
         match self.kind {
             Kind::Str => quote_spanned!(span=> #reader.take::<&#ty>()),
             Kind::Block(elem, form) => {
@@ -229,8 +276,8 @@ impl<'a> Travel<'a> {
                     ),
                 }
             }
-            _ if self.by_ref => quote_spanned!(span=> #reader.take_kept::<#owned>()),
-            _ => quote_spanned!(span=> #reader.take_owned::<#owned>()),
+            _ if self.by_ref => quote_spanned!(span=> #reader.#take_kept::<#owned>()),
+            _ => quote_spanned!(span=> #reader.#take::<#owned>()),
         }
     }
 

@@ -326,7 +326,7 @@ pub(crate) struct Handover(OwnedFd);
 pub(crate) fn handover() -> io::Result<(Handover, OwnedFd)> {
     let (ours, theirs) = greeting::socket()?;
     // What a task may write there goes nowhere, and holds nobody up.
-    shutdown(&ours, Shutdown::Read)?;
+    shutdown(&ours, Shutdown::Read).map_err(|error| no("socket for a worker")(error.into()))?;
     Ok((Handover(ours), theirs))
 }
 
@@ -348,7 +348,9 @@ impl Handover {
             match sent {
                 Ok(_) => return Ok(true),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS) => return Ok(false),
+                Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS | Errno::NOMEM) => {
+                    return Ok(false);
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -1,7 +1,7 @@
-//! How values become bytes: postcard, one value after the other, and nothing between them.
+//! How values become bytes: postcard, one value after the other, and nothing between them; or MessagePack, where the task
+//! says so.
 //!
-//! The functions here are what `#[pool_task]` calls; the choice of format is made in this file
-//! alone.
+//! The functions here are what `#[pool_task]` calls.
 //!
 //! # Blocks
 //!
@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use serde::Serialize;
-use serde::de::Deserialize;
+use serde::de::{Deserialize, DeserializeOwned};
 
 use crate::attach::Attached;
 use crate::decode as decoding;
@@ -51,6 +51,18 @@ impl std::error::Error for CodecError {}
 pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = out.len();
     encoding::encode(value, out).map_err(|why| {
+        out.truncate(start);
+        CodecError(why)
+    })
+}
+
+/// As [`encode`], in the format of `#[pool_task(format = "msgpack")]`.
+pub fn encode_msgpack<T: Serialize + ?Sized>(
+    value: &T,
+    out: &mut Vec<u8>,
+) -> Result<(), CodecError> {
+    let start = out.len();
+    encoding::encode_msgpack(value, out).map_err(|why| {
         out.truncate(start);
         CodecError(why)
     })
@@ -203,6 +215,14 @@ pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecErro
     Ok(value)
 }
 
+/// As [`decode`], in the format of `#[pool_task(format = "msgpack")]`.
+pub fn decode_msgpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let mut reader = Reader::over(bytes);
+    let value = reader.take_msgpack()?;
+    reader.finish()?;
+    Ok(value)
+}
+
 /// The encoded arguments of one input, in a worker.
 #[derive(Debug)]
 pub struct Input<'a> {
@@ -294,16 +314,39 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// Takes a value in the format of `#[pool_task(format = "msgpack")]`.
+    pub fn take_msgpack<T: DeserializeOwned>(&mut self) -> Result<T, CodecError> {
+        let (from, _) = self.part();
+        let (value, rest) = decoding::decode_msgpack(from).map_err(CodecError)?;
+        *from = rest;
+        Ok(value)
+    }
+
     /// Takes a value of which a reference is wanted. One that is bound is decoded for the first input only.
     #[inline]
     pub fn take_kept<T: for<'de> Deserialize<'de> + 'static>(
         &mut self,
     ) -> Result<Kept<T>, CodecError> {
+        self.keep(Self::take_owned)
+    }
+
+    /// The same in the format of `#[pool_task(format = "msgpack")]`.
+    pub fn take_kept_msgpack<T: DeserializeOwned + 'static>(
+        &mut self,
+    ) -> Result<Kept<T>, CodecError> {
+        self.keep(Self::take_msgpack)
+    }
+
+    #[inline]
+    fn keep<T: 'static>(
+        &mut self,
+        take: fn(&mut Self) -> Result<T, CodecError>,
+    ) -> Result<Kept<T>, CodecError> {
         let Some(bound) = self.bound.filter(|_| !self.bound_rest.is_empty()) else {
-            return self.take().map(Kept::Own);
+            return take(self).map(Kept::Own);
         };
         let (value, rest) = bound.keep(self.bound_rest, || {
-            let value = self.take::<T>()?;
+            let value = take(self)?;
             Ok((value, self.bound_rest.len()))
         })?;
         self.bound_rest = rest;

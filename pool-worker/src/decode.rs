@@ -4,17 +4,20 @@
 //! recursive type takes a level for each byte, and elements that take no bytes (`()`) can be any number. So a
 //! deserializer stands in front, which measures the stack that was used and adds up the elements that were announced. As
 //! it sees every error, it also keeps the text of those that types make; postcard's own errors have no room for it.
+//! MessagePack (rmp-serde) has elements of a byte at least, but is asked for levels all the same.
 
 use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{
-    self, Deserialize, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess,
-    VariantAccess, Visitor,
+    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, MapAccess,
+    SeqAccess, VariantAccess, Visitor,
 };
 
-/// A value may take so much of the stack while it is decoded, in bytes. A thread of Rust's has 2 MiB.
-const STACK: usize = 1 << 20;
+use crate::encode::OTHER;
+
+/// A thread of Rust's has 2 MiB.
+pub const STACK_DEFAULT: usize = 1 << 20;
 
 /// So many elements may there be without any bytes for them.
 const EMPTY_ELEMENTS: usize = 1 << 20;
@@ -29,17 +32,53 @@ const LARGE: usize = 32;
 /// Says why the bytes are no such value.
 #[inline]
 pub(crate) fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<(T, &'de [u8]), String> {
-    let limits = Limits {
-        base: stack_pointer(),
-        elements: Cell::new(bytes.len().saturating_add(EMPTY_ELEMENTS)),
-    };
+    let limits = Limits::new(bytes);
     let mut inner = postcard::Deserializer::from_bytes(bytes);
     T::deserialize(limits.guard(&mut inner))
         .and_then(|value| Ok((value, up(inner.finalize())?)))
-        .map_err(|Refused| {
-            WHY.take()
-                .unwrap_or_else(|| "its type refuses it".to_owned())
-        })
+        .map_err(why)
+}
+
+/// The same in MessagePack.
+///
+/// # Errors
+///
+/// Says why the bytes are no such value.
+pub(crate) fn decode_msgpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), String> {
+    let limits = Limits::new(bytes);
+    let mut inner = rmp_serde::Deserializer::new(bytes);
+    // The limit is that of the stack.
+    inner.set_max_depth(usize::MAX);
+    T::deserialize(limits.guard(&mut inner))
+        .map(|value| (value, inner.into_inner()))
+        .map_err(why)
+}
+
+fn why(Refused: Refused) -> String {
+    WHY.take()
+        .unwrap_or_else(|| "its type refuses it".to_owned())
+}
+
+thread_local! {
+    /// A value may take so much of the stack while it is decoded, in bytes.
+    static STACK: Cell<usize> = const { Cell::new(STACK_DEFAULT) };
+}
+
+/// From now on this thread decodes with another limit.
+pub(crate) fn set_stack(limit: usize) {
+    STACK.set(limit);
+}
+
+/// Decodes with another limit than is usual: so many bytes of the stack.
+pub fn with_stack<R>(limit: usize, decode: impl FnOnce() -> R) -> R {
+    struct Restore(usize);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            STACK.set(self.0);
+        }
+    }
+    let _restore = Restore(STACK.replace(limit));
+    decode()
 }
 
 thread_local! {
@@ -82,17 +121,21 @@ fn up<T, E: de::Error>(result: Result<T, E>) -> Result<T, Refused> {
     })
 }
 
+/// What [`Refused`] becomes in postcard, and in rmp-serde, which have no other way to hand it through.
+const HANDED_THROUGH: [&str; 3] = ["", "Serde Deserialization Error", "uncategorized error: "];
+
 /// The last error counts, for a type may get over one. Those that are handed through say nothing.
 #[cold]
 fn say(why: String) {
-    if why.is_empty() || why == postcard::Error::SerdeDeCustom.to_string() {
+    if HANDED_THROUGH.contains(&&*why) {
         return;
     }
     let is_question = why == postcard::Error::WontImplement.to_string();
     WHY.set(Some(if is_question {
-        "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `serde_json::Value` and the \
-         like do that)"
-            .to_owned()
+        format!(
+            "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `serde_json::Value` and \
+             the like do that): {OTHER}"
+        )
     } else {
         why
     }));
@@ -109,11 +152,22 @@ fn stack_pointer() -> usize {
 struct Limits {
     /// Where the stack stood at the beginning.
     base: usize,
+    /// How much of it may be taken.
+    stack: usize,
     /// How many elements may be announced yet.
     elements: Cell<usize>,
 }
 
 impl Limits {
+    #[inline]
+    fn new(bytes: &[u8]) -> Limits {
+        Limits {
+            base: stack_pointer(),
+            stack: STACK.get(),
+            elements: Cell::new(bytes.len().saturating_add(EMPTY_ELEMENTS)),
+        }
+    }
+
     #[inline]
     fn guard<T>(&self, inner: T) -> Guarded<'_, T> {
         Guarded {
@@ -133,10 +187,11 @@ impl Limits {
     /// One level down.
     #[inline]
     fn enter(&self) -> Result<(), Refused> {
-        if self.base.abs_diff(stack_pointer()) > STACK {
+        if self.base.abs_diff(stack_pointer()) > self.stack {
             return Err(de::Error::custom(format_args!(
-                "it is nested too deep: decoding it takes more than {} KiB of stack",
-                STACK >> 10
+                "it is nested too deep: decoding it takes more than {} KiB of stack \
+                 (`PoolBuilder::decode_stack`)",
+                self.stack >> 10
             )));
         }
         Ok(())
@@ -204,11 +259,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Guarded<'_, D> {
         deserialize_f32() deserialize_f64()
         deserialize_char() deserialize_str() deserialize_string()
         deserialize_bytes() deserialize_byte_buf()
-        deserialize_unit() deserialize_unit_struct(name: &'static str)
-        deserialize_identifier() deserialize_ignored_any() deserialize_any()
+        deserialize_unit() deserialize_identifier()
     }
 
     in_parts! {
+        deserialize_any()
+        deserialize_ignored_any()
+        deserialize_unit_struct(name: &'static str)
         deserialize_newtype_struct(name: &'static str)
         deserialize_tuple(len: usize)
         deserialize_tuple_struct(name: &'static str, len: usize)
@@ -257,12 +314,34 @@ impl<'l, V> Parts<'l, V> {
     }
 }
 
-/// postcard calls no other methods with these.
+macro_rules! without_parts {
+    ($($method:ident($type:ty))*) => {$(
+        #[inline]
+        fn $method<E: de::Error>(self, value: $type) -> Result<V::Value, E> {
+            self.visitor.inner.$method(value)
+        }
+    )*};
+}
+
 impl<'de, V: Visitor<'de>> Visitor<'de> for Parts<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.visitor.inner.expecting(f)
+    }
+
+    without_parts! {
+        visit_bool(bool)
+        visit_i8(i8) visit_i16(i16) visit_i32(i32) visit_i64(i64) visit_i128(i128)
+        visit_u8(u8) visit_u16(u16) visit_u32(u32) visit_u64(u64) visit_u128(u128)
+        visit_f32(f32) visit_f64(f64)
+        visit_char(char) visit_str(&str) visit_borrowed_str(&'de str) visit_string(String)
+        visit_bytes(&[u8]) visit_borrowed_bytes(&'de [u8]) visit_byte_buf(Vec<u8>)
+    }
+
+    #[inline]
+    fn visit_unit<E: de::Error>(self) -> Result<V::Value, E> {
+        self.visitor.inner.visit_unit()
     }
 
     #[inline]

@@ -28,6 +28,23 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
         .map_err(|error| error.to_string())
 }
 
+/// What carries what postcard can't.
+pub(crate) const OTHER: &str = "`#[pool_task(format = \"msgpack\")]` carries it";
+
+/// As [`encode`], in MessagePack, which describes itself: structs with the names of their fields.
+pub(crate) fn encode_msgpack<T: Serialize + ?Sized>(
+    value: &T,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
+    let encoded = value.serialize(&mut serializer);
+    encoded.map_err(|error| match error {
+        // What a type says.
+        rmp_serde::encode::Error::Syntax(why) => why,
+        error => error.to_string(),
+    })
+}
+
 /// postcard's own flavors take a vector by value or write byte by byte; this one does neither.
 struct Append<'a>(&'a mut Vec<u8>);
 
@@ -76,7 +93,7 @@ impl<'b> Encoder<'_, 'b> {
         match len {
             Some(len) => self.number(len as u64),
             None => Err(Error::custom(format!(
-                "a {what} whose length is not known beforehand (from `#[serde(flatten)]`, say)"
+                "a {what} whose length is not known beforehand (from `#[serde(flatten)]`, say): {OTHER}"
             ))),
         }
     }
@@ -274,7 +291,7 @@ macro_rules! fields {
             fn skip_field(&mut self, key: &'static str) -> Result<(), Error> {
                 Err(Error::custom(format!(
                     "field `{key}` is left out (`#[serde(skip_serializing_if)]`), and the bytes do \
-                     not tell which fields there are"
+                     not tell which fields there are: {OTHER}"
                 )))
             }
             fn end(self) -> Result<(), Error> {

@@ -65,6 +65,8 @@ pub(crate) struct Introduction {
     pub(crate) cpus: usize,
     /// Whether to say after each input how much memory is in use.
     pub(crate) tells_memory: bool,
+    /// How much of the stack a value may take while it is decoded, in bytes.
+    pub(crate) decode_stack: usize,
 }
 
 /// What a worker says.
@@ -465,7 +467,7 @@ pub(crate) fn take_socket() -> io::Result<Voice> {
 /// Takes what the parent hands over.
 pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let broken = || io::Error::other("nobody introduces this worker");
-    let mut text = [0; 64];
+    let mut text = [0; 128];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let len = loop {

@@ -147,7 +147,8 @@ pub fn may_launch() -> io::Result<()> {
 impl Launcher {
     /// For so many workers, that run `setup` before their first task. `cpus`: how many the pool may use.
     /// `tells_memory`: each is to say after each input how much memory it has in use. `contained`: what they start shall
-    /// end with them. `freed` tells what they need not keep.
+    /// end with them. `decode_stack`: how much of the stack a value may take while it is decoded, in bytes. `freed` tells
+    /// what they need not keep.
     ///
     /// # Errors
     ///
@@ -159,6 +160,7 @@ impl Launcher {
         setup: Option<Setup>,
         tells_memory: bool,
         contained: bool,
+        decode_stack: usize,
         freed: Arc<Freed>,
     ) -> io::Result<Launcher> {
         may_launch()?;
@@ -172,6 +174,7 @@ impl Launcher {
                 attachments: setup.as_ref().map_or(0, |setup| setup.held().len()),
                 cpus,
                 tells_memory,
+                decode_stack,
             },
             setup: setup.map(Arc::new),
             contained,

@@ -58,9 +58,11 @@ pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use clock::now;
 pub use codec::{
-    CodecError, Input, Kept, Primitive, Reader, Tail, array, decode, decode_output_block, encode,
-    encode_block, encode_last_block, encode_output_array, encode_output_block, give_last_block,
+    CodecError, Input, Kept, Primitive, Reader, Tail, array, decode, decode_msgpack,
+    decode_output_block, encode, encode_block, encode_last_block, encode_msgpack,
+    encode_output_array, encode_output_block, give_last_block,
 };
+pub use decode::{STACK_DEFAULT, with_stack};
 pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};

@@ -11,7 +11,8 @@ use std::marker::PhantomData;
 use serde::Serialize;
 
 use crate::codec::{
-    CodecError, Primitive, Tail, encode, encode_block, encode_last_block, give_last_block,
+    CodecError, Primitive, Tail, encode, encode_block, encode_last_block, encode_msgpack,
+    give_last_block,
 };
 
 /// How one parameter travels.
@@ -72,6 +73,10 @@ markers! {
     Unsized<U: ?>;
     /// `Vec<T>`, `&[T]`: lent as a `[T]`.
     Slice<T>;
+    /// As `Plain`, for `#[pool_task(format = "msgpack")]`.
+    Described<T>;
+    /// As `Slice`, for the same.
+    DescribedSlice<T>;
     /// `Vec<f64>`, `&[f64]`, `Box<[f64]>`, with what owns the numbers: lent as a `[f64]`.
     Block<V, P>;
     /// `[f64; 8]`: lent as that.
@@ -105,6 +110,24 @@ impl<T: Serialize> Param for Slice<T> {
     #[inline]
     fn encode(lent: &[T], out: &mut Vec<u8>, _: usize) -> Result<(), CodecError> {
         encode(lent, out)
+    }
+}
+
+impl<T: Serialize> Param for Described<T> {
+    type Owned = T;
+    type Lent = T;
+
+    fn encode(lent: &T, out: &mut Vec<u8>, _: usize) -> Result<(), CodecError> {
+        encode_msgpack(lent, out)
+    }
+}
+
+impl<T: Serialize> Param for DescribedSlice<T> {
+    type Owned = Vec<T>;
+    type Lent = [T];
+
+    fn encode(lent: &[T], out: &mut Vec<u8>, _: usize) -> Result<(), CodecError> {
+        encode_msgpack(lent, out)
     }
 }
 

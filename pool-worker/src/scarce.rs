@@ -9,8 +9,8 @@ use rustix::process::{Resource, getrlimit};
 /// What a pool needs of descriptors beside those of its workers, and a few for what is opened for a moment.
 const FOR_POOL: u64 = 8;
 
-/// What each worker needs while it starts; one of them it keeps.
-const FOR_WORKER: u64 = 3;
+/// What each worker needs while it starts; two of them it keeps.
+const FOR_WORKER: u64 = 4;
 
 /// # Errors
 ///

@@ -21,6 +21,7 @@ use crate::bell::Bell;
 use crate::clock;
 use crate::codec::{Input, Rest};
 use crate::contain;
+use crate::decode;
 use crate::entry::Call;
 use crate::fault::Fault;
 use crate::flush::{Flusher, flush_stdout_in_time};
@@ -156,6 +157,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         args,
     } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
     let attachments = attach::Receiver::new(attachments);
+    decode::set_stack(introduction.decode_stack);
     let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;

@@ -1,5 +1,6 @@
 //! How data reaches tasks: lent, bound beforehand, in blocks.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -828,5 +829,262 @@ fn very_many_shared_values_at_once() -> Result<(), Error> {
         let results = pool.map_async(sum_shared, tables);
         assert_eq!(results.get()?, vec![len as f64; 500]);
     }
+    Ok(())
+}
+
+// ---- formats --------------------------------------------------------------------------------------
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Untagged {
+    Number(i64),
+    Text(String),
+    Many(Vec<Untagged>),
+    Pair {
+        left: Box<Untagged>,
+        right: Option<Box<Untagged>>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+enum Tagged {
+    Empty,
+    Sized { width: u32, height: f32 },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Record {
+    id: u128,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    note: Option<String>,
+    tagged: Tagged,
+    value: Untagged,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Untagged>,
+}
+
+fn record(note: Option<&str>) -> Record {
+    let pair = |right| Untagged::Pair {
+        left: Box::new(Untagged::Text("left".into())),
+        right,
+    };
+    Record {
+        id: u128::MAX,
+        note: note.map(str::to_owned),
+        tagged: Tagged::Sized {
+            width: 1,
+            height: -0.5,
+        },
+        value: Untagged::Many(vec![Untagged::Number(-7), pair(None)]),
+        rest: [(
+            "more".to_owned(),
+            pair(Some(Box::new(Untagged::Many(vec![])))),
+        )]
+        .into(),
+    }
+}
+
+#[pool_task(format = "msgpack")]
+fn turn(record: Record, name: &str, lent: &Record, all: &[Record], block: Vec<f64>) -> Vec<Record> {
+    assert_eq!((name, &block[..]), ("name", &[1.0, 2.0][..]));
+    [&[record, lent.clone()], all].concat()
+}
+
+#[pool_task(format = "msgpack")]
+fn tell(tagged: &Tagged) -> Result<String, Untagged> {
+    match tagged {
+        Tagged::Empty => Err(Untagged::Number(1)),
+        tagged => Ok(format!("{tagged:?}")),
+    }
+}
+
+#[test]
+fn a_format_that_describes_itself_carries_any_type() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let (with, without) = (record(Some("note")), record(None));
+    let all = vec![without.clone(), with.clone()];
+    let expected = [&[with.clone(), without.clone()], &all[..]].concat();
+    let block = vec![1.0, 2.0];
+    let args = (
+        with.clone(),
+        "name".to_owned(),
+        without.clone(),
+        all.clone(),
+        block.clone(),
+    );
+    assert_eq!(pool.apply(turn, args)?, expected);
+    let call = pool.task(turn).by_ref();
+    assert_eq!(
+        call.apply((&with, "name", &without, &all, &block))?,
+        expected
+    );
+    let call = call.partial((&with, "name", &without));
+    assert_eq!(call.starmap([(&all, &block)])?[0], expected);
+    assert_eq!(pool.map(tell, [Tagged::Empty])?, [Err(Untagged::Number(1))]);
+    assert!(
+        pool.apply(
+            tell,
+            (Tagged::Sized {
+                width: 1,
+                height: 2.0
+            },)
+        )?
+        .is_ok()
+    );
+    Ok(())
+}
+
+#[pool_task]
+fn take_untagged(value: Untagged) -> u8 {
+    u8::from(value == Untagged::Number(1))
+}
+
+#[pool_task]
+fn take_record(record: Record) -> u128 {
+    record.id
+}
+
+#[pool_task]
+fn give_tagged() -> Tagged {
+    Tagged::Sized {
+        width: 1,
+        height: 1.0,
+    }
+}
+
+/// Each refusal names what carries the type.
+#[test]
+fn what_the_usual_format_refuses_names_the_other() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let refusals = [
+        pool.apply(take_untagged, (Untagged::Number(1),))
+            .unwrap_err(),
+        pool.apply(take_record, (record(None),)).unwrap_err(),
+        pool.apply(take_record, (record(Some("note")),))
+            .unwrap_err(),
+        pool.apply(give_tagged, ()).unwrap_err(),
+    ];
+    for error in refusals {
+        let text = error.to_string();
+        assert!(
+            text.contains("#[pool_task(format = \"msgpack\")]"),
+            "{text}"
+        );
+    }
+}
+
+/// As a list that is nested as deep as it is long.
+#[derive(Debug, Serialize, Deserialize)]
+struct Chain {
+    next: Option<Box<Chain>>,
+}
+
+impl Chain {
+    fn of(levels: usize) -> Chain {
+        let mut chain = Chain { next: None };
+        for _ in 0..levels {
+            let next = Some(Box::new(chain));
+            chain = Chain { next };
+        }
+        chain
+    }
+
+    fn levels(mut self) -> usize {
+        let mut levels = 0;
+        while let Some(next) = self.next.take() {
+            self = *next;
+            levels += 1;
+        }
+        levels
+    }
+}
+
+/// A chain that long is not dropped level by level.
+impl Drop for Chain {
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(mut chain) = next {
+            next = chain.next.take();
+        }
+    }
+}
+
+#[pool_task]
+fn make_chain(levels: usize) -> Chain {
+    Chain::of(levels)
+}
+
+#[pool_task]
+fn measure_chain(chain: Chain) -> usize {
+    chain.levels()
+}
+
+#[pool_task(format = "msgpack")]
+fn make_described(levels: usize) -> Chain {
+    Chain::of(levels)
+}
+
+#[pool_task(format = "msgpack")]
+fn measure_described(chain: Chain) -> usize {
+    chain.levels()
+}
+
+fn with_stack<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(256 << 20);
+        let thread = thread.spawn_scoped(scope, work).expect("there is memory");
+        thread.join().expect("it is through")
+    })
+}
+
+#[test]
+fn what_is_nested_too_deep_is_refused_in_both_formats() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let refused = |error: Error| {
+        assert!(matches!(error, Error::Decode(_)), "{error}");
+        assert!(error.to_string().contains("nested too deep"), "{error}");
+        assert!(error.to_string().contains("decode_stack"), "{error}");
+    };
+    // To encode as much takes stack, too, here and in the worker.
+    with_stack(|| {
+        refused(pool.apply(measure_chain, (Chain::of(50_000),)).unwrap_err());
+        refused(
+            pool.apply(measure_described, (Chain::of(50_000),))
+                .unwrap_err(),
+        );
+    });
+    for levels in [100, 8_000] {
+        let made = pool.apply(make_chain, (levels,)).map(Chain::levels);
+        let described = pool.apply(make_described, (levels,)).map(Chain::levels);
+        if levels == 100 {
+            assert_eq!((made?, described?), (100, 100));
+        } else {
+            refused(made.unwrap_err());
+            refused(described.unwrap_err());
+        }
+    }
+    let built = Pool::builder().processes(1).decode_stack(128 << 20).build();
+    let pool = checked(built);
+    with_stack(|| {
+        let results = [
+            pool.apply(make_chain, (8_000,)).map(Chain::levels),
+            pool.apply(make_described, (8_000,)).map(Chain::levels),
+            pool.apply_async(make_chain, (8_000,))
+                .get()
+                .map(Chain::levels),
+            pool.map(make_chain, [8_000])
+                .map(|all| all.into_iter().map(Chain::levels).sum()),
+            pool.imap(make_chain, [8_000])
+                .map(|one| one.map(Chain::levels))
+                .sum(),
+        ];
+        for levels in results {
+            assert_eq!(levels.expect("there is stack"), 8_000);
+        }
+    });
     Ok(())
 }
