@@ -420,7 +420,7 @@ impl Shared {
             workers.filter_map(Option::take).collect()
         });
         dead.iter().for_each(Worker::kill);
-        supervisor::bury_all(dead);
+        supervisor::bury_all(dead.into_iter().map(Worker::into_process).collect());
     }
 
     /// Why no more work is accepted.

@@ -6,27 +6,20 @@
 //!
 //! # End
 //!
-//! Death is seen through the pidfd: [`Worker::reap`] kills what is left of the process group and reads the
+//! Death is seen through the pidfd ([`Process`]): [`Worker::reap`] kills what is left of the process group and reads the
 //! exit status, without waiting, for a debugger may hold a dead process. What the worker has replied
 //! stands in its ring, and can be received as before.
 
 use std::collections::VecDeque;
 use std::env;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Command, Stdio};
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
-    pidfd_send_signal, waitid,
-};
 
 use crate::bell::Bell;
 use crate::entry::{self, Call, VARIABLE};
@@ -34,6 +27,7 @@ use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
+use crate::process::Process;
 use crate::resident;
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
 use crate::scarce::{check_descriptors, no, no_process};
@@ -62,15 +56,12 @@ pub struct Launcher {
 #[derive(Debug)]
 pub struct Worker {
     serial: u64,
-    pid: u32,
-    group: Pid,
-    pidfd: Arc<OwnedFd>,
+    process: Process,
     /// This process guards the worker, and is not the worker itself.
     contained: bool,
     ring: ParentEnd,
     /// Nothing more is given to it.
     barred: bool,
-    exit: Option<Exit>,
     /// It has written what no worker writes.
     garbled: Option<&'static str>,
     /// It was to be asked to exit, and there was no room to.
@@ -202,12 +193,7 @@ impl Launcher {
         line: Line,
         token: String,
     ) -> io::Result<(Worker, Starting)> {
-        let group = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(|| io::Error::other("a process without a pid"))?;
-        let pidfd = pidfd_open(group, PidfdFlags::empty());
-        let pidfd = pidfd.map_err(|error| no("descriptor for a worker")(error.into()))?;
+        let process = Process::open(pid, "a worker")?;
         let (memory, rings) =
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
@@ -216,13 +202,10 @@ impl Launcher {
             .map_err(no("way to introduce a worker"))?;
         let worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
-            pid,
-            group,
-            pidfd: Arc::new(pidfd),
+            process,
             contained: self.contained,
             ring: ParentEnd::new(memory),
             barred: false,
-            exit: None,
             garbled: None,
             ask_later: false,
         };
@@ -256,12 +239,12 @@ impl Worker {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Readable when it is dead.
     pub fn pidfd(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.pidfd)
+        self.process.pidfd()
     }
 
     /// What came of its initializer, if it has said so.
@@ -346,9 +329,9 @@ impl Worker {
     /// How much memory it has in use now, in bytes, if the system tells.
     pub fn resident(&self) -> Option<u64> {
         if self.contained {
-            resident::of_grandchild(self.pid)
+            resident::of_grandchild(self.pid())
         } else {
-            resident::of(self.pid)
+            resident::of(self.pid())
         }
     }
 
@@ -405,83 +388,21 @@ impl Worker {
 
     /// Sends SIGTERM to its process group.
     pub fn terminate(&self) {
-        self.signal(Signal::TERM);
+        self.process.terminate();
     }
 
     /// Sends SIGKILL to its process group.
     pub fn kill(&self) {
-        self.signal(Signal::KILL);
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.exit.is_none() {
-            self.signal_group(signal);
-            // A task may have left the group.
-            let _ = pidfd_send_signal(&*self.pidfd, signal);
-        }
-    }
-
-    /// Sends a signal to the process group that this process leads. Not by its number, which may be a stranger's
-    /// once somebody has read the status of a dead one; or only if that can't be.
-    fn signal_group(&self, signal: Signal) {
-        const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
-        // SAFETY: sends a signal; the information about it may be null.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                signal.as_raw(),
-                ptr::null::<libc::siginfo_t>(),
-                PIDFD_SIGNAL_PROCESS_GROUP,
-            )
-        };
-        // Before Linux 6.9.
-        if sent != 0
-            && Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::INVAL)
-            && self.status(WaitIdOptions::NOWAIT).is_ok()
-        {
-            let _ = kill_process_group(self.group, signal);
-        }
-    }
-
-    /// How it ended, if it has. An error: there is no such child.
-    fn status(&self, how: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
-        loop {
-            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-                Err(Errno::INTR) => {}
-                status => return status,
-            }
-        }
+        self.process.kill();
     }
 
     /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
     pub fn reap(&mut self) -> Option<Exit> {
-        if self.exit.is_none() {
-            self.exit = match self.status(WaitIdOptions::NOWAIT) {
-                Ok(None) => None,
-                Ok(Some(_)) => {
-                    self.signal_group(Signal::KILL);
-                    match self.status(WaitIdOptions::empty()) {
-                        Ok(status) => Some(status.map_or(Exit::Unknown, |status| {
-                            match (status.exit_status(), status.terminating_signal()) {
-                                (Some(code), _) => Exit::Code(code),
-                                (None, Some(signal)) => Exit::Signal(signal),
-                                (None, None) => Exit::Unknown,
-                            }
-                        })),
-                        Err(Errno::CHILD) => Some(Exit::Unknown),
-                        Err(_) => None,
-                    }
-                }
-                Err(Errno::CHILD) => {
-                    self.signal_group(Signal::KILL);
-                    Some(Exit::Unknown)
-                }
-                // The system does not tell now. A child that is not asked for again stays a zombie.
-                Err(_) => None,
-            };
-        }
-        self.exit
+        self.process.reap()
+    }
+
+    /// What is left to bury when nobody is interested in it any more.
+    pub fn into_process(self) -> Process {
+        self.process
     }
 }

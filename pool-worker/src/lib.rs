@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `task`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
-//! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
+//! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
@@ -38,6 +38,7 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+mod process;
 mod registry;
 mod resident;
 mod ring;
@@ -61,6 +62,7 @@ pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
 pub use launch::{Launcher, Starting, Worker, may_launch};
 pub use lineage::lineage;
+pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError};
 pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use scarce::no_thread;

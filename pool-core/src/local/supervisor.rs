@@ -5,7 +5,7 @@ use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use pool_worker::{Exit, Said, Starting, TICK, Watch, Worker};
+use pool_worker::{Exit, Process, Said, Starting, TICK, Watch, Worker};
 
 use super::Shared;
 use crate::scheduler::{End, Time};
@@ -59,7 +59,7 @@ struct Supervisor<'s> {
     /// in their rings yet.
     mute: Vec<usize>,
     /// Of no interest any more, but they must be buried.
-    graves: Vec<Worker>,
+    graves: Vec<Process>,
 }
 
 pub(super) fn supervise(shared: &Shared, watch: &Watch) {
@@ -79,10 +79,10 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
 
 /// Nobody looks at these any more after this: waits until all are buried, but not for long, for a debugger may hold a dead
 /// process.
-pub(super) fn bury_all(mut dead: Vec<Worker>) {
+pub(super) fn bury_all(mut dead: Vec<Process>) {
     let until = pool_worker::now() + BURIAL_MAX;
     loop {
-        dead.retain_mut(|worker| worker.reap().is_none());
+        dead.retain_mut(|process| process.reap().is_none());
         if dead.is_empty() || pool_worker::now() >= until {
             return;
         }
@@ -97,7 +97,7 @@ impl Supervisor<'_> {
         for (serial, since) in unread {
             self.bury(serial, since);
         }
-        self.graves.retain_mut(|worker| worker.reap().is_none());
+        self.graves.retain_mut(|process| process.reap().is_none());
         for slot in mem::take(&mut self.mute) {
             if !self.take_up(slot, Said::SetUp) {
                 self.mute.push(slot);
@@ -201,7 +201,7 @@ impl Supervisor<'_> {
             Err(error) => {
                 self.watch.remove(worker.pidfd());
                 worker.kill();
-                self.graves.push(worker);
+                self.graves.push(worker.into_process());
                 Err(error)
             }
         }
@@ -296,8 +296,8 @@ impl Supervisor<'_> {
         });
         match buried {
             Ok(worker) => {
-                let unburied =
-                    worker.and_then(|mut worker| worker.reap().is_none().then_some(worker));
+                let mut process = worker.map(Worker::into_process);
+                let unburied = process.take_if(|process| process.reap().is_none());
                 self.graves.extend(unburied);
             }
             Err(()) => self.unread.push((serial, since)),
