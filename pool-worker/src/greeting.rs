@@ -395,9 +395,16 @@ fn identity_of(fd: &OwnedFd) -> Option<(u64, u64)> {
     Some((stat.st_dev, stat.st_ino))
 }
 
+impl Voice {
+    /// Whether it is still what it was.
+    pub(crate) fn is_intact(&self) -> bool {
+        identity_of(&self.socket) == self.identity
+    }
+}
+
 impl Drop for Voice {
     fn drop(&mut self) {
-        if identity_of(&self.socket) == self.identity {
+        if self.is_intact() {
             // SAFETY: it is used no more.
             unsafe { ManuallyDrop::drop(&mut self.socket) };
         }

@@ -16,13 +16,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{self, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::bell::Bell;
-use crate::entry::{self, Call, VARIABLE};
+use crate::entry::{self, Call, Role, VARIABLE};
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
@@ -48,6 +48,8 @@ pub struct Launcher {
     introduction: Introduction,
     setup: Option<Arc<Setup>>,
     contained: bool,
+    /// How many workers there are at a time.
+    workers: usize,
     /// How many workers were started.
     started: AtomicU64,
 }
@@ -141,6 +143,7 @@ impl Launcher {
             },
             setup: setup.map(Arc::new),
             contained,
+            workers,
             started: AtomicU64::new(0),
         })
     }
@@ -160,67 +163,114 @@ impl Launcher {
     pub fn launch(&self, index: usize) -> io::Result<(Worker, Starting)> {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
-        let call = Call {
-            parent: process::id(),
-            index,
-            token: token()?,
-            contained: self.contained,
-        };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "this is the one place that starts processes"
-        )]
-        let child = Command::new(PROGRAM)
-            .arg0(title(index))
-            .env(VARIABLE, call.to_variable())
-            .stdin(Stdio::from(stdin))
-            .spawn()
-            .map_err(no_process("process for a worker"))?;
+        let call = self.call(index)?;
+        let mut child = spawn(&title(index), &call, stdin)?;
         // What it needs next is made while it starts.
-        self.introduce(child.id(), socket, line, call.token)
+        self.introduce(socket, line, call.token)
+            .and_then(|introduced| {
+                let process = Process::open(child.id(), "a worker")?;
+                Ok(self.attend(process, introduced))
+            })
             .inspect_err(|_| {
                 // Without a pidfd nobody would see it die.
-                let mut child = child;
                 let _ = child.kill();
                 let _ = child.wait();
             })
     }
 
-    fn introduce(
+    /// What a worker is told first.
+    pub(crate) fn call(&self, index: usize) -> io::Result<Call> {
+        Ok(Call {
+            parent: process::id(),
+            index,
+            token: token()?,
+            role: if self.contained {
+                Role::Contained
+            } else {
+                Role::Worker
+            },
+        })
+    }
+
+    /// What it is told next: all that it needs, by the socket that will be its standard input.
+    pub(crate) fn introduce(
         &self,
-        pid: u32,
         socket: OwnedFd,
         line: Line,
         token: String,
-    ) -> io::Result<(Worker, Starting)> {
-        let process = Process::open(pid, "a worker")?;
+    ) -> io::Result<Introduced> {
         let (memory, rings) =
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd()];
         let setup = self.setup.clone();
         let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
             .map_err(no("way to introduce a worker"))?;
+        Ok(Introduced {
+            ring: ParentEnd::new(memory),
+            talk,
+        })
+    }
+
+    /// The worker that was introduced runs.
+    pub(crate) fn attend(&self, process: Process, introduced: Introduced) -> (Worker, Starting) {
+        let Introduced { ring, talk } = introduced;
         let worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
             process,
             contained: self.contained,
-            ring: ParentEnd::new(memory),
+            ring,
             barred: false,
             garbled: None,
             ask_later: false,
         };
-        Ok((worker, Starting(talk)))
+        (worker, Starting(talk))
+    }
+
+    /// Starts this program again, to fork workers, in a room for the longest of their titles.
+    pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<Child> {
+        let call = Call {
+            role: Role::Zygote,
+            ..self.call(0)?
+        };
+        let longest = title(self.workers - 1).chars().count();
+        spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
     }
 }
 
+/// What the parent has of a worker before there is a process.
+#[derive(Debug)]
+pub(crate) struct Introduced {
+    ring: ParentEnd,
+    talk: Talk,
+}
+
+fn spawn(title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that starts processes"
+    )]
+    Command::new(PROGRAM)
+        .arg0(title)
+        .env(VARIABLE, call.to_variable())
+        .stdin(Stdio::from(stdin))
+        .spawn()
+        .map_err(no_process("process for a worker"))
+}
+
 /// What `ps` shows: "pool-worker 3 of wordcount".
-fn title(index: usize) -> String {
+pub(crate) fn title(index: usize) -> String {
+    format!("pool-worker {index} of {}", program())
+}
+
+/// The same of what forks them.
+pub(crate) fn zygote_title() -> String {
+    format!("pool-zygote of {}", program())
+}
+
+fn program() -> String {
     let program = env::args_os().next().unwrap_or_default();
-    let program = Path::new(&program)
-        .file_name()
-        .unwrap_or_default()
-        .display();
-    format!("pool-worker {index} of {program}")
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    name.display().to_string()
 }
 
 /// What only the worker that we start can know.

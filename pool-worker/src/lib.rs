@@ -8,6 +8,7 @@
 //! | `task`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
+//! | `zygote` | what forks workers, if they share what it has loaded: both ends |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
@@ -50,6 +51,7 @@ mod sync;
 mod task;
 mod unwind;
 mod watch;
+mod zygote;
 
 pub use bell::{Bell, TICK};
 pub use clock::now;
@@ -71,6 +73,7 @@ pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
 pub use task::Task;
 pub use watch::{Waker, Watch};
+pub use zygote::{Heard, Preload, Zygote};
 
 #[doc(hidden)]
 pub use inventory;

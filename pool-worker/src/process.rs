@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
-    pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, kill_process_group,
+    pidfd_open, pidfd_send_signal, waitid,
 };
 
 use crate::exit::Exit;
@@ -37,6 +37,29 @@ impl Process {
             group,
             pidfd: Arc::new(pidfd),
             exit: None,
+        })
+    }
+
+    /// As [`open`](Process::open), for one that may be no child of this process at all. If there is no descriptor for it,
+    /// it is ended.
+    pub(crate) fn adopt(pid: u32, what: &str) -> io::Result<Process> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let ask = |how| loop {
+            match waitid(WaitId::Pid(number?), WaitIdOptions::EXITED | how) {
+                Err(Errno::INTR) => {}
+                status => return status.ok(),
+            }
+        };
+        if ask(WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG).is_none() {
+            return Err(io::Error::other(format!(
+                "process {pid} is no child of this one, or has ended"
+            )));
+        }
+        Process::open(pid, what).inspect_err(|_| {
+            if let Some(number) = number {
+                let _ = kill_process(number, Signal::KILL);
+            }
+            ask(WaitIdOptions::empty());
         })
     }
 
