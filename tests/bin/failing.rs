@@ -124,9 +124,11 @@ enum Phase {
     Drop,
     /// A pool without an initializer, whose workers are replaced.
     Plain,
+    /// A pool whose workers are forked, and replaced.
+    Forked,
 }
 
-const PHASES: [(&str, Phase); 7] = [
+const PHASES: [(&str, Phase); 8] = [
     ("quiet", Phase::Quiet),
     ("build", Phase::Build),
     ("map", Phase::Map),
@@ -134,6 +136,7 @@ const PHASES: [(&str, Phase); 7] = [
     ("stop", Phase::Stop),
     ("drop", Phase::Drop),
     ("plain", Phase::Plain),
+    ("forked", Phase::Forked),
 ];
 
 /// Not an option of `prctl`: by it the scenario says what it is doing.
@@ -183,6 +186,10 @@ fn plain() -> PoolBuilder {
         .processes(1)
         .max_tasks_per_child(8)
         .start_timeout(START_TIMEOUT)
+}
+
+fn forked() -> PoolBuilder {
+    plain().preload(prepare, (vec![1_u8; OFFSET_SET as usize],))
 }
 
 fn prepared() -> PoolBuilder {
@@ -312,6 +319,10 @@ fn scenario() -> ExitCode {
         let pool = seen.build(plain);
         seen.map(&pool, 0);
     });
+    seen.step(Phase::Forked, |seen| {
+        let pool = seen.build(forked);
+        seen.map(&pool, OFFSET_SET);
+    });
     // Nothing fails any more.
     match prepared().build() {
         Ok(pool) => seen.map(&pool, OFFSET_SET),
@@ -330,7 +341,8 @@ fn scenario() -> ExitCode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Role {
     Parent,
-    /// A child of the parent, before it runs a program: std's code and glibc's.
+    /// A child of the parent, before it runs a program: std's code and glibc's. Or one that never does: a worker that was
+    /// forked.
     Spawn,
     /// Between its program's first instruction and our first call.
     Loader,
