@@ -45,12 +45,13 @@ impl Process {
     pub(crate) fn adopt(pid: u32, what: &str) -> io::Result<Process> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let ask = |how| loop {
-            match waitid(WaitId::Pid(number?), WaitIdOptions::EXITED | how) {
-                Err(Errno::INTR) => {}
-                status => return status.ok(),
+            match number.map(|number| waitid(WaitId::Pid(number), WaitIdOptions::EXITED | how)) {
+                Some(Err(Errno::INTR)) => {}
+                status => return status.unwrap_or(Err(Errno::CHILD)),
             }
         };
-        if ask(WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG).is_none() {
+        // (If the system does not tell, it is believed.)
+        if ask(WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG).err() == Some(Errno::CHILD) {
             return Err(io::Error::other(format!(
                 "process {pid} is no child of this one, or has ended"
             )));
@@ -59,7 +60,7 @@ impl Process {
             if let Some(number) = number {
                 let _ = kill_process(number, Signal::KILL);
             }
-            ask(WaitIdOptions::empty());
+            let _ = ask(WaitIdOptions::empty());
         })
     }
 

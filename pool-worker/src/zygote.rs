@@ -249,7 +249,7 @@ impl Zygote {
                 self.stage = Stage::Idle;
                 Heard::Loaded
             }
-            (NO, Stage::Loading) => Heard::Unfit(text()),
+            (NO, Stage::Loading | Stage::Idle) => Heard::Unfit(text()),
             (FAULT, Stage::Loading) => Fault::from_bytes(more).map_or_else(nonsense, Heard::Failed),
             (DONE, Stage::Forking(_)) => {
                 self.inherit(launcher).map_or_else(nonsense, Heard::Forked)
@@ -323,7 +323,7 @@ pub(crate) fn serve(zygote: &Call) -> Call {
     let voice = match greeting::take_socket() {
         Ok(voice) => Arc::new(voice),
         Err(error) => {
-            say(rustix::stdio::stdin(), NO, error.to_string().as_bytes());
+            let _ = say(rustix::stdio::stdin(), NO, error.to_string().as_bytes());
             process::exit(NO_PARENT);
         }
     };
@@ -331,43 +331,58 @@ pub(crate) fn serve(zygote: &Call) -> Call {
     let birth = match load(zygote, &voice, &title) {
         Ok(birth) => birth,
         Err(refusal) => {
-            match refusal {
+            let _ = match refusal {
                 Refusal::Fault(fault) => {
-                    say(&*voice, FAULT, &fault.to_bytes_within(PACKET_MAX - 1));
+                    say(&*voice, FAULT, &fault.to_bytes_within(PACKET_MAX - 1))
                 }
                 Refusal::Other(error) => say(&*voice, NO, error.to_string().as_bytes()),
-            }
+            };
             // SAFETY: ends the process; what the task has registered is for workers.
             unsafe { libc::_exit(NO_PARENT) };
         }
     };
-    say(&*voice, DONE, &[]);
-    loop {
+    let refuse = |error: io::Error| say(&*voice, NO, error.to_string().as_bytes());
+    let mut said = say(&*voice, DONE, &[])
+        .map_err(no("way to say that it is loaded"))
+        .or_else(|error| refuse(error).and(Err(io::ErrorKind::Other.into())));
+    while said.is_ok() {
         let (request, mut fds) = match receive::<Request>(&voice) {
             Ok(received) => received,
-            // The parent is gone, or wants no more.
-            // SAFETY: as above.
-            Err(_) => unsafe { libc::_exit(NO_PARENT) },
+            Err(error) => {
+                // Unless it is the parent's end.
+                let _ = refuse(no("word of what to fork")(error));
+                break;
+            }
         };
-        let (Some(call), Some(stdin)) = (Call::from_variable(&request.call), fds.pop()) else {
-            // SAFETY: as above.
-            unsafe { libc::_exit(NO_PARENT) };
+        let Some(stdin) = fds.pop() else {
+            said = refuse(no("descriptor for a worker")(Errno::MFILE.into()));
+            continue;
         };
-        match fork(&birth) {
+        let Some(call) = Call::from_variable(&request.call) else {
+            break;
+        };
+        said = match fork(&birth) {
             Ok(false) => say(&*voice, DONE, &[]),
             Ok(true) => {
+                // From now on whoever ends what is left of the zygote does not end it.
+                let _ = setsid();
                 // It has no mapping of that.
                 mem::forget(birth);
                 title.set(&request.title);
-                let _ = rustix::stdio::dup2_stdin(stdin);
+                if let Err(error) = rustix::stdio::dup2_stdin(&stdin) {
+                    let error = no("standard input for a worker")(error.into());
+                    greeting::say_unfit(&error, &stdin);
+                    // SAFETY: as above.
+                    unsafe { libc::_exit(NO_PARENT) };
+                }
                 return call;
             }
-            Err(error) => {
-                let error = no_process("process for a worker")(error);
-                say(&*voice, NO, error.to_string().as_bytes());
-            }
-        }
+            Err(error) => refuse(no_process("process for a worker")(error)),
+        };
     }
+    // The parent is gone, or wants no more, or can't be told: it will see that this process is gone.
+    // SAFETY: as above.
+    unsafe { libc::_exit(NO_PARENT) };
 }
 
 enum Refusal {
@@ -389,7 +404,8 @@ fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refu
         Err(error) => Err(no("signal of its parent's death")(error)),
     };
     is_with_parent()?;
-    let (errand, fds) = receive::<Errand>(voice)?;
+    let errand = receive::<Errand>(voice);
+    let (errand, fds) = errand.map_err(no("word of what to preload"))?;
     let Errand {
         title: own,
         task,
@@ -417,7 +433,7 @@ fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refu
     unwind::install(move |panic| {
         if let Some(voice) = listener.as_ref().and_then(|voice| voice.upgrade()) {
             let fault = Fault::Panicked(panic).to_bytes_within(PACKET_MAX - 1);
-            say(&*voice, FAULT, &fault);
+            let _ = say(&*voice, FAULT, &fault);
         }
     });
     let this = lineage();
@@ -444,7 +460,7 @@ fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refu
 }
 
 fn nobody() -> io::Error {
-    io::Error::other("nobody tells what to preload")
+    io::Error::other("nobody says what to do")
 }
 
 /// # Errors
@@ -504,10 +520,15 @@ fn receive<T: for<'a> Deserialize<'a>>(voice: &Voice) -> io::Result<(T, Vec<Owne
 }
 
 /// Answers, if the parent hears.
-fn say(socket: impl AsFd, what: u8, more: &[u8]) {
+fn say(socket: impl AsFd, what: u8, more: &[u8]) -> io::Result<()> {
     let mut packet = vec![what];
     packet.extend(more.iter().take(PACKET_MAX - 1));
-    while let Err(Errno::INTR) = send(&socket, &packet, SendFlags::NOSIGNAL) {}
+    loop {
+        match send(&socket, &packet, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent.map(drop)?),
+        }
+    }
 }
 
 /// Makes a copy of this process: true in the copy. Its number stands in `birth` before it runs.

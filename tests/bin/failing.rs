@@ -892,8 +892,18 @@ fn is_honest(failure: &Failure, text: &str) -> bool {
     // A worker that can't say what is wrong says nothing; and of a thread the C library says EAGAIN where it has no memory.
     let names = |number| text.contains(&io::Error::from_raw_os_error(number).to_string());
     let call = failure.kind.call.as_str();
-    let is_mute = failure.kind.role == Role::Worker && call == "sendto" && failure.times > 1;
+    let is_forked = failure.kind.phase == Phase::Forked;
+    let is_mute = call == "sendto"
+        && match failure.kind.role {
+            Role::Worker => is_forked || failure.times > 1,
+            Role::Spawn => is_forked,
+            Role::Parent | Role::Loader => false,
+        };
     if is_mute && text.contains("exited with code 113") {
+        return true;
+    }
+    // What forks workers and can't say so ends, and its process group with it; a worker that was just made is part of that.
+    if is_mute && is_forked && text.contains("was killed by SIGKILL before it was ready") {
         return true;
     }
     let of_thread = ["clone3", "clone", "mmap.thread"].contains(&call);
