@@ -232,7 +232,7 @@ impl Launcher {
             role: Role::Zygote,
             ..self.call(0)?
         };
-        let longest = title(self.workers - 1).chars().count();
+        let longest = title(self.workers.saturating_sub(1)).chars().count();
         spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
     }
 }

@@ -89,6 +89,9 @@ const PACKET_MAX: usize = 16 << 10;
 const THREADS_MAX: Duration = Duration::from_millis(500);
 const THREADS_TICK: Duration = Duration::from_millis(1);
 
+/// So many threads that were left behind are named, and the last.
+const NAMES_MAX: usize = 4;
+
 // ---- the parent's side ----------------------------------------------------------------------------
 
 /// What a zygote runs before it forks workers.
@@ -474,8 +477,13 @@ fn be_alone() -> io::Result<()> {
             return Ok(());
         }
         if Instant::now() >= until {
-            let (count, names) = (others.len(), others.join("`, `"));
+            let count = others.len();
             let threads = if count == 1 { "thread" } else { "threads" };
+            let mut names = others[..count.min(NAMES_MAX)].join("`, `");
+            if count > NAMES_MAX {
+                names += "`, …, `";
+                names += &others[count - 1];
+            }
             return Err(io::Error::other(format!(
                 "it has left {count} {threads} behind (`{names}`), and a process with several threads can't be forked \
                  safely: end and join what it starts, or start that in an initializer"
