@@ -31,6 +31,16 @@ const MISSED: &str = env!("CARGO_BIN_EXE_missed");
 const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
 const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+/// What workers may be.
+const KINDS: [&str; 6] = [
+    "",
+    "busy",
+    "deaf",
+    "preloaded",
+    "preloaded-busy",
+    "preloaded-deaf",
+];
+
 const CORNERS: &str = env!("CARGO_BIN_EXE_corners");
 const FAILING: &str = env!("CARGO_BIN_EXE_failing");
 
@@ -38,7 +48,7 @@ const FAILING: &str = env!("CARGO_BIN_EXE_failing");
 
 #[test]
 fn a_killed_parent_leaves_no_worker() {
-    for what in ["", "busy", "deaf"] {
+    for what in KINDS {
         for _ in 0..10 {
             let mut held = Held::start(&["2", what]);
             held.signal(libc::SIGKILL);
@@ -107,9 +117,10 @@ fn a_parent_killed_while_contained_workers_start_leaves_none() {
 #[test]
 fn a_parent_killed_while_its_pool_starts_leaves_no_worker() {
     // The moments lie ever later, from before `main` to after the last worker's start.
-    for moment in 0..60 {
+    for moment in 0..120 {
+        let (moment, what) = (moment / 2, ["", "preloaded"][moment as usize % 2]);
         let home = Home::new(HOLD);
-        let mut program = home.program(&["4"]).start();
+        let mut program = home.program(&["4", what]).start();
         thread::sleep(Duration::from_micros(150 * moment));
         program.signal(libc::SIGKILL);
         program.wait();
@@ -137,8 +148,11 @@ fn a_parent_killed_while_its_worker_starts_leaves_no_file() {
 
 #[test]
 fn a_terminated_parent_leaves_no_worker() {
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-        let mut held = Held::start(&["2", "busy"]);
+    for (signal, what) in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP]
+        .into_iter()
+        .flat_map(|signal| ["busy", "preloaded-busy"].map(|what| (signal, what)))
+    {
+        let mut held = Held::start(&["2", what]);
         held.signal(signal);
         assert_eq!(held.wait().signal(), Some(signal));
         held.home.await_nobody();
@@ -148,7 +162,7 @@ fn a_terminated_parent_leaves_no_worker() {
 
 #[test]
 fn a_parent_that_ends_by_itself_leaves_no_worker() {
-    for what in ["", "busy", "deaf"] {
+    for what in KINDS {
         for (word, code) in [("return", 0), ("exit", 7), ("panic", 101)] {
             let mut held = Held::start(&["2", what]);
             held.say(word);
@@ -163,7 +177,7 @@ fn a_parent_that_ends_by_itself_leaves_no_worker() {
 
 #[test]
 fn a_dropped_pool_leaves_no_worker_and_no_zombie() {
-    for what in ["", "busy", "deaf"] {
+    for what in KINDS {
         let mut held = Held::start(&["3", what]);
         held.ask("drop");
         // By then, not some time after.
@@ -176,7 +190,7 @@ fn a_dropped_pool_leaves_no_worker_and_no_zombie() {
 
 #[test]
 fn stopped_workers_do_not_hold_up_the_drop() {
-    for what in ["", "busy", "deaf"] {
+    for what in KINDS {
         let mut held = Held::start(&["3", what]);
         for pid in &held.pids {
             signal(*pid, libc::SIGSTOP);
@@ -245,8 +259,8 @@ fn a_worker_has_nothing_of_its_parent_but_the_three_streams() {
 
 #[test]
 fn a_parent_has_few_threads_and_descriptors_however_many_workers() {
-    for workers in [1, 16] {
-        let mut held = Held::start(&[&workers.to_string()]);
+    for (workers, what) in [(1, ""), (16, ""), (1, "preloaded"), (16, "preloaded")] {
+        let mut held = Held::start(&[&workers.to_string(), what]);
         assert_eq!(held.ask("work"), squares());
         let threads = fs::read_dir(format!("/proc/{}/task", held.pid())).expect("it runs");
         assert!(threads.count() <= 4);
@@ -348,6 +362,11 @@ fn interrupted_system_calls_are_repeated() {
 #[test]
 fn other_children_of_the_parent_keep_nothing_alive() {
     Home::new(ODD).program(&["crowded"]).fine();
+}
+
+#[test]
+fn zygotes_that_are_killed_leave_no_worker_unknown() {
+    Home::new(ODD).program(&["hunted"]).fine();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use pool_worker::{STACK_DEFAULT, Setup, Task};
+use pool_worker::{Preload, STACK_DEFAULT, Setup, Task};
 
 use crate::backend::Options;
 use crate::error::{Codec, Error, InvalidSetting, Place, Side, Start};
@@ -48,6 +48,8 @@ use crate::retries::Retries;
 pub struct PoolBuilder {
     processes: Option<usize>,
     max_tasks_per_child: Option<usize>,
+    preload: Option<Result<(u32, Vec<u8>), Error>>,
+    preload_name: &'static str,
     initializer: Option<Result<Setup, Error>>,
     initializer_name: &'static str,
     start_timeout: Duration,
@@ -65,6 +67,8 @@ impl PoolBuilder {
         PoolBuilder {
             processes: None,
             max_tasks_per_child: None,
+            preload: None,
+            preload_name: "",
             initializer: None,
             initializer_name: "",
             start_timeout: Duration::from_secs(30),
@@ -87,6 +91,70 @@ impl PoolBuilder {
         self
     }
 
+    /// A task that runs once for all workers, before there are any: what it leaves behind in `static` variables, every
+    /// worker has. For what takes long to load, or much memory: a model, a dictionary, an index.
+    ///
+    /// One process runs the task and then forks the workers. They share its memory, which is copied only where one of
+    /// them writes: 2 GiB are loaded once and are there once, however many workers there are. And a worker is there in the
+    /// time of a fork, also one that takes another's place. The [`initializer`](PoolBuilder::initializer) runs in each
+    /// worker, after the fork.
+    ///
+    /// Default: none; each worker is this program, started again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::OnceLock;
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// static WORDS: OnceLock<Vec<String>> = OnceLock::new();
+    ///
+    /// #[pool_task]
+    /// fn load(text: &str) {
+    ///     WORDS.set(text.split(' ').map(str::to_owned).collect()).expect("this runs once");
+    /// }
+    ///
+    /// #[pool_task]
+    /// fn word(number: usize) -> Option<String> {
+    ///     WORDS.get().expect("load ran first").get(number).cloned()
+    /// }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder().processes(2).preload(load, ("some words".to_owned(),)).build()?;
+    /// assert_eq!(pool.apply(word, (1,))?.as_deref(), Some("words"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # What a fork means
+    ///
+    /// - Threads are not copied, and what they were about to do is left undone. So the task must end what it starts: if it
+    ///   leaves threads behind (a pool of rayon's, a runtime), [`build`](PoolBuilder::build) fails and says how many. Start
+    ///   those in the initializer.
+    /// - What it has opened is one and the same in all workers: a file has one position, and what several write to a connection
+    ///   mixes. Open such things in the initializer, or read with
+    ///   [`read_at`](std::os::unix::fs::FileExt::read_at).
+    /// - A random number generator that it has seeded gives every worker the same numbers.
+    /// - Handlers of C's `pthread_atfork` are not called. Its exit handlers run in each worker that ends in good order.
+    /// - [`memory_limit`](PoolBuilder::memory_limit) and [`max_memory_per_child`](PoolBuilder::max_memory_per_child) count
+    ///   for each worker what was preloaded.
+    ///
+    /// # What can go wrong
+    ///
+    /// If the task panics, exits, or is not through in [`start_timeout`](PoolBuilder::start_timeout), `build` fails and says
+    /// why. If the process that forks is killed later, or does not answer, workers live on; another takes its place and runs
+    /// the task again, and workers that it forks share memory with each other. If the task fails then, that counts as workers that do
+    /// not start ([`give_up_after`](PoolBuilder::give_up_after)).
+    ///
+    /// The process ends with the pool, so when that is dropped, and with this program, whatever becomes of it. It is not
+    /// one of [`processes`](PoolBuilder::processes); in `ps` it is `pool-zygote of` this program. In the task
+    /// [`worker::index`](crate::worker::index) is `None`.
+    pub fn preload<T: Task>(mut self, _task: T, args: T::Args) -> Self {
+        self.preload = Some(encode::<T>(args));
+        self.preload_name = T::NAME;
+        self
+    }
+
     /// A task that every worker runs once, before its first task; one that takes another's place
     /// does so too. What it returns is ignored; what it leaves behind in `static` variables is there
     /// for the tasks.
@@ -94,21 +162,9 @@ impl PoolBuilder {
     /// Default: none. If it panics, exits, or is not through in time, [`build`](PoolBuilder::build)
     /// fails and says why.
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
-        let mut bytes = Vec::new();
-        let (encoded, held) = pool_worker::collect(|| T::encode_args(args, &mut bytes));
-        let encoded = encoded.map_err(|error| {
-            Error::Encode(Codec {
-                place: Place {
-                    task: T::NAME,
-                    index: None,
-                },
-                what: Side::Arguments,
-                why: error.to_string(),
-            })
-        });
-        self.initializer = Some(encoded.and_then(|tail| {
-            bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
-            let setup = Setup::new(T::number(), &bytes, held);
+        let (encoded, held) = pool_worker::collect(|| encode::<T>(args));
+        self.initializer = Some(encoded.and_then(|(task, bytes)| {
+            let setup = Setup::new(task, &bytes, held);
             setup.map_err(|error| Error::Start(Start(error.to_string())))
         }));
         self.initializer_name = T::NAME;
@@ -128,7 +184,7 @@ impl PoolBuilder {
     }
 
     /// How long a worker may take until it is ready, its initializer included; then it is killed,
-    /// and its start counts as failed.
+    /// and its start counts as failed. A [`preload`](PoolBuilder::preload) task may take as long.
     ///
     /// Default: 30 seconds. Zero is refused.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
@@ -240,8 +296,8 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
-    /// arguments of the initializer can't be encoded; [`Error::Start`] tells why a worker did not
-    /// start, or how its initializer failed.
+    /// arguments of the initializer or of the preload task can't be encoded; [`Error::Start`] tells why a worker did not
+    /// start, or how its initializer or the preload task failed.
     pub fn build(self) -> Result<Pool, Error> {
         let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
         if self.processes == Some(0) {
@@ -270,10 +326,12 @@ impl PoolBuilder {
         }
         feed::check(&self.defaults)?;
         let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let preload = self.preload.transpose()?;
         let local = Local::start(Settings {
             processes: self.processes.unwrap_or(cpus),
             cpus,
             max_tasks_per_child: self.max_tasks_per_child,
+            preload: preload.map(|(task, args)| (Preload::new(task, args), self.preload_name)),
             initializer: self.initializer.transpose()?,
             initializer_name: self.initializer_name,
             start_timeout: self.start_timeout,
@@ -290,4 +348,21 @@ impl PoolBuilder {
             self.decode_stack,
         ))
     }
+}
+
+/// A task's number, and its encoded arguments.
+fn encode<T: Task>(args: T::Args) -> Result<(u32, Vec<u8>), Error> {
+    let mut bytes = Vec::new();
+    let tail = T::encode_args(args, &mut bytes).map_err(|error| {
+        Error::Encode(Codec {
+            place: Place {
+                task: T::NAME,
+                index: None,
+            },
+            what: Side::Arguments,
+            why: error.to_string(),
+        })
+    })?;
+    bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
+    Ok((T::number(), bytes))
 }

@@ -45,7 +45,7 @@ pub enum Error {
     Encode(Codec),
     /// The arguments, or the result, can't be read back from bytes.
     Decode(Codec),
-    /// A worker could not be started, or its initializer failed.
+    /// A worker could not be started, or its initializer or the preload task failed.
     Start(Start),
     /// Workers kept dying before they were ready, and the pool gave up.
     Broken(Broken),

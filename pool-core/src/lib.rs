@@ -23,8 +23,8 @@
 //! - [`Pool`] runs them: one ([`apply`](Pool::apply)), many ([`map`](Pool::map),
 //!   [`starmap`](Pool::starmap)), as an iterator ([`imap`](Pool::imap)), or later
 //!   ([`apply_async`](Pool::apply_async) and the others).
-//! - [`Pool::builder`] has the settings of a pool: its size, an initializer, a limit of tasks for each
-//!   worker.
+//! - [`Pool::builder`] has the settings of a pool: its size, an initializer, what is loaded once for all workers, a
+//!   limit of tasks for each worker.
 //! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
 //!   input.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or

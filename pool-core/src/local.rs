@@ -19,6 +19,7 @@
 //! - The *callback* thread is in [`callback`](crate::callback).
 
 mod collect;
+mod preload;
 mod state;
 mod supervisor;
 
@@ -31,8 +32,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Freed, Launcher, Setup, Waker, Watch, Worker};
+use pool_worker::{Freed, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
 
+use self::preload::Terms;
 use self::state::{Effects, State};
 use crate::backend::{Backend, Job, JobId, Portion, Sink, Waiting, Want};
 use crate::error::{Broken, Error, Start};
@@ -61,6 +63,8 @@ pub(crate) struct Settings {
     /// How many CPUs this process may use.
     pub(crate) cpus: usize,
     pub(crate) max_tasks_per_child: Option<usize>,
+    /// What is run once for all workers, and its name.
+    pub(crate) preload: Option<(Preload, &'static str)>,
     pub(crate) initializer: Option<Setup>,
     /// The name of the initializer, for messages.
     pub(crate) initializer_name: &'static str,
@@ -87,6 +91,8 @@ struct Shared {
     cpus: usize,
     initializer_name: &'static str,
     launcher: Launcher,
+    /// How workers are forked, if they are.
+    preload: Option<Terms>,
     state: Mutex<State>,
     /// Workers became ready, or all is over.
     changed: Condvar,
@@ -143,6 +149,12 @@ impl Local {
             initializer_name: settings.initializer_name,
             state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
             launcher,
+            preload: settings.preload.map(|(preload, name)| Terms {
+                preload,
+                name,
+                timeout: settings.start_timeout,
+                processes: settings.processes,
+            }),
             changed: Condvar::new(),
             waker,
             delivering: AtomicUsize::new(0),
@@ -420,12 +432,15 @@ impl Shared {
         });
         self.launcher.bell().wake_collector();
         // Who is killed with this thread would stay a zombie.
-        let dead: Vec<Worker> = self.update(|state| {
+        let mut dead: Vec<Process> = self.update(|state| {
             let workers = state.workers.iter_mut();
-            workers.filter_map(Option::take).collect()
+            workers
+                .filter_map(Option::take)
+                .map(Worker::into_process)
+                .collect()
         });
-        dead.iter().for_each(Worker::kill);
-        supervisor::bury_all(dead);
+        dead.iter().for_each(Process::kill);
+        supervisor::bury_all(&mut dead);
     }
 
     /// Why no more work is accepted.

@@ -17,7 +17,7 @@ use std::process;
 
 use crate::serve;
 
-/// Names parent, index, token, and whether the worker is contained. The version is in the name, because two versions of this
+/// Names parent, index, token, and the role if it is a special one. The version is in the name, because two versions of this
 /// crate may be linked into one program, and each must only answer its own parent.
 pub(crate) const VARIABLE: &str = concat!(
     "POOL_WORKER_",
@@ -32,11 +32,21 @@ pub(crate) struct Call {
     pub(crate) parent: u32,
     pub(crate) index: usize,
     pub(crate) token: String,
-    /// It shall be the end of all that it starts.
-    pub(crate) contained: bool,
+    pub(crate) role: Role,
+}
+
+/// What this process is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Worker,
+    /// A worker that shall be the end of all that it starts.
+    Contained,
+    /// What forks workers.
+    Zygote,
 }
 
 const CONTAINED: &str = "contained";
+const ZYGOTE: &str = "zygote";
 
 impl Call {
     pub(crate) fn to_variable(&self) -> String {
@@ -44,14 +54,14 @@ impl Call {
             parent,
             index,
             token,
-            contained,
+            role,
         } = self;
-        let mut variable = format!("{parent}:{index}:{token}");
-        if *contained {
-            variable.push(':');
-            variable.push_str(CONTAINED);
+        let call = format!("{parent}:{index}:{token}");
+        match role {
+            Role::Worker => call,
+            Role::Contained => format!("{call}:{CONTAINED}"),
+            Role::Zygote => format!("{call}:{ZYGOTE}"),
         }
-        variable
     }
 
     pub(crate) fn from_variable(value: &str) -> Option<Call> {
@@ -60,9 +70,10 @@ impl Call {
             parent: fields.next()?.parse().ok()?,
             index: fields.next()?.parse().ok()?,
             token: fields.next()?.to_owned(),
-            contained: match fields.next() {
-                None => false,
-                Some(CONTAINED) => true,
+            role: match fields.next() {
+                None => Role::Worker,
+                Some(CONTAINED) => Role::Contained,
+                Some(ZYGOTE) => Role::Zygote,
                 Some(_) => return None,
             },
         })
@@ -166,12 +177,12 @@ mod tests {
 
     #[test]
     fn a_call_survives_the_environment() {
-        for contained in [false, true] {
+        for role in [Role::Worker, Role::Contained, Role::Zygote] {
             let call = Call {
                 parent: 12,
                 index: 3,
                 token: "ab".into(),
-                contained,
+                role,
             };
             assert_eq!(Call::from_variable(&call.to_variable()), Some(call));
         }

@@ -436,6 +436,13 @@ fn identity_of(fd: &OwnedFd) -> Option<(u64, u64)> {
     Some((stat.st_dev, stat.st_ino))
 }
 
+impl Voice {
+    /// Whether it is still what it was.
+    pub(crate) fn is_intact(&self) -> bool {
+        self.socket.get().is_some()
+    }
+}
+
 impl Drop for Own {
     fn drop(&mut self) {
         if self.get().is_some() {

@@ -6,35 +6,29 @@
 //!
 //! # End
 //!
-//! Death is seen through the pidfd: [`Worker::reap`] kills what is left of the process group and reads the
+//! Death is seen through the pidfd ([`Process`]): [`Worker::reap`] kills what is left of the process group and reads the
 //! exit status, without waiting, for a debugger may hold a dead process. What the worker has replied
 //! stands in its ring, and can be received as before.
 
 use std::collections::{HashSet, VecDeque};
 use std::env;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{self, Command, Stdio};
-use std::ptr;
+use std::process::{self, Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
-    pidfd_send_signal, waitid,
-};
-
 use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
 use crate::bell::Bell;
-use crate::entry::{self, Call, VARIABLE};
+use crate::entry::{self, Call, Role, VARIABLE};
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
+use crate::process::Process;
 use crate::resident;
 use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
 use crate::scarce::{check_descriptors, no, no_process};
@@ -58,6 +52,8 @@ pub struct Launcher {
     setup: Option<Arc<Setup>>,
     contained: bool,
     freed: Arc<Freed>,
+    /// How many workers there are at a time.
+    workers: usize,
     /// How many workers were started.
     started: AtomicU64,
 }
@@ -66,16 +62,13 @@ pub struct Launcher {
 #[derive(Debug)]
 pub struct Worker {
     serial: u64,
-    pid: u32,
-    group: Pid,
-    pidfd: Arc<OwnedFd>,
+    process: Process,
     /// This process guards the worker, and is not the worker itself.
     contained: bool,
     ring: ParentEnd,
     attachments: Attachments,
     /// Nothing more is given to it.
     barred: bool,
-    exit: Option<Exit>,
     /// It has written what no worker writes.
     garbled: Option<&'static str>,
     /// It was to be asked to exit, and there was no room to.
@@ -179,6 +172,7 @@ impl Launcher {
             setup: setup.map(Arc::new),
             contained,
             freed,
+            workers,
             started: AtomicU64::new(0),
         })
     }
@@ -198,45 +192,42 @@ impl Launcher {
     pub fn launch(&self, index: usize) -> io::Result<(Worker, Starting)> {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
-        let call = Call {
-            parent: process::id(),
-            index,
-            token: token()?,
-            contained: self.contained,
-        };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "this is the one place that starts processes"
-        )]
-        let child = Command::new(PROGRAM)
-            .arg0(title(index))
-            .env(VARIABLE, call.to_variable())
-            .stdin(Stdio::from(stdin))
-            .spawn()
-            .map_err(no_process("process for a worker"))?;
+        let call = self.call(index)?;
+        let mut child = spawn(&title(index), &call, stdin)?;
         // What it needs next is made while it starts.
-        self.introduce(child.id(), socket, line, call.token)
+        self.introduce(socket, line, call.token)
+            .and_then(|introduced| {
+                let process = Process::open(child.id(), "a worker")?;
+                Ok(self.attend(process, introduced))
+            })
             .inspect_err(|_| {
                 // Without a pidfd nobody would see it die.
-                let mut child = child;
                 let _ = child.kill();
                 let _ = child.wait();
             })
     }
 
-    fn introduce(
+    /// What a worker is told first.
+    pub(crate) fn call(&self, index: usize) -> io::Result<Call> {
+        Ok(Call {
+            parent: process::id(),
+            index,
+            token: token()?,
+            role: if self.contained {
+                Role::Contained
+            } else {
+                Role::Worker
+            },
+        })
+    }
+
+    /// What it is told next: all that it needs, by the socket that will be its standard input.
+    pub(crate) fn introduce(
         &self,
-        pid: u32,
         socket: OwnedFd,
         line: Line,
         token: String,
-    ) -> io::Result<(Worker, Starting)> {
-        let group = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(|| io::Error::other("a process without a pid"))?;
-        let pidfd = pidfd_open(group, PidfdFlags::empty());
-        let pidfd = pidfd.map_err(|error| no("descriptor for a worker")(error.into()))?;
+    ) -> io::Result<Introduced> {
         let (memory, rings) =
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let (handover, attachments) = attach::handover()?;
@@ -244,13 +235,25 @@ impl Launcher {
         let setup = self.setup.clone();
         let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
             .map_err(no("way to introduce a worker"))?;
+        Ok(Introduced {
+            ring: ParentEnd::new(memory),
+            handover,
+            talk,
+        })
+    }
+
+    /// The worker that was introduced runs.
+    pub(crate) fn attend(&self, process: Process, introduced: Introduced) -> (Worker, Starting) {
+        let Introduced {
+            ring,
+            handover,
+            talk,
+        } = introduced;
         let mut worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
-            pid,
-            group,
-            pidfd: Arc::new(pidfd),
+            process,
             contained: self.contained,
-            ring: ParentEnd::new(memory),
+            ring,
             attachments: Attachments {
                 freed: Arc::clone(&self.freed),
                 handover,
@@ -261,12 +264,21 @@ impl Launcher {
                 before_setup: 0,
             },
             barred: false,
-            exit: None,
             garbled: None,
             ask_later: false,
         };
         self.prepare_setup(&mut worker);
-        Ok((worker, Starting(talk)))
+        (worker, Starting(talk))
+    }
+
+    /// Starts this program again, to fork workers, in a room for the longest of their titles.
+    pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<Child> {
+        let call = Call {
+            role: Role::Zygote,
+            ..self.call(0)?
+        };
+        let longest = title(self.workers.saturating_sub(1)).chars().count();
+        spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
     }
 
     /// Sends a worker that starts what its initializer needs; false if there is no room for all of it yet.
@@ -283,14 +295,41 @@ impl Launcher {
     }
 }
 
+/// What the parent has of a worker before there is a process.
+#[derive(Debug)]
+pub(crate) struct Introduced {
+    ring: ParentEnd,
+    handover: Handover,
+    talk: Talk,
+}
+
+fn spawn(title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that starts processes"
+    )]
+    Command::new(PROGRAM)
+        .arg0(title)
+        .env(VARIABLE, call.to_variable())
+        .stdin(Stdio::from(stdin))
+        .spawn()
+        .map_err(no_process("process for a worker"))
+}
+
 /// What `ps` shows: "pool-worker 3 of wordcount".
-fn title(index: usize) -> String {
+pub(crate) fn title(index: usize) -> String {
+    format!("pool-worker {index} of {}", program())
+}
+
+/// The same of what forks them.
+pub(crate) fn zygote_title() -> String {
+    format!("pool-zygote of {}", program())
+}
+
+fn program() -> String {
     let program = env::args_os().next().unwrap_or_default();
-    let program = Path::new(&program)
-        .file_name()
-        .unwrap_or_default()
-        .display();
-    format!("pool-worker {index} of {program}")
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    name.display().to_string()
 }
 
 /// What only the worker that we start can know.
@@ -309,12 +348,12 @@ impl Worker {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Readable when it is dead.
     pub fn pidfd(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.pidfd)
+        self.process.pidfd()
     }
 
     /// What came of its initializer, if it has said so.
@@ -481,9 +520,9 @@ impl Worker {
     /// How much memory it has in use now, in bytes, if the system tells.
     pub fn resident(&self) -> Option<u64> {
         if self.contained {
-            resident::of_grandchild(self.pid)
+            resident::of_grandchild(self.pid())
         } else {
-            resident::of(self.pid)
+            resident::of(self.pid())
         }
     }
 
@@ -541,83 +580,21 @@ impl Worker {
 
     /// Sends SIGTERM to its process group.
     pub fn terminate(&self) {
-        self.signal(Signal::TERM);
+        self.process.terminate();
     }
 
     /// Sends SIGKILL to its process group.
     pub fn kill(&self) {
-        self.signal(Signal::KILL);
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.exit.is_none() {
-            self.signal_group(signal);
-            // A task may have left the group.
-            let _ = pidfd_send_signal(&*self.pidfd, signal);
-        }
-    }
-
-    /// Sends a signal to the process group that this process leads. Not by its number, which may be a stranger's
-    /// once somebody has read the status of a dead one; or only if that can't be.
-    fn signal_group(&self, signal: Signal) {
-        const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
-        // SAFETY: sends a signal; the information about it may be null.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                signal.as_raw(),
-                ptr::null::<libc::siginfo_t>(),
-                PIDFD_SIGNAL_PROCESS_GROUP,
-            )
-        };
-        // Before Linux 6.9.
-        if sent != 0
-            && Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::INVAL)
-            && self.status(WaitIdOptions::NOWAIT).is_ok()
-        {
-            let _ = kill_process_group(self.group, signal);
-        }
-    }
-
-    /// How it ended, if it has. An error: there is no such child.
-    fn status(&self, how: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
-        loop {
-            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-                Err(Errno::INTR) => {}
-                status => return status,
-            }
-        }
+        self.process.kill();
     }
 
     /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
     pub fn reap(&mut self) -> Option<Exit> {
-        if self.exit.is_none() {
-            self.exit = match self.status(WaitIdOptions::NOWAIT) {
-                Ok(None) => None,
-                Ok(Some(_)) => {
-                    self.signal_group(Signal::KILL);
-                    match self.status(WaitIdOptions::empty()) {
-                        Ok(status) => Some(status.map_or(Exit::Unknown, |status| {
-                            match (status.exit_status(), status.terminating_signal()) {
-                                (Some(code), _) => Exit::Code(code),
-                                (None, Some(signal)) => Exit::Signal(signal),
-                                (None, None) => Exit::Unknown,
-                            }
-                        })),
-                        Err(Errno::CHILD) => Some(Exit::Unknown),
-                        Err(_) => None,
-                    }
-                }
-                Err(Errno::CHILD) => {
-                    self.signal_group(Signal::KILL);
-                    Some(Exit::Unknown)
-                }
-                // The system does not tell now. A child that is not asked for again stays a zombie.
-                Err(_) => None,
-            };
-        }
-        self.exit
+        self.process.reap()
+    }
+
+    /// What is left to bury when nobody is interested in it any more.
+    pub fn into_process(self) -> Process {
+        self.process
     }
 }

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `task`, `param`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, how its parameters travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
-//! | `launch`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
+//! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
+//! | `zygote` | what forks workers, if they share what it has loaded: both ends |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
@@ -41,6 +42,7 @@ mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
 pub mod param;
+mod process;
 mod registry;
 mod resident;
 mod ring;
@@ -53,6 +55,7 @@ mod sync;
 mod task;
 mod unwind;
 mod watch;
+mod zygote;
 
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
@@ -69,6 +72,7 @@ pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
 pub use launch::{Launcher, Starting, Worker, may_launch};
 pub use lineage::lineage;
+pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError};
 pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use scarce::no_thread;
@@ -77,6 +81,7 @@ pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
 pub use task::Task;
 pub use watch::{Waker, Watch};
+pub use zygote::{Heard, Preload, Zygote};
 
 #[doc(hidden)]
 pub use inventory;

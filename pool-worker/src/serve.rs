@@ -22,7 +22,7 @@ use crate::clock;
 use crate::codec::{Input, Rest};
 use crate::contain;
 use crate::decode;
-use crate::entry::Call;
+use crate::entry::{Call, Role};
 use crate::fault::Fault;
 use crate::flush::{Flusher, flush_stdout_in_time};
 use crate::frames::{FRAME_MAX, Frames, Tag};
@@ -37,6 +37,7 @@ use crate::scarce::no;
 use crate::starve;
 use crate::sync::Shared;
 use crate::unwind;
+use crate::zygote;
 
 /// A buffer for results that has become larger than this is used for something else.
 const KEEP: usize = 64 << 10;
@@ -52,14 +53,17 @@ pub fn index() -> Option<usize> {
 }
 
 /// The exit code of a worker that found no parent to work for.
-const NO_PARENT: i32 = 113;
+pub(crate) const NO_PARENT: i32 = 113;
 
 pub(crate) fn serve(mut call: Call) {
-    let _ = INDEX.set(call.index);
     // The parent's descriptors are its own business; workers get 0, 1 and 2.
     close_from(3);
+    if call.role == Role::Zygote {
+        call = zygote::serve(&call);
+    }
+    let _ = INDEX.set(call.index);
     open_standard_streams();
-    if call.contained {
+    if call.role == Role::Contained {
         match contain::enter(call.parent, call.index) {
             Ok(true) => call.parent = contain::FIRST,
             Ok(false) => process::exit(NO_PARENT),
@@ -120,7 +124,7 @@ pub(crate) fn close_from(first: i32) {
 
 /// What the parent has closed of 0, 1 and 2 must not become the number of a channel or of a file,
 /// because tasks print. `std` does this before `main`, but we are earlier.
-fn open_standard_streams() {
+pub(crate) fn open_standard_streams() {
     // Descriptors are numbered from below. These are for this process's children as well.
     while let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
         if null.as_raw_fd() > 2 {
@@ -133,7 +137,7 @@ fn open_standard_streams() {
 /// `std` ignores SIGPIPE before `main`, but we are earlier: a parent that is gone must not kill us in
 /// the middle of a write. And what the parent's thread had blocked is blocked here too, until it is
 /// not: a worker that is deaf to SIGTERM would make every `terminate` wait.
-fn set_signals() {
+pub(crate) fn set_signals() {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut none = MaybeUninit::<libc::sigset_t>::uninit();
@@ -245,7 +249,7 @@ pub(crate) fn end_with(parent: u32) -> io::Result<bool> {
 }
 
 /// Ends this process if it is a copy of the worker that a task has made by `fork`, and that has returned from it too.
-fn end_if_copy_of(worker: u32) {
+pub(crate) fn end_if_copy_of(worker: u32) {
     if lineage() != worker {
         // SAFETY: ends the copy, and runs nothing of it: the worker's handlers and buffers are the worker's.
         unsafe { libc::_exit(0) };
@@ -297,7 +301,7 @@ fn keep(attachments: &attach::Receiver, id: u64, came: Came<'_>) {
     );
 }
 
-fn find(number: u32) -> Result<&'static Registration, Fault> {
+pub(crate) fn find(number: u32) -> Result<&'static Registration, Fault> {
     match registry::find(number) {
         Found::Task(task) => Ok(task),
         Found::Nothing => Err(Fault::Unknown("no such task in this program".to_owned())),
@@ -308,7 +312,11 @@ fn find(number: u32) -> Result<&'static Registration, Fault> {
 }
 
 /// Runs a task and appends its encoded result to `out`.
-fn call_task(task: &Registration, args: Input<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
+pub(crate) fn call_task(
+    task: &Registration,
+    args: Input<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), Fault> {
     match unwind::catch(|| task.run(args, out)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),

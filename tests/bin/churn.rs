@@ -39,9 +39,13 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Every other pool is dropped with work in it.
+/// Every other pool is dropped with work in it, and workers are forked in every fifth.
 fn one_pool(round: usize) -> Result<(), Error> {
-    let pool = Pool::with_processes(1 + round % 2)?;
+    let mut builder = Pool::builder().processes(1 + round % 2);
+    if round.is_multiple_of(5) {
+        builder = builder.preload(square, (1,));
+    }
+    let pool = builder.build()?;
     let results = pool.map_async(square, 0..10);
     if round % 4 < 2 {
         assert_eq!(results.get()?.iter().sum::<u64>(), 285);

@@ -1,7 +1,8 @@
 //! Makes a pool and holds it, so that a test can do to it what programs suffer.
 //!
-//! `hold WORKERS [busy|deaf|daemons]`: with `busy` every worker is in a task that never ends, with `deaf`
-//! also one that ignores SIGTERM, with `daemons` one that has left a daemon behind, and workers are contained. Prints `pids: …` when all is so, or `error: …` if there is no
+//! `hold WORKERS [busy|deaf|daemons|preloaded|…]`: with `busy` every worker is in a task that never ends, with `deaf`
+//! also one that ignores SIGTERM, with `daemons` one that has left a daemon behind, and workers are contained.
+//! With `preloaded` workers are forked, with `preloaded-busy` and `preloaded-deaf` they are, and have such tasks. Prints `pids: …` when all is so, or `error: …` if there is no
 //! pool, and then does what it reads from standard input, one word a line; see [`obey`].
 
 #![expect(
@@ -95,10 +96,14 @@ fn speak() {
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let workers = arguments.next().map_or(Ok(1), |n| n.parse());
-    let what = arguments.next().unwrap_or_default();
+    let mut what = arguments.next().unwrap_or_default();
     let mut builder = Pool::builder().processes(workers.expect("a number"));
     if what == "daemons" {
         builder = builder.contain();
+    }
+    if let Some(rest) = what.strip_prefix("preloaded") {
+        builder = builder.preload(square, (1,));
+        what = rest.trim_start_matches('-').to_owned();
     }
     let pool = match builder.build() {
         Ok(pool) => pool,

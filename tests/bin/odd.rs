@@ -16,8 +16,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use pool_core::{Error, Pool, pool_task};
+use tests::Possessions;
 
 #[pool_task]
 fn square(x: u64) -> u64 {
@@ -50,6 +52,7 @@ fn main() -> Result<(), Error> {
         "childless" => childless(),
         "interrupted" => interrupted(),
         "crowded" => crowded(),
+        "hunted" => hunted(),
         _ => panic!("no such surroundings: {what:?}"),
     }
 }
@@ -130,7 +133,14 @@ fn fragile() -> Result<(), Error> {
 fn childless() -> Result<(), Error> {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
-    let pool = Pool::with_processes(2)?;
+    let builder = || Pool::builder().processes(2);
+    buried_by_the_system(builder().build()?)?;
+    buried_by_the_system(builder().preload(square, (1,)).build()?)?;
+    println!("fine");
+    Ok(())
+}
+
+fn buried_by_the_system(pool: Pool) -> Result<(), Error> {
     works(&pool)?;
     for pid in pool.worker_pids() {
         kill(pid);
@@ -138,10 +148,7 @@ fn childless() -> Result<(), Error> {
     // Replacements come, and a result that was lost with its worker comes at the second try.
     let outcomes = pool.task(square).retries(5).map(0..20)?;
     assert_eq!(outcomes.len(), 20);
-    works(&pool)?;
-    drop(pool);
-    println!("fine");
-    Ok(())
+    works(&pool)
 }
 
 /// A timer that interrupts system calls all the time, in whatever thread.
@@ -170,13 +177,67 @@ fn interrupted() -> Result<(), Error> {
     let (go_on, blocked) = mpsc::channel::<()>();
     let pools = thread::spawn(move || {
         let _ = blocked.recv();
-        (0..50).try_for_each(|_| works(&Pool::with_processes(2)?))
+        (0..50).try_for_each(|round| {
+            let builder = Pool::builder().processes(2);
+            works(&match round % 2 {
+                0 => builder.build()?,
+                _ => builder.preload(square, (1,)).build()?,
+            })
+        })
     });
     block(libc::SIGALRM);
     drop(go_on);
     pools.join().expect("nothing in it panics")?;
     println!("fine");
     Ok(())
+}
+
+/// What forks workers is killed again and again, wherever it may be. Each worker that it has made is known, and buried.
+fn hunted() -> Result<(), Error> {
+    let held = Possessions::at_rest();
+    for round in 0..6 {
+        let over = AtomicBool::new(false);
+        let builder = Pool::builder().processes(2).max_tasks_per_child(1);
+        let pool = builder.preload(square, (1,)).build()?;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for turn in 0..30 {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    zygotes().into_iter().for_each(kill);
+                    thread::sleep(Duration::from_micros(900 * turn));
+                }
+            });
+            let result = (0..20).try_for_each(|_| works(&pool));
+            over.store(round % 2 == 0, Ordering::Relaxed);
+            // Or it goes on while the pool ends.
+            drop(pool);
+            result
+        })?;
+    }
+    if let Err(left) = held.regained() {
+        println!("{left}");
+        return Ok(());
+    }
+    println!("fine");
+    Ok(())
+}
+
+/// Children that fork workers.
+fn zygotes() -> Vec<u32> {
+    let threads = fs::read_dir("/proc/self/task").expect("there is /proc");
+    let children = threads.filter_map(|thread| {
+        let path = thread.ok()?.path().join("children");
+        fs::read_to_string(path).ok()
+    });
+    let children: Vec<String> = children.collect();
+    let pids = children.iter().flat_map(|pids| pids.split_whitespace());
+    pids.filter_map(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        name.starts_with("pool-zygote").then(|| pid.parse().ok())?
+    })
+    .collect()
 }
 
 /// Other threads start processes of their own, which may inherit what is open for a moment, and

@@ -13,5 +13,6 @@ mod lazy;
 mod leaks;
 mod lifecycle;
 mod order;
+mod preload;
 mod support;
 mod types;

@@ -208,7 +208,7 @@ impl State {
         if let Some(why) = worker.garbled() {
             return Some(Err(why.to_owned()));
         }
-        set_up.map(|result| result.map_err(|fault| initializer_failed(name, &fault)))
+        set_up.map(|result| result.map_err(|fault| task_failed("its initializer", name, &fault)))
     }
 
     fn refuse_if_garbled(&mut self, slot: usize) {
@@ -481,21 +481,18 @@ impl State {
     }
 }
 
-fn initializer_failed(name: &str, fault: &Fault) -> String {
+/// What came of a task that is none of a job's: `what` says which it is.
+pub(super) fn task_failed(what: &str, name: &str, fault: &Fault) -> String {
     match fault {
         Fault::Panicked(panic) => {
             let at = match &panic.location {
                 Some(location) => format!(" at {location}"),
                 None => String::new(),
             };
-            format!("its initializer `{name}` panicked{at}: {}", panic.message)
+            format!("{what} `{name}` panicked{at}: {}", panic.message)
         }
-        Fault::Decode(why) => {
-            format!("the arguments of its initializer `{name}` can't be decoded: {why}")
-        }
-        Fault::Encode(why) => {
-            format!("the result of its initializer `{name}` can't be encoded: {why}")
-        }
+        Fault::Decode(why) => format!("the arguments of {what} `{name}` can't be decoded: {why}"),
+        Fault::Encode(why) => format!("the result of {what} `{name}` can't be encoded: {why}"),
         Fault::Unknown(why) => why.clone(),
     }
 }

@@ -5,9 +5,10 @@ use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use pool_worker::{Exit, Said, Starting, TICK, Watch, Worker};
+use pool_worker::{Exit, Process, Said, Starting, TICK, Watch, Worker};
 
 use super::Shared;
+use super::preload::Keeper;
 use super::state::State;
 use crate::scheduler::{End, Time};
 
@@ -24,26 +25,36 @@ const BURIAL_TICK: Duration = Duration::from_millis(2);
 const MEMORY_TICK: Duration = Duration::from_millis(20);
 
 /// What is watched.
-enum Watched {
+#[derive(Clone, Copy)]
+pub(super) enum Watched {
     /// The death of the worker of this serial number, wherever it sits by then.
     Death(u64),
     /// What the worker of this slot says before it is ready.
     Words(usize),
+    ZygoteDeath,
+    ZygoteWords,
 }
 
+/// No worker has such a serial number, and no slot such a place.
+const ZYGOTE_DEATH: u64 = u64::MAX - 1;
+const ZYGOTE_WORDS: u64 = u64::MAX - 2;
+
 impl Watched {
-    fn mark(self) -> u64 {
+    pub(super) fn mark(self) -> u64 {
         match self {
             Watched::Death(serial) => 2 * serial,
             Watched::Words(slot) => 2 * slot as u64 + 1,
+            Watched::ZygoteDeath => ZYGOTE_DEATH,
+            Watched::ZygoteWords => ZYGOTE_WORDS,
         }
     }
 
     fn of(mark: u64) -> Watched {
-        if mark.is_multiple_of(2) {
-            Watched::Death(mark / 2)
-        } else {
-            Watched::Words((mark / 2) as usize)
+        match mark {
+            ZYGOTE_DEATH => Watched::ZygoteDeath,
+            ZYGOTE_WORDS => Watched::ZygoteWords,
+            _ if mark.is_multiple_of(2) => Watched::Death(mark / 2),
+            _ => Watched::Words((mark / 2) as usize),
         }
     }
 }
@@ -52,6 +63,8 @@ impl Watched {
 struct Supervisor<'s> {
     shared: &'s Shared,
     watch: &'s Watch,
+    /// What has workers forked, if they are not started.
+    keeper: Option<Keeper<'s>>,
     /// Those that are not ready yet.
     starting: Vec<Option<Starting>>,
     /// Dead since then, but how they ended can't be read yet.
@@ -60,7 +73,7 @@ struct Supervisor<'s> {
     /// in their rings yet.
     mute: Vec<usize>,
     /// Of no interest any more, but they must be buried.
-    graves: Vec<Worker>,
+    graves: Vec<Process>,
 }
 
 pub(super) fn supervise(shared: &Shared, watch: &Watch) {
@@ -68,6 +81,10 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
     let mut supervisor = Supervisor {
         shared,
         watch,
+        keeper: shared
+            .preload
+            .as_ref()
+            .map(|terms| Keeper::new(terms, &shared.launcher, watch)),
         starting: (0..seats).map(|_| None).collect(),
         unread: Vec::new(),
         mute: Vec::new(),
@@ -75,15 +92,16 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
     };
     while supervisor.take_turn() {}
     shared.launcher.bell().wake_collector();
-    bury_all(supervisor.graves);
+    bury_all(&mut supervisor.graves);
 }
 
 /// Nobody looks at these any more after this: waits until all are buried, but not for long, for a debugger may hold a dead
 /// process.
-pub(super) fn bury_all(mut dead: Vec<Worker>) {
+pub(super) fn bury_all<'p>(dead: impl IntoIterator<Item = &'p mut Process>) {
+    let mut dead: Vec<_> = dead.into_iter().collect();
     let until = pool_worker::now() + BURIAL_MAX;
     loop {
-        dead.retain_mut(|worker| worker.reap().is_none());
+        dead.retain_mut(|process| process.reap().is_none());
         if dead.is_empty() || pool_worker::now() >= until {
             return;
         }
@@ -98,13 +116,17 @@ impl Supervisor<'_> {
         for (serial, since) in unread {
             self.bury(serial, since);
         }
-        self.graves.retain_mut(|worker| worker.reap().is_none());
+        self.graves.retain_mut(|process| process.reap().is_none());
         for slot in mem::take(&mut self.mute) {
             if !self.take_up(slot, Said::SetUp) {
                 self.mute.push(slot);
             }
         }
         self.start_workers();
+        // Nothing is over before the zygote is buried.
+        if self.keeper.is_some() && crate::sync::lock(&self.shared.state).scheduler.is_over() {
+            self.keeper = None;
+        }
         let Some(timeout) = self.tick() else {
             return false;
         };
@@ -114,6 +136,11 @@ impl Supervisor<'_> {
         for mark in self.watch.wait(timeout) {
             match Watched::of(mark) {
                 Watched::Words(slot) => self.hear(slot),
+                Watched::ZygoteWords => self.keeper.iter_mut().for_each(Keeper::hear),
+                Watched::ZygoteDeath => {
+                    let unburied = self.keeper.as_mut().and_then(Keeper::bury);
+                    self.graves.extend(unburied);
+                }
                 Watched::Death(serial) => {
                     let slot = self.shared.update(|state| {
                         let slot = state.slot_of(serial)?;
@@ -155,12 +182,17 @@ impl Supervisor<'_> {
             let memory = |slot: usize| workers[slot].as_ref()?.resident();
             let next = state.scheduler.tick(now, progress, memory);
             if state.scheduler.is_over() {
+                if self.keeper.is_some() {
+                    return Some(Some(Duration::ZERO));
+                }
                 state.over = true;
                 state.announce();
                 return None;
             }
             let busy = state.scheduler.wants_patrol();
             state.patrolling = busy;
+            let until = self.keeper.as_ref().and_then(Keeper::until);
+            let next = next.into_iter().chain(until).min();
             let next = next.map(|at| at.saturating_sub(now));
             let patrol = if limited { MEMORY_TICK } else { TICK };
             let all = bounds.into_iter().chain([
@@ -189,25 +221,48 @@ impl Supervisor<'_> {
     /// Starts all workers that are wanted, one right after the other.
     fn start_workers(&mut self) {
         let wanted = mem::take(&mut crate::sync::lock(&self.shared.state).wanted);
-        for slot in wanted {
-            let launched = self.launch(slot);
-            let now = pool_worker::now();
-            self.shared.update(|state| match launched {
-                Ok(worker) => {
-                    state.seat(slot, worker);
-                    state.scheduler.started(slot, now);
-                }
-                Err(error) => {
-                    state.scheduler.start_failed(slot, error.to_string(), now);
-                    state.announce();
-                }
-            });
+        let Some(keeper) = &mut self.keeper else {
+            for slot in wanted {
+                let index = slot % self.shared.processes;
+                let launched = self.shared.launcher.launch(index);
+                self.seat(slot, launched.map_err(|error| error.to_string()));
+            }
+            return;
+        };
+        wanted.into_iter().for_each(|slot| keeper.want(slot));
+        let is_open = crate::sync::lock(&self.shared.state)
+            .scheduler
+            .needs_workers();
+        for forked in keeper.take_turn(is_open, pool_worker::now()) {
+            self.seat(forked.slot, forked.worker);
         }
     }
 
-    fn launch(&mut self, slot: usize) -> io::Result<Worker> {
-        let index = slot % self.shared.processes;
-        let (worker, starting) = self.shared.launcher.launch(index)?;
+    /// A worker was started for this slot, or could not be.
+    fn seat(&mut self, slot: usize, launched: Result<(Worker, Starting), String>) {
+        let launched = launched.and_then(|(worker, starting)| {
+            self.watch_over(slot, worker, starting)
+                .map_err(|error| error.to_string())
+        });
+        let now = pool_worker::now();
+        self.shared.update(|state| match launched {
+            Ok(worker) => {
+                state.seat(slot, worker);
+                state.scheduler.started(slot, now);
+            }
+            Err(why) => {
+                state.scheduler.start_failed(slot, why, now);
+                state.announce();
+            }
+        });
+    }
+
+    fn watch_over(
+        &mut self,
+        slot: usize,
+        worker: Worker,
+        starting: Starting,
+    ) -> io::Result<Worker> {
         let death = Watched::Death(worker.serial()).mark();
         let death = self.watch.add(worker.pidfd(), death);
         let watched = death.and_then(|()| {
@@ -222,7 +277,7 @@ impl Supervisor<'_> {
             Err(error) => {
                 self.watch.remove(worker.pidfd());
                 worker.kill();
-                self.graves.push(worker);
+                self.graves.push(worker.into_process());
                 Err(error)
             }
         }
@@ -317,8 +372,8 @@ impl Supervisor<'_> {
         });
         match buried {
             Ok(worker) => {
-                let unburied =
-                    worker.and_then(|mut worker| worker.reap().is_none().then_some(worker));
+                let mut process = worker.map(Worker::into_process);
+                let unburied = process.take_if(|process| process.reap().is_none());
                 self.graves.extend(unburied);
             }
             Err(()) => self.unread.push((serial, since)),

@@ -32,12 +32,7 @@ const OPEN_MAX: usize = 8192;
 impl Scheduler {
     /// Wants a worker for an empty slot, if one is still needed; at once, or not before a time.
     pub(super) fn want_worker(&mut self, slot: usize, not_before: Option<Time>) {
-        let wanted = match self.mode {
-            Mode::Open => true,
-            Mode::Closed => !self.jobs.is_empty(),
-            Mode::Terminated | Mode::Broken(_) => false,
-        };
-        if !wanted || self.slots[slot].phase != Phase::Empty {
+        if !self.needs_workers() || self.slots[slot].phase != Phase::Empty {
             return;
         }
         self.slots[slot].phase = match not_before {
@@ -50,6 +45,15 @@ impl Scheduler {
                 Phase::Launching
             }
         };
+    }
+
+    /// Whether a worker could still be good for something.
+    pub(crate) fn needs_workers(&self) -> bool {
+        match self.mode {
+            Mode::Open => true,
+            Mode::Closed => !self.jobs.is_empty(),
+            Mode::Terminated | Mode::Broken(_) => false,
+        }
     }
 
     /// The slot of the understudy of this one, or whose understudy this is.

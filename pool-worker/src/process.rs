@@ -1,0 +1,158 @@
+//! A child process, known by its pidfd: signal it, learn how it ended. Nothing here waits for it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, kill_process_group,
+    pidfd_open, pidfd_send_signal, waitid,
+};
+
+use crate::exit::Exit;
+use crate::scarce::no;
+
+/// A child of this process, which leads a process group, or will.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    group: Pid,
+    pidfd: Arc<OwnedFd>,
+    exit: Option<Exit>,
+}
+
+impl Process {
+    /// A child that nobody has asked for its status yet: until then the number is its own.
+    pub(crate) fn open(pid: u32, what: &str) -> io::Result<Process> {
+        let group = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::other("a process without a pid"))?;
+        let pidfd = pidfd_open(group, PidfdFlags::empty());
+        let pidfd = pidfd.map_err(|error| no(&format!("descriptor for {what}"))(error.into()))?;
+        Ok(Process {
+            pid,
+            group,
+            pidfd: Arc::new(pidfd),
+            exit: None,
+        })
+    }
+
+    /// As [`open`](Process::open), for one that may be no child of this process at all. If there is no descriptor for it,
+    /// it is ended.
+    pub(crate) fn adopt(pid: u32, what: &str) -> io::Result<Process> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let ask = |how| loop {
+            match number.map(|number| waitid(WaitId::Pid(number), WaitIdOptions::EXITED | how)) {
+                Some(Err(Errno::INTR)) => {}
+                status => return status.unwrap_or(Err(Errno::CHILD)),
+            }
+        };
+        // (If the system does not tell, it is believed.)
+        if ask(WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG).err() == Some(Errno::CHILD) {
+            return Err(io::Error::other(format!(
+                "process {pid} is no child of this one, or has ended"
+            )));
+        }
+        Process::open(pid, what).inspect_err(|_| {
+            if let Some(number) = number {
+                let _ = kill_process(number, Signal::KILL);
+            }
+            let _ = ask(WaitIdOptions::empty());
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Readable when it is dead.
+    pub fn pidfd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.pidfd)
+    }
+
+    /// Sends SIGTERM to its process group.
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends SIGKILL to its process group.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.exit.is_none() {
+            self.signal_group(signal);
+            // A task may have left the group.
+            let _ = pidfd_send_signal(&*self.pidfd, signal);
+        }
+    }
+
+    /// Sends a signal to the process group that this process leads. Not by its number, which may be a stranger's
+    /// once somebody has read the status of a dead one; or only if that can't be.
+    fn signal_group(&self, signal: Signal) {
+        const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+        // SAFETY: sends a signal; the information about it may be null.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                signal.as_raw(),
+                ptr::null::<libc::siginfo_t>(),
+                PIDFD_SIGNAL_PROCESS_GROUP,
+            )
+        };
+        // Before Linux 6.9.
+        if sent != 0
+            && Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::INVAL)
+            && self.status(WaitIdOptions::NOWAIT).is_ok()
+        {
+            let _ = kill_process_group(self.group, signal);
+        }
+    }
+
+    /// How it ended, if it has. An error: there is no such child.
+    fn status(&self, how: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
+        loop {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+                Err(Errno::INTR) => {}
+                status => return status,
+            }
+        }
+    }
+
+    /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
+    pub fn reap(&mut self) -> Option<Exit> {
+        if self.exit.is_none() {
+            self.exit = match self.status(WaitIdOptions::NOWAIT) {
+                Ok(None) => None,
+                Ok(Some(_)) => {
+                    self.signal_group(Signal::KILL);
+                    match self.status(WaitIdOptions::empty()) {
+                        Ok(status) => Some(status.map_or(Exit::Unknown, |status| {
+                            match (status.exit_status(), status.terminating_signal()) {
+                                (Some(code), _) => Exit::Code(code),
+                                (None, Some(signal)) => Exit::Signal(signal),
+                                (None, None) => Exit::Unknown,
+                            }
+                        })),
+                        Err(Errno::CHILD) => Some(Exit::Unknown),
+                        Err(_) => None,
+                    }
+                }
+                Err(Errno::CHILD) => {
+                    self.signal_group(Signal::KILL);
+                    Some(Exit::Unknown)
+                }
+                // The system does not tell now. A child that is not asked for again stays a zombie.
+                Err(_) => None,
+            };
+        }
+        self.exit
+    }
+}

@@ -1,0 +1,632 @@
+//! The zygote, from both ends: a process that runs one task, and then forks the workers, which share what it has loaded.
+//!
+//! It is this program, started again as a worker is. Nothing else runs in it but that task, and it has one thread, so a
+//! copy of it is whole.
+//!
+//! # The conversation
+//!
+//! Its standard input is a socket, as a worker's is. The parent says first what to run ([`Errand`]), and then asks for one
+//! worker at a time: what is to be the worker's own standard input comes with a [`Request`]. What the worker needs lies in
+//! that socket already. The zygote answers each with one packet: [`DONE`], [`NO`] or [`FAULT`].
+//!
+//! # Whose child a worker is
+//!
+//! The parent's, like any other: CLONE_PARENT makes it the sibling of the zygote. So its death and its status are seen as
+//! those of others, it ends with the parent, and nothing depends on the zygote once it runs.
+//!
+//! A zygote may be killed at any moment, and the parent must learn of each child that it has. So the kernel itself
+//! writes the child's number into memory that zygote and parent share, before the child runs and before the
+//! zygote does anything else (CLONE_PARENT_SETTID). A zygote that is dead has no child but that one, or none.
+//!
+//! # What a fork without the C library leaves undone
+//!
+//! Only the kernel can make a sibling, so glibc's own `fork` is not called. It would have written the new thread's number where
+//! glibc keeps it, which the kernel can do as well; told the kernel again of the list of robust mutexes; and called the
+//! handlers of `pthread_atfork`, which are not called here. (There is one thread, so no lock is held in another.)
+
+use std::fmt;
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, madvise};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, send, sendmsg,
+};
+use rustix::process::setsid;
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{Input, Rest};
+use crate::entry::Call;
+use crate::fault::Fault;
+use crate::flush::flush_stdout;
+use crate::greeting::{self, Voice};
+use crate::launch::{self, Introduced, Launcher, Starting, Worker};
+use crate::lineage::lineage;
+use crate::memory::{Constant, Memory};
+use crate::process::Process;
+use crate::scarce::{no, no_process};
+use crate::serve::{
+    NO_PARENT, call_task, end_if_copy_of, end_with, find, open_standard_streams, set_signals,
+};
+use crate::unwind;
+
+/// What a zygote is told first. With it comes the memory for the numbers of its children, and the arguments, if there are any.
+#[derive(Debug, Serialize, Deserialize)]
+struct Errand {
+    title: String,
+    task: u32,
+    len: usize,
+}
+
+/// What it is told for each worker.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    title: String,
+    /// As in the environment of a worker that is started.
+    call: String,
+}
+
+/// The first byte of an answer: it is done; it can't be done, for the reason that follows; or the task has failed,
+/// as follows.
+const DONE: u8 = 1;
+const NO: u8 = 2;
+const FAULT: u8 = 3;
+
+/// No packet is longer, whoever sends it.
+const PACKET_MAX: usize = 16 << 10;
+
+/// A thread that the task has joined is in the system's list for a moment yet.
+const THREADS_MAX: Duration = Duration::from_millis(500);
+const THREADS_TICK: Duration = Duration::from_millis(1);
+
+/// So many threads that were left behind are named, and the last.
+const NAMES_MAX: usize = 4;
+
+// ---- the parent's side ----------------------------------------------------------------------------
+
+/// What a zygote runs before it forks workers.
+pub struct Preload {
+    task: u32,
+    args: Vec<u8>,
+}
+
+impl fmt::Debug for Preload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Preload").finish_non_exhaustive()
+    }
+}
+
+impl Preload {
+    /// A task's number, and its encoded arguments.
+    pub fn new(task: u32, args: Vec<u8>) -> Preload {
+        Preload { task, args }
+    }
+}
+
+/// A zygote. Nothing here waits for it.
+#[derive(Debug)]
+pub struct Zygote {
+    process: Process,
+    socket: OwnedFd,
+    /// Where the number of its child stands.
+    birth: Memory,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The task runs.
+    Loading,
+    Idle,
+    /// It was asked for a worker.
+    Forking(Introduced),
+}
+
+/// What a zygote has said.
+#[derive(Debug)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// Nothing, and it will not say anything any more. It should be killed, if it is not dead.
+    Gone,
+    /// The task is through; it can be asked for workers.
+    Loaded,
+    /// The task has failed. It should be killed.
+    Failed(Fault),
+    /// The task was not what it should have been, for this reason; or it says what no zygote of ours says. It should
+    /// be killed.
+    Unfit(String),
+    /// The worker that it was asked for, or why there is none. It can be asked for another.
+    Forked(Box<io::Result<(Worker, Starting)>>),
+}
+
+impl Zygote {
+    /// Starts one. It can be asked for workers when it is [`Loaded`](Heard::Loaded). It is killed when the calling *thread*
+    /// ends, and so are its workers.
+    ///
+    /// # Errors
+    ///
+    /// If the process can't be started, or the way to talk to it can't be made.
+    pub fn start(launcher: &Launcher, preload: &Preload) -> io::Result<Zygote> {
+        let (socket, stdin) = greeting::socket()?;
+        let (birth, number) = Memory::create("pool-birth", size_of::<AtomicU32>())
+            .map_err(no("memory for the number of a worker"))?;
+        let Preload { task, args } = preload;
+        let given = (!args.is_empty()).then(|| Constant::create("pool-arguments", args));
+        let given = given
+            .transpose()
+            .map_err(no("shared memory for the arguments of the preload task"))?;
+        let errand = Errand {
+            title: launch::zygote_title(),
+            task: *task,
+            len: args.len(),
+        };
+        let fds: Vec<_> = [Some(&number), given.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(AsFd::as_fd)
+            .collect();
+        hand_over(&socket, &errand, &fds).map_err(no("way to tell what to preload"))?;
+        let mut child = launcher.spawn_zygote(stdin)?;
+        let process = Process::open(child.id(), "what forks workers").inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        Ok(Zygote {
+            process,
+            socket,
+            birth,
+            stage: Stage::Loading,
+        })
+    }
+
+    /// Readable when it has said something.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether its task still runs.
+    pub fn is_loading(&self) -> bool {
+        matches!(self.stage, Stage::Loading)
+    }
+
+    /// Whether it can be asked for a worker.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
+    /// Asks an idle one for a worker.
+    ///
+    /// # Errors
+    ///
+    /// If the way to talk to the worker can't be made.
+    pub fn ask(&mut self, launcher: &Launcher, index: usize) -> io::Result<()> {
+        let line = greeting::line()?;
+        let (socket, stdin) = greeting::socket()?;
+        let call = launcher.call(index)?;
+        let request = Request {
+            title: launch::title(index),
+            call: call.to_variable(),
+        };
+        let introduced = launcher.introduce(socket, line, call.token)?;
+        self.number().store(0, Ordering::Relaxed);
+        match hand_over(&self.socket, &request, &[stdin.as_fd()]) {
+            Ok(()) => {}
+            // It is gone. That will be seen.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(no("way to ask for a worker")(error)),
+        }
+        self.stage = Stage::Forking(introduced);
+        Ok(())
+    }
+
+    /// Hears what it has said, if anything. Does not wait.
+    pub fn hear(&mut self, launcher: &Launcher) -> Heard {
+        let mut packet = vec![0; PACKET_MAX];
+        let len = loop {
+            match recv(&self.socket, &mut packet[..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) | Err(Errno::CONNRESET) => return Heard::Gone,
+                Ok((len, _)) => break len.min(packet.len()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Heard::Nothing,
+                Err(error) => {
+                    return Heard::Unfit(no("way to hear it")(error.into()).to_string());
+                }
+            }
+        };
+        let more = &packet[1..len];
+        let text = || String::from_utf8_lossy(more).into_owned();
+        let nonsense = || Heard::Unfit("it says what it was not asked".to_owned());
+        match (packet[0], &self.stage) {
+            (DONE, Stage::Loading) => {
+                self.stage = Stage::Idle;
+                Heard::Loaded
+            }
+            (NO, Stage::Loading | Stage::Idle) => Heard::Unfit(text()),
+            (FAULT, Stage::Loading) => Fault::from_bytes(more).map_or_else(nonsense, Heard::Failed),
+            (DONE, Stage::Forking(_)) => {
+                let inherited = self.inherit(launcher).map(Box::new);
+                inherited.map_or_else(nonsense, Heard::Forked)
+            }
+            (NO, Stage::Forking(_)) => {
+                self.stage = Stage::Idle;
+                Heard::Forked(Box::new(Err(io::Error::other(text()))))
+            }
+            _ => nonsense(),
+        }
+    }
+
+    /// Takes over the worker that it was asked for, if there is one: it has said so, or is dead.
+    pub fn inherit(&mut self, launcher: &Launcher) -> Option<io::Result<(Worker, Starting)>> {
+        let Stage::Forking(introduced) = mem::replace(&mut self.stage, Stage::Idle) else {
+            return None;
+        };
+        match self.number().swap(0, Ordering::Relaxed) {
+            0 => None,
+            pid => {
+                let process = Process::adopt(pid, "a worker");
+                Some(process.map(|process| launcher.attend(process, introduced)))
+            }
+        }
+    }
+
+    fn number(&self) -> &AtomicU32 {
+        // SAFETY: the mapping begins with a page, has room for it, and lives as long as `self`; every other access is atomic,
+        // or the kernel's.
+        unsafe { AtomicU32::from_ptr(self.birth.base().cast()) }
+    }
+
+    /// The process. To kill it touches no worker, but for one that is just being made.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The same, to be buried.
+    pub fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What is left to bury.
+    pub fn into_process(self) -> Process {
+        self.process
+    }
+}
+
+fn hand_over(socket: &OwnedFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let text = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    let how = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    loop {
+        match sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, how) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent.map(drop)?),
+        }
+    }
+}
+
+// ---- the zygote's side ----------------------------------------------------------------------------
+
+/// Returns in its workers only, each time with what that worker is to be.
+pub(crate) fn serve(zygote: &Call) -> Call {
+    open_standard_streams();
+    set_signals();
+    let _ = setsid();
+    let _ = rustix::thread::set_name(c"pool-zygote");
+    let voice = match greeting::take_socket() {
+        Ok(voice) => Arc::new(voice),
+        Err(error) => {
+            let _ = say(rustix::stdio::stdin(), NO, error.to_string().as_bytes());
+            process::exit(NO_PARENT);
+        }
+    };
+    let title = Title::find();
+    let birth = match load(zygote, &voice, &title) {
+        Ok(birth) => birth,
+        Err(refusal) => {
+            let _ = match refusal {
+                Refusal::Fault(fault) => {
+                    say(&*voice, FAULT, &fault.to_bytes_within(PACKET_MAX - 1))
+                }
+                Refusal::Other(error) => say(&*voice, NO, error.to_string().as_bytes()),
+            };
+            // SAFETY: ends the process; what the task has registered is for workers.
+            unsafe { libc::_exit(NO_PARENT) };
+        }
+    };
+    let refuse = |error: io::Error| say(&*voice, NO, error.to_string().as_bytes());
+    let mut said = say(&*voice, DONE, &[])
+        .map_err(no("way to say that it is loaded"))
+        .or_else(|error| refuse(error).and(Err(io::ErrorKind::Other.into())));
+    while said.is_ok() {
+        let (request, mut fds) = match receive::<Request>(&voice) {
+            Ok(received) => received,
+            Err(error) => {
+                // Unless it is the parent's end.
+                let _ = refuse(no("word of what to fork")(error));
+                break;
+            }
+        };
+        let Some(stdin) = fds.pop() else {
+            said = refuse(no("descriptor for a worker")(Errno::MFILE.into()));
+            continue;
+        };
+        let Some(call) = Call::from_variable(&request.call) else {
+            break;
+        };
+        said = match fork(&birth) {
+            Ok(false) => say(&*voice, DONE, &[]),
+            Ok(true) => {
+                // From now on whoever ends what is left of the zygote does not end it.
+                let _ = setsid();
+                // It has no mapping of that.
+                mem::forget(birth);
+                title.set(&request.title);
+                if let Err(error) = rustix::stdio::dup2_stdin(&stdin) {
+                    let error = no("standard input for a worker")(error.into());
+                    greeting::say_unfit(&error, &stdin);
+                    // SAFETY: as above.
+                    unsafe { libc::_exit(NO_PARENT) };
+                }
+                return call;
+            }
+            Err(error) => refuse(no_process("process for a worker")(error)),
+        };
+    }
+    // The parent is gone, or wants no more, or can't be told: it will see that this process is gone.
+    // SAFETY: as above.
+    unsafe { libc::_exit(NO_PARENT) };
+}
+
+enum Refusal {
+    Fault(Fault),
+    Other(io::Error),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Refusal::Other(error)
+    }
+}
+
+/// Runs the task. Gives the memory for the numbers of workers.
+fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refusal> {
+    let is_with_parent = || match end_with(zygote.parent) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(io::Error::other("the parent is gone")),
+        Err(error) => Err(no("signal of its parent's death")(error)),
+    };
+    is_with_parent()?;
+    let errand = receive::<Errand>(voice);
+    let (errand, fds) = errand.map_err(no("word of what to preload"))?;
+    let Errand {
+        title: own,
+        task,
+        len,
+    } = errand;
+    title.set(&own);
+    let mut fds = fds.into_iter();
+    let number = fds.next().ok_or_else(nobody)?;
+    let birth = Memory::open(&number, size_of::<AtomicU32>())
+        .map_err(no("memory for the number of a worker"))?;
+    drop(number);
+    // SAFETY: the mapping is ours; the copies do without.
+    let apart = unsafe {
+        madvise(
+            birth.base().cast(),
+            size_of::<AtomicU32>(),
+            Advice::LinuxDontFork,
+        )
+    };
+    apart.map_err(|error| no("memory that workers don't share")(error.into()))?;
+    let args = fds.next().map(|fd| Constant::open(&fd, len)).transpose();
+    let args = args.map_err(no("memory for the arguments of the preload task"))?;
+    // Where a panic aborts, the hook has the last word.
+    let listener = cfg!(panic = "abort").then(|| Arc::downgrade(voice));
+    unwind::install(move |panic| {
+        if let Some(voice) = listener.as_ref().and_then(|voice| voice.upgrade()) {
+            let fault = Fault::Panicked(panic).to_bytes_within(PACKET_MAX - 1);
+            let _ = say(&*voice, FAULT, &fault);
+        }
+    });
+    let this = lineage();
+    let bytes = args.as_ref().map_or(&[][..], Constant::bytes);
+    let input = Input::new(Rest::Shared(bytes), None);
+    let result = find(task).and_then(|task| call_task(task, input, &mut Vec::new()));
+    end_if_copy_of(this);
+    drop(args);
+    result.map_err(Refusal::Fault)?;
+    if !voice.is_intact() {
+        // It can't be told, and nothing be heard.
+        // SAFETY: ends the process, and runs nothing of the task's.
+        unsafe { libc::_exit(NO_PARENT) };
+    }
+    be_alone()?;
+    // Nothing that the parent hands over may get the number of a stream that the task has closed.
+    open_standard_streams();
+    // What is printed yet is printed once.
+    flush_stdout();
+    // SAFETY: null stands for all streams, and there is no other thread.
+    unsafe { libc::fflush(ptr::null_mut()) };
+    // A task that changes its user loses the signal.
+    is_with_parent()?;
+    Ok(birth)
+}
+
+fn nobody() -> io::Error {
+    io::Error::other("nobody says what to do")
+}
+
+/// # Errors
+///
+/// If there are other threads than this one, which a copy of the process would lack.
+fn be_alone() -> io::Result<()> {
+    let until = Instant::now() + THREADS_MAX;
+    loop {
+        let others = other_threads().map_err(no("list of its threads"))?;
+        if others.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let count = others.len();
+            let threads = if count == 1 { "thread" } else { "threads" };
+            let mut names = others[..count.min(NAMES_MAX)].join("`, `");
+            if count > NAMES_MAX {
+                names += "`, …, `";
+                names += &others[count - 1];
+            }
+            return Err(io::Error::other(format!(
+                "it has left {count} {threads} behind (`{names}`), and a process with several threads can't be forked \
+                 safely: end and join what it starts, or start that in an initializer"
+            )));
+        }
+        thread::sleep(THREADS_TICK);
+    }
+}
+
+/// The names of all threads of this process but the main one.
+fn other_threads() -> io::Result<Vec<String>> {
+    let own = process::id().to_string();
+    let mut names = Vec::new();
+    for thread in fs::read_dir("/proc/self/task")? {
+        let thread = thread?;
+        if thread.file_name().to_str() != Some(&own) {
+            let name = fs::read_to_string(thread.path().join("comm"));
+            names.push(name.unwrap_or_default().trim_end().to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Waits for what the parent says.
+fn receive<T: for<'a> Deserialize<'a>>(voice: &Voice) -> io::Result<(T, Vec<OwnedFd>)> {
+    let mut text = vec![0; PACKET_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let len = loop {
+        let mut into = [IoSliceMut::new(&mut text)];
+        match recvmsg(voice, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            received => break received?.bytes,
+        }
+    };
+    let fds = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<_>>()),
+        _ => None,
+    });
+    let message = postcard::from_bytes(&text[..len]).map_err(|_| nobody())?;
+    Ok((message, fds.unwrap_or_default()))
+}
+
+/// Answers, if the parent hears.
+fn say(socket: impl AsFd, what: u8, more: &[u8]) -> io::Result<()> {
+    let mut packet = vec![what];
+    packet.extend(more.iter().take(PACKET_MAX - 1));
+    loop {
+        match send(&socket, &packet, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent.map(drop)?),
+        }
+    }
+}
+
+/// Makes a copy of this process: true in the copy. Its number stands in `birth` before it runs.
+fn fork(birth: &Memory) -> io::Result<bool> {
+    let mut flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
+    let own_number = where_own_number_is_kept();
+    if !own_number.is_null() {
+        flags |= libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
+    }
+    let (mut robust, mut len) = (ptr::null_mut::<libc::c_void>(), 0_usize);
+    // SAFETY: writes to two variables of ours.
+    unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust, &raw mut len) };
+    // Not `clone3`, which the filters of containers don't know. The last two arguments are of different order on different
+    // processors; of the two, one is not looked at with these flags.
+    let stack = ptr::null_mut::<libc::c_void>();
+    let [first, second] = [flags as usize, stack.addr()];
+    #[cfg(target_arch = "s390x")]
+    let [first, second] = [second, first];
+    // SAFETY: there is one thread, so the copy is whole, and it goes on with a copy of this stack. The kernel writes to
+    // words that were made for that, one of which is the copy's.
+    let made = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            first,
+            second,
+            birth.base(),
+            own_number,
+            own_number,
+        )
+    };
+    match made {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: as it was set before.
+            unsafe { libc::syscall(libc::SYS_set_robust_list, robust, len) };
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The word in which the C library keeps the number of this thread; null if it is not known. (It is the word that the
+/// kernel clears when the thread ends, with glibc; with musl that is another.)
+fn where_own_number_is_kept() -> *mut libc::pid_t {
+    let mut word = ptr::null_mut::<libc::pid_t>();
+    // SAFETY: writes to a variable of ours.
+    let told = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut word) };
+    let own = rustix::thread::gettid().as_raw_nonzero().get();
+    // SAFETY: what the C library has given to the kernel for this thread lives as long as the thread.
+    let is_it = told == 0 && !word.is_null() && unsafe { word.read_volatile() } == own;
+    if is_it { word } else { ptr::null_mut() }
+}
+
+/// What `ps` shows of this process: the memory of its only argument.
+struct Title {
+    at: usize,
+    len: usize,
+}
+
+impl Title {
+    fn find() -> Title {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The second field is a name in brackets, which may hold anything.
+        let fields = stat
+            .rsplit_once(')')
+            .map_or("", |(_, fields)| fields)
+            .split_whitespace();
+        let mut ends = fields.skip(45).map(|end| end.parse().unwrap_or(0));
+        let (at, end) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
+        Title {
+            at,
+            len: end.saturating_sub(at),
+        }
+    }
+
+    /// Shows this one, if there is room.
+    fn set(&self, title: &str) {
+        if title.len() >= self.len {
+            return;
+        }
+        let place = ptr::with_exposed_provenance_mut::<u8>(self.at);
+        // SAFETY: the kernel has put the argument there for the program, which has one thread.
+        let place = unsafe { std::slice::from_raw_parts_mut(place, self.len) };
+        place.fill(0);
+        place[..title.len()].copy_from_slice(title.as_bytes());
+        // By this the kernel knows that the title ends before its place does.
+        if title.len() + 1 < self.len {
+            place[self.len - 1] = b' ';
+        }
+    }
+}
