@@ -4,9 +4,10 @@
 //!     cargo bench -p benches -- --quick      # a minute, rougher
 //!
 //! Prints a table, and writes it and plots to `target/bench`. Nothing fails for being slow: it is a
-//! report. What is measured is in the modules `latency`, `throughput`, `efficiency`, `payload`,
+//! report. What is measured is in the modules `latency`, `throughput`, `efficiency`, `payload`, `data`,
 //! `processes` and `footprint`; the peers are in `peers` and `raw`.
 
+mod data;
 mod efficiency;
 mod footprint;
 mod latency;
@@ -65,6 +66,7 @@ enum Group {
     Throughput,
     Efficiency,
     Payload,
+    Data,
     Start,
     Footprint,
 }
@@ -77,6 +79,7 @@ impl Group {
             Group::Throughput => "throughput",
             Group::Efficiency => "efficiency",
             Group::Payload => "payload",
+            Group::Data => "data",
             Group::Start => "start",
             Group::Footprint => "footprint",
         }
@@ -88,6 +91,7 @@ impl Group {
             Group::Throughput => throughput::measure(bench),
             Group::Efficiency => efficiency::measure(bench),
             Group::Payload => payload::measure(bench),
+            Group::Data => data::measure(bench),
             Group::Start => processes::measure(bench),
             Group::Footprint => footprint::measure(bench),
         }
@@ -120,6 +124,11 @@ fn main() -> Outcome<()> {
         Some(modes::MEMORY) => answer(&footprint::memory()?),
         Some(modes::MANY) => answer(&footprint::many()?),
         Some(modes::IDLE) => answer(&footprint::idle()?),
+        Some(data::modes::LENT) => answer(&data::peak(false)?),
+        Some(data::modes::CLONED) => answer(&data::peak(true)?),
+        Some(data::modes::SHARED) => answer(&data::shared()?),
+        Some(data::modes::PRELOADED) => answer(&data::preloaded()?),
+        Some(data::modes::FORKS) => answer(&data::forks()?),
         _ => measure(&Arguments::parse()),
     }
 }

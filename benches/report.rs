@@ -112,7 +112,7 @@ impl Row {
         ratio_is: Ratio,
         wanted: Option<Bound>,
     ) -> Row {
-        let less_is_better = matches!(self.unit, "µs" | "ms" | "KiB" | "bytes");
+        let less_is_better = matches!(self.unit, "µs" | "ms" | "MiB" | "KiB" | "bytes");
         let ratio = figure.map(|figure| match ratio_is {
             Ratio::TimesBetter if less_is_better => figure / self.pool,
             Ratio::OfIt | Ratio::TimesBetter => self.pool / figure,

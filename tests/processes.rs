@@ -265,7 +265,12 @@ fn a_parent_has_few_threads_and_descriptors_however_many_workers() {
         let threads = fs::read_dir(format!("/proc/{}/task", held.pid())).expect("it runs");
         assert!(threads.count() <= 4);
         let descriptors = descriptors(held.pid());
-        assert!(descriptors.len() <= 8 + 3 * workers, "{descriptors:?}");
+        // Cargo, too, leaves something to whatever it starts.
+        let of_pools = ["anon_inode:", "socket:", "/memfd:"];
+        let ours = descriptors
+            .values()
+            .filter(|what| of_pools.iter().any(|kind| what.starts_with(kind)));
+        assert!(3 + ours.count() <= 8 + 3 * workers, "{descriptors:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 """The same measurements with Python's own pools; one JSON object on standard output.
 
 usage: python.py QUICK GROUP...   (QUICK is 0 or 1; a group is latency, throughput, efficiency,
-                                   payload or start)
+                                   payload, data or start)
 Figures are medians, in seconds; those of tasks are seconds for each task. Needs nothing but the
 standard library.
 """
@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import Pool
 
 QUICK = len(sys.argv) > 1 and sys.argv[1] == "1"
@@ -34,6 +35,10 @@ def work(nanoseconds):
 
 def echo(data):
     return data
+
+
+def at_of(table, at):
+    return at ^ table[at & 0xFF]
 
 
 def scaled(count):
@@ -145,6 +150,16 @@ def payload(figures):
             figures[f"echo_{size}"] = per_task(times, echoes)
 
 
+def data(figures):
+    table = bytes(10 * MIB)
+    with Pool(2) as pool:
+        pool.map(square, range(1000))
+        many, few = 10_000, scaled(100)
+        bound = partial(at_of, table)
+        figures["partial_default"] = per_task(many, lambda: pool.map(bound, range(many)))
+        figures["partial_1"] = per_task(few, lambda: pool.map(bound, range(few), chunksize=1))
+
+
 def start(figures):
     def ready(processes):
         start = time.perf_counter()
@@ -166,6 +181,7 @@ def main():
         "throughput": throughput,
         "efficiency": efficiency,
         "payload": payload,
+        "data": data,
         "start": start,
     }
     figures = {"version": platform.python_version()}

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use memmap2::MmapRaw;
-use pool_core::{Error, Pool, Retries, pool_task};
+use pool_core::{Error, Pool, Retries, Shared, pool_task};
 use serde::{Deserialize, Deserializer, Serialize};
 use tests::Possessions;
 
@@ -170,6 +170,26 @@ fn echo(place: u64, bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+fn table(seed: u64, len: usize) -> Vec<u64> {
+    (0..len as u64).map(|at| value(at ^ seed)).collect()
+}
+
+fn looked_up(table: &[u64], place: u64) -> u64 {
+    value(place) ^ table[place as usize % table.len()]
+}
+
+#[pool_task]
+fn look_up(table: &[u64], place: u64) -> u64 {
+    run(place);
+    looked_up(table, place)
+}
+
+#[pool_task]
+fn look_up_shared(table: Shared<[u64]>, place: u64) -> u64 {
+    run(place);
+    looked_up(&table, place)
+}
+
 // ---- what is seen ---------------------------------------------------------------------------------
 
 #[derive(Debug, Default)]
@@ -263,13 +283,15 @@ impl Chaos<'_> {
             self.plain(places, random);
             return;
         }
-        match random.u8(..10) {
+        match random.u8(..12) {
             0..3 => self.plain(places, random),
             3 => self.faulty(places, random),
             4 => self.retried(places, random),
             5 => self.undecodable(places),
             6 => self.echoed(places, random),
             7 => self.cancelled(places, random),
+            9 => self.bound(places, random),
+            10 => self.shared(places, random),
             8 => {
                 let mut left: Vec<u64> = places.clone().collect();
                 let mut results = self.pool.task(plain).imap_unordered(places);
@@ -313,6 +335,30 @@ impl Chaos<'_> {
         }
         for (place, result) in places.clone().zip(call.map_results(places)) {
             self.check(place, result, May::Once, |found| *found == value(place));
+        }
+    }
+
+    /// What the inputs need besides themselves comes in the ring, or in memory of its own.
+    fn bound(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let table = table(places.start, random.usize(1..20_000));
+        let call = self.pool.task(look_up).by_ref().partial((&table,));
+        let inputs: Vec<u64> = places.collect();
+        for (place, result) in inputs.iter().zip(call.map_results(&inputs)) {
+            self.check(*place, result, May::Once, |found| {
+                *found == looked_up(&table, *place)
+            });
+        }
+    }
+
+    fn shared(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
+        let table = table(places.start, random.usize(1..20_000));
+        let shared = Shared::copy_from(&table[..]).expect("there is memory");
+        let inputs = places.clone().map(|place| (shared.clone(), place));
+        let call = self.pool.task(look_up_shared);
+        for (place, result) in places.zip(call.starmap_results(inputs)) {
+            self.check(place, result, May::Once, |found| {
+                *found == looked_up(&table, place)
+            });
         }
     }
 
