@@ -483,6 +483,48 @@ mod tests {
     }
 
     #[test]
+    fn what_they_need_goes_with_each_part() {
+        let attachment = |byte| Attachment::new(&[byte], Vec::new()).expect("it is short");
+        let (bound, referred) = (attachment(1), attachment(2));
+        let mut frames = Frames::default();
+        for byte in 0..4 {
+            let pushed = frames.push(|out| {
+                out.push(byte);
+                assert!(attach::refer_to(&referred));
+                Ok::<_, ()>(None)
+            });
+            assert_eq!(pushed, Ok(None));
+        }
+        assert!(!attach::refer_to(&referred));
+        frames.bind(&bound);
+        let first = frames.take_front(1);
+        let second = frames.take_front_into(1, Frames::with_capacity(100));
+        for part in [&first, &second, &frames] {
+            assert!(part.has_attachments());
+            assert!(part.bound().is_some_and(|one| Arc::ptr_eq(one, &bound)));
+            let [held] = part.held() else {
+                panic!("it is held once");
+            };
+            assert!(Arc::ptr_eq(held, &referred));
+        }
+        drop((first, second, frames));
+        assert_eq!(Arc::strong_count(&referred), 1);
+    }
+
+    #[test]
+    fn what_fails_is_not_held() {
+        let referred = Attachment::new(&[1], Vec::new()).expect("it is short");
+        let mut frames = Frames::default();
+        let failed = frames.push(|_| {
+            assert!(attach::refer_to(&referred));
+            Err("no")
+        });
+        assert_eq!(failed, Err("no"));
+        assert!(!frames.has_attachments());
+        assert_eq!(Arc::strong_count(&referred), 1);
+    }
+
+    #[test]
     fn only_so_many_fit() {
         let mut frames = Frames::default();
         for _ in 0..10 {
