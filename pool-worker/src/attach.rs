@@ -9,7 +9,7 @@
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{self, MaybeUninit};
@@ -244,63 +244,96 @@ impl fmt::Debug for Bytes {
 // ---- what is encoded meanwhile --------------------------------------------------------------------
 
 thread_local! {
-    /// Whether this thread encodes what goes to a worker; then, whether something was collected.
-    static COLLECTING: Cell<(bool, bool)> = const { Cell::new((false, false)) };
+    static COLLECTING: Cell<Collecting> = const { Cell::new(Collecting::NOTHING) };
     static COLLECTED: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What this thread encodes.
+#[derive(Clone, Copy)]
+struct Collecting {
+    /// It goes to a worker.
+    is_on: bool,
+    /// Something was collected.
+    any: bool,
+    /// The id of one that need not be collected, for it was before; or 0.
+    known: u64,
+}
+
+impl Collecting {
+    const NOTHING: Collecting = Collecting {
+        is_on: false,
+        any: false,
+        known: 0,
+    };
 }
 
 /// Ends the collection, also if what encodes panics.
 struct Collection {
-    before: (bool, bool),
+    before: Collecting,
+    /// What was collected before, if this began within another.
+    others: Vec<Arc<Attachment>>,
 }
 
 impl Drop for Collection {
     #[inline]
     fn drop(&mut self) {
-        if COLLECTING.replace(self.before).1 {
-            COLLECTED.take();
+        if COLLECTING.replace(self.before).any || self.before.any {
+            COLLECTED.set(mem::take(&mut self.others));
         }
     }
 }
 
 /// Encodes something, and gives what that refers to.
-#[inline]
 pub fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Arc<Attachment>>) {
-    let before = COLLECTING.replace((true, false));
-    // Encoding something may encode something else, for another pool.
-    let others = if before.1 {
-        COLLECTED.take()
-    } else {
-        Vec::new()
-    };
-    let collection = Collection { before };
-    let result = encode();
-    let collected = if COLLECTING.get().1 {
-        COLLECTING.set((true, false));
-        COLLECTED.take()
-    } else {
-        Vec::new()
-    };
-    drop(collection);
-    if before.1 {
-        COLLECTED.set(others);
-    }
-    (result, collected)
+    let mut referred = Vec::new();
+    let result = collect_besides(None, encode, |collected| referred = collected.collect());
+    (result, referred)
 }
 
-/// Notes that what is encoded refers to this. False: it does not go to a worker.
-pub(crate) fn refer_to(attachment: &Arc<Attachment>) -> bool {
-    if !COLLECTING.get().0 {
-        return false;
+/// Encodes something, and shows what that refers to; unless it is `known`, which need not be shown again.
+#[inline]
+pub(crate) fn collect_besides<R>(
+    known: Option<&Arc<Attachment>>,
+    encode: impl FnOnce() -> R,
+    show: impl FnOnce(&mut dyn Iterator<Item = Arc<Attachment>>),
+) -> R {
+    let before = COLLECTING.replace(Collecting {
+        is_on: true,
+        any: false,
+        known: known.map_or(0, |known| known.id),
+    });
+    // Encoding something may encode something else, for another pool.
+    let others = if before.any {
+        COLLECTED.take()
+    } else {
+        Vec::new()
+    };
+    let collection = Collection { before, others };
+    let result = encode();
+    if COLLECTING.get().any {
+        COLLECTED.with_borrow_mut(|collected| show(&mut collected.drain(..)));
     }
-    COLLECTING.set((true, true));
-    COLLECTED.with_borrow_mut(|all| add(all, attachment));
-    true
+    drop(collection);
+    result
+}
+
+/// Notes that what is encoded refers to this. It must go to a worker.
+#[inline]
+pub(crate) fn refer_to(attachment: &Arc<Attachment>) {
+    let collecting = COLLECTING.get();
+    if collecting.known != attachment.id {
+        COLLECTING.set(Collecting {
+            any: true,
+            ..collecting
+        });
+        COLLECTED.with_borrow_mut(|all| add(all, attachment));
+    }
 }
 
 /// Whether what is encoded goes to a worker.
+#[inline]
 pub(crate) fn is_collecting() -> bool {
-    COLLECTING.get().0
+    COLLECTING.get().is_on
 }
 
 /// So many of the last ones are looked at whether one is among them already.
@@ -403,7 +436,8 @@ impl Receiver {
 
 thread_local! {
     /// What this worker has; or why it could not be had.
-    static ATTACHED: RefCell<HashMap<u64, Result<Rc<Attached>, String>>> = RefCell::default();
+    static ATTACHED: RefCell<BTreeMap<u64, Result<Rc<Attached>, String>>> =
+        const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Keeps what came.

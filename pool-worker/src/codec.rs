@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::{Deserialize, DeserializeOwned};
 
 use crate::attach::Attached;
+use crate::copy;
 use crate::decode as decoding;
 use crate::encode as encoding;
 use crate::frames::FRAME_MAX;
@@ -154,6 +155,7 @@ impl fmt::Debug for Tail {
 #[inline]
 pub fn encode_output_block<P: Primitive>(block: impl Into<Vec<P>> + AsRef<[P]>, out: &mut Vec<u8>) {
     if size_of_val(block.as_ref()) <= FRAME_MAX || align_of::<P>() > 1 || !out.is_empty() {
+        copy::reserve(out, size_of_val(block.as_ref()));
         out.extend_from_slice(bytemuck::cast_slice(block.as_ref()));
     } else {
         *out = into_vec(block.into());
@@ -175,6 +177,9 @@ fn into_vec<P: Primitive, Q: Primitive>(from: Vec<P>) -> Vec<Q> {
 /// Numbers of these bytes, wherever they lie.
 #[inline]
 fn copied<P: Primitive>(bytes: &[u8]) -> Vec<P> {
+    if bytes.len() >= copy::HUGE_MIN {
+        return copy::to_large(bytes);
+    }
     bytemuck::pod_collect_to_vec(bytes)
 }
 

@@ -6,6 +6,8 @@
 
 use std::ptr;
 
+use bytemuck::Pod;
+
 /// Smaller pieces are copied as usual.
 const STREAM_MIN: usize = 4096;
 
@@ -81,16 +83,18 @@ pub(crate) const HUGE_MIN: usize = 4 << 20;
 
 /// Makes room in a buffer, in large pages where that pays: the first touch of a page costs more than the
 /// copy of what is written to it. Gives false if there is no memory.
-pub(crate) fn reserve(buffer: &mut Vec<u8>, additional: usize) -> bool {
+pub(crate) fn reserve<T>(buffer: &mut Vec<T>, additional: usize) -> bool {
     let before = buffer.capacity();
     if buffer.try_reserve_exact(additional).is_err() {
         return false;
     }
-    if buffer.capacity() > before && buffer.capacity() >= HUGE_MIN {
+    let capacity = buffer.capacity() * size_of::<T>();
+    if buffer.capacity() > before && capacity >= HUGE_MIN {
         let page = 4096;
-        let skip = buffer.as_ptr().align_offset(page);
-        let len = (buffer.capacity() - skip) / page * page;
-        let start = buffer.as_mut_ptr().wrapping_add(skip);
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        let skip = start.align_offset(page);
+        let len = (capacity - skip) / page * page;
+        let start = start.wrapping_add(skip);
         // SAFETY: the range is part of the buffer, in whole pages; advice changes no content.
         let _ =
             unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxHugepage) };
@@ -98,9 +102,33 @@ pub(crate) fn reserve(buffer: &mut Vec<u8>, additional: usize) -> bool {
     true
 }
 
+/// Numbers of these bytes, wherever they lie, in large pages.
+pub(crate) fn to_large<P: Pod>(bytes: &[u8]) -> Vec<P> {
+    let count = bytes.len() / size_of::<P>();
+    let mut numbers = Vec::new();
+    if !reserve(&mut numbers, count) {
+        // Says that there is no memory, as vectors do.
+        numbers.reserve_exact(count);
+    }
+    let len = count * size_of::<P>();
+    let spare = numbers.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+    // SAFETY: there is room for so many, in memory of this vector alone.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), spare, len) };
+    // SAFETY: they were just written, and any bytes are a `P`.
+    unsafe { numbers.set_len(count) };
+    numbers
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_blocks_are_copied_whole() {
+        let numbers: Vec<u64> = (0..HUGE_MIN as u64 / 4).collect();
+        let bytes = [&[0], bytemuck::cast_slice(&numbers)].concat();
+        assert_eq!(to_large::<u64>(&bytes[1..]), numbers);
+    }
 
     #[test]
     fn every_length_and_alignment_is_copied_whole() {

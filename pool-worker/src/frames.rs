@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 
 use crate::attach::{self, Attachment};
@@ -152,7 +153,13 @@ impl Frames {
             bytes.reserve(RESERVE);
         }
         bytes.extend_from_slice(&[0; WORD]);
-        let (tail, referred) = attach::collect(|| write(bytes));
+        let mut referred = Vec::new();
+        let known = self.extra.as_ref().and_then(|extra| extra.held.last());
+        let tail = attach::collect_besides(
+            known,
+            || write(bytes),
+            |collected| referred = collected.collect(),
+        );
         let tail = tail.inspect_err(|_| bytes.truncate(at))?;
         let len = bytes.len() - at - WORD;
         if len <= FRAME_MAX && tail.is_none() {
@@ -182,6 +189,9 @@ impl Frames {
                 })
             }),
         };
+        if let Some(known) = self.extra.as_ref().and_then(|extra| extra.held.last()) {
+            alone.hold(slice::from_ref(known));
+        }
         alone.hold(&referred);
         Ok(Some(alone))
     }
@@ -490,12 +500,12 @@ mod tests {
         for byte in 0..4 {
             let pushed = frames.push(|out| {
                 out.push(byte);
-                assert!(attach::refer_to(&referred));
+                attach::refer_to(&referred);
                 Ok::<_, ()>(None)
             });
             assert_eq!(pushed, Ok(None));
         }
-        assert!(!attach::refer_to(&referred));
+        assert!(!attach::is_collecting());
         frames.bind(&bound);
         let first = frames.take_front(1);
         let second = frames.take_front_into(1, Frames::with_capacity(100));
@@ -516,7 +526,7 @@ mod tests {
         let referred = Attachment::new(&[1], Vec::new()).expect("it is short");
         let mut frames = Frames::default();
         let failed = frames.push(|_| {
-            assert!(attach::refer_to(&referred));
+            attach::refer_to(&referred);
             Err("no")
         });
         assert_eq!(failed, Err("no"));
