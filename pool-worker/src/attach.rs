@@ -244,88 +244,101 @@ impl fmt::Debug for Bytes {
 // ---- what is encoded meanwhile --------------------------------------------------------------------
 
 thread_local! {
-    static COLLECTING: Cell<Collecting> = const { Cell::new(Collecting::NOTHING) };
+    /// Whether this thread encodes what goes to a worker, whether something was collected, and the id of one that need
+    /// not be collected, for it was before. In one number, since each input changes it.
+    static COLLECTING: Cell<u64> = const { Cell::new(0) };
     static COLLECTED: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
+    /// What was collected for those within which another collection has begun.
+    static OUTER: RefCell<Vec<Vec<Arc<Attachment>>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread encodes.
-#[derive(Clone, Copy)]
-struct Collecting {
-    /// It goes to a worker.
-    is_on: bool,
-    /// Something was collected.
-    any: bool,
-    /// The id of one that need not be collected, for it was before; or 0.
-    known: u64,
+thread_local! {
+    /// What a collection that has ended has collected, until it is taken.
+    static TAKEN: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Collecting {
-    const NOTHING: Collecting = Collecting {
-        is_on: false,
-        any: false,
-        known: 0,
-    };
+const IS_ON: u64 = 1 << 63;
+const ANY: u64 = 1 << 62;
+const KNOWN: u64 = ANY - 1;
+
+/// Something is encoded that goes to a worker: what that refers to is collected.
+pub(crate) struct Collection {
+    before: u64,
 }
 
-/// Ends the collection, also if what encodes panics.
-struct Collection {
-    before: Collecting,
-    /// What was collected before, if this began within another.
-    others: Vec<Arc<Attachment>>,
-}
-
-impl Drop for Collection {
+impl Collection {
+    /// Collects from now on; but not what has the id `known`.
     #[inline]
-    fn drop(&mut self) {
-        if COLLECTING.replace(self.before).any || self.before.any {
-            COLLECTED.set(mem::take(&mut self.others));
+    pub(crate) fn begin(known: u64) -> Collection {
+        let before = COLLECTING.replace(IS_ON | known);
+        // Encoding something may encode something else, for another pool.
+        if before & ANY != 0 {
+            set_aside();
         }
+        Collection { before }
+    }
+
+    /// Gives whether there may be something to [`take`].
+    #[inline]
+    pub(crate) fn end(self) -> bool {
+        let before = self.before;
+        mem::forget(self);
+        let within = COLLECTING.replace(before);
+        if (within | before) & ANY == 0 {
+            return false;
+        }
+        TAKEN.set(go_back(within, before));
+        true
     }
 }
 
-/// Encodes something, and gives what that refers to.
-pub fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Arc<Attachment>>) {
-    let mut referred = Vec::new();
-    let result = collect_besides(None, encode, |collected| referred = collected.collect());
-    (result, referred)
+/// If what encodes panics.
+impl Drop for Collection {
+    fn drop(&mut self) {
+        let within = COLLECTING.replace(self.before);
+        go_back(within, self.before);
+    }
 }
 
-/// Encodes something, and shows what that refers to; unless it is `known`, which need not be shown again.
-#[inline]
-pub(crate) fn collect_besides<R>(
-    known: Option<&Arc<Attachment>>,
-    encode: impl FnOnce() -> R,
-    show: impl FnOnce(&mut dyn Iterator<Item = Arc<Attachment>>),
-) -> R {
-    let before = COLLECTING.replace(Collecting {
-        is_on: true,
-        any: false,
-        known: known.map_or(0, |known| known.id),
-    });
-    // Encoding something may encode something else, for another pool.
-    let others = if before.any {
+#[cold]
+fn set_aside() {
+    OUTER.with_borrow_mut(|outer| outer.push(COLLECTED.take()));
+}
+
+#[cold]
+fn go_back(within: u64, before: u64) -> Vec<Arc<Attachment>> {
+    let collected = if within & ANY != 0 {
         COLLECTED.take()
     } else {
         Vec::new()
     };
-    let collection = Collection { before, others };
-    let result = encode();
-    if COLLECTING.get().any {
-        COLLECTED.with_borrow_mut(|collected| show(&mut collected.drain(..)));
+    if before & ANY != 0 {
+        let outer = OUTER.with_borrow_mut(Vec::pop);
+        COLLECTED.set(outer.unwrap_or_default());
     }
-    drop(collection);
-    result
+    collected
+}
+
+/// Encodes something, and gives what that refers to.
+pub fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Arc<Attachment>>) {
+    let collection = Collection::begin(0);
+    let result = encode();
+    collection.end();
+    (result, take())
+}
+
+/// What the collection that has just ended has collected.
+#[cold]
+pub(crate) fn take() -> Vec<Arc<Attachment>> {
+    TAKEN.take()
 }
 
 /// Notes that what is encoded refers to this. It must go to a worker.
 #[inline]
 pub(crate) fn refer_to(attachment: &Arc<Attachment>) {
     let collecting = COLLECTING.get();
-    if collecting.known != attachment.id {
-        COLLECTING.set(Collecting {
-            any: true,
-            ..collecting
-        });
+    if collecting & KNOWN != attachment.id {
+        COLLECTING.set(collecting | ANY);
         COLLECTED.with_borrow_mut(|all| add(all, attachment));
     }
 }
@@ -333,7 +346,7 @@ pub(crate) fn refer_to(attachment: &Arc<Attachment>) {
 /// Whether what is encoded goes to a worker.
 #[inline]
 pub(crate) fn is_collecting() -> bool {
-    COLLECTING.get().is_on
+    COLLECTING.get() & IS_ON != 0
 }
 
 /// So many of the last ones are looked at whether one is among them already.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-use crate::attach::{self, Attachment};
+use crate::attach::{self, Attachment, Collection};
 use crate::codec::Tail;
 
 /// The longest byte string that stands with others, in bytes.
@@ -84,6 +84,13 @@ struct Extra {
     held: Arc<Vec<Arc<Attachment>>>,
 }
 
+impl Extra {
+    /// The id of what was referred to last; 0, if there is none.
+    fn known(&self) -> u64 {
+        self.held.last().map_or(0, |last| last.id())
+    }
+}
+
 impl PartialEq for Frames {
     fn eq(&self, other: &Frames) -> bool {
         (self.count, self.alone, self.rest(), self.tail())
@@ -147,26 +154,40 @@ impl Frames {
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> Result<Option<Tail>, E>,
     ) -> Result<Option<Frames>, E> {
+        let collection = Collection::begin(self.extra.as_ref().map_or(0, |extra| extra.known()));
         let bytes = &mut self.bytes;
         let at = bytes.len();
         if at == 0 {
             bytes.reserve(RESERVE);
         }
         bytes.extend_from_slice(&[0; WORD]);
-        let mut referred = Vec::new();
-        let known = self.extra.as_ref().and_then(|extra| extra.held.last());
-        let tail = attach::collect_besides(
-            known,
-            || write(bytes),
-            |collected| referred = collected.collect(),
-        );
-        let tail = tail.inspect_err(|_| bytes.truncate(at))?;
+        let tail = write(bytes).inspect_err(|_| bytes.truncate(at))?;
+        let refers = collection.end();
+        let len = bytes.len() - at - WORD;
+        if len <= FRAME_MAX && tail.is_none() && !refers {
+            bytes[at..at + WORD].copy_from_slice(&word(len, Tag::Value.bits()));
+            self.count += 1;
+            return Ok(None);
+        }
+        let referred = if refers { attach::take() } else { Vec::new() };
+        Ok(self.finish(at, tail, &referred))
+    }
+
+    /// Completes the byte string whose word is at this place.
+    #[cold]
+    fn finish(
+        &mut self,
+        at: usize,
+        tail: Option<Tail>,
+        referred: &[Arc<Attachment>],
+    ) -> Option<Frames> {
+        let bytes = &mut self.bytes;
         let len = bytes.len() - at - WORD;
         if len <= FRAME_MAX && tail.is_none() {
             bytes[at..at + WORD].copy_from_slice(&word(len, Tag::Value.bits()));
             self.count += 1;
-            self.hold(&referred);
-            return Ok(None);
+            self.hold(referred);
+            return None;
         }
         let (bytes, start) = if self.count == 0 {
             // Some may have been taken away.
@@ -192,12 +213,11 @@ impl Frames {
         if let Some(known) = self.extra.as_ref().and_then(|extra| extra.held.last()) {
             alone.hold(slice::from_ref(known));
         }
-        alone.hold(&referred);
-        Ok(Some(alone))
+        alone.hold(referred);
+        Some(alone)
     }
 
     /// Some byte strings refer to these.
-    #[inline]
     fn hold(&mut self, referred: &[Arc<Attachment>]) {
         if !referred.is_empty() {
             let extra = self.extra.get_or_insert_default();
