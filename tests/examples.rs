@@ -137,7 +137,7 @@ fn imap_and_imap_unordered() {
     assert_eq!(
         deeds,
         twice
-            .map(|i| format!("work(1, 2, {i}, 3)"))
+            .map(|i| format!("work(1, 2, {i}, e=3)"))
             .collect::<Vec<_>>()
     );
 }
@@ -500,7 +500,7 @@ fn assert_chunks_of_two(lines: &[&str]) {
         .collect();
     assert_eq!(deeds.len(), 5, "{lines:?}");
     let find = |i: u32| {
-        let wanted = format!("work(1, 2, {i}, 3)");
+        let wanted = format!("work(1, 2, {i}, e=3)");
         let at = deeds.iter().position(|(_, deed)| *deed == wanted);
         let at = at.unwrap_or_else(|| panic!("no {wanted} in {lines:?}"));
         (at, deeds[at].0)
