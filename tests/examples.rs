@@ -250,6 +250,32 @@ fn fragile() {
 }
 
 #[test]
+fn shared_data() {
+    let args = ["--mib", "2", "--searches", "5"].map(OsStr::new);
+    let run = run("shared_data", &args);
+    let ways = [
+        "sent with each task",
+        "partial",
+        "Shared",
+        "initializer",
+        "preload",
+    ];
+    for way in ways {
+        let [row] = run.after(way)[..] else {
+            panic!("no row for {way}: {run:?}");
+        };
+        let numbers: Result<Vec<f64>, _> = row.split_whitespace().map(str::parse).collect();
+        let [seconds, mib] = numbers.expect("numbers")[..] else {
+            panic!("not two numbers: {row}");
+        };
+        // Each holds the table at least once.
+        assert!(seconds > 0.0 && mib >= 1.0, "{row}");
+    }
+    run.only("each way has found the same rows");
+    assert_eq!(run.lines().len(), 7);
+}
+
+#[test]
 fn mandelbrot() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("out.png");
