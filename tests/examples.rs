@@ -60,6 +60,9 @@ fn tour() {
     let mut unordered = run.numbers("imap_unordered: ");
     unordered.sort();
     assert_eq!(unordered, squares);
+    assert_eq!(run.after("by_ref: "), ["[3, 3, 5]"]);
+    assert_eq!(run.after("partial: "), ["[1, 3, 5, 7, 9]"]);
+    assert_eq!(run.after("Shared: "), ["[30, 10]"]);
     assert_eq!(run.after("apply_async: "), ["400"]);
 
     let workers: BTreeSet<u64> = run.numbers("workers: ").into_iter().collect();
