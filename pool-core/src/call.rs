@@ -24,7 +24,8 @@ use crate::retries::Retries;
 /// A task with options for one call: `pool.task(square).chunksize(2).map(0..5)`.
 ///
 /// Made by [`Pool::task`]. It has the methods of [`Pool`] that run work, and
-/// [`map_results`](Call::map_results) on top of them.
+/// [`map_results`](Call::map_results) on top of them. [`by_ref`](Call::by_ref) and [`partial`](Call::partial) save clones
+/// and copies of arguments: see [the guide](crate::guide).
 ///
 /// # Examples
 ///
