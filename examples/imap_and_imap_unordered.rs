@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use pool_core::{Error, Pool, pool_task};
 
+// What is bound for all inputs comes first: in Python `e` is a keyword argument.
 #[pool_task]
-fn work((c, d, i, e): (u32, u32, u32, u32)) -> (u32, u32) {
+fn work(c: u32, d: u32, e: u32, i: u32) -> (u32, u32) {
     thread::sleep(Duration::from_millis(200));
-    println!("worker {}: work({c}, {d}, {i}, {e})", process::id());
+    println!("worker {}: work({c}, {d}, {i}, e={e})", process::id());
     (i, 333)
 }
 
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
-    let inputs = (0..5).map(|i| (1, 2, i, 3));
+    let call = pool.task(work).partial((1, 2, 3)).chunksize(2);
 
     // Both begin at once, and neither waits.
-    let ordered = pool.task(work).chunksize(2).imap(inputs.clone());
+    let ordered = call.imap(0..5);
     println!("imap has returned");
-    let unordered = pool.task(work).chunksize(2).imap_unordered(inputs);
+    let unordered = call.imap_unordered(0..5);
     println!("imap_unordered has returned");
     // What was begun goes on to its end.
     pool.close();

@@ -1,7 +1,7 @@
 //! Many inputs in one call: `map` waits for all results, `map_async` hands out a promise of them.
 //!
-//! The task takes one argument. Where Python binds the others with `partial`, this one takes a
-//! tuple apart; `starmap.rs` has tasks of several arguments.
+//! Both give each input to the task as its last argument. The others are bound beforehand by `partial`,
+//! as in Python; where they differ from input to input, see `starmap.rs`.
 
 use std::process;
 use std::thread;
@@ -9,22 +9,23 @@ use std::time::Duration;
 
 use pool_core::{Error, Pool, pool_task};
 
+// What is bound for all inputs comes first: in Python `e` is a keyword argument.
 #[pool_task]
-fn work((c, d, i, e): (u32, u32, u32, u32)) -> (u32, u32) {
+fn work(c: u32, d: u32, e: u32, i: u32) -> (u32, u32) {
     thread::sleep(Duration::from_millis(200));
-    println!("worker {}: work({c}, {d}, {i}, {e})", process::id());
+    println!("worker {}: work({c}, {d}, {i}, e={e})", process::id());
     (222, 333)
 }
 
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
-    let inputs = (0..5).map(|i| (1, 2, i, 3));
 
-    // Chunks of two: one worker takes inputs 0 and 1, the other 2 and 3, and one of them 4.
-    let results = pool.task(work).chunksize(2).map(inputs.clone())?;
-    println!("map: {results:?}");
+    // `map` fills one argument, so the others are bound. Chunks of two: one worker takes inputs 0 and 1,
+    // the other 2 and 3, and one of them 4.
+    let call = pool.task(work).partial((1, 2, 3)).chunksize(2);
+    println!("map: {:?}", call.map(0..5)?);
 
-    let promise = pool.task(work).chunksize(2).map_async(inputs);
+    let promise = call.map_async(0..5);
     println!("map_async has returned");
     println!("map_async: {:?}", promise.get()?);
     Ok(())

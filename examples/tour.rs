@@ -4,11 +4,26 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, Pool, Shared, pool_task};
 
 #[pool_task]
 fn square(x: u64) -> u64 {
     x * x
+}
+
+#[pool_task]
+fn count(text: &str) -> usize {
+    text.len()
+}
+
+#[pool_task]
+fn line(a: u64, b: u64, x: u64) -> u64 {
+    a * x + b
+}
+
+#[pool_task]
+fn entry(table: Shared<[u64]>, at: usize) -> u64 {
+    table[at]
 }
 
 #[pool_task]
@@ -46,6 +61,18 @@ fn main() -> Result<(), Error> {
         for result in pool.imap_unordered(square, 0..10) {
             println!("imap_unordered: {}", result?);
         }
+
+        // Texts that are lent, not given away.
+        let texts = ["one", "two", "three"].map(str::to_owned);
+        println!("by_ref: {:?}", pool.task(count).by_ref().map(&texts)?);
+
+        // The first arguments are bound for all inputs.
+        println!("partial: {:?}", pool.task(line).partial((2, 1)).map(0..5)?);
+
+        // A table that all workers read where it lies.
+        let table = Shared::copy_from(&[10, 20, 30][..])?;
+        let inputs = [2, 0].map(|at| (table.clone(), at));
+        println!("Shared: {:?}", pool.starmap(entry, inputs)?);
 
         // One call, in one worker, while this program goes on.
         let result = pool.apply_async(square, (20,));

@@ -60,6 +60,9 @@ fn tour() {
     let mut unordered = run.numbers("imap_unordered: ");
     unordered.sort();
     assert_eq!(unordered, squares);
+    assert_eq!(run.after("by_ref: "), ["[3, 3, 5]"]);
+    assert_eq!(run.after("partial: "), ["[1, 3, 5, 7, 9]"]);
+    assert_eq!(run.after("Shared: "), ["[30, 10]"]);
     assert_eq!(run.after("apply_async: "), ["400"]);
 
     let workers: BTreeSet<u64> = run.numbers("workers: ").into_iter().collect();
@@ -137,7 +140,7 @@ fn imap_and_imap_unordered() {
     assert_eq!(
         deeds,
         twice
-            .map(|i| format!("work(1, 2, {i}, 3)"))
+            .map(|i| format!("work(1, 2, {i}, e=3)"))
             .collect::<Vec<_>>()
     );
 }
@@ -247,6 +250,32 @@ fn fragile() {
     assert_eq!(*last, "the pool still works: 64");
     // A backtrace was asked for; it goes into the error, not onto the terminal.
     assert_eq!(run.stderr, "");
+}
+
+#[test]
+fn shared_data() {
+    let args = ["--mib", "2", "--searches", "5"].map(OsStr::new);
+    let run = run("shared_data", &args);
+    let ways = [
+        "sent with each task",
+        "partial",
+        "Shared",
+        "initializer",
+        "preload",
+    ];
+    for way in ways {
+        let [row] = run.after(way)[..] else {
+            panic!("no row for {way}: {run:?}");
+        };
+        let numbers: Result<Vec<f64>, _> = row.split_whitespace().map(str::parse).collect();
+        let [seconds, mib] = numbers.expect("numbers")[..] else {
+            panic!("not two numbers: {row}");
+        };
+        // Each holds the table at least once.
+        assert!(seconds > 0.0 && mib >= 1.0, "{row}");
+    }
+    run.only("each way has found the same rows");
+    assert_eq!(run.lines().len(), 7);
 }
 
 #[test]
@@ -500,7 +529,7 @@ fn assert_chunks_of_two(lines: &[&str]) {
         .collect();
     assert_eq!(deeds.len(), 5, "{lines:?}");
     let find = |i: u32| {
-        let wanted = format!("work(1, 2, {i}, 3)");
+        let wanted = format!("work(1, 2, {i}, e=3)");
         let at = deeds.iter().position(|(_, deed)| *deed == wanted);
         let at = at.unwrap_or_else(|| panic!("no {wanted} in {lines:?}"));
         (at, deeds[at].0)

@@ -150,7 +150,15 @@ impl PoolBuilder {
     /// one of [`processes`](PoolBuilder::processes); in `ps` it is `pool-zygote of` this program. In the task
     /// [`worker::index`](crate::worker::index) is `None`.
     pub fn preload<T: Task>(mut self, _task: T, args: T::Args) -> Self {
-        self.preload = Some(encode::<T>(args));
+        let (encoded, held) = pool_worker::collect(|| encode::<T>(args));
+        // It would have to be there before the first worker is.
+        let why = "a `Shared` can't be an argument of a preload task, nor in one: give it the value, which all workers \
+                   will share anyway";
+        self.preload = Some(if held.is_empty() {
+            encoded
+        } else {
+            Err(cannot_encode::<T>(why.to_owned()))
+        });
         self.preload_name = T::NAME;
         self
     }
@@ -353,16 +361,19 @@ impl PoolBuilder {
 /// A task's number, and its encoded arguments.
 fn encode<T: Task>(args: T::Args) -> Result<(u32, Vec<u8>), Error> {
     let mut bytes = Vec::new();
-    let tail = T::encode_args(args, &mut bytes).map_err(|error| {
-        Error::Encode(Codec {
-            place: Place {
-                task: T::NAME,
-                index: None,
-            },
-            what: Side::Arguments,
-            why: error.to_string(),
-        })
-    })?;
+    let tail = T::encode_args(args, &mut bytes);
+    let tail = tail.map_err(|error| cannot_encode::<T>(error.to_string()))?;
     bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
     Ok((T::number(), bytes))
+}
+
+fn cannot_encode<T: Task>(why: String) -> Error {
+    Error::Encode(Codec {
+        place: Place {
+            task: T::NAME,
+            index: None,
+        },
+        what: Side::Arguments,
+        why,
+    })
 }

@@ -24,7 +24,8 @@ use crate::retries::Retries;
 /// A task with options for one call: `pool.task(square).chunksize(2).map(0..5)`.
 ///
 /// Made by [`Pool::task`]. It has the methods of [`Pool`] that run work, and
-/// [`map_results`](Call::map_results) on top of them.
+/// [`map_results`](Call::map_results) on top of them. [`by_ref`](Call::by_ref) and [`partial`](Call::partial) save clones
+/// and copies of arguments: see [the guide](crate::guide).
 ///
 /// # Examples
 ///
@@ -442,9 +443,8 @@ impl<T: Task, O> Call<'_, T, O> {
         let mut missing = 0;
         loop {
             // Far enough ahead that no worker waits for us, in whole chunks.
-            let ahead = (4 * workers * feed.hint())
-                .max(AHEAD_MIN)
-                .next_multiple_of(chunk);
+            let ahead = (4 * workers * feed.hint()).max(AHEAD_MIN);
+            let ahead = feed.ahead(ahead, 2 * workers).next_multiple_of(chunk);
             if more && missing <= ahead / 2 {
                 let room = (ahead - missing).max(chunk) / chunk * chunk;
                 let room = room.min(DRAW_MAX.max(chunk));

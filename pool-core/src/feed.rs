@@ -14,6 +14,9 @@ use crate::open;
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
 
+/// Inputs that are drawn ahead take about so much memory, in bytes, unless there are fewer than workers need.
+const AHEAD_BYTES: usize = 64 << 20;
+
 /// A portion is cut off at this size, in inputs and in bytes: that much goes to a worker at once, at the
 /// most.
 const PORTION_MAX: usize = 4096;
@@ -59,6 +62,8 @@ pub(crate) struct Feed {
     slow: bool,
     /// How many batches were drawn.
     draws: usize,
+    /// How many bytes were handed over.
+    bytes: usize,
 }
 
 /// Inputs that were drawn together.
@@ -127,6 +132,7 @@ impl Feed {
             ended: false,
             slow: true,
             draws: 0,
+            bytes: 0,
         })
     }
 
@@ -134,6 +140,12 @@ impl Feed {
     /// [`send`](Feed::send).
     pub(crate) fn hint(&self) -> usize {
         self.hint
+    }
+
+    /// How many inputs are worth drawing ahead: so many, but not so many bytes that they fill the memory.
+    pub(crate) fn ahead(&self, most: usize, least: usize) -> usize {
+        let average = self.bytes / self.next.max(1);
+        most.min(AHEAD_BYTES / average.max(1)).max(least)
     }
 
     /// The chunk size that the caller asked for.
@@ -227,6 +239,7 @@ impl Feed {
             let inputs = mem::take(&mut batch.last);
             batch.add(batch.first, inputs);
         }
+        self.bytes = self.bytes.saturating_add(batch.bytes);
         match self.id {
             None => {
                 let sink = Arc::clone(&self.sink);

@@ -23,10 +23,12 @@
 //! - [`Pool`] runs them: one ([`apply`](Pool::apply)), many ([`map`](Pool::map),
 //!   [`starmap`](Pool::starmap)), as an iterator ([`imap`](Pool::imap)), or later
 //!   ([`apply_async`](Pool::apply_async) and the others).
+//! - [`guide`] says how to get data to workers, and what each way costs: lent ([`ByRef`]), bound
+//!   ([`Call::partial`]), in shared memory ([`Shared`]), or loaded before there are tasks.
 //! - [`Pool::builder`] has the settings of a pool: its size, an initializer, what is loaded once for all workers, a
 //!   limit of tasks for each worker.
 //! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
-//!   input.
+//!   input, arguments that are lent or bound.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks.
 //! - [`Error`] says what can go wrong, and to whom it happened.
@@ -50,6 +52,7 @@ mod callback;
 mod error;
 mod feed;
 mod few;
+pub mod guide;
 mod handle;
 mod inbox;
 mod iter;

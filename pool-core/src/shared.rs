@@ -22,6 +22,9 @@ use crate::error::{Codec, Error, Place, Side};
 /// | [`Shared::copy_from`] | `[f64]` and other numbers, `[u8]`, `str` | read in place: no copy at all |
 /// | [`Shared::new`] | anything that serde takes | decoded once, and kept while it is held |
 ///
+/// [The guide](crate::guide) says when something else is better: an argument that is [bound](crate::Call::partial) for one
+/// call, or what was [preloaded](crate::PoolBuilder::preload).
+///
 /// # Memory
 ///
 /// The value is held by its handles in this process, and by the work that was given one, until that has its outcome. When

@@ -70,13 +70,23 @@ use proc_macro::TokenStream;
 /// | `&T` | `T` | |
 /// | `&str` | `String` | read in place by the worker |
 /// | `&[T]` | `Vec<T>` | |
-/// | `&[u8]` | `Vec<u8>` | as one block of bytes, read in place by the worker |
-/// | `Vec<u8>`, `&Vec<u8>` | `Vec<u8>` | as one block of bytes |
+/// | `&[P]` | `Vec<P>` | as one block, read in place by the worker |
+/// | `Vec<P>`, `&Vec<P>`, `Box<[P]>`, `[P; N]` | the same, without the `&` | as one block |
 /// | `&Path`, `&OsStr`, `&CStr` | `PathBuf`, `OsString`, `CString` | |
+/// | `Shared<T>`, `&Shared<T>` | `Shared<T>` | a number; the value is in memory that all workers map |
 ///
-/// The macro knows these types by how they are written: an alias of `Vec<u8>`, or one inside of a tuple
-/// or a struct, works as well, but its bytes go one by one (in a struct of your own, `serde_bytes`
-/// helps). serde refuses a path that is not UTF-8; `&OsStr` takes any. Parameters may be `mut`, patterns, and `_`.
+/// `P` is a primitive number: `u8`, `i32`, `f64`, `usize` and so on. As a block they are copied, not encoded one by one; so
+/// is a result of type `Vec<P>`, `Box<[P]>` or `[P; N]`, of any length.
+///
+/// The macro knows these types by how they are written. An alias of `Vec<f64>`, or one inside of a tuple,
+/// an `Option` or a struct, works as well, but its numbers go one by one. (In a struct of your own `serde_bytes` helps for bytes,
+/// and a field of type `Shared<[f64]>` for other numbers.) An array inside of another type, or behind an alias, has at most
+/// 32 elements, as serde has it. serde refuses a path that is not UTF-8; `&OsStr` takes any. Parameters may be
+/// `mut`, patterns, and `_`.
+///
+/// A caller who keeps the data lends it: `pool.task(sum).by_ref().map(&rows)` takes a `&[u64]` or a `&Vec<u64>` for the
+/// parameter `&[u64]`. What `partial` has bound is decoded once in each worker for a parameter that is a reference, and for each task
+/// otherwise. `pool_core::guide` says when to take which way.
 ///
 /// ```
 /// use pool_core::pool_task;
@@ -101,6 +111,10 @@ use proc_macro::TokenStream;
 ///   a unit (`ms`, `s`, `m`, `h`), or several, as in `"1m 30s"`.
 /// - `retries = 2`: how many times an input is run again after its worker has died, unless the call says
 ///   otherwise.
+/// - `format = "msgpack"`: arguments and the result go in a format that describes itself (MessagePack), which carries types that the
+///   usual one (postcard) refuses: `#[serde(untagged)]`, `#[serde(tag = "…")]`, `flatten`, `skip_serializing_if`,
+///   `serde_json::Value`. It takes more bytes and time, for the names of fields travel too; and `Some(None)` and
+///   `Some(())` arrive as `None`. Blocks and text are the same in both.
 /// - `crate = path`: where to find `pool_core`, if it is neither a dependency of this crate nor one
 ///   under another name; both of these the macro finds out by itself. A library that re-exports
 ///   `pool_core` has its users write `crate = that_library::pool_core`.

@@ -28,6 +28,11 @@ use crate::encode as encoding;
 use crate::frames::FRAME_MAX;
 
 /// The numbers that go as blocks.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no number, and can't be read in place",
+    label = "not one of `u8` to `u128`, `i8` to `i128`, `usize`, `isize`, `f32`, `f64`",
+    note = "`Shared::new(value)` takes any value that serde does, and each worker decodes it once"
+)]
 pub trait Primitive: Pod + Send + Sync {}
 
 macro_rules! primitives {

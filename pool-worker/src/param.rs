@@ -217,7 +217,8 @@ pub trait EndsWith<A> {}
 /// A tuple of the first of these arguments.
 #[diagnostic::on_unimplemented(
     message = "`partial` can't bind `{Self}`: the arguments that are open are `{Args}`",
-    label = "a tuple of the first of `{Args}` is expected"
+    label = "a tuple of the first of `{Args}` is expected",
+    note = "`.by_ref()` before `.partial(...)` binds references, too"
 )]
 pub trait Binds<Args, Params> {
     /// The arguments that are left.

@@ -48,6 +48,7 @@ pub trait Share: Send + Sync + 'static {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be read in place",
     label = "neither a slice of numbers nor `str`",
+    note = "of a vector or an array of numbers, share a slice: `Shared::copy_from(&numbers[..])`",
     note = "`Shared::new(value)` takes any value that serde does, and each worker decodes it once"
 )]
 pub trait InPlace: Share {

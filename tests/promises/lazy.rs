@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::iter;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -379,4 +380,34 @@ fn results_do_not_wait_for_a_task_that_takes_its_time_behind_them() {
         assert_eq!(results.next().unwrap().unwrap(), 100 * round + 99);
     }
     assert!(results.next().is_none());
+}
+
+/// They would fill the memory.
+#[test]
+fn map_draws_few_large_inputs_ahead() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let gate = Gate::new();
+    let drawn = AtomicUsize::new(0);
+    let large = || {
+        drawn.fetch_add(1, Ordering::Relaxed);
+        vec![0_u8; 8 << 20]
+    };
+    thread::scope(|scope| {
+        let inputs = (0..40).map(|id| (gate.path(), id, large()));
+        let results = scope.spawn(|| pool.task(hold_large).starmap(inputs));
+        // The first ones wait until they may go on, and by then enough has been drawn.
+        for _ in 0..40 {
+            let held = gate.accept();
+            let ahead = drawn.load(Ordering::Relaxed) - held.id as usize;
+            assert!(ahead <= 16, "{ahead}");
+            held.release();
+        }
+        assert_eq!(results.join().unwrap().unwrap().len(), 40);
+    });
+}
+
+#[pool_task]
+fn hold_large(gate: &Path, id: u64, _large: &[u8]) {
+    stand(gate, id);
 }
