@@ -106,6 +106,10 @@ pub fn encode_block<P: Primitive>(
 #[inline]
 pub fn encode_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usize) {
     pad(block, out, start);
+    // Small ones share a buffer that grows by itself.
+    if size_of_val(block) >= copy::HUGE_MIN {
+        copy::reserve(out, size_of_val(block));
+    }
     out.extend_from_slice(bytemuck::cast_slice(block));
 }
 
