@@ -22,6 +22,9 @@ const AHEAD_BYTES: usize = 64 << 20;
 const PORTION_MAX: usize = 4096;
 const PORTION_BYTES: usize = 48 * 1024;
 
+/// Whoever gets a part of a portion gets all that it refers to.
+const REFERENCES_MAX: usize = 64;
+
 /// What was drawn is handed over after this time, though there is room for more.
 const PATIENCE: Duration = Duration::from_micros(500);
 
@@ -175,7 +178,10 @@ impl Feed {
         }
         match batch.last.push(encode) {
             Ok(None) => {
-                if batch.last.count() >= PORTION_MAX || batch.last.size() >= PORTION_BYTES {
+                if batch.last.count() >= PORTION_MAX
+                    || batch.last.size() >= PORTION_BYTES
+                    || batch.last.references() >= REFERENCES_MAX
+                {
                     batch.seal();
                 }
             }

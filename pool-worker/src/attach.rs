@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::{self, MaybeUninit};
+use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process;
@@ -127,6 +127,7 @@ impl Attachment {
     /// Workers that `freed` stands for are sent this.
     pub(crate) fn is_sent_for(&self, freed: &Arc<Freed>) {
         let mut holders = lock(&self.holders);
+        holders.retain(|known| known.strong_count() > 0);
         if !holders
             .iter()
             .any(|known| known.as_ptr() == Arc::as_ptr(freed))
@@ -140,8 +141,13 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         let holders = mem::take(&mut *lock(&self.holders));
         let mut content = self.content.take();
+        let is_long = matches!(content, Some(Content::Long(..)));
         for freed in holders.iter().filter_map(Weak::upgrade) {
-            freed.note(self.id, content.take());
+            content = freed.note(Noted {
+                id: self.id,
+                is_long,
+                content,
+            });
         }
     }
 }
@@ -152,7 +158,8 @@ impl Drop for Attachment {
 /// from that is left to the pool, which asks for it.
 #[derive(Debug)]
 pub struct Freed {
-    noted: Mutex<Vec<Noted>>,
+    /// None, when there are no workers any more.
+    noted: Mutex<Option<Vec<Noted>>>,
     /// Ends the sleep of whoever asks.
     waker: Waker,
 }
@@ -163,6 +170,7 @@ pub struct Freed {
 #[derive(Debug)]
 pub struct Noted {
     id: u64,
+    is_long: bool,
     content: Option<Content>,
 }
 
@@ -173,7 +181,7 @@ impl Noted {
 
     /// Whether it is worth waking a worker to have it give up its part.
     pub fn is_long(&self) -> bool {
-        matches!(self.content, Some(Content::Long(..)))
+        self.is_long
     }
 }
 
@@ -187,23 +195,33 @@ impl Freed {
     /// None yet. The waker ends the sleep of whoever is to ask.
     pub fn new(waker: Waker) -> Arc<Freed> {
         Arc::new(Freed {
-            noted: Mutex::default(),
+            noted: Mutex::new(Some(Vec::new())),
             waker,
         })
     }
 
-    fn note(&self, id: u64, content: Option<Content>) {
-        let noted = Noted { id, content };
-        let is_long = noted.is_long();
-        lock(&self.noted).push(noted);
+    /// Notes one, and takes its content; or gives that back, if nobody will ask any more.
+    fn note(&self, noted: Noted) -> Option<Content> {
+        let is_long = noted.is_long;
+        match &mut *lock(&self.noted) {
+            Some(all) => all.push(noted),
+            None => return noted.content,
+        }
+        // It is not worth a wake-up that workers keep a little more.
         if is_long {
             self.waker.wake();
         }
+        None
     }
 
     /// Those that were freed since the last time.
     pub fn take(&self) -> Vec<Noted> {
-        mem::take(&mut *lock(&self.noted))
+        lock(&self.noted).as_mut().map_or_else(Vec::new, mem::take)
+    }
+
+    /// There are no workers any more, and nobody will ask. Gives those that were freed since the last time.
+    pub fn close(&self) -> Vec<Noted> {
+        lock(&self.noted).take().unwrap_or_default()
     }
 }
 
@@ -397,6 +415,8 @@ impl Handover {
                 Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS | Errno::NOMEM) => {
                     return Ok(false);
                 }
+                // It is dead, or a task has closed its end: then it ends itself when it finds that nothing came.
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(true),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -427,47 +447,56 @@ impl Receiver {
         attached.map_err(|error| no("room for what inputs have in common")(error).to_string())
     }
 
-    /// The memory that was handed over, if it is the one that was announced.
+    /// The memory that was announced, if it was handed over. What comes before it was not needed after all.
     fn take(&self, id: u64) -> Option<OwnedFd> {
-        let mut said = [0; size_of::<u64>()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        recvmsg(
-            self.0.get()?,
-            &mut [IoSliceMut::new(&mut said)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
-        )
-        .ok()?;
-        let fds = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        fds.filter(|_| u64::from_ne_bytes(said) == id)
+        loop {
+            let mut said = [0; size_of::<u64>()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let received = recvmsg(
+                self.0.get()?,
+                &mut [IoSliceMut::new(&mut said)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+            );
+            match received {
+                Ok(received) if received.bytes == said.len() => {}
+                Err(Errno::INTR) => continue,
+                _ => return None,
+            }
+            let fds = ancillary.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            if u64::from_ne_bytes(said) == id {
+                return fds;
+            }
+        }
     }
 }
 
+type Kept = BTreeMap<u64, Result<Rc<Attached>, String>>;
+
 thread_local! {
-    /// What this worker has; or why it could not be had.
-    static ATTACHED: RefCell<BTreeMap<u64, Result<Rc<Attached>, String>>> =
-        const { RefCell::new(BTreeMap::new()) };
+    /// What this worker has; or why it could not be had. Not dropped when the worker ends, for what was decoded is the
+    /// user's.
+    static ATTACHED: ManuallyDrop<RefCell<Kept>> =
+        const { ManuallyDrop::new(RefCell::new(BTreeMap::new())) };
 }
 
 /// Keeps what came.
 pub(crate) fn keep(id: u64, attached: Result<Attached, String>) {
-    ATTACHED.with_borrow_mut(|all| all.insert(id, attached.map(Rc::new)));
+    ATTACHED.with(|all| all.borrow_mut().insert(id, attached.map(Rc::new)));
 }
 
-/// Nobody needs it any more.
-pub(crate) fn forget(id: u64) {
-    // What was decoded of it is the user's, and may use attachments when it is dropped.
-    let attached = ATTACHED.with_borrow_mut(|all| all.remove(&id));
-    drop(attached);
+/// Nobody needs it any more. What was decoded of it is the user's, and is dropped with what this gives.
+pub(crate) fn forget(id: u64) -> Option<Rc<Attached>> {
+    ATTACHED.with(|all| all.borrow_mut().remove(&id))?.ok()
 }
 
 /// What was kept.
 pub(crate) fn find(id: u64) -> Result<Rc<Attached>, String> {
-    let found = ATTACHED.with_borrow(|all| all.get(&id).cloned());
+    let found = ATTACHED.with(|all| all.borrow().get(&id).cloned());
     found.unwrap_or_else(|| Err("what it refers to did not come with it".to_owned()))
 }
 

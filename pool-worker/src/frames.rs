@@ -239,7 +239,14 @@ impl Frames {
         extra.is_some_and(|extra| extra.bound.is_some() || !extra.held.is_empty())
     }
 
+    /// To how many attachments the byte strings refer.
+    #[inline]
+    pub fn references(&self) -> usize {
+        self.held().len()
+    }
+
     /// What some of the byte strings refer to.
+    #[inline]
     pub(crate) fn held(&self) -> &[Arc<Attachment>] {
         self.extra.as_ref().map_or(&[], |extra| &extra.held)
     }

@@ -113,13 +113,15 @@ impl Setup {
     ///
     /// If there is no shared memory for the arguments.
     pub fn new(task: u32, args: &[u8], held: Vec<Arc<Attachment>>) -> io::Result<Setup> {
+        let mut all = Vec::new();
+        add_all(&held, &mut all);
         let made = (!args.is_empty()).then(|| Constant::create("pool-arguments", args));
         let made = made.transpose();
         Ok(Setup {
             task,
             len: args.len(),
             args: made.map_err(no("shared memory for the arguments of the initializer"))?,
-            held,
+            held: all,
         })
     }
 
@@ -131,6 +133,16 @@ impl Setup {
     /// What the arguments refer to.
     pub(crate) fn held(&self) -> &[Arc<Attachment>] {
         &self.held
+    }
+}
+
+/// Adds these and what they refer to, each once, and behind what it refers to.
+fn add_all(these: &[Arc<Attachment>], all: &mut Vec<Arc<Attachment>>) {
+    for one in these {
+        if !all.iter().any(|known| Arc::ptr_eq(known, one)) {
+            add_all(one.holds(), all);
+            all.push(Arc::clone(one));
+        }
     }
 }
 

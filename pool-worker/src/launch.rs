@@ -89,6 +89,8 @@ struct Attachments {
     bound: u64,
     /// It was to be told that these are needed no more, and there was no room to.
     freed_later: Vec<u64>,
+    /// One could not be handed over, and nothing tells when it can.
+    try_again: bool,
     /// How many of those that its initializer needs it was sent.
     before_setup: usize,
 }
@@ -261,6 +263,7 @@ impl Launcher {
                 handed: None,
                 bound: 0,
                 freed_later: Vec::new(),
+                try_again: false,
                 before_setup: 0,
             },
             barred: false,
@@ -377,11 +380,16 @@ impl Worker {
         if self.barred {
             return false;
         }
+        self.attachments.try_again = false;
         let sent = match self.prepare(portion.inputs) {
             Ok(true) => self.ring.send(portion),
             prepared => prepared,
         };
-        self.believe(sent).unwrap_or(false)
+        let sent = self.believe(sent).unwrap_or(false);
+        if sent {
+            self.detach_later();
+        }
+        sent
     }
 
     /// Sends what these inputs need besides themselves; false if there is no room for that yet.
@@ -427,8 +435,8 @@ impl Worker {
             match handover.give(id, *memory) {
                 Ok(true) => *handed = Some(id),
                 Ok(false) => {
-                    // There is when it has taken what it was sent before.
-                    self.ring.wait_until_empty();
+                    // There is when it has taken what it was sent before; or some time, if others take up the room.
+                    self.attachments.try_again = !self.ring.wait_until_empty()?;
                     return Ok(false);
                 }
                 Err(_) => return Err(CLOSED),
@@ -443,24 +451,26 @@ impl Worker {
         Ok(true)
     }
 
-    /// Nobody holds this any more: it need not keep it. False: it does not have it.
+    /// Nobody holds this any more: it need not keep it, and is to be told [later](Worker::detach_later). False: it does not
+    /// have it.
     pub fn detach(&mut self, freed: &Noted) -> bool {
         let had = self.attachments.sent.remove(&freed.id());
         if had {
             self.attachments.freed_later.push(freed.id());
-            self.detach_later();
         }
         had
     }
 
-    fn detach_later(&mut self) {
+    /// Says what it need not keep, as far as there is room. False: there was not enough.
+    pub fn detach_later(&mut self) -> bool {
         while let Some(id) = self.attachments.freed_later.last() {
             let sent = self.ring.send_detach(*id);
             if !self.believe(sent).unwrap_or(true) {
-                return;
+                return false;
             }
             self.attachments.freed_later.pop();
         }
+        true
     }
 
     /// How far requests were sent: a number that grows.
@@ -475,7 +485,7 @@ impl Worker {
 
     /// Whether the last portion could not be sent whole.
     pub fn wants_room(&self) -> bool {
-        self.ring.wants_room()
+        self.ring.wants_room() || self.attachments.try_again
     }
 
     /// Asks it to exit once it has done what it was given.

@@ -42,6 +42,9 @@ use crate::zygote;
 /// A buffer for results that has become larger than this is used for something else.
 const KEEP: usize = 64 << 10;
 
+/// So many attachments that are needed no more are kept while there is something to do.
+const FORGOTTEN_MAX: usize = 16;
+
 /// The clock is read once for so many inputs without a time limit.
 const INPUTS_PER_READING: u32 = 16;
 
@@ -223,6 +226,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             result: Vec::new(),
             pace: Pace::default(),
             bound: (0, Ok(None)),
+            forgotten: Vec::new(),
         },
         attachments,
     })
@@ -277,7 +281,10 @@ impl Worker {
                 Request::Attach(id, came) => keep(&self.attachments, id, came),
                 Request::Detach(id) => {
                     runner.unbind(id);
-                    attach::forget(id);
+                    runner.forgotten.extend(attach::forget(id));
+                    if runner.forgotten.len() > FORGOTTEN_MAX {
+                        runner.drop_forgotten();
+                    }
                 }
                 Request::Bind(id) => runner.bind(id),
                 Request::Exit => return,
@@ -354,6 +361,9 @@ struct Runner {
     pace: Pace,
     /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
     bound: (u64, Result<Option<Rc<Attached>>, String>),
+    /// What is needed no more. To drop what tasks have decoded may take a while, so that is done when there is nothing else
+    /// to do.
+    forgotten: Vec<Rc<Attached>>,
 }
 
 impl Runner {
@@ -443,8 +453,17 @@ impl Runner {
         }
     }
 
+    fn drop_forgotten(&mut self) {
+        while let Some(forgotten) = self.forgotten.pop() {
+            // It is the user's. A panic there harms no input.
+            let _ = unwind::catch(|| drop(forgotten));
+            end_if_copy_of(self.lineage);
+        }
+    }
+
     /// There is nothing to do for a while.
     fn pause(&mut self) {
+        self.drop_forgotten();
         self.pace.stop(self.flusher.replies());
     }
 }

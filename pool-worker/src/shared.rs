@@ -20,9 +20,15 @@ use crate::codec::{CodecError, Primitive, decode, encode};
 pub struct Held {
     bytes: Option<Arc<Bytes>>,
     value: Option<Box<dyn Any + Send + Sync>>,
+    /// The bytes are text.
+    is_text: bool,
+    /// Encodes the value again, where the bytes refer to what only this process was sent.
+    encode: Option<Encode>,
     /// By which workers get it. A worker makes one when it gives the value to workers of its own.
     attachment: OnceLock<Arc<Attachment>>,
 }
+
+type Encode = fn(&Held, &mut Vec<u8>) -> Result<(), CodecError>;
 
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,6 +58,8 @@ pub trait Share: Send + Sync + 'static {
     note = "`Shared::new(value)` takes any value that serde does, and each worker decodes it once"
 )]
 pub trait InPlace: Share {
+    #[doc(hidden)]
+    const IS_TEXT: bool;
     #[doc(hidden)]
     fn bytes(&self) -> &[u8];
 }
@@ -86,6 +94,8 @@ impl Held {
         Ok(Held {
             bytes: None,
             value: Some(Box::new(value)),
+            is_text: false,
+            encode: None,
             attachment: attachment.into(),
         })
     }
@@ -100,6 +110,8 @@ impl Held {
         Ok(Held {
             bytes: Some(attachment.bytes()?),
             value: None,
+            is_text: T::IS_TEXT,
+            encode: None,
             attachment: attachment.into(),
         })
     }
@@ -107,6 +119,17 @@ impl Held {
     #[inline]
     fn bytes(&self) -> &[u8] {
         self.bytes.as_deref().map_or(&[], |bytes| bytes)
+    }
+
+    /// Of what this process was sent by another, for workers of its own.
+    fn attach_again(&self) -> Result<Arc<Attachment>, String> {
+        let Some(encode) = self.encode else {
+            return Attachment::new(self.bytes(), Vec::new()).map_err(|error| error.to_string());
+        };
+        let mut bytes = Vec::new();
+        let (encoded, holds) = attach::collect(|| encode(self, &mut bytes));
+        encoded.map_err(|error| error.to_string())?;
+        Attachment::new(&bytes, holds).map_err(|error| error.to_string())
     }
 
     /// What travels in its place.
@@ -123,7 +146,7 @@ impl Held {
         let attachment = match self.attachment.get() {
             Some(attachment) => attachment,
             None => {
-                let own = Attachment::new(self.bytes(), Vec::new()).map_err(ser::Error::custom)?;
+                let own = self.attach_again().map_err(ser::Error::custom)?;
                 self.attachment.get_or_init(|| own)
             }
         };
@@ -157,6 +180,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Share for T {
         Ok(Held {
             bytes: Some(bytes),
             value: Some(Box::new(value)),
+            is_text: false,
+            encode: Some(|held, out| encode(T::of(held), out)),
             attachment: OnceLock::new(),
         })
     }
@@ -172,11 +197,13 @@ impl<P: Primitive> Share for [P] {
         if !bytes.len().is_multiple_of(size_of::<P>()) {
             return Err("a part of a number is missing".to_owned());
         }
-        Ok(in_place(bytes))
+        Ok(in_place(bytes, false))
     }
 }
 
 impl<P: Primitive> InPlace for [P] {
+    const IS_TEXT: bool = false;
+
     fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(self)
     }
@@ -185,26 +212,31 @@ impl<P: Primitive> InPlace for [P] {
 impl Share for str {
     #[inline]
     fn of(held: &Held) -> &str {
-        // SAFETY: a `Held` of a `str` is made of a `str`, or of bytes that were looked at; and they don't change.
+        assert!(held.is_text);
+        // SAFETY: what says that it is text was made of a `str`, or of bytes that were looked at; and they don't change.
         unsafe { str::from_utf8_unchecked(held.bytes()) }
     }
 
     fn take(bytes: Arc<Bytes>) -> Result<Held, String> {
         str::from_utf8(&bytes).map_err(|error| error.to_string())?;
-        Ok(in_place(bytes))
+        Ok(in_place(bytes, true))
     }
 }
 
 impl InPlace for str {
+    const IS_TEXT: bool = true;
+
     fn bytes(&self) -> &[u8] {
         self.as_bytes()
     }
 }
 
-fn in_place(bytes: Arc<Bytes>) -> Held {
+fn in_place(bytes: Arc<Bytes>, is_text: bool) -> Held {
     Held {
         bytes: Some(bytes),
         value: None,
+        is_text,
+        encode: None,
         attachment: OnceLock::new(),
     }
 }

@@ -1093,3 +1093,139 @@ fn what_is_nested_too_deep_is_refused_in_both_formats() -> Result<(), Error> {
     });
     Ok(())
 }
+
+// ---- corners --------------------------------------------------------------------------------------
+
+#[pool_task]
+fn first_and_len(table: &[f64], number: u64, large: &[u8]) -> (u64, usize, f64) {
+    assert!(large.iter().all(|byte| u64::from(*byte) == number % 200));
+    (number, large.len(), table[0])
+}
+
+/// What other calls have bound is let go while inputs come in pieces.
+#[test]
+fn inputs_that_come_in_pieces_are_not_cut_by_what_is_freed() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    for round in 0..30_u32 {
+        let len = if round % 2 == 0 { 3 } else { 5000 };
+        let call = pool
+            .task(first_and_len)
+            .partial((vec![f64::from(round); len],));
+        let inputs = (0..8).map(|number| (number, vec![number as u8; 300_000]));
+        let results = call.starmap_async(inputs);
+        drop(call);
+        for (number, result) in (0..8).zip(results.get()?) {
+            assert_eq!(result, (number, 300_000, f64::from(round)));
+        }
+    }
+    Ok(())
+}
+
+static NESTED: OnceLock<Shared<Vec<Shared<[u32]>>>> = OnceLock::new();
+
+#[pool_task]
+fn keep_nested(nested: Shared<Vec<Shared<[u32]>>>, all: Vec<Shared<[u32]>>) {
+    assert!(all.iter().all(|one| one[0] < 20));
+    assert!(NESTED.set(nested).is_ok());
+}
+
+#[pool_task]
+fn sum_nested(from: u32) -> u32 {
+    let nested = NESTED.get().expect("the initializer ran");
+    from + nested.iter().map(|one| one[0]).sum::<u32>()
+}
+
+#[pool_task]
+fn sum_given(nested: Shared<Vec<Shared<[u32]>>>) -> u32 {
+    nested.iter().map(|one| one[0]).sum()
+}
+
+#[pool_task]
+fn sum_given_below(nested: Shared<Vec<Shared<[u32]>>>) -> u32 {
+    let pool = Pool::with_processes(1).expect("a pool in a task");
+    // It numbers what it shares as the parent does.
+    let _others: Vec<_> = (0..30).map(|x| Shared::copy_from(&[x; 3][..])).collect();
+    pool.apply(sum_given, (nested,))
+        .expect("it works there, too")
+}
+
+/// Shared values that refer to others; and more of them, some twice.
+#[test]
+fn shared_values_may_refer_to_others() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    for len in [3, 20_000] {
+        let ones = (0..15).map(|x| Shared::copy_from(&vec![x; len][..]));
+        let ones: Vec<Shared<[u32]>> = ones.collect::<Result<_, _>>()?;
+        let nested = Shared::new(ones.clone())?;
+        let mut all = ones;
+        all.push(all[0].clone());
+        let built = Pool::builder()
+            .processes(2)
+            .initializer(keep_nested, (nested.clone(), all))
+            .build();
+        let pool = checked(built);
+        assert_eq!(pool.map(sum_nested, [0, 1])?, [105, 106]);
+        assert_eq!(pool.apply(sum_given, (nested.clone(),))?, 105);
+        let call = pool.task(sum_given).partial((nested.clone(),));
+        assert_eq!(call.apply(())?, 105);
+        assert_eq!(pool.apply(sum_given_below, (nested,))?, 105);
+    }
+    Ok(())
+}
+
+/// It does not like to go.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stubborn(u8);
+
+impl Drop for Stubborn {
+    fn drop(&mut self) {
+        if pool_core::worker::is_worker() {
+            panic!("not with me");
+        }
+    }
+}
+
+#[pool_task]
+fn look_at_stubborn(stubborn: &Stubborn, x: u8) -> u8 {
+    stubborn.0 + x
+}
+
+#[test]
+fn what_panics_when_it_is_let_go_harms_nobody() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let pids = pool.worker_pids();
+    for _ in 0..20 {
+        let call = pool.task(look_at_stubborn).partial((Stubborn(1),));
+        assert_eq!(call.map(0..10)?, Vec::from_iter(1..11));
+        works(&pool);
+    }
+    assert_eq!(pool.worker_pids(), pids);
+    Ok(())
+}
+
+#[test]
+fn two_pools_let_go_of_what_both_had() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    let (one, other, over) = (pool(1), pool(1), pool(1));
+    let table = Shared::copy_from(&vec![1.0; 1 << 20][..])?;
+    let pools = [&over, &one, &other];
+    for pool in pools {
+        assert_eq!(
+            pool.apply(sum_shared, (table.clone(),))?,
+            f64::from(1 << 20)
+        );
+    }
+    over.close();
+    over.join()?;
+    drop(table);
+    for pool in [&one, &other] {
+        eventually("the worker lets go of it", || {
+            pool.worker_pids()
+                .into_iter()
+                .all(|pid| attachments(pid) == 0)
+        });
+    }
+    Ok(())
+}

@@ -340,8 +340,8 @@ impl State {
         }
     }
 
-    /// Tells the workers what they need not keep any more.
-    pub(super) fn detach_freed(&mut self) {
+    /// Tells the workers what they need not keep any more. False: there was not enough room.
+    pub(super) fn detach_freed(&mut self) -> bool {
         for freed in self.freed.take() {
             for slot in 0..self.workers.len() {
                 let had = self.workers[slot]
@@ -353,6 +353,18 @@ impl State {
             }
             self.effects.freed.push(freed);
         }
+        let mut all = true;
+        for worker in self.workers.iter_mut().flatten() {
+            all &= worker.detach_later();
+        }
+        all
+    }
+
+    /// There are no workers any more.
+    pub(super) fn is_over(&mut self) {
+        self.over = true;
+        let freed = self.freed.close();
+        self.effects.freed.extend(freed);
     }
 
     /// Sends a worker what it was given, as far as there is room. False: nothing.

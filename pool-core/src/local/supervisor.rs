@@ -17,6 +17,9 @@ use crate::scheduler::{End, Time};
 const AGAIN: Duration = Duration::from_millis(20);
 const UNREAD_MAX: Duration = Duration::from_millis(300);
 
+/// So often is looked for room for what initializers need.
+const ROOM_TICK: Duration = Duration::from_millis(1);
+
 /// At the end those that were killed are waited for no longer than this, and looked at so often.
 const BURIAL_MAX: Duration = Duration::from_secs(1);
 const BURIAL_TICK: Duration = Duration::from_millis(2);
@@ -170,7 +173,7 @@ impl Supervisor<'_> {
         // In one with the actions that follow, so that they meet the workers that they are meant for.
         self.shared.update(|state| {
             state.collect();
-            state.detach_freed();
+            let undetached = !state.detach_freed();
             let unprepared = self.prepare_setups(state);
             let now = pool_worker::now();
             let workers = &state.workers;
@@ -185,7 +188,7 @@ impl Supervisor<'_> {
                 if self.keeper.is_some() {
                     return Some(Some(Duration::ZERO));
                 }
-                state.over = true;
+                state.is_over();
                 state.announce();
                 return None;
             }
@@ -198,7 +201,8 @@ impl Supervisor<'_> {
             let all = bounds.into_iter().chain([
                 next,
                 busy.then_some(patrol),
-                unprepared.then_some(AGAIN),
+                unprepared.then_some(ROOM_TICK),
+                undetached.then_some(AGAIN),
             ]);
             Some(all.flatten().min())
         })

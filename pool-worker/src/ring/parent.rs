@@ -229,7 +229,7 @@ impl ParentEnd {
 
     /// Asks the worker to exit behind everything else; false if there is no room.
     pub(crate) fn send_exit(&mut self) -> Result<bool, Garbled> {
-        self.write(Head::about(kind::EXIT, 0, 0), &[])
+        self.write_if_room(Head::about(kind::EXIT, 0, 0))
     }
 
     /// Sends an attachment, or how many bytes it has that come otherwise; false if there is no room yet.
@@ -244,7 +244,19 @@ impl ParentEnd {
 
     /// The worker need not keep an attachment; false if there is no room to say so yet.
     pub(crate) fn send_detach(&mut self, id: u64) -> Result<bool, Garbled> {
-        self.write(Head::about(kind::DETACH, id, 0), &[])
+        // Nothing comes between the pieces of an input.
+        if self.partial > 0 {
+            return Ok(false);
+        }
+        self.write_if_room(Head::about(kind::DETACH, id, 0))
+    }
+
+    /// Writes what nobody waits for.
+    fn write_if_room(&mut self, head: Head) -> Result<bool, Garbled> {
+        let needs = self.needs;
+        let written = self.write(head, &[]);
+        self.needs = needs;
+        written
     }
 
     /// What the inputs begin with that are sent from now on; false if there is no room yet.
@@ -259,10 +271,15 @@ impl ParentEnd {
         written
     }
 
-    /// Nothing can be sent before all that was sent is taken.
-    pub(crate) fn wait_until_empty(&mut self) {
+    /// Nothing can be sent before all that was sent is taken. False: it is.
+    pub(crate) fn wait_until_empty(&mut self) -> Result<bool, Garbled> {
+        self.look_at_taken()?;
+        if self.taken == self.sent {
+            return Ok(false);
+        }
         let before = self.needs.replace(REQUESTS);
         self.tell_needs(before);
+        Ok(true)
     }
 
     fn write(&mut self, mut head: Head, body: &[u8]) -> Result<bool, Garbled> {

@@ -93,7 +93,6 @@ pub(crate) struct Requests {
 impl Requests {
     /// The next request. What the last one gave is let go. `before_sleep` is called once before waiting.
     pub(crate) fn next(&mut self, mut before_sleep: impl FnMut()) -> Request<'_> {
-        self.pieces.clear();
         loop {
             self.release();
             if self.end() == self.next {
