@@ -88,6 +88,26 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         ByRef(self.0.bind(|out| arguments.encode(out)))
     }
 
+    /// The same call over values again: what is large is bound by reference, and the inputs are given away.
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn entry(table: &[f64], at: usize) -> f64 { table[at] }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let table = vec![0.0, 0.5, 1.0];
+    /// let call = pool.task(entry).by_ref().partial((&table,)).by_value();
+    /// assert_eq!(call.map(0..3)?, table);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn by_value(self) -> Call<'p, T, O> {
+        self.0
+    }
+
     /// [`Call::apply`].
     ///
     /// # Errors

@@ -103,6 +103,8 @@
 //! # }
 //! ```
 //!
+//! After [`by_value`](crate::ByRef::by_value) the inputs are given away again: `….partial((&table,)).by_value().map(0..100)`.
+//!
 //! Take it by reference in the task (`&HashMap`, not `HashMap`): a parameter that is a reference is decoded once in each
 //! worker and kept, one that is not is decoded for each task. `&[f64]` and `&str` are not decoded at all.
 //!
