@@ -248,7 +248,7 @@
 //! # What it costs
 //!
 //! Measured in November 2026, with two workers on one small virtual machine: two CPUs of a Xeon under Linux 6.18, which others used
-//! at the same time. Each time is the best of ten runs, in a release build. They are good for comparing one way with another, and for
+//! at the same time. Each time is the best of at least five runs, in a release build. They are good for comparing one way with another, and for
 //! nothing else; differences below a third mean nothing. The memory is the most that this process and its workers took in addition while the work went on: their PSS
 //! (`/proc/<pid>/smaps_rollup`), in which a page that several processes map counts once.
 //!
