@@ -7,7 +7,7 @@ use std::time::Duration;
 use pool_worker::{Preload, STACK_DEFAULT, Setup, Task};
 
 use crate::backend::Options;
-use crate::error::{Codec, Error, InvalidSetting, Place, Side, Start};
+use crate::error::{Error, InvalidSetting, Start};
 use crate::feed;
 use crate::local::{Local, Settings};
 use crate::pool::Pool;
@@ -157,7 +157,7 @@ impl PoolBuilder {
         self.preload = Some(if held.is_empty() {
             encoded
         } else {
-            Err(cannot_encode::<T>(why.to_owned()))
+            Err(Error::arguments::<T>(why.to_owned()))
         });
         self.preload_name = T::NAME;
         self
@@ -362,18 +362,7 @@ impl PoolBuilder {
 fn encode<T: Task>(args: T::Args) -> Result<(u32, Vec<u8>), Error> {
     let mut bytes = Vec::new();
     let tail = T::encode_args(args, &mut bytes);
-    let tail = tail.map_err(|error| cannot_encode::<T>(error.to_string()))?;
+    let tail = tail.map_err(|error| Error::arguments::<T>(error.to_string()))?;
     bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
     Ok((T::number(), bytes))
-}
-
-fn cannot_encode<T: Task>(why: String) -> Error {
-    Error::Encode(Codec {
-        place: Place {
-            task: T::NAME,
-            index: None,
-        },
-        what: Side::Arguments,
-        why,
-    })
 }

@@ -500,17 +500,7 @@ fn bind<T: Task>(
     before: Option<Arc<Attachment>>,
     encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
 ) -> Result<Option<Arc<Attachment>>, Error> {
-    let failed = |why: String| {
-        Error::Encode(Codec {
-            place: Place {
-                task: T::NAME,
-                index: None,
-            },
-            what: Side::Arguments,
-            why,
-        })
-    };
-    let no_memory = |error: io::Error| failed(error.to_string());
+    let no_memory = |error: io::Error| Error::arguments::<T>(error.to_string());
     let mut holds = Vec::new();
     let mut bytes = Vec::new();
     if let Some(before) = &before {
@@ -518,7 +508,7 @@ fn bind<T: Task>(
         bytes.extend_from_slice(&before.bytes().map_err(no_memory)?);
     }
     let (encoded, referred) = pool_worker::collect(|| encode(&mut bytes));
-    encoded.map_err(|error| failed(error.to_string()))?;
+    encoded.map_err(|error| Error::arguments::<T>(error.to_string()))?;
     if bytes.is_empty() {
         return Ok(None);
     }

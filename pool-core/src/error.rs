@@ -4,7 +4,7 @@ use std::error;
 use std::fmt;
 use std::time::Duration;
 
-use pool_worker::{Exit, Panic};
+use pool_worker::{Exit, Panic, Task};
 
 /// Why a call gave no result.
 ///
@@ -60,6 +60,18 @@ impl Error {
     /// The position among the inputs of the call, from 0; `None` if the call had just one.
     pub fn index(&self) -> Option<usize> {
         self.place().and_then(|place| place.index)
+    }
+
+    /// The arguments of a call that has one input, or of all of its inputs, can't be encoded.
+    pub(crate) fn arguments<T: Task>(why: String) -> Error {
+        Error::Encode(Codec {
+            place: Place {
+                task: T::NAME,
+                index: None,
+            },
+            what: Side::Arguments,
+            why,
+        })
     }
 
     fn place(&self) -> Option<Place> {
