@@ -427,7 +427,7 @@ impl Shared {
             state
                 .scheduler
                 .break_down("the supervisor of the pool panicked", now);
-            state.is_over();
+            state.end();
             state.announce();
         });
         self.launcher.bell().wake_collector();

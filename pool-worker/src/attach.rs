@@ -268,9 +268,6 @@ thread_local! {
     static COLLECTED: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
     /// What was collected for those within which another collection has begun.
     static OUTER: RefCell<Vec<Vec<Arc<Attachment>>>> = const { RefCell::new(Vec::new()) };
-}
-
-thread_local! {
     /// What a collection that has ended has collected, until it is taken.
     static TAKEN: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
 }

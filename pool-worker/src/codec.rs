@@ -211,11 +211,11 @@ pub fn array<P: Primitive, const N: usize>(block: &[P]) -> Result<[P; N], CodecE
     })
 }
 
-/// How many numbers there are in so many bytes.
+/// Whether these bytes are numbers, and no part of one is missing.
 #[inline]
-fn whole<P>(bytes: &[u8]) -> Result<usize, CodecError> {
+pub(crate) fn whole<P>(bytes: &[u8]) -> Result<(), CodecError> {
     if bytes.len().is_multiple_of(size_of::<P>()) {
-        return Ok(bytes.len() / size_of::<P>());
+        return Ok(());
     }
     Err(CodecError("a part of a number is missing".to_owned()))
 }

@@ -38,7 +38,7 @@ use crate::sync::Shared;
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
 
-const CLOSED: Garbled = Garbled("it has closed what is not its own");
+const NO_MEMORY: Garbled = Garbled("it can't be handed memory that tasks have in common");
 
 const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
 
@@ -439,7 +439,7 @@ impl Worker {
                     self.attachments.try_again = !self.ring.wait_until_empty()?;
                     return Ok(false);
                 }
-                Err(_) => return Err(CLOSED),
+                Err(_) => return Err(NO_MEMORY),
             }
         }
         if !self.ring.send_attachment(id, &content)? {

@@ -14,7 +14,7 @@ use serde::de::{self, Deserialize, DeserializeOwned, Deserializer};
 use serde::ser::{self, Serialize, Serializer};
 
 use crate::attach::{self, Attachment, Bytes};
-use crate::codec::{CodecError, Primitive, decode, encode};
+use crate::codec::{CodecError, Primitive, decode, encode, whole};
 
 /// A value, in a process that has it.
 pub struct Held {
@@ -194,9 +194,7 @@ impl<P: Primitive> Share for [P] {
     }
 
     fn take(bytes: Arc<Bytes>) -> Result<Held, String> {
-        if !bytes.len().is_multiple_of(size_of::<P>()) {
-            return Err("a part of a number is missing".to_owned());
-        }
+        whole::<P>(&bytes).map_err(|error| error.to_string())?;
         Ok(in_place(bytes, false))
     }
 }

@@ -361,7 +361,7 @@ impl State {
     }
 
     /// There are no workers any more.
-    pub(super) fn is_over(&mut self) {
+    pub(super) fn end(&mut self) {
         self.over = true;
         let freed = self.freed.close();
         self.effects.freed.extend(freed);

@@ -188,7 +188,7 @@ impl Supervisor<'_> {
                 if self.keeper.is_some() {
                     return Some(Some(Duration::ZERO));
                 }
-                state.is_over();
+                state.end();
                 state.announce();
                 return None;
             }
