@@ -46,7 +46,8 @@
 //!
 //! `Vec<f64>`, `&[f64]`, `&Vec<f64>`, `Box<[f64]>` and `[f64; 8]` (and those of any other primitive number, `u8` to `u128`,
 //! `i8` to `i128`, `usize`, `isize`, `f32`) travel as one block of bytes, not number by number. A worker reads a `&[f64]` and a
-//! `&str` where they lie, and makes no copy; a `&[String]` or a `&Model` it decodes first.
+//! `&str` where they lie, and makes no copy (but of numbers that are not aligned there, up to 32 KiB); a `&[String]` or a
+//! `&Model` it decodes first.
 //!
 //! The attribute knows these types by how they are *written* in the signature, as a whole parameter or a whole result. What
 //! stands inside of another type travels number by number: an alias (`type Row = Vec<f64>`), an `Option<Vec<f64>>`, a tuple, a

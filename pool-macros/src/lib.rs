@@ -75,7 +75,8 @@ use proc_macro::TokenStream;
 /// | `&Path`, `&OsStr`, `&CStr` | `PathBuf`, `OsString`, `CString` | |
 /// | `Shared<T>`, `&Shared<T>` | `Shared<T>` | a number; the value is in memory that all workers map |
 ///
-/// `P` is a primitive number: `u8`, `i32`, `f64`, `usize` and so on. As a block they are copied, not encoded one by one; so
+/// `P` is a primitive number: `u8`, `i32`, `f64`, `usize` and so on. As a block they are copied, not encoded one by one (and what is
+/// read in place is copied once more in the worker if it is not aligned there, which happens up to 32 KiB); so
 /// is a result of type `Vec<P>`, `Box<[P]>` or `[P; N]`, of any length.
 ///
 /// The macro knows these types by how they are written. An alias of `Vec<f64>`, or one inside of a tuple,
