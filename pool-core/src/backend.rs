@@ -10,12 +10,11 @@
 #[cfg(test)]
 pub(crate) mod memory;
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Exit, Fault, Frames, Panic, Tag};
+use pool_worker::{Arrived, Exit, Fault, Frames, Panic, Tag};
 
 use crate::error::{
     Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, WorkerLost,
@@ -80,7 +79,7 @@ pub(crate) enum What {
 pub(crate) type Next<'a> = (usize, Encoded<'a>);
 
 /// An encoded result, or the reason why there is none.
-pub(crate) type Encoded<'a> = Result<Cow<'a, [u8]>, Arc<Failure>>;
+pub(crate) type Encoded<'a> = Result<Arrived<'a>, Arc<Failure>>;
 
 impl Outcomes {
     pub(crate) fn failed(first: usize, count: usize, failure: Arc<Failure>) -> Outcomes {
@@ -130,7 +129,7 @@ impl Outcomes {
         match &self.what {
             What::Replies(frames) => {
                 for (index, (tag, bytes)) in (self.first..).zip(frames.iter()) {
-                    each(index, read((tag, Cow::Borrowed(bytes))));
+                    each(index, read((tag, bytes.into())));
                 }
             }
             What::Failed { count, failure } => {
@@ -144,7 +143,7 @@ impl Outcomes {
 
 /// What a worker has replied to one input.
 #[inline]
-fn read((tag, bytes): (Tag, Cow<'_, [u8]>)) -> Encoded<'_> {
+fn read((tag, bytes): (Tag, Arrived<'_>)) -> Encoded<'_> {
     match tag {
         Tag::Value => Ok(bytes),
         Tag::Fault => Err(Arc::new(read_fault(&bytes))),

@@ -363,6 +363,6 @@ fn encode<T: Task>(args: T::Args) -> Result<(u32, Vec<u8>), Error> {
     let mut bytes = Vec::new();
     let tail = T::encode_args(args, &mut bytes);
     let tail = tail.map_err(|error| Error::arguments::<T>(error.to_string()))?;
-    bytes.extend(tail.iter().flat_map(|tail| tail.bytes()));
+    bytes.extend_from_slice(tail.as_deref().map_or(&[], |tail| tail));
     Ok((T::number(), bytes))
 }

@@ -106,15 +106,13 @@ pub(crate) fn lend_one<T, P: OneParam<T>, S: Lends<P::Lent>>(
     out: &mut Vec<u8>,
 ) -> Encoded {
     let start = out.len();
-    P::Param::encode_last(input.lent(), out, start)?;
-    Ok(None)
+    P::Param::lend_last(input.lent(), out, start)
 }
 
 /// Appends what is lent as all arguments.
 #[inline]
 pub(crate) fn lend_all<P, S: LendsAll<P>>(input: S, out: &mut Vec<u8>) -> Encoded {
-    input.encode(out)?;
-    Ok(None)
+    input.encode(out)
 }
 
 /// Appends the only argument.

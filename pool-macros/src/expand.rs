@@ -318,7 +318,7 @@ fn codec(private: &Private, params: &[Travel<'_>], output: Option<&Travel<'_>>) 
         }
 
         fn decode_output(
-            __pool_task_bytes: ::std::borrow::Cow<'_, [::core::primitive::u8]>,
+            __pool_task_bytes: #private::Arrived<'_>,
         ) -> ::core::result::Result<Self::Output, #private::CodecError> {
             #decode
         }
@@ -381,7 +381,9 @@ fn run(
     let result = quote!(#call(#(#passed),*));
     let encode = match output {
         None => quote! {
-            #private::encode::<()>(&#result, __pool_task_output).map_err(#private::RunError::Encode)
+            #private::encode::<()>(&#result, __pool_task_output)
+                .map(|()| ::core::option::Option::None)
+                .map_err(#private::RunError::Encode)
         },
         Some(output) => output.encode_output(&private.at(output.span()), &result),
     };
@@ -389,7 +391,7 @@ fn run(
         fn __pool_task_run(
             __pool_task_input: #private::Input<'_>,
             __pool_task_output: &mut ::std::vec::Vec<::core::primitive::u8>,
-        ) -> ::core::result::Result<(), #private::RunError> {
+        ) -> ::core::result::Result<::core::option::Option<#private::Buffer>, #private::RunError> {
             #read
             #encode
         }

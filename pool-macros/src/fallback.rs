@@ -61,7 +61,7 @@ pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> To
                 }
 
                 fn decode_output(
-                    _: ::std::borrow::Cow<'_, [::core::primitive::u8]>,
+                    _: #private::Arrived<'_>,
                 ) -> ::core::result::Result<Self::Output, #private::CodecError> {
                     loop {}
                 }

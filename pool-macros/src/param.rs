@@ -194,21 +194,23 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// The call that writes a whole result, a `Result`.
+    /// The call that writes a whole result, a `Result`: of a long block, if it is given back.
     pub(crate) fn encode_output(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         let [encode, ..] = self.functions();
         match self.kind {
             Kind::Block(elem, Form::Array) => quote_spanned!(span=> {
                 #private::encode_output_array::<#elem>(&#value, __pool_task_output);
-                ::core::result::Result::Ok(())
+                ::core::result::Result::Ok(::core::option::Option::None)
             }),
             Kind::Block(elem, _) => quote_spanned!(span=> {
-                #private::encode_output_block::<#elem>(#value, __pool_task_output);
-                ::core::result::Result::Ok(())
+                ::core::result::Result::Ok(
+                    #private::encode_output_block::<#elem>(#value, __pool_task_output)
+                )
             }),
             _ => quote_spanned!(span=>
                 #private::#encode::<#ty>(&#value, __pool_task_output)
+                    .map(|()| ::core::option::Option::None)
                     .map_err(#private::RunError::Encode)
             ),
         }

@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::{Deserialize, DeserializeOwned};
 
 use crate::attach::Attached;
+use crate::buffer::{Arrived, Buffer};
 use crate::copy;
 use crate::decode as decoding;
 use crate::encode as encoding;
@@ -122,53 +123,59 @@ pub fn give_last_block<P: Primitive>(
 ) -> Option<Tail> {
     if size_of_val(block.as_ref()) > FRAME_MAX {
         pad(block.as_ref(), out, start);
-        return Some(Tail(Arc::new(Block(block.into()))));
+        return Some(Tail::from(Buffer::from(block.into())));
     }
     encode_last_block(block.as_ref(), out, start);
     None
 }
 
+/// The same of one that is lent: a long one is copied.
+#[inline]
+pub fn lend_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usize) -> Option<Tail> {
+    if size_of_val(block) > FRAME_MAX {
+        return give_last_block(copied::<P>(bytemuck::cast_slice(block)), out, start);
+    }
+    encode_last_block(block, out, start);
+    None
+}
+
 /// What follows an encoded input, in a buffer of its own.
-#[derive(Clone)]
-pub struct Tail(Arc<dyn AsRef<[u8]> + Send + Sync>);
+#[derive(Clone, Debug)]
+pub struct Tail(Arc<Buffer>);
 
-struct Block<P>(Vec<P>);
-
-impl<P: Primitive> AsRef<[u8]> for Block<P> {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
+impl From<Buffer> for Tail {
+    fn from(buffer: Buffer) -> Tail {
+        Tail(Arc::new(buffer))
     }
 }
 
-impl From<Vec<u8>> for Tail {
-    fn from(bytes: Vec<u8>) -> Tail {
-        Tail(Arc::new(bytes))
+impl Deref for Tail {
+    type Target = Buffer;
+
+    #[inline]
+    fn deref(&self) -> &Buffer {
+        &self.0
     }
 }
 
 impl Tail {
-    /// Its bytes.
-    #[inline]
-    pub fn bytes(&self) -> &[u8] {
-        (*self.0).as_ref()
+    /// The buffer; if others have it too, a copy of it.
+    pub(crate) fn into_buffer(self) -> Buffer {
+        Arc::try_unwrap(self.0).unwrap_or_else(|shared| Buffer::from(shared.to_vec()))
     }
 }
 
-impl fmt::Debug for Tail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Tail").field(&self.bytes().len()).finish()
-    }
-}
-
-/// Writes a block that is a whole result. A long byte string is not copied.
+/// Appends a block that is a whole result. A long one is given back instead.
 #[inline]
-pub fn encode_output_block<P: Primitive>(block: impl Into<Vec<P>> + AsRef<[P]>, out: &mut Vec<u8>) {
-    if size_of_val(block.as_ref()) <= FRAME_MAX || align_of::<P>() > 1 || !out.is_empty() {
-        copy::reserve(out, size_of_val(block.as_ref()));
-        out.extend_from_slice(bytemuck::cast_slice(block.as_ref()));
-    } else {
-        *out = into_vec(block.into());
+pub fn encode_output_block<P: Primitive>(
+    block: impl Into<Vec<P>> + AsRef<[P]>,
+    out: &mut Vec<u8>,
+) -> Option<Buffer> {
+    if size_of_val(block.as_ref()) > FRAME_MAX {
+        return Some(Buffer::from(block.into()));
     }
+    encode_output_array(block.as_ref(), out);
+    None
 }
 
 /// The same of an array.
@@ -177,28 +184,24 @@ pub fn encode_output_array<P: Primitive>(block: &[P], out: &mut Vec<u8>) {
     out.extend_from_slice(bytemuck::cast_slice(block));
 }
 
-/// The same bytes in another kind of vector, without a copy where they need no other alignment.
-#[inline]
-fn into_vec<P: Primitive, Q: Primitive>(from: Vec<P>) -> Vec<Q> {
-    bytemuck::try_cast_vec(from).unwrap_or_else(|(_, from)| copied(bytemuck::cast_slice(&from)))
-}
-
 /// Numbers of these bytes, wherever they lie.
 #[inline]
-fn copied<P: Primitive>(bytes: &[u8]) -> Vec<P> {
-    if bytes.len() >= copy::HUGE_MIN {
-        return copy::to_large(bytes);
+pub(crate) fn copied<P: Primitive>(bytes: &[u8]) -> Vec<P> {
+    let mut large = Buffer::aligned(align_of::<P>().ilog2());
+    if bytes.len() < copy::HUGE_MIN || !large.reserve(bytes.len()) {
+        return bytemuck::pod_collect_to_vec(bytes);
     }
-    bytemuck::pod_collect_to_vec(bytes)
+    large.append(bytes);
+    large.into_vec()
 }
 
 /// Decodes a whole result that is a block.
 #[inline]
-pub fn decode_output_block<P: Primitive>(bytes: Cow<'_, [u8]>) -> Result<Vec<P>, CodecError> {
+pub fn decode_output_block<P: Primitive>(bytes: Arrived<'_>) -> Result<Vec<P>, CodecError> {
     whole::<P>(&bytes)?;
     Ok(match bytes {
-        Cow::Owned(bytes) => into_vec(bytes),
-        Cow::Borrowed(bytes) => copied(bytes),
+        Arrived::Own(buffer) => buffer.into_vec(),
+        Arrived::Lent(bytes) => copied(bytes),
     })
 }
 
@@ -250,7 +253,7 @@ pub(crate) enum Rest<'a> {
     /// Where they arrived.
     Shared(&'a [u8]),
     /// In a buffer of this process. Whoever takes it away leaves none for the next.
-    Buffer(&'a mut Vec<u8>),
+    Buffer(&'a mut Buffer),
 }
 
 impl<'a> Input<'a> {
@@ -271,11 +274,13 @@ impl<'a> Input<'a> {
     #[inline]
     pub fn into_block<P: Primitive>(self) -> Result<Vec<P>, CodecError> {
         match self {
-            // Only a byte string takes the buffer with it.
             Input {
                 bound: None,
-                rest: Rest::Buffer(bytes),
-            } if align_of::<P>() == 1 => Ok(into_vec(mem::take(bytes))),
+                rest: Rest::Buffer(buffer),
+            } => {
+                whole::<P>(buffer)?;
+                Ok(mem::take(buffer).into_vec())
+            }
             input => Ok(Reader::new(&input).take_last_block()?.into_owned()),
         }
     }

@@ -6,8 +6,6 @@
 
 use std::ptr;
 
-use bytemuck::Pod;
-
 /// Smaller pieces are copied as usual.
 const STREAM_MIN: usize = 4096;
 
@@ -68,67 +66,40 @@ unsafe fn stream(from: *const u8, to: *mut u8, len: usize) {
     unsafe { ptr::copy_nonoverlapping(from, to, len) };
 }
 
-/// Appends bytes to a buffer that will hold more than the caches do: past them.
-pub(crate) fn append_to_large(buffer: &mut Vec<u8>, bytes: &[u8]) {
-    buffer.reserve(bytes.len());
-    let spare = buffer.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-    // SAFETY: there is room for them.
-    unsafe { to_other(bytes.as_ptr(), spare, bytes.len()) };
-    // SAFETY: they were just written.
-    unsafe { buffer.set_len(buffer.len() + bytes.len()) };
-}
-
 /// A buffer of this capacity or more is worth large pages.
 pub(crate) const HUGE_MIN: usize = 4 << 20;
 
-/// Makes room in a buffer, in large pages where that pays: the first touch of a page costs more than the
-/// copy of what is written to it. Gives false if there is no memory.
-pub(crate) fn reserve<T>(buffer: &mut Vec<T>, additional: usize) -> bool {
+/// Makes room in a buffer, in large pages where that pays.
+pub(crate) fn reserve(buffer: &mut Vec<u8>, additional: usize) {
     let before = buffer.capacity();
-    if buffer.try_reserve_exact(additional).is_err() {
-        return false;
+    buffer.reserve_exact(additional);
+    if buffer.capacity() > before {
+        // SAFETY: this memory is the buffer's.
+        unsafe { advise_large(buffer.as_mut_ptr(), buffer.capacity()) };
     }
-    let capacity = buffer.capacity() * size_of::<T>();
-    if buffer.capacity() > before && capacity >= HUGE_MIN {
-        let page = 4096;
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        let skip = start.align_offset(page);
-        let len = (capacity - skip) / page * page;
-        let start = start.wrapping_add(skip);
-        // SAFETY: the range is part of the buffer, in whole pages; advice changes no content.
-        let _ =
-            unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxHugepage) };
-    }
-    true
 }
 
-/// Numbers of these bytes, wherever they lie, in large pages.
-pub(crate) fn to_large<P: Pod>(bytes: &[u8]) -> Vec<P> {
-    let count = bytes.len() / size_of::<P>();
-    let mut numbers = Vec::new();
-    if !reserve(&mut numbers, count) {
-        // Says that there is no memory, as vectors do.
-        numbers.reserve_exact(count);
+/// Asks for large pages, if there are many bytes: the first touch of a page costs more than the copy of what is
+/// written to it.
+///
+/// # Safety
+///
+/// The range is memory of one allocation of this process.
+pub(crate) unsafe fn advise_large(start: *mut u8, len: usize) {
+    if len >= HUGE_MIN {
+        let page = 4096;
+        let skip = start.align_offset(page);
+        let whole = (len - skip) / page * page;
+        let start = start.wrapping_add(skip);
+        // SAFETY: the range is part of the caller's, in whole pages; advice changes no content.
+        let _ =
+            unsafe { rustix::mm::madvise(start.cast(), whole, rustix::mm::Advice::LinuxHugepage) };
     }
-    let len = count * size_of::<P>();
-    let spare = numbers.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-    // SAFETY: there is room for so many, in memory of this vector alone.
-    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), spare, len) };
-    // SAFETY: they were just written, and any bytes are a `P`.
-    unsafe { numbers.set_len(count) };
-    numbers
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn large_blocks_are_copied_whole() {
-        let numbers: Vec<u64> = (0..HUGE_MIN as u64 / 4).collect();
-        let bytes = [&[0], bytemuck::cast_slice(&numbers)].concat();
-        assert_eq!(to_large::<u64>(&bytes[1..]), numbers);
-    }
 
     #[test]
     fn every_length_and_alignment_is_copied_whole() {

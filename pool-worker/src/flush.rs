@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::buffer::Buffer;
 use crate::frames::Tag;
 use crate::ring::Replies;
 
@@ -56,7 +57,7 @@ struct Guard {
 
 struct State {
     /// What is to be replied when all is flushed, and since when.
-    pending: Option<(Tag, Vec<u8>, Instant)>,
+    pending: Option<(Tag, Buffer, Instant)>,
     /// When there was something last.
     active: Instant,
     /// The guard sleeps until it is woken.
@@ -77,28 +78,29 @@ impl Flusher {
 
     /// Flushes, then replies with these bytes, which are given back.
     #[inline]
-    pub(crate) fn reply(&mut self, tag: Tag, bytes: &mut Vec<u8>) {
-        if is_alone() {
+    pub(crate) fn reply(&mut self, tag: Tag, bytes: Buffer) -> Buffer {
+        let bytes = if is_alone() {
             flush_stdout();
-            self.replies.write(tag, bytes);
+            bytes
         } else {
-            self.reply_guarded(tag, bytes);
-        }
+            self.flush_guarded(tag, bytes)
+        };
+        self.replies.write(tag, &bytes);
+        bytes
     }
 
     #[cold]
-    fn reply_guarded(&mut self, tag: Tag, bytes: &mut Vec<u8>) {
+    fn flush_guarded(&mut self, tag: Tag, bytes: Buffer) -> Buffer {
         if self.guard.is_none() {
             self.guard = Guard::start(self.replies.clone());
         }
-        if let Some(guard) = &self.guard {
-            guard.begin(tag, mem::take(bytes));
+        let Some(guard) = &self.guard else {
             flush_stdout();
-            *bytes = guard.end();
-        } else {
-            flush_stdout();
-        }
-        self.replies.write(tag, bytes);
+            return bytes;
+        };
+        guard.begin(tag, bytes);
+        flush_stdout();
+        guard.end()
     }
 }
 
@@ -126,7 +128,7 @@ impl Guard {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, tag: Tag, bytes: Vec<u8>) {
+    fn begin(&self, tag: Tag, bytes: Buffer) {
         let mut state = self.lock();
         let now = Instant::now();
         state.pending = Some((tag, bytes, now));
@@ -137,7 +139,7 @@ impl Guard {
     }
 
     /// All is flushed. Gives the bytes back, unless the guard has replied.
-    fn end(&self) -> Vec<u8> {
+    fn end(&self) -> Buffer {
         let pending = self.lock().pending.take();
         match pending {
             Some((_, bytes, _)) => bytes,
@@ -151,7 +153,7 @@ impl Guard {
     fn watch(&self) {
         let mut state = self.lock();
         loop {
-            let late = |(_, _, since): &mut (Tag, Vec<u8>, Instant)| since.elapsed() > PATIENCE;
+            let late = |(_, _, since): &mut (Tag, Buffer, Instant)| since.elapsed() > PATIENCE;
             if let Some((tag, bytes, _)) = state.pending.take_if(late) {
                 self.replies.write(tag, &bytes);
                 // SAFETY: ends the process without running anything of it: the lock is held for ever.

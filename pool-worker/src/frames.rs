@@ -4,12 +4,12 @@
 //! bytes. That is also how frames lie in the rings, so a whole portion is copied there at once. One that
 //! is longer than [`FRAME_MAX`] stands alone, without the word, so that its buffer can become the value.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
 use crate::attach::{self, Attachment, Collection};
+use crate::buffer::{Arrived, Buffer};
 use crate::codec::Tail;
 
 /// The longest byte string that stands with others, in bytes.
@@ -111,14 +111,16 @@ impl fmt::Debug for Frames {
 
 impl Frames {
     /// One byte string.
-    pub fn alone(tag: Tag, bytes: Vec<u8>) -> Frames {
+    pub fn alone(tag: Tag, bytes: impl Into<Buffer>) -> Frames {
+        let bytes = bytes.into();
         if bytes.len() > FRAME_MAX {
             return Frames {
-                bytes,
-                start: 0,
-                count: 1,
                 alone: Some(tag),
-                extra: None,
+                extra: Some(Box::new(Extra {
+                    tail: Some(bytes.into()),
+                    ..Extra::default()
+                })),
+                ..Frames::many(Vec::new(), 1)
             };
         }
         let mut framed = Vec::with_capacity(WORD + bytes.len());
@@ -276,7 +278,7 @@ impl Frames {
 
     fn tail(&self) -> &[u8] {
         let tail = self.extra.as_ref().and_then(|extra| extra.tail.as_ref());
-        tail.map_or(&[], Tail::bytes)
+        tail.map_or(&[], |tail| tail)
     }
 
     /// Takes the first `front` away, as frames of their own.
@@ -317,25 +319,28 @@ impl Frames {
 
     /// Takes the first byte string away, and shows it.
     #[inline]
-    pub fn pop(&mut self) -> Option<(Tag, Cow<'_, [u8]>)> {
+    pub fn pop(&mut self) -> Option<(Tag, Arrived<'_>)> {
         self.count = self.count.checked_sub(1)?;
         if let Some(tag) = self.alone {
-            return Some((tag, Cow::Owned(self.take_alone())));
+            return Some((tag, Arrived::Own(self.take_alone())));
         }
         let (tag, frame, rest) = first(&self.bytes[self.start..])?;
         self.start = self.bytes.len() - rest.len();
-        Some((tag, Cow::Borrowed(frame)))
+        Some((tag, Arrived::Lent(frame)))
     }
 
     /// The byte string that stands alone; its buffer, if there is nothing else in it.
-    fn take_alone(&mut self) -> Vec<u8> {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.drain(..self.start);
+    fn take_alone(&mut self) -> Buffer {
+        let mut front = std::mem::take(&mut self.bytes);
+        front.drain(..self.start);
         self.start = 0;
-        if let Some(tail) = self.extra.as_mut().and_then(|extra| extra.tail.take()) {
-            bytes.extend_from_slice(tail.bytes());
+        match self.extra.as_mut().and_then(|extra| extra.tail.take()) {
+            Some(tail) if front.is_empty() => tail.into_buffer(),
+            tail => {
+                front.extend_from_slice(tail.as_deref().map_or(&[], |tail| tail));
+                front.into()
+            }
         }
-        bytes
     }
 
     /// How many at the front take no more than `max_bytes` together, up to `most`; but at least one.
@@ -353,10 +358,14 @@ impl Frames {
         fit.unwrap_or(most).clamp(1, most)
     }
 
-    /// The byte strings, in order, but for the tail of one that stands alone: so of results, not of inputs.
+    /// The byte strings, in order. Of one that has a tail, only that or what is before it: so of results, not of inputs.
     pub fn iter(&self) -> Iter<'_> {
+        let rest = match self.rest() {
+            [] => self.tail(),
+            rest => rest,
+        };
         Iter {
-            rest: self.rest(),
+            rest,
             alone: self.alone,
             count: self.count,
         }
@@ -380,6 +389,13 @@ impl Frames {
     /// The two parts of a byte string that stands alone.
     pub(crate) fn as_alone(&self) -> [&[u8]; 2] {
         [self.rest(), self.tail()]
+    }
+
+    /// For numbers of which alignment it is, if it stands alone: a power of two.
+    pub(crate) fn align_log2(&self) -> u32 {
+        let tail = self.extra.as_ref().and_then(|extra| extra.tail.as_ref());
+        tail.filter(|_| self.rest().is_empty())
+            .map_or(0, |tail| tail.align_log2())
     }
 }
 
@@ -499,8 +515,11 @@ mod tests {
             assert_eq!(strings(&frames), [b"more"]);
         }
         let mut alone = Frames::alone(Tag::Fault, long.clone());
-        assert_eq!(alone.pop(), Some((Tag::Fault, Cow::Owned(long))));
-        assert_eq!(alone.pop(), None);
+        assert_eq!(strings(&alone), [&long[..]]);
+        let (tag, whole) = alone.pop().expect("it is there");
+        assert_eq!((tag, &*whole), (Tag::Fault, &*long));
+        assert!(matches!(whole, Arrived::Own(_)));
+        assert!(alone.pop().is_none());
     }
 
     #[test]
@@ -509,13 +528,13 @@ mod tests {
         push(&mut frames, b"one");
         let pushed = frames.push(|out| {
             out.extend_from_slice(b"head ");
-            Ok::<_, ()>(Some(b"and tail".to_vec().into()))
+            Ok::<_, ()>(Some(Buffer::from(b"and tail".to_vec()).into()))
         });
         let mut alone = pushed.unwrap().expect("a tail makes it stand alone");
         assert_eq!(alone.size(), 13);
         assert_eq!(alone.as_alone(), [&b"head "[..], b"and tail"]);
-        let whole = Cow::Owned(b"head and tail".to_vec());
-        assert_eq!(alone.pop(), Some((Tag::Value, whole)));
+        let (tag, whole) = alone.pop().expect("it is there");
+        assert_eq!((tag, &*whole), (Tag::Value, &b"head and tail"[..]));
         assert_eq!(frames.count(), 1);
     }
 

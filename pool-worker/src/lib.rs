@@ -23,6 +23,7 @@ compile_error!(
 
 mod attach;
 mod bell;
+mod buffer;
 mod clock;
 mod codec;
 mod contain;
@@ -59,11 +60,12 @@ mod zygote;
 
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
+pub use buffer::{Arrived, Buffer};
 pub use clock::now;
 pub use codec::{
     CodecError, Input, Kept, Primitive, Reader, Tail, array, decode, decode_msgpack,
     decode_output_block, encode, encode_block, encode_last_block, encode_msgpack,
-    encode_output_array, encode_output_block, give_last_block,
+    encode_output_array, encode_output_block, give_last_block, lend_last_block,
 };
 pub use decode::{STACK_DEFAULT, with_stack};
 pub use exit::Exit;

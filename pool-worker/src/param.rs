@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::codec::{
     CodecError, Primitive, Tail, encode, encode_block, encode_last_block, encode_msgpack,
-    give_last_block,
+    give_last_block, lend_last_block,
 };
 
 /// How one parameter travels.
@@ -29,16 +29,21 @@ pub trait Param {
     /// If it can't be encoded.
     fn encode(lent: &Self::Lent, out: &mut Vec<u8>, start: usize) -> Result<(), CodecError>;
 
-    /// The same, where nothing comes behind it.
+    /// The same, where nothing comes behind it. A long block is given back, to follow what was appended.
     ///
     /// # Errors
     ///
     /// As [`encode`](Param::encode).
-    fn encode_last(lent: &Self::Lent, out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
-        Self::encode(lent, out, start)
+    fn lend_last(
+        lent: &Self::Lent,
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<Option<Tail>, CodecError> {
+        Self::encode(lent, out, start)?;
+        Ok(None)
     }
 
-    /// The same of a value that was given away. A long block is given back, to follow what was appended.
+    /// The same of a value that was given away.
     ///
     /// # Errors
     ///
@@ -48,8 +53,7 @@ pub trait Param {
         out: &mut Vec<u8>,
         start: usize,
     ) -> Result<Option<Tail>, CodecError> {
-        Self::encode_last(owned.borrow(), out, start)?;
-        Ok(None)
+        Self::lend_last(owned.borrow(), out, start)
     }
 }
 
@@ -144,9 +148,8 @@ where
     }
 
     #[inline]
-    fn encode_last(lent: &[P], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
-        encode_last_block(lent, out, start);
-        Ok(())
+    fn lend_last(lent: &[P], out: &mut Vec<u8>, start: usize) -> Result<Option<Tail>, CodecError> {
+        Ok(lend_last_block(lent, out, start))
     }
 
     #[inline]
@@ -165,9 +168,13 @@ impl<P: Primitive, const N: usize> Param for Array<[P; N]> {
     }
 
     #[inline]
-    fn encode_last(lent: &[P; N], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
+    fn lend_last(
+        lent: &[P; N],
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<Option<Tail>, CodecError> {
         encode_last_block(lent, out, start);
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -196,9 +203,9 @@ impl<S: Borrow<B> + ?Sized, B: ?Sized> Lends<B> for &S {
     label = "a tuple of references is expected, one for each argument that is open"
 )]
 pub trait LendsAll<Params> {
-    /// Encodes all of them.
+    /// Encodes all of them. A long block at their end is given back, to follow what was appended.
     #[doc(hidden)]
-    fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode(&self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
 }
 
 /// A tuple of values that has what all parameters need.
@@ -260,10 +267,10 @@ macro_rules! whole {
             $last_s: Lends<$last_p::Lent>,
         {
             #[inline]
-            fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+            fn encode(&self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError> {
                 let start = out.len();
                 $($p::encode(self.$at.lent(), out, start)?;)*
-                $last_p::encode_last(self.$last.lent(), out, start)
+                $last_p::lend_last(self.$last.lent(), out, start)
             }
         }
 
@@ -275,10 +282,10 @@ macro_rules! whole {
             $last_s: Borrow<$last_p::Lent>,
         {
             #[inline]
-            fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+            fn encode(&self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError> {
                 let start = out.len();
                 $($p::encode(self.$at.borrow(), out, start)?;)*
-                $last_p::encode_last(self.$last.borrow(), out, start)
+                $last_p::lend_last(self.$last.borrow(), out, start)
             }
         }
 
@@ -377,15 +384,15 @@ every_length! {
 
 #[diagnostic::do_not_recommend]
 impl LendsAll<()> for () {
-    fn encode(&self, _: &mut Vec<u8>) -> Result<(), CodecError> {
-        Ok(())
+    fn encode(&self, _: &mut Vec<u8>) -> Result<Option<Tail>, CodecError> {
+        Ok(None)
     }
 }
 
 #[diagnostic::do_not_recommend]
 impl LendsAll<()> for &() {
-    fn encode(&self, _: &mut Vec<u8>) -> Result<(), CodecError> {
-        Ok(())
+    fn encode(&self, _: &mut Vec<u8>) -> Result<Option<Tail>, CodecError> {
+        Ok(None)
     }
 }
 

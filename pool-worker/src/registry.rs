@@ -4,10 +4,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::buffer::Buffer;
 use crate::codec::{CodecError, Input};
 
-/// The function that `#[pool_task]` emits for the worker: decode, call, encode.
-pub type Run = fn(Input<'_>, &mut Vec<u8>) -> Result<(), RunError>;
+/// The function that `#[pool_task]` emits for the worker: decode, call, encode. The result is appended; or given back, if
+/// it is a long block.
+pub type Run = fn(Input<'_>, &mut Vec<u8>) -> Result<Option<Buffer>, RunError>;
 
 /// Why a task gave no result, other than by a panic.
 #[derive(Debug, Clone)]
@@ -75,8 +77,12 @@ impl Registration {
         self.name
     }
 
-    /// Runs the function on encoded arguments and appends the encoded result.
-    pub(crate) fn run(&self, args: Input<'_>, out: &mut Vec<u8>) -> Result<(), RunError> {
+    /// Runs the function on encoded arguments.
+    pub(crate) fn run(
+        &self,
+        args: Input<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Buffer>, RunError> {
         (self.run)(args, out)
     }
 }

@@ -32,8 +32,8 @@
 //! the reply *stands*, and the parent will read it even if the worker dies at the next instruction. It
 //! writes no input's reply before its own, and begins no input before the reply to the last one stands.
 //! So when the worker is dead and all replies are read, what was begun and has no reply is the one input
-//! that it died in. A reply too long for one frame is announced by its length (`LONG`) and comes in pieces,
-//! the last of which is an ordinary frame. The parent copies what stands, and only then reads the copy.
+//! that it died in. A reply too long for one frame is announced by its length and alignment (`LONG`) and comes in
+//! pieces, the last of which is an ordinary frame. The parent copies what stands, and only then reads the copy.
 //!
 //! # Sleeping
 //!
@@ -162,7 +162,9 @@ mod asleep {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Head {
-    kind: u32,
+    kind: u16,
+    /// Of an input that stands alone: for numbers of which alignment, as a power of two.
+    align_log2: u16,
     task: u32,
     generation: u32,
     count: u32,
@@ -173,10 +175,11 @@ struct Head {
 
 impl Head {
     /// Of a record about an attachment.
-    fn about(kind: u32, id: u64, total: u64) -> Head {
+    fn about(kind: u16, id: u64, total: u64) -> Head {
         let ((high, count), (task, generation)) = (split(id), split(total));
         Head {
             kind,
+            align_log2: 0,
             task,
             generation,
             count,
@@ -202,32 +205,35 @@ const HEAD: usize = size_of::<Head>();
 
 mod kind {
     /// Nothing, up to the end of the ring.
-    pub(super) const SKIP: u32 = 0;
+    pub(super) const SKIP: u16 = 0;
     /// Inputs to run.
-    pub(super) const RUN: u32 = 1;
+    pub(super) const RUN: u16 = 1;
     /// The same, but they have a time limit: say when each begins.
-    pub(super) const RUN_LIMITED: u32 = 2;
+    pub(super) const RUN_LIMITED: u16 = 2;
     /// The same as `RUN` and `RUN_LIMITED`, for one input that stands alone; `count` and `high` say how many
     /// bytes of it came before, in pieces.
-    pub(super) const RUN_ALONE: u32 = 3;
-    pub(super) const RUN_ALONE_LIMITED: u32 = 4;
+    pub(super) const RUN_ALONE: u16 = 3;
+    pub(super) const RUN_ALONE_LIMITED: u16 = 4;
     /// A part of such an input; in addition `generation` and `task` say how many bytes it has in all.
-    pub(super) const PIECE: u32 = 5;
+    pub(super) const PIECE: u16 = 5;
     /// Nothing comes any more.
-    pub(super) const EXIT: u32 = 6;
+    pub(super) const EXIT: u16 = 6;
     /// An attachment, of which `count` and `high` are the id: its bytes, or only their number, in `generation` and
     /// `task`, if they come as a descriptor over the socket.
-    pub(super) const ATTACH: u32 = 7;
-    pub(super) const ATTACH_LONG: u32 = 8;
+    pub(super) const ATTACH: u16 = 7;
+    pub(super) const ATTACH_LONG: u16 = 8;
     /// Nobody holds that attachment any more.
-    pub(super) const DETACH: u32 = 9;
+    pub(super) const DETACH: u16 = 9;
     /// The inputs of the runs that follow have the arguments in that attachment in front of their own; or none, if it
     /// is 0.
-    pub(super) const BIND: u32 = 10;
+    pub(super) const BIND: u16 = 10;
 }
 
 /// The length of a piece, in bytes: several fit the ring, so that one side writes while the other reads.
 const PIECE_LEN: usize = if cfg!(pool_shuttle) { 32 } else { 32 * 1024 };
+
+/// The word that announces a long reply: its length, and above that the power of two that is its alignment.
+const ANNOUNCED_ALIGN_AT: u32 = 56;
 
 /// A shorter one is not worth writing because the end of the ring is near.
 const PIECE_MIN: usize = PIECE_LEN / 8;

@@ -18,6 +18,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 
 use crate::attach::{self, Attached};
 use crate::bell::Bell;
+use crate::buffer::Buffer;
 use crate::clock;
 use crate::codec::{Input, Rest};
 use crate::contain;
@@ -179,7 +180,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         if let Some((voice, replies)) = &aborting {
             let fault = Fault::Panicked(panic);
             if INITIALIZED.get().is_some() {
-                replies.write(Tag::Fault, &fault.to_bytes());
+                replies.write(Tag::Fault, &fault.to_bytes().into());
             } else {
                 replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX));
                 let _ = voice.announce();
@@ -202,7 +203,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             }
             let bytes = args.as_ref().map_or(&[][..], Constant::bytes);
             let input = Input::new(Rest::Shared(bytes), None);
-            let result = find(task).and_then(|task| call_task(task, input, &mut Vec::new()));
+            let result = call_for_effect(task, input);
             drop(args);
             end_if_copy_of(this);
             flush_stdout_in_time();
@@ -224,6 +225,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             lineage: this,
             tells_memory: introduction.tells_memory,
             result: Vec::new(),
+            large: None,
             pace: Pace::default(),
             bound: (0, Ok(None)),
             forgotten: Vec::new(),
@@ -289,9 +291,8 @@ impl Worker {
                 Request::Bind(id) => runner.bind(id),
                 Request::Exit => return,
             }
-            if runner.result.capacity() > KEEP {
-                requests.recycle(&mut runner.result);
-                runner.result = Vec::new();
+            if let Some(buffer) = runner.large.take() {
+                requests.recycle(buffer);
             }
         }
     }
@@ -318,18 +319,23 @@ pub(crate) fn find(number: u32) -> Result<&'static Registration, Fault> {
     }
 }
 
-/// Runs a task and appends its encoded result to `out`.
+/// Runs a task, and appends its encoded result to `out`; or gives it back, if it is a long block.
 pub(crate) fn call_task(
     task: &Registration,
     args: Input<'_>,
     out: &mut Vec<u8>,
-) -> Result<(), Fault> {
+) -> Result<Option<Buffer>, Fault> {
     match unwind::catch(|| task.run(args, out)) {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(block)) => Ok(block),
         Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
         Ok(Err(RunError::Encode(error))) => Err(Fault::Encode(error.to_string())),
         Err(panic) => Err(Fault::Panicked(panic)),
     }
+}
+
+/// Runs a task whose result nobody wants.
+pub(crate) fn call_for_effect(task: u32, args: Input<'_>) -> Result<(), Fault> {
+    call_task(find(task)?, args, &mut Vec::new()).map(drop)
 }
 
 /// Runs a task in this process, whether it is a worker or not: its encoded result.
@@ -337,11 +343,11 @@ pub(crate) fn call_task(
 /// # Errors
 ///
 /// What went wrong, as a worker would tell it. (Of a panic the message only, for the hook is not ours.)
-pub fn run_here(task: u32, args: &[u8]) -> Result<Vec<u8>, Fault> {
+pub fn run_here(task: u32, args: &[u8]) -> Result<Buffer, Fault> {
     let mut result = Vec::new();
     let input = Input::new(Rest::Shared(args), None);
-    call_task(find(task)?, input, &mut result)?;
-    Ok(result)
+    let block = call_task(find(task)?, input, &mut result)?;
+    Ok(block.unwrap_or(result.into()))
 }
 
 /// What the inputs of a portion have in common.
@@ -358,6 +364,8 @@ struct Runner {
     lineage: u32,
     tells_memory: bool,
     result: Vec<u8>,
+    /// What a long reply was in.
+    large: Option<Buffer>,
     pace: Pace,
     /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
     bound: (u64, Result<Option<Rc<Attached>>, String>),
@@ -419,9 +427,16 @@ impl Runner {
             let memory = resident::of_this_process().unwrap_or_default();
             self.flusher.replies().set_memory(memory);
         }
-        match outcome {
-            Ok(()) => self.flusher.reply(Tag::Value, &mut self.result),
-            Err(fault) => self.flusher.reply(Tag::Fault, &mut fault.to_bytes()),
+        let (tag, reply) = match outcome {
+            Ok(Some(block)) => (Tag::Value, block),
+            Ok(None) => (Tag::Value, mem::take(&mut self.result).into()),
+            Err(fault) => (Tag::Fault, fault.to_bytes().into()),
+        };
+        let reply = self.flusher.reply(tag, reply);
+        if reply.capacity() > KEEP {
+            self.large = Some(reply);
+        } else {
+            self.result = reply.into_vec();
         }
         self.pace.count(self.flusher.replies());
         true
@@ -432,7 +447,7 @@ impl Runner {
         let replies = self.flusher.replies();
         if replies.begin(terms.generation) {
             let why = format!("the worker has no memory for {len} bytes of arguments");
-            replies.write(Tag::Fault, &Fault::Decode(why).to_bytes());
+            replies.write(Tag::Fault, &Fault::Decode(why).to_bytes().into());
         }
     }
 

@@ -1,8 +1,8 @@
 //! What makes a function callable in another process: the trait that `#[pool_task]` implements.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::buffer::Arrived;
 use crate::codec::{CodecError, Tail};
 
 /// A function that a pool can run in another process.
@@ -52,5 +52,5 @@ pub trait Task: Copy + Send + Sync + 'static {
 
     /// Decodes what the worker sent back.
     #[doc(hidden)]
-    fn decode_output(bytes: Cow<'_, [u8]>) -> Result<Self::Output, CodecError>;
+    fn decode_output(bytes: Arrived<'_>) -> Result<Self::Output, CodecError>;
 }

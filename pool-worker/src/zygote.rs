@@ -56,7 +56,7 @@ use crate::memory::{Constant, Memory};
 use crate::process::Process;
 use crate::scarce::{no, no_process};
 use crate::serve::{
-    NO_PARENT, call_task, end_if_copy_of, end_with, find, open_standard_streams, set_signals,
+    NO_PARENT, call_for_effect, end_if_copy_of, end_with, open_standard_streams, set_signals,
 };
 use crate::unwind;
 
@@ -443,7 +443,7 @@ fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refu
     let this = lineage();
     let bytes = args.as_ref().map_or(&[][..], Constant::bytes);
     let input = Input::new(Rest::Shared(bytes), None);
-    let result = find(task).and_then(|task| call_task(task, input, &mut Vec::new()));
+    let result = call_for_effect(task, input);
     end_if_copy_of(this);
     drop(args);
     result.map_err(Refusal::Fault)?;

@@ -60,7 +60,7 @@ impl Memory {
             found
         };
         for Portion { first, mut inputs } in pending.into_iter().rev() {
-            let all = std::iter::from_fn(|| inputs.pop().map(|(_, input)| input.into_owned()));
+            let all = std::iter::from_fn(|| inputs.pop().map(|(_, input)| input.to_vec()));
             let inputs: Vec<Vec<u8>> = all.collect();
             for (at, input) in inputs.iter().enumerate().rev() {
                 let reply = match pool_worker::run_here(task, input) {

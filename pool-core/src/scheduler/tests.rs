@@ -158,7 +158,7 @@ impl World {
     fn deliver(&mut self, job: JobId, outcomes: &Outcomes) {
         assert!(!self.forgotten.contains(&job), "an outcome after the last");
         outcomes.for_each(|index, outcome| {
-            let outcome = outcome.map(|bytes| bytes.into_owned());
+            let outcome = outcome.map(|bytes| bytes.to_vec());
             let before = self.outcomes.insert((job, index), outcome);
             assert!(before.is_none(), "two outcomes for {job:?} {index}");
         });

@@ -64,7 +64,7 @@ fn serve(mut requests: Requests, replies: Replies) -> usize {
                 break;
             }
             ran += 1;
-            replies.write(Tag::Value, input);
+            replies.write(Tag::Value, &input.to_vec().into());
         }
     }
     ran

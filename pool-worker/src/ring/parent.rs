@@ -1,15 +1,17 @@
 //! The parent's end of the rings.
 
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment, Words, asleep, join,
-    kind, record_len, split,
+    ANNOUNCED_ALIGN_AT, Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment,
+    Words, asleep, join, kind, record_len, split,
 };
 use crate::attach::Sent;
+use crate::buffer::{ALIGN_MAX, Buffer};
 use crate::copy;
 use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, Tag, WORD, read_word};
 use crate::futex;
@@ -29,6 +31,7 @@ const UNLOOKED: u64 = if cfg!(pool_shuttle) {
 const _: () =
     assert!(cfg!(pool_shuttle) || REPLIES - (WORD + FRAME_MAX) - UNLOOKED as usize > REPLIES / 2);
 
+const NO_MEMORY: Garbled = Garbled("no memory for its reply");
 const CUT_SHORT: Garbled = Garbled("a reply is cut short");
 const NO_REPLY: Garbled = Garbled("it has written what is no reply");
 const NOT_AS_LONG: Garbled = Garbled("a reply is not as long as was announced");
@@ -87,7 +90,7 @@ pub(crate) struct ParentEnd {
 #[derive(Debug)]
 struct Long {
     /// What there is of it.
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// How much is to come, as was announced.
     missing: u64,
 }
@@ -159,6 +162,7 @@ impl ParentEnd {
             } else {
                 kind::RUN
             },
+            align_log2: 0,
             task,
             generation: self.generation,
             count: (inputs.count() - skip) as u32,
@@ -166,6 +170,7 @@ impl ParentEnd {
             high: 0,
         };
         let Some(mut rest) = inputs.as_framed() else {
+            head.align_log2 = inputs.align_log2() as u16;
             return self.send_alone(head, inputs.as_alone());
         };
         for _ in 0..skip {
@@ -469,7 +474,7 @@ impl ParentEnd {
         replies: &mut VecDeque<Frames>,
     ) -> Result<(), Garbled> {
         let mut bytes = Vec::new();
-        self.copy_out(stand, &mut bytes)?;
+        self.copy_to_vec(stand, &mut bytes)?;
         let (mut at, mut count) = (0, 0);
         while at < bytes.len() {
             let rest = &bytes[at..];
@@ -478,16 +483,18 @@ impl ParentEnd {
             let frame = rest.get(WORD..WORD + len).ok_or(CUT_SHORT)?;
             if tag >= PIECE {
                 let long = frame.first_chunk().filter(|_| tag == LONG);
-                let missing = u64::from_le_bytes(*long.ok_or(NO_REPLY)?);
+                let announced = u64::from_le_bytes(*long.ok_or(NO_REPLY)?);
+                let align_log2 = (announced >> ANNOUNCED_ALIGN_AT) as u32;
+                let missing = announced & ((1 << ANNOUNCED_ALIGN_AT) - 1);
                 // What follows is copied once more, so there may not be many of these in the ring.
-                if missing <= FRAME_MAX as u64 {
+                if missing <= FRAME_MAX as u64 || align_log2 > ALIGN_MAX {
                     return Err(NO_REPLY);
                 }
                 // A length that lies costs address space, and no more than this.
                 let reserved = usize::try_from(missing).map_or(LONG_MAX, |len| len.min(LONG_MAX));
-                let mut bytes = Vec::new();
-                if !copy::reserve(&mut bytes, reserved) {
-                    return Err(Garbled("no memory for its reply"));
+                let mut bytes = Buffer::aligned(align_log2);
+                if !bytes.reserve(reserved) {
+                    return Err(NO_MEMORY);
                 }
                 self.long = Some(Long { bytes, missing });
                 break;
@@ -515,7 +522,7 @@ impl ParentEnd {
         replies: &mut VecDeque<Frames>,
     ) -> Result<(), Garbled> {
         let mut word = Vec::with_capacity(WORD);
-        self.copy_out(WORD.min(stand), &mut word)?;
+        self.copy_to_vec(WORD.min(stand), &mut word)?;
         let (len, tag) = read_word(*word.first_chunk().ok_or(CUT_SHORT)?);
         if tag == LONG {
             return Err(NO_REPLY);
@@ -528,7 +535,12 @@ impl ParentEnd {
             return Err(NO_REPLY);
         };
         long.missing = long.missing.checked_sub(len as u64).ok_or(NOT_AS_LONG)?;
-        self.copy_out(len, &mut long.bytes)?;
+        if !long.bytes.reserve(len) {
+            return Err(NO_MEMORY);
+        }
+        self.copy_out(long.bytes.spare(len));
+        // SAFETY: all of them were just written.
+        unsafe { long.bytes.wrote(len) };
         self.received += len as u64;
         if tag == PIECE {
             self.long = Some(long);
@@ -558,26 +570,31 @@ impl ParentEnd {
     }
 
     /// Appends `len` bytes from `received` on.
-    fn copy_out(&self, len: usize, to: &mut Vec<u8>) -> Result<(), Garbled> {
+    fn copy_to_vec(&self, len: usize, to: &mut Vec<u8>) -> Result<(), Garbled> {
         if to.capacity() - to.len() < len && to.try_reserve(len).is_err() {
-            return Err(Garbled("no memory for its reply"));
+            return Err(NO_MEMORY);
         }
+        self.copy_out(&mut to.spare_capacity_mut()[..len]);
+        // SAFETY: all of them were just written.
+        unsafe { to.set_len(to.len() + len) };
+        Ok(())
+    }
+
+    /// Fills `to` from `received` on.
+    fn copy_out(&self, to: &mut [MaybeUninit<u8>]) {
         let (at, to_end) = self.segment.reply_at(self.received);
+        let (len, target) = (to.len(), to.as_mut_ptr().cast::<u8>());
         let first = len.min(to_end);
-        let target = to.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        // SAFETY: the ring has `first` bytes from `at` on, and the vector room for `len`. A worker may
+        // SAFETY: the ring has `first` bytes from `at` on, and the target room for `len`. A worker may
         // write to them meanwhile, if it breaks the protocol: then the copy holds whatever it holds.
         unsafe { ptr::copy_nonoverlapping(at, target, first) };
         if first < len {
             let (start, _) = self.segment.reply_at(0);
-            // SAFETY: the vector has room for `len`.
+            // SAFETY: the target has room for `len`.
             let behind = unsafe { target.add(first) };
             // SAFETY: as above, for the part at the start of the ring.
             unsafe { ptr::copy_nonoverlapping(start, behind, len - first) };
         }
-        // SAFETY: all of them were just written.
-        unsafe { to.set_len(to.len() + len) };
-        Ok(())
     }
 
     pub(crate) fn told_memory(&self) -> u64 {

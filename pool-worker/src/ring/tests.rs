@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bell::Bell;
+use crate::buffer::{Arrived, Buffer};
 use crate::frames::{self, FRAME_MAX, Frames, LONG, PIECE, Tag, WORD};
 use crate::sync::{Ordering, Shared};
 
@@ -70,7 +71,7 @@ fn serve_one(requests: &mut Requests, replies: &Replies) {
                     let inputs = Frames::read(bytes, count);
                     inputs.map(|(_, input)| input.to_vec()).collect()
                 }
-                Body::Alone(input) => vec![std::mem::take(input)],
+                Body::Alone(input) => vec![std::mem::take(input).into_vec()],
                 Body::TooLong(_) => panic!("there is memory"),
             };
             for mut input in inputs {
@@ -78,7 +79,7 @@ fn serve_one(requests: &mut Requests, replies: &Replies) {
                     break;
                 }
                 input.reverse();
-                replies.write(Tag::Value, &input);
+                replies.write(Tag::Value, &input.into());
             }
         }
         other => panic!("{other:?}"),
@@ -127,8 +128,9 @@ fn what_is_longer_than_the_rings_comes_in_pieces() {
                     panic!("it stands alone");
                 };
                 assert!(replies.begin(run.generation));
+                let mut input = std::mem::take(input).into_vec::<u8>();
                 input.reverse();
-                replies.write(Tag::Value, input);
+                replies.write(Tag::Value, &input.into());
             });
             let mut sent = false;
             let mut all = Vec::new();
@@ -174,7 +176,7 @@ fn a_long_input_that_was_taken_back_is_not_mixed_with_the_next() {
         let Body::Alone(input) = run.body else {
             panic!("it stands alone");
         };
-        assert_eq!(*input, vec![2; FRAME_MAX + 5]);
+        assert_eq!(**input, vec![2; FRAME_MAX + 5]);
         assert!(replies.begin(run.generation));
     });
 }
@@ -289,6 +291,36 @@ fn who_gives_up_sending_waits_for_no_room() {
     }
 }
 
+#[test]
+fn numbers_arrive_in_memory_that_can_become_theirs() {
+    let numbers: Vec<u64> = (0..10_000).collect();
+    let mut ends = ends();
+    let mut inputs = Frames::default();
+    let pushed = inputs.push(|_| Ok::<_, ()>(Some(Buffer::from(numbers.clone()).into())));
+    let inputs = pushed.unwrap().expect("a tail makes it stand alone");
+    assert!(ends.parent.send(portion(&inputs)).unwrap());
+    let Request::Run(run) = ends.requests.next(|| ()) else {
+        panic!("there is one to run");
+    };
+    let Body::Alone(input) = run.body else {
+        panic!("it stands alone");
+    };
+    assert!(ends.replies.begin(run.generation));
+    let at = input.as_ptr();
+    let input = std::mem::take(input).into_vec::<u64>();
+    assert_eq!((input.as_ptr().cast(), &input), (at, &numbers));
+    ends.replies.write(Tag::Value, &input.into());
+    let mut replies = VecDeque::new();
+    ends.parent.receive(&mut replies).unwrap();
+    let (_, reply) = replies[0].pop().expect("there is a reply");
+    let Arrived::Own(reply) = reply else {
+        panic!("it stands alone");
+    };
+    let at = reply.as_ptr();
+    let reply = reply.into_vec::<u64>();
+    assert_eq!((reply.as_ptr().cast(), &reply), (at, &numbers));
+}
+
 /// Wherever a worker dies, what it has begun and not answered is one input at the most.
 #[test]
 fn death_at_each_step_costs_no_more_than_what_was_begun() {
@@ -304,7 +336,8 @@ fn death_at_each_step_costs_no_more_than_what_was_begun() {
                 let begun = ends.replies.begin(run.generation);
                 assert_eq!(begun, step < 6 || ends.parent.progress().begun == 4);
             } else {
-                ends.replies.write(Tag::Value, &texts[step / 2]);
+                let text = texts[step / 2].clone();
+                ends.replies.write(Tag::Value, &text.into());
             }
         }
         let begun = ends.parent.progress().begun as usize;
@@ -334,7 +367,7 @@ fn words_that_lie_are_found_out() {
     ];
     for (what, lie) in lies {
         let mut ends = ends();
-        ends.replies.write(Tag::Value, &[1; 100]);
+        ends.replies.write(Tag::Value, &vec![1_u8; 100].into());
         lie(ends.parent.segment().words());
         let mut replies = VecDeque::new();
         assert!(ends.parent.receive(&mut replies).is_err(), "{what}");
@@ -360,6 +393,8 @@ fn a_long_reply_is_as_long_as_it_says() {
     let (most, rest) = (FRAME_MAX as u64, FRAME_MAX - 1);
     for (announced, is_good) in [
         (2 * most - 1, true),
+        ((2 * most - 1) | 4 << ANNOUNCED_ALIGN_AT, true),
+        ((2 * most - 1) | 5 << ANNOUNCED_ALIGN_AT, false),
         (2 * most - 2, false),
         (2 * most, false),
         (most, false),

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic;
 
 use super::{
-    HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, Words, asleep, join, kind, record_len, split,
+    ANNOUNCED_ALIGN_AT, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, Words, asleep, join,
+    kind, record_len, split,
 };
 use crate::bell::Bell;
+use crate::buffer::Buffer;
 use crate::copy;
 use crate::frames::{self, FRAME_MAX, LONG, PIECE, Tag, WORD};
 use crate::futex;
@@ -59,7 +61,7 @@ pub(crate) enum Body<'a> {
     /// So many frames.
     Many(usize, &'a [u8]),
     /// One input that stands alone, in a buffer that is used again if nobody takes it.
-    Alone(&'a mut Vec<u8>),
+    Alone(&'a mut Buffer),
     /// One input for which there is no memory, of so many bytes.
     TooLong(u64),
 }
@@ -85,7 +87,7 @@ pub(crate) struct Requests {
     /// Behind the record that was given out last.
     next: u64,
     /// An input that comes in pieces.
-    pieces: Vec<u8>,
+    pieces: Buffer,
     /// How much has come of one for which there is no memory.
     dropped: u64,
 }
@@ -135,14 +137,19 @@ impl Requests {
                 kind::PIECE | kind::RUN_ALONE | kind::RUN_ALONE_LIMITED => {
                     let whole = head.before() + body.len() as u64;
                     if head.before() == 0 {
-                        self.pieces.clear();
+                        let align_log2 = head.align_log2.into();
+                        if self.pieces.align_log2() == align_log2 {
+                            self.pieces.clear();
+                        } else {
+                            self.pieces = Buffer::aligned(align_log2);
+                        }
                         self.dropped = 0;
                         let total = if head.kind == kind::PIECE {
                             head.total()
                         } else {
                             whole
                         };
-                        if !copy::reserve(&mut self.pieces, total as usize) {
+                        if !self.pieces.reserve(total as usize) {
                             self.dropped = whole;
                         }
                     } else if self.dropped > 0 && head.before() == self.dropped {
@@ -161,11 +168,10 @@ impl Requests {
                     }
                     // Otherwise what came before was taken back.
                     if head.before() == self.pieces.len() as u64 {
-                        if self.pieces.capacity() >= copy::HUGE_MIN {
-                            copy::append_to_large(&mut self.pieces, body);
-                        } else {
-                            self.pieces.extend_from_slice(body);
+                        if !self.pieces.reserve(body.len()) {
+                            give_up();
                         }
+                        self.pieces.append(body);
                     }
                     if head.kind == kind::PIECE || whole != self.pieces.len() as u64 {
                         continue;
@@ -191,9 +197,9 @@ impl Requests {
     }
 
     /// A buffer to put the next input together in, if there is none.
-    pub(crate) fn recycle(&mut self, buffer: &mut Vec<u8>) {
+    pub(crate) fn recycle(&mut self, buffer: Buffer) {
         if self.pieces.capacity() == 0 && buffer.capacity() <= KEEP_MAX {
-            self.pieces = std::mem::take(buffer);
+            self.pieces = buffer;
         }
     }
 
@@ -277,7 +283,7 @@ impl Replies {
             cpu: 0,
             taken: 0,
             next: 0,
-            pieces: Vec::new(),
+            pieces: Buffer::default(),
             dropped: 0,
         };
         let replies = Replies {
@@ -349,9 +355,11 @@ impl Replies {
 
     /// Writes the reply to the input that was begun last.
     #[inline]
-    pub(crate) fn write(&self, tag: Tag, mut bytes: &[u8]) {
+    pub(crate) fn write(&self, tag: Tag, buffer: &Buffer) {
+        let mut bytes: &[u8] = buffer;
         if bytes.len() > FRAME_MAX {
-            self.put(LONG, &(bytes.len() as u64).to_le_bytes());
+            let align = u64::from(buffer.align_log2()) << ANNOUNCED_ALIGN_AT;
+            self.put(LONG, &(bytes.len() as u64 | align).to_le_bytes());
         }
         while bytes.len() > FRAME_MAX {
             let (piece, rest) = bytes.split_at(PIECE_LEN);

@@ -19,7 +19,7 @@ fn main() {
     assert_eq!(out.len(), 1 + 100 + 1 + 10 + 3);
     assert!(tail.is_none());
     let tail = flip::encode_args((vec![], vec![], vec![2; 100_000]), &mut out).unwrap();
-    assert_eq!(tail.unwrap().bytes().len(), 100_000);
+    assert_eq!(tail.unwrap().len(), 100_000);
     assert_eq!(flip::decode_output([7, 9][..].into()).unwrap(), [7, 9]);
     assert_eq!(flip(vec![1, 2], &[3, 4], &vec![5, 6]), [7, 0]);
 }
