@@ -127,9 +127,9 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         self.bind(|out| arguments.encode(out))
     }
 
-    pub(crate) fn bind<A, P>(
+    pub(crate) fn bind<'a, A, P>(
         self,
-        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<&'a [u8], CodecError>,
     ) -> Call<'p, T, Left<T, A, P>> {
         Call {
             pool: self.pool,
@@ -495,10 +495,10 @@ impl<T: Task, O> Call<'_, T, O> {
     }
 }
 
-/// Adds arguments to those that were bound before.
-fn bind<T: Task>(
+/// Adds arguments to those that were bound before: what is appended, and what that gives.
+fn bind<'a, T: Task>(
     before: Option<Arc<Attachment>>,
-    encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+    encode: impl FnOnce(&mut Vec<u8>) -> Result<&'a [u8], CodecError>,
 ) -> Result<Option<Arc<Attachment>>, Error> {
     let no_memory = |error: io::Error| Error::arguments::<T>(error.to_string());
     let mut holds = Vec::new();
@@ -508,12 +508,12 @@ fn bind<T: Task>(
         bytes.extend_from_slice(&before.bytes().map_err(no_memory)?);
     }
     let (encoded, referred) = pool_worker::collect(|| encode(&mut bytes));
-    encoded.map_err(|error| Error::arguments::<T>(error.to_string()))?;
+    let rest = encoded.map_err(|error| Error::arguments::<T>(error.to_string()))?;
     if bytes.is_empty() {
         return Ok(None);
     }
     holds.extend(referred);
-    let attachment = Attachment::new(&bytes, holds);
+    let attachment = Attachment::of(&[&bytes, rest], holds);
     attachment.map(Some).map_err(no_memory)
 }
 

@@ -73,13 +73,23 @@ impl Attachment {
     ///
     /// If there is no shared memory for them.
     pub fn new(bytes: &[u8], holds: Vec<Arc<Attachment>>) -> io::Result<Arc<Attachment>> {
+        Attachment::of(&[bytes], holds)
+    }
+
+    /// The same of bytes in several parts.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Attachment::new).
+    pub fn of(parts: &[&[u8]], holds: Vec<Arc<Attachment>>) -> io::Result<Arc<Attachment>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let content = if bytes.len() <= SHORT_MAX {
-            Content::Short(Arc::new(Bytes::short(bytes)))
+        let len = parts.iter().map(|part| part.len()).sum();
+        let content = if len <= SHORT_MAX {
+            Content::Short(Arc::new(Bytes::short(&parts.concat())))
         } else {
-            let memory = Constant::create("pool-attachment", bytes);
+            let memory = Constant::create("pool-attachment", parts);
             let memory = memory.map_err(no("shared memory for what tasks have in common"))?;
-            Content::Long(memory, bytes.len())
+            Content::Long(memory, len)
         };
         Ok(Arc::new(Attachment {
             id: NEXT.fetch_add(1, Ordering::Relaxed),

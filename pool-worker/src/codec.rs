@@ -103,6 +103,18 @@ pub fn encode_block<P: Primitive>(
     Ok(())
 }
 
+/// The same, but the numbers are given back, to follow what was appended.
+#[inline]
+pub(crate) fn bind_block<'a, P: Primitive>(
+    block: &'a [P],
+    out: &mut Vec<u8>,
+    start: usize,
+) -> Result<&'a [u8], CodecError> {
+    encode(&block.len(), out)?;
+    pad(block, out, start);
+    Ok(bytemuck::cast_slice(block))
+}
+
 /// Appends a block behind which nothing comes.
 #[inline]
 pub fn encode_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usize) {

@@ -115,7 +115,7 @@ impl Setup {
     pub fn new(task: u32, args: &[u8], held: Vec<Arc<Attachment>>) -> io::Result<Setup> {
         let mut all = Vec::new();
         add_all(&held, &mut all);
-        let made = (!args.is_empty()).then(|| Constant::create("pool-arguments", args));
+        let made = (!args.is_empty()).then(|| Constant::create("pool-arguments", &[args]));
         let made = made.transpose();
         Ok(Setup {
             task,

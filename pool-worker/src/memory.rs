@@ -75,10 +75,13 @@ impl Drop for Memory {
 pub struct Constant(Memory);
 
 impl Constant {
-    /// Makes them, and gives the descriptor by which other processes get them. There must be some.
-    pub(crate) fn create(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
-        let mut file = File::from(unsealed(name, bytes.len())?);
-        file.write_all(bytes)?;
+    /// Makes them of these parts, and gives the descriptor by which other processes get them. There must be some.
+    pub(crate) fn create(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let mut file = File::from(unsealed(name, len)?);
+        for part in parts {
+            file.write_all(part)?;
+        }
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
         Ok(file.into())
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_is_constant_can_be_read_and_not_be_written() {
-        let fd = Constant::create("pool-test", b"some bytes").expect("there is memory");
+        let fd = Constant::create("pool-test", &[b"some ", b"bytes"]).expect("there is memory");
         let one = Constant::open(&fd, 10).expect("there is memory");
         let other = Constant::open(&fd, 10).expect("there is memory");
         assert_eq!(one.bytes(), b"some bytes");

@@ -11,8 +11,8 @@ use std::marker::PhantomData;
 use serde::Serialize;
 
 use crate::codec::{
-    CodecError, Primitive, Tail, encode, encode_block, encode_last_block, encode_msgpack,
-    give_last_block, lend_last_block,
+    CodecError, Primitive, Tail, bind_block, encode, encode_block, encode_last_block,
+    encode_msgpack, give_last_block, lend_last_block,
 };
 
 /// How one parameter travels.
@@ -20,7 +20,7 @@ pub trait Param {
     /// What the caller gives away.
     type Owned: Borrow<Self::Lent>;
     /// What the caller lends.
-    type Lent: ?Sized;
+    type Lent: ?Sized + 'static;
 
     /// Appends what was lent to `out`, of which the input begins at `start`.
     ///
@@ -28,6 +28,20 @@ pub trait Param {
     ///
     /// If it can't be encoded.
     fn encode(lent: &Self::Lent, out: &mut Vec<u8>, start: usize) -> Result<(), CodecError>;
+
+    /// The same of an argument that is bound. Gives what is to follow what was appended, if it need not be copied for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Param::encode).
+    fn bind<'a>(
+        lent: &'a Self::Lent,
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<&'a [u8], CodecError> {
+        Self::encode(lent, out, start)?;
+        Ok(&[])
+    }
 
     /// The same, where nothing comes behind it. A long block is given back, to follow what was appended.
     ///
@@ -87,7 +101,7 @@ markers! {
     Array<A>;
 }
 
-impl<T: Serialize> Param for Plain<T> {
+impl<T: Serialize + 'static> Param for Plain<T> {
     type Owned = T;
     type Lent = T;
 
@@ -97,7 +111,7 @@ impl<T: Serialize> Param for Plain<T> {
     }
 }
 
-impl<U: ToOwned + Serialize + ?Sized> Param for Unsized<U> {
+impl<U: ToOwned + Serialize + ?Sized + 'static> Param for Unsized<U> {
     type Owned = U::Owned;
     type Lent = U;
 
@@ -107,7 +121,7 @@ impl<U: ToOwned + Serialize + ?Sized> Param for Unsized<U> {
     }
 }
 
-impl<T: Serialize> Param for Slice<T> {
+impl<T: Serialize + 'static> Param for Slice<T> {
     type Owned = Vec<T>;
     type Lent = [T];
 
@@ -117,7 +131,7 @@ impl<T: Serialize> Param for Slice<T> {
     }
 }
 
-impl<T: Serialize> Param for Described<T> {
+impl<T: Serialize + 'static> Param for Described<T> {
     type Owned = T;
     type Lent = T;
 
@@ -126,7 +140,7 @@ impl<T: Serialize> Param for Described<T> {
     }
 }
 
-impl<T: Serialize> Param for DescribedSlice<T> {
+impl<T: Serialize + 'static> Param for DescribedSlice<T> {
     type Owned = Vec<T>;
     type Lent = [T];
 
@@ -145,6 +159,10 @@ where
     #[inline]
     fn encode(lent: &[P], out: &mut Vec<u8>, start: usize) -> Result<(), CodecError> {
         encode_block(lent, out, start)
+    }
+
+    fn bind<'a>(lent: &'a [P], out: &mut Vec<u8>, start: usize) -> Result<&'a [u8], CodecError> {
+        bind_block(lent, out, start)
     }
 
     #[inline]
@@ -234,9 +252,10 @@ pub trait Binds<Args, Params> {
     #[doc(hidden)]
     type Params;
 
-    /// Appends the arguments to those that were bound before, which is all of `out`.
+    /// Appends the arguments to those that were bound before, which is all of `out`; but for what this gives, which is
+    /// to follow.
     #[doc(hidden)]
-    fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode(&self, out: &mut Vec<u8>) -> Result<&[u8], CodecError>;
 }
 
 /// A tuple of references that lends the first of these arguments.
@@ -251,9 +270,10 @@ pub trait BindsLent<Args, Params> {
     #[doc(hidden)]
     type Params;
 
-    /// Appends the arguments to those that were bound before, which is all of `out`.
+    /// Appends the arguments to those that were bound before, which is all of `out`; but for what this gives, which is
+    /// to follow.
     #[doc(hidden)]
-    fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    fn encode(&self, out: &mut Vec<u8>) -> Result<&[u8], CodecError>;
 }
 
 /// For tuples of one length: the last one is apart, since nothing comes behind it.
@@ -319,9 +339,13 @@ macro_rules! bound {
             type Args = ($($left_s,)*);
             type Params = ($($left_p,)*);
 
-            fn encode(&self, _out: &mut Vec<u8>) -> Result<(), CodecError> {
-                $($p::encode(self.$at.borrow(), _out, 0)?;)*
-                Ok(())
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<&[u8], CodecError> {
+                let mut _rest: &[u8] = &[];
+                $(
+                    _out.extend_from_slice(_rest);
+                    _rest = $p::bind(self.$at.borrow(), _out, 0)?;
+                )*
+                Ok(_rest)
             }
         }
     };
@@ -339,9 +363,13 @@ macro_rules! bound_lent {
             type Args = ($($left_a,)*);
             type Params = ($($left_p,)*);
 
-            fn encode(&self, _out: &mut Vec<u8>) -> Result<(), CodecError> {
-                $($p::encode(self.$at.lent(), _out, 0)?;)*
-                Ok(())
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<&[u8], CodecError> {
+                let mut _rest: &[u8] = &[];
+                $(
+                    _out.extend_from_slice(_rest);
+                    _rest = $p::bind(self.$at.lent(), _out, 0)?;
+                )*
+                Ok(_rest)
             }
         }
     };

@@ -162,7 +162,7 @@ impl Zygote {
         let (birth, number) = Memory::create("pool-birth", size_of::<AtomicU32>())
             .map_err(no("memory for the number of a worker"))?;
         let Preload { task, args } = preload;
-        let given = (!args.is_empty()).then(|| Constant::create("pool-arguments", args));
+        let given = (!args.is_empty()).then(|| Constant::create("pool-arguments", &[args]));
         let given = given
             .transpose()
             .map_err(no("shared memory for the arguments of the preload task"))?;
