@@ -12,11 +12,11 @@ use pool_core::{Pool, Shared, pool_task};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-use crate::Bench;
 use crate::raw::ending_processes;
 use crate::report::{AtLeast, AtMost, Row};
 use crate::tasks::square;
 use crate::tools::{Outcome, field, fresh, side_by_side, time};
+use crate::{Bench, DATA};
 
 /// The modes of this program that measure in a process of their own.
 pub(crate) mod modes {
@@ -45,6 +45,11 @@ pub(crate) fn nothing(x: u64) -> u64 {
 #[pool_task]
 pub(crate) fn at_of_shared(table: Shared<[f64]>, at: u64) -> u64 {
     at ^ table[at as usize & 0xff].to_bits()
+}
+
+#[pool_task]
+pub(crate) fn at_of_shared_bytes(table: Shared<[u8]>, at: u64) -> u64 {
+    at ^ u64::from(table[at as usize & 0xff])
 }
 
 #[pool_task]
@@ -96,6 +101,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     lend(bench)?;
     share(bench)?;
     bind(bench)?;
+    sizes(bench)?;
     blocks(bench)?;
     preload(bench)
 }
@@ -223,6 +229,50 @@ fn bind(bench: &mut Bench) -> Outcome<()> {
         bench
             .report
             .row(row.rival("Python, functools.partial", python, AtLeast(100.0)));
+    }
+    Ok(())
+}
+
+/// A table of several sizes that all tasks read: how it gets to them.
+fn sizes(bench: &mut Bench) -> Outcome<()> {
+    let pool = Pool::with_processes(2)?;
+    let inputs: Vec<u64> = (0..1000).collect();
+    for size in [64 << 10, MIB, 16 * MIB, 64 * MIB] {
+        let table = vec![7_u8; size];
+        // What is sent each time takes seconds.
+        let few = &inputs[..(64 * MIB / size).clamp(4, 1000)];
+        let [bound, shared, sent] = side_by_side(
+            3,
+            [
+                &mut || {
+                    let call = pool.task(at_of_bound).by_ref().partial((&table,));
+                    time(|| call.map(&inputs).map(drop))
+                },
+                &mut || {
+                    time(|| {
+                        let table = Shared::copy_from(&table[..])?;
+                        let call = pool.task(at_of_shared_bytes).partial((table,));
+                        call.by_ref().map(&inputs).map(drop)
+                    })
+                },
+                &mut || {
+                    let pairs = few.iter().map(|at| (&table, at));
+                    time(|| pool.task(at_of_bound).by_ref().starmap(pairs).map(drop))
+                },
+            ],
+        )?;
+        let us = |seconds: f64, tasks: usize| seconds / tasks as f64 * 1e6;
+        for (name, figure) in [
+            ("pool, Shared", Some(us(shared, inputs.len()))),
+            ("pool, partial", Some(us(bound, inputs.len()))),
+            ("pool, sent with each task", Some(us(sent, few.len()))),
+            (
+                "Python, functools.partial",
+                bench.python.at("bound", size).map(|seconds| seconds * 1e6),
+            ),
+        ] {
+            bench.report.point(DATA, name, size as f64, figure);
+        }
     }
     Ok(())
 }

@@ -39,6 +39,7 @@ const THROUGHPUT: &str = "throughput";
 const EFFICIENCY: &str = "efficiency";
 const BANDWIDTH: &str = "bandwidth";
 const START_UP: &str = "start_up";
+const DATA: &str = "data";
 
 /// What round trips are held against, in the table and in the plot.
 const PING: &str = "futex ping-pong";

@@ -1,5 +1,6 @@
 //! The plots, as SVG: bars in groups, and lines; the legend stands beside them, never upon them.
 
+use std::ops::Range;
 use std::path::Path;
 
 use plotters::coord::Shift;
@@ -9,10 +10,14 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::report::{Report, Series};
 use crate::tools::Outcome;
-use crate::{BANDWIDTH, EFFICIENCY, ROUND_TRIP, START_UP, THROUGHPUT};
+use crate::{BANDWIDTH, DATA, EFFICIENCY, ROUND_TRIP, START_UP, THROUGHPUT};
 
 const SIZE: (u32, u32) = (900, 520);
 const LEGEND: u32 = 210;
+
+/// The axis of payloads from 64 KiB to 64 MiB.
+const PAYLOADS: Range<f64> = 48.0 * 1024.0..96.0 * 1024.0 * 1024.0;
+
 const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -77,11 +82,32 @@ pub(crate) fn all(report: &Report, directory: &Path) -> Outcome<()> {
             x: "payload",
             y: "GB/s, there and back",
         };
-        let x = (48.0 * 1024.0..96.0 * 1024.0 * 1024.0)
-            .log_scale()
-            .base(2.0);
         let y = (low..high).log_scale();
-        lines(&file(BANDWIDTH), &labels, x, y, &series, &bytes)?;
+        lines(
+            &file(BANDWIDTH),
+            &labels,
+            PAYLOADS.log_scale().base(2.0),
+            y,
+            &series,
+            &bytes,
+        )?;
+    }
+    let series = report.series(DATA);
+    if let Some((low, high)) = range(&series) {
+        let labels = Labels {
+            title: "Each of 1000 tasks that read one table (lower is better)",
+            x: "the table",
+            y: "µs",
+        };
+        let y = (low..high).log_scale();
+        lines(
+            &file(DATA),
+            &labels,
+            PAYLOADS.log_scale().base(2.0),
+            y,
+            &series,
+            &bytes,
+        )?;
     }
     let series = report.series(START_UP);
     if let Some((low, high)) = range(&series) {
@@ -148,6 +174,9 @@ fn counted(value: &f64) -> String {
 fn colour(name: &str) -> RGBColor {
     match name {
         "pool" | "pool, default chunks" | "pool, Vec<u8> echo" => RGBColor(0x1f, 0x5f, 0xbf),
+        "pool, Shared" => RGBColor(0x1f, 0x5f, 0xbf),
+        "pool, partial" => RGBColor(0x4f, 0xb3, 0xe8),
+        "pool, sent with each task" => RGBColor(0x8a, 0x9f, 0xb8),
         "pool, chunksize(1)" | "pool, &[u8] read in place" => RGBColor(0x4f, 0xb3, 0xe8),
         name if name.starts_with("Python, chunksize=1") => RGBColor(0xc8, 0xa0, 0x20),
         name if name.starts_with("Python") => RGBColor(0xe0, 0x7b, 0x1f),

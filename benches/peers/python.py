@@ -158,6 +158,9 @@ def data(figures):
         bound = partial(at_of, table)
         figures["partial_default"] = per_task(many, lambda: pool.map(bound, range(many)))
         figures["partial_1"] = per_task(few, lambda: pool.map(bound, range(few), chunksize=1))
+        for size in (64 * KIB, MIB, 16 * MIB, 64 * MIB):
+            bound = partial(at_of, bytes(size))
+            figures[f"bound_{size}"] = per_task(1000, lambda: pool.map(bound, range(1000)))
 
 
 def start(figures):
