@@ -245,8 +245,10 @@ fn sizes(bench: &mut Bench) -> Outcome<()> {
             3,
             [
                 &mut || {
-                    let call = pool.task(at_of_bound).by_ref().partial((&table,));
-                    time(|| call.map(&inputs).map(drop))
+                    time(|| {
+                        let call = pool.task(at_of_bound).by_ref().partial((&table,));
+                        call.map(&inputs).map(drop)
+                    })
                 },
                 &mut || {
                     time(|| {
