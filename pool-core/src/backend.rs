@@ -1,78 +1,188 @@
-//! The seam between what users call and what runs their work.
+//! What runs the work of a pool: how to write a backend of your own.
 //!
-//! Above it: encoding, decoding, iterators, handles. Below it: queues, workers, deaths. A job
-//! crosses it as the number of a task, bytes, and options; its outcomes come back through a [`Sink`]
-//! as bytes, or as the reason why there are none. Nothing above the seam knows what a process is:
-//! another backend may run the same jobs on other machines. (The two methods that speak of
-//! processes answer questions that users ask; a backend without processes of its own answers with
-//! its best notion of a worker.)
+//! A pool has two halves. What users call (encoding, decoding, iterators, handles) knows no worker; what runs their work
+//! (queues, workers, losses) knows no type. A *job* crosses the seam between them as the number of a task, bytes and
+//! options; its *outcomes* come back through a [`Sink`], as bytes or as the [`Failure`] that there is instead. Everything
+//! else in this crate works over any backend: [`map`](crate::Pool::map), [`imap`](crate::Pool::imap), handles, callbacks,
+//! futures, errors.
+//!
+//! [`PoolBuilder::backend`](crate::PoolBuilder::backend) takes a [`Backend`]: a description of where work is to run, which makes
+//! the [`Workers`] of one pool when that is built. [`Local`] is the one that a pool has if nobody says otherwise. [`Inline`]
+//! runs everything in the thread that waits for it; it is the shortest one, to begin with when you write another.
+//!
+//! # What a backend promises
+//!
+//! - For each input that was accepted exactly one outcome, in any order, from any thread. The exception is
+//!   [`cancel`](Workers::cancel) without `running`, after which nobody wants them.
+//! - An input runs once at the most, unless [`Options::retries`] allows more. If it can't be known whether it has run, it has.
+//! - No method waits, but for [`wait`](Workers::wait), [`join`](Workers::join) and [`shut_down`](Workers::shut_down).
+//! - After [`terminate`](Workers::terminate), or when there is no hope for more workers, everything that is open gets its
+//!   outcome at once.
+//!
+//! # Other machines
+//!
+//! Both sides are the same program, so a task has the same number on both: compare [`fingerprint`]s before you believe that, and
+//! name what differs by [`tasks`]. [`Settings`], [`Job`], [`Failure`] and their parts go through serde. Inputs and replies
+//! go as bytes by [`Frames::to_bytes`] and [`Frames::from_bytes`]. What inputs have in common ([`Call::partial`](crate::Call::partial),
+//! [`Shared`](crate::Shared)) hangs on them as [`Attachment`]s, which may be large: send each to a machine once, before
+//! what [refers](Frames::attachments) to it, make it anew there by [`Attachment::with_id`], and hang it on the inputs there by
+//! [`Frames::attach`]. Let go of it there when nobody holds it here any more: [`Attachment::on_drop`].
+//!
+//! The other machine may run what it gets on a [`Local`] of its own, with the same [`Settings`]: it has the same trait.
 
+mod inline;
 #[cfg(test)]
 pub(crate) mod memory;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Arrived, Exit, Fault, Frames, Panic, Tag};
+use pool_worker::{Arrived, Fault, Panic, Tag};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{
     Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, WorkerLost,
 };
-use crate::few::Few;
-use crate::retries::Retries;
 use crate::sync::Parker;
 
-/// One accepted piece of work, for as long as it is not finished.
+pub use pool_worker::{Attachment, Bytes, Exit, Frames, fingerprint, tasks};
+
+pub use self::inline::Inline;
+pub use crate::few::Few;
+pub use crate::local::Local;
+pub use crate::retries::Retries;
+
+/// Where the work of a pool is to run.
+pub trait Backend: Debug + Send {
+    /// Makes the workers of one pool, and returns when they can take work.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::start`] if that can't be; [`Error::invalid_setting`] for a setting that can't be met.
+    fn start(self: Box<Self>, settings: Settings) -> Result<Arc<dyn Workers>, Error>;
+}
+
+/// What was asked of the builder of a pool, as far as it is about workers. All numbers and durations were checked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Settings {
+    /// How many workers; `None`: as many as there are CPUs for them.
+    pub workers: Option<usize>,
+    /// What is run once for all workers of a machine, before there are any.
+    pub preload: Option<Preparation>,
+    /// What each worker runs before its first input.
+    pub initializer: Option<Preparation>,
+    /// How many inputs a worker may take before a fresh one takes its place.
+    pub max_tasks: Option<usize>,
+    /// How long a worker may take until it is ready.
+    pub start_timeout: Duration,
+    /// How long a pool may be without any worker that is good for something.
+    pub give_up_after: Duration,
+    /// How long a worker that is to be stopped is asked to, before it is.
+    pub grace: Duration,
+    /// How much memory a worker may use while it runs an input, in bytes.
+    pub memory_limit: Option<u64>,
+    /// How much memory a worker may have after an input, in bytes, before a fresh one takes its place.
+    pub max_memory: Option<u64>,
+    /// Whether what a worker starts must end with it.
+    pub contained: bool,
+    /// How much of the stack a value may take while it is decoded, in bytes.
+    pub decode_stack: usize,
+}
+
+impl Default for Settings {
+    /// The defaults of [`Pool::builder`](crate::Pool::builder).
+    fn default() -> Settings {
+        Settings {
+            workers: None,
+            preload: None,
+            initializer: None,
+            max_tasks: None,
+            start_timeout: Duration::from_secs(30),
+            give_up_after: Duration::from_secs(30),
+            grace: Duration::from_millis(100),
+            memory_limit: None,
+            max_memory: None,
+            contained: false,
+            decode_stack: pool_worker::STACK_DEFAULT,
+        }
+    }
+}
+
+/// A task that is run for what it leaves behind.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Preparation {
+    /// The number of the task.
+    pub task: u32,
+    /// Its name, for messages.
+    pub name: String,
+    /// Its encoded arguments.
+    pub arguments: Vec<u8>,
+    /// What they refer to. Not serialized: see [Other machines](self#other-machines).
+    #[serde(skip)]
+    pub attachments: Vec<Arc<Attachment>>,
+}
+
+/// One accepted piece of work, for as long as it is not finished. A backend numbers its jobs as it likes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct JobId {
+pub struct JobId {
     /// Its place among those that are open.
-    pub(crate) place: u32,
+    pub place: u32,
     /// Tells it from others that had the place before.
-    pub(crate) serial: u32,
+    pub serial: u32,
 }
 
 /// What to run, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Job {
-    /// Finds the task in any process that runs the same program.
-    pub(crate) task: u32,
-    pub(crate) options: Options,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Finds the task wherever the same program runs.
+    pub task: u32,
+    /// What the caller asked for, or the task, or the builder.
+    pub options: Options,
 }
 
 /// What a caller may ask of one call.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Options {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
     /// How many inputs one worker takes at once; `None`: the backend chooses.
-    pub(crate) chunksize: Option<usize>,
+    pub chunksize: Option<usize>,
     /// How long one input may run.
-    pub(crate) time_limit: Option<Duration>,
+    pub time_limit: Option<Duration>,
     /// How often an input is run again.
-    pub(crate) retries: Retries,
+    pub retries: Retries,
 }
 
 /// Encoded inputs of a job, one behind the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Portion {
+pub struct Portion {
     /// The position of the first among the job's inputs.
-    pub(crate) first: usize,
-    pub(crate) inputs: Frames,
+    pub first: usize,
+    /// The inputs.
+    pub inputs: Frames,
 }
 
 /// What became of inputs that follow each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outcomes {
+pub struct Outcomes {
     /// The position of the first among the job's inputs.
-    pub(crate) first: usize,
-    pub(crate) what: What,
+    pub first: usize,
+    /// What it is.
+    pub what: What,
 }
 
+/// Results, or the reason why there are none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum What {
+pub enum What {
     /// Encoded results, and what workers say of those that there are none of.
     Replies(Frames),
     /// All of them came to the same end.
-    Failed { count: usize, failure: Arc<Failure> },
+    Failed {
+        /// How many.
+        count: usize,
+        /// Why.
+        failure: Arc<Failure>,
+    },
 }
 
 /// The encoded result of an input, or the reason why there is none, with its position.
@@ -82,15 +192,17 @@ pub(crate) type Next<'a> = (usize, Encoded<'a>);
 pub(crate) type Encoded<'a> = Result<Arrived<'a>, Arc<Failure>>;
 
 impl Outcomes {
-    pub(crate) fn failed(first: usize, count: usize, failure: Arc<Failure>) -> Outcomes {
+    /// So many inputs, from this position on, have no results.
+    pub fn failed(first: usize, count: usize, failure: Arc<Failure>) -> Outcomes {
         Outcomes {
             first,
             what: What::Failed { count, failure },
         }
     }
 
+    /// Of how many inputs they are.
     #[inline]
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         match &self.what {
             What::Replies(frames) => frames.count(),
             What::Failed { count, .. } => *count,
@@ -161,34 +273,92 @@ fn read_fault(bytes: &[u8]) -> Failure {
 }
 
 /// Why there is no result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The task panicked.
     Panicked(Panic),
+    /// The arguments can't be encoded, for this reason.
     EncodeArguments(String),
+    /// The arguments can't be decoded.
     DecodeArguments(String),
+    /// The result can't be encoded.
     EncodeResult(String),
+    /// The worker was lost.
     Lost {
-        pid: u32,
+        /// Which.
+        worker: WorkerId,
+        /// How it ended.
         exit: Exit,
+        /// How many workers were lost under this input.
         attempts: u32,
-        /// Why it was killed, if it was for a reason.
+        /// Why it was ended, if it was for a reason.
         why: Option<String>,
     },
+    /// It ran too long.
     TimeLimit {
-        pid: u32,
+        /// In this worker.
+        worker: WorkerId,
+        /// It might run so long.
         limit: Duration,
     },
+    /// It used too much memory.
     MemoryLimit {
-        pid: u32,
+        /// In this worker.
+        worker: WorkerId,
+        /// It might use so many bytes.
         limit: u64,
+        /// It used so many.
         used: u64,
     },
+    /// [`Workers::cancel`].
     Cancelled,
+    /// [`Workers::terminate`].
     Terminated,
+    /// There are no workers any more, and there is no hope for others: a sentence that says why.
     Broken(String),
 }
 
+/// Tells a worker from others, in messages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerId {
+    /// Its number on its machine.
+    pub pid: u32,
+    /// That machine, if it is not this one.
+    pub host: Option<String>,
+}
+
+/// "process 7", or "process 7 on head".
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.pid)?;
+        match &self.host {
+            Some(host) => write!(f, " on {host}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<u32> for WorkerId {
+    /// One of this machine.
+    fn from(pid: u32) -> WorkerId {
+        WorkerId { pid, host: None }
+    }
+}
+
 impl Failure {
+    /// It happened on another machine.
+    #[must_use]
+    pub fn on(mut self, name: &str) -> Failure {
+        if let Failure::Lost { worker, .. }
+        | Failure::TimeLimit { worker, .. }
+        | Failure::MemoryLimit { worker, .. } = &mut self
+        {
+            worker.host = Some(name.to_owned());
+        }
+        self
+    }
+
     pub(crate) fn at(&self, place: Place) -> Error {
         let codec = |what, why: &String| Codec {
             place,
@@ -204,25 +374,29 @@ impl Failure {
             Failure::DecodeArguments(why) => Error::Decode(codec(Side::Arguments, why)),
             Failure::EncodeResult(why) => Error::Encode(codec(Side::Result, why)),
             Failure::Lost {
-                pid,
+                worker,
                 exit,
                 attempts,
                 why,
             } => Error::WorkerLost(WorkerLost {
                 place,
-                pid: *pid,
+                worker: worker.clone(),
                 exit: *exit,
                 attempts: *attempts,
                 why: why.clone(),
             }),
-            Failure::TimeLimit { pid, limit } => Error::TimeLimit(TimeLimit {
+            Failure::TimeLimit { worker, limit } => Error::TimeLimit(TimeLimit {
                 place,
-                pid: *pid,
+                worker: worker.clone(),
                 limit: *limit,
             }),
-            Failure::MemoryLimit { pid, limit, used } => Error::MemoryLimit(MemoryLimit {
+            Failure::MemoryLimit {
+                worker,
+                limit,
+                used,
+            } => Error::MemoryLimit(MemoryLimit {
                 place,
-                pid: *pid,
+                worker: worker.clone(),
                 limit: *limit,
                 used: *used,
             }),
@@ -233,16 +407,32 @@ impl Failure {
     }
 }
 
-/// Where outcomes go. Called from any thread, so it neither blocks nor runs code of users other than
-/// the wakers of their futures.
-pub(crate) trait Sink: Debug + Send + Sync {
-    /// Takes outcomes: exactly one for each input, in any order.
+/// What came of a task that is none of a job's: `what` says which it is.
+pub(crate) fn task_failed(what: &str, name: &str, fault: &Fault) -> String {
+    match fault {
+        Fault::Panicked(panic) => {
+            let at = match &panic.location {
+                Some(location) => format!(" at {location}"),
+                None => String::new(),
+            };
+            format!("{what} `{name}` panicked{at}: {}", panic.message)
+        }
+        Fault::Decode(why) => format!("the arguments of {what} `{name}` can't be decoded: {why}"),
+        Fault::Encode(why) => format!("the result of {what} `{name}` can't be encoded: {why}"),
+        Fault::Unknown(why) => why.clone(),
+    }
+}
+
+/// Where outcomes go.
+pub trait Sink: Debug + Send + Sync {
+    /// Takes outcomes: exactly one for each input, in any order. May be called from any thread: it neither blocks nor runs
+    /// code of users other than the wakers of their futures (which may panic). Hold no lock that they might want.
     fn deliver(self: Arc<Self>, outcomes: Outcomes);
 }
 
 /// What of a job a thread waits for. A hint about when it is worth waking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Want {
+pub enum Want {
     /// All outcomes, or as many as come together.
     All,
     /// Any.
@@ -251,18 +441,49 @@ pub(crate) enum Want {
     Index(usize),
 }
 
+/// What a thread waits for, with which it [waits](Workers::wait).
+#[derive(Debug, Clone, Copy)]
+pub struct Waiter<'a>(pub(crate) &'a dyn Waiting);
+
+impl Waiter<'_> {
+    /// Whether it need not wait any more: a [`Sink`] has got what it waits for.
+    pub fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
+
+    /// Sleeps until it is over; false if the deadline is before that.
+    pub fn sleep(&self, deadline: Option<Instant>) -> bool {
+        if self.is_over() {
+            return true;
+        }
+        Parker::with_current(|parker| {
+            self.0.tell(parker, true);
+            while !self.0.is_over() && deadline.is_none_or(|deadline| deadline > Instant::now()) {
+                parker.park(deadline);
+            }
+            self.0.tell(parker, false);
+        });
+        self.0.is_over()
+    }
+}
+
 /// A thread that waits for outcomes.
-pub(crate) trait Waiting {
+pub(crate) trait Waiting: Debug {
     /// Whether it need not wait any more.
     fn is_over(&self) -> bool;
     /// Whoever makes it so is to wake this parker; or is not to, any more.
     fn tell(&self, parker: &Arc<Parker>, wake: bool);
 }
 
-/// What a pool needs of whatever runs its work.
-pub(crate) trait Backend: Debug + Send + Sync {
-    /// Accepts a job, with its first inputs. `more`: others follow by [`push`](Backend::push).
+/// The workers of one pool.
+pub trait Workers: Debug + Send + Sync {
+    /// Accepts a job, with its first inputs. `more`: others follow by [`push`](Workers::push).
     /// With an explicit chunk size, inputs come in whole chunks, but for the last.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] after [`close`](Workers::close) or [`terminate`](Workers::terminate); [`Error::broken`] if there is no
+    /// hope for workers. Then nothing was accepted.
     fn submit(
         &self,
         job: Job,
@@ -271,38 +492,68 @@ pub(crate) trait Backend: Debug + Send + Sync {
         more: bool,
     ) -> Result<JobId, Error>;
 
-    /// Adds inputs. Refused if the job was ended by [`cancel`](Backend::cancel), or by the end of
-    /// the pool; then the sink has an outcome for everything that was accepted before.
+    /// Adds inputs, also after [`close`](Workers::close).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cancelled`], [`Error::Terminated`] or [`Error::broken`] if the job was ended by [`cancel`](Workers::cancel), or
+    /// by the end of the pool; then the sink has an outcome for everything that was accepted before.
     fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error>;
 
     /// Takes back what has not begun; with `running`, stops what has. With `running`, everything
-    /// that is open gets [`Failure::Cancelled`]; without, what is taken back gets no outcome.
+    /// that is open gets [`Failure::Cancelled`]; without, what is taken back gets no outcome. A job that is over is
+    /// not known any more, and nothing happens.
     fn cancel(&self, job: JobId, running: bool);
 
-    /// Waits until `waiting` is over; false if the deadline is before that. The calling thread works
-    /// for the pool meanwhile: it delivers what arrives, to whomever.
-    fn wait(
-        &self,
-        job: JobId,
-        want: Want,
-        waiting: &dyn Waiting,
-        deadline: Option<Instant>,
-    ) -> bool;
+    /// Waits until `waiter` is over; false if the deadline is before that. The calling thread may work
+    /// for the pool meanwhile: deliver what arrives, to whomever.
+    ///
+    /// By default it sleeps: other threads deliver.
+    fn wait(&self, job: JobId, want: Want, waiter: Waiter<'_>, deadline: Option<Instant>) -> bool {
+        let _ = (job, want);
+        waiter.sleep(deadline)
+    }
 
-    /// Delivers the outcomes of this job as soon as they are all there, though nobody may wait.
-    fn notify(&self, job: JobId);
+    /// From now on outcomes of this job are to be delivered as soon as they are all there, though nobody may wait: there is a
+    /// callback, or a future.
+    ///
+    /// By default nothing: they are delivered by other threads anyway.
+    fn notify(&self, job: JobId) {
+        let _ = job;
+    }
 
-    /// How many inputs of this task are worth giving to one worker at once.
-    fn hint(&self, task: u32) -> usize;
+    /// How many inputs of this task are worth giving to one worker at once. So many and some more are drawn ahead for
+    /// each worker.
+    ///
+    /// By default one.
+    fn hint(&self, task: u32) -> usize {
+        let _ = task;
+        1
+    }
 
+    /// Takes no more jobs. Those that were accepted go on, and take more inputs; then the workers leave.
     fn close(&self);
+
+    /// Stops now. Everything that is open gets [`Failure::Terminated`]. Does not wait for that.
     fn terminate(&self);
-    /// Waits until all is over, or until the deadline.
+
+    /// Waits until the workers are gone and all outcomes are delivered, or until the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StillOpen`] without [`close`](Workers::close) or [`terminate`](Workers::terminate) before; [`Error::Timeout`].
     fn join(&self, deadline: Option<Instant>) -> Result<(), Error>;
 
-    /// Terminates, and waits until nothing is left, but not for ever.
+    /// Terminates, and waits until nothing is left, but not for ever. Called when the pool is dropped.
     fn shut_down(&self);
 
-    fn processes(&self) -> usize;
-    fn worker_pids(&self) -> Vec<u32>;
+    /// How many workers there are when all is well.
+    fn count(&self) -> usize;
+
+    /// The numbers, as in [`WorkerId::pid`], of those that are on this machine.
+    ///
+    /// By default none.
+    fn pids(&self) -> Vec<u32> {
+        Vec::new()
+    }
 }

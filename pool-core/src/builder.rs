@@ -1,15 +1,12 @@
 //! [`PoolBuilder`]: a pool with settings.
 
-use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use pool_worker::{Preload, STACK_DEFAULT, Setup, Task};
+use pool_worker::Task;
 
-use crate::backend::Options;
-use crate::error::{Error, InvalidSetting, Start};
+use crate::backend::{Backend, Local, Options, Preparation, Settings};
+use crate::error::Error;
 use crate::feed;
-use crate::local::{Local, Settings};
 use crate::pool::Pool;
 use crate::retries::Retries;
 
@@ -46,40 +43,30 @@ use crate::retries::Retries;
 #[derive(Debug)]
 #[must_use = "settings do nothing until `build`"]
 pub struct PoolBuilder {
-    processes: Option<usize>,
-    max_tasks_per_child: Option<usize>,
-    preload: Option<Result<(u32, Vec<u8>), Error>>,
-    preload_name: &'static str,
-    initializer: Option<Result<Setup, Error>>,
-    initializer_name: &'static str,
-    start_timeout: Duration,
-    give_up_after: Duration,
-    grace: Duration,
-    memory_limit: Option<u64>,
-    max_memory_per_child: Option<u64>,
-    contained: bool,
-    decode_stack: usize,
+    backend: Box<dyn Backend>,
+    settings: Settings,
+    /// What can't be encoded.
+    failed: Option<Error>,
     defaults: Options,
 }
 
 impl PoolBuilder {
     pub(crate) fn new() -> PoolBuilder {
         PoolBuilder {
-            processes: None,
-            max_tasks_per_child: None,
-            preload: None,
-            preload_name: "",
-            initializer: None,
-            initializer_name: "",
-            start_timeout: Duration::from_secs(30),
-            give_up_after: Duration::from_secs(30),
-            grace: Duration::from_millis(100),
-            memory_limit: None,
-            max_memory_per_child: None,
-            contained: false,
-            decode_stack: STACK_DEFAULT,
+            backend: Box::new(Local),
+            settings: Settings::default(),
+            failed: None,
             defaults: Options::default(),
         }
+    }
+
+    /// Where the work runs.
+    ///
+    /// Default: [`Local`], processes on this machine. Everything else about a pool is the same over
+    /// any backend, but for what its own documentation says.
+    pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
+        self.backend = Box::new(backend);
+        self
     }
 
     /// How many workers.
@@ -87,7 +74,7 @@ impl PoolBuilder {
     /// Default: one for each CPU that this process may use, by its affinity and its cgroup; see
     /// [`std::thread::available_parallelism`]. 0 is refused.
     pub fn processes(mut self, processes: usize) -> Self {
-        self.processes = Some(processes);
+        self.settings.workers = Some(processes);
         self
     }
 
@@ -150,16 +137,16 @@ impl PoolBuilder {
     /// one of [`processes`](PoolBuilder::processes); in `ps` it is `pool-zygote of` this program. In the task
     /// [`worker::index`](crate::worker::index) is `None`.
     pub fn preload<T: Task>(mut self, _task: T, args: T::Args) -> Self {
-        let (encoded, held) = pool_worker::collect(|| encode::<T>(args));
-        // It would have to be there before the first worker is.
-        let why = "a `Shared` can't be an argument of a preload task, nor in one: give it the value, which all workers \
-                   will share anyway";
-        self.preload = Some(if held.is_empty() {
-            encoded
-        } else {
-            Err(Error::arguments::<T>(why.to_owned()))
-        });
-        self.preload_name = T::NAME;
+        match prepare::<T>(args) {
+            // It would have to be there before the first worker is.
+            Ok(task) if !task.attachments.is_empty() => {
+                let why = "a `Shared` can't be an argument of a preload task, nor in one: give it the value, which all \
+                           workers will share anyway";
+                self.failed = Some(Error::arguments::<T>(why.to_owned()));
+            }
+            Ok(task) => self.settings.preload = Some(task),
+            Err(error) => self.failed = Some(error),
+        }
         self
     }
 
@@ -170,12 +157,10 @@ impl PoolBuilder {
     /// Default: none. If it panics, exits, or is not through in time, [`build`](PoolBuilder::build)
     /// fails and says why.
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
-        let (encoded, held) = pool_worker::collect(|| encode::<T>(args));
-        self.initializer = Some(encoded.and_then(|(task, bytes)| {
-            let setup = Setup::new(task, &bytes, held);
-            setup.map_err(|error| Error::Start(Start(error.to_string())))
-        }));
-        self.initializer_name = T::NAME;
+        match prepare::<T>(args) {
+            Ok(task) => self.settings.initializer = Some(task),
+            Err(error) => self.failed = Some(error),
+        }
         self
     }
 
@@ -187,7 +172,7 @@ impl PoolBuilder {
     ///
     /// Default: no limit. 0 is refused.
     pub fn max_tasks_per_child(mut self, tasks: usize) -> Self {
-        self.max_tasks_per_child = Some(tasks);
+        self.settings.max_tasks = Some(tasks);
         self
     }
 
@@ -196,7 +181,7 @@ impl PoolBuilder {
     ///
     /// Default: 30 seconds. Zero is refused.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
-        self.start_timeout = timeout;
+        self.settings.start_timeout = timeout;
         self
     }
 
@@ -210,7 +195,7 @@ impl PoolBuilder {
     /// Default: 30 seconds. Zero is refused. ([`build`](PoolBuilder::build) itself fails with the first start
     /// that does.)
     pub fn give_up_after(mut self, time: Duration) -> Self {
-        self.give_up_after = time;
+        self.settings.give_up_after = time;
         self
     }
 
@@ -236,7 +221,7 @@ impl PoolBuilder {
     ///
     /// Default: 100 ms. Zero: it is killed at once.
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.settings.grace = grace;
         self
     }
 
@@ -253,7 +238,7 @@ impl PoolBuilder {
     /// Default: no limit. 0 is refused. Such an input is not run again, whatever
     /// [`retries`](PoolBuilder::retries) says.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.memory_limit = Some(bytes);
+        self.settings.memory_limit = Some(bytes);
         self
     }
 
@@ -266,7 +251,7 @@ impl PoolBuilder {
     ///
     /// Default: no limit. 0 is refused.
     pub fn max_memory_per_child(mut self, bytes: u64) -> Self {
-        self.max_memory_per_child = Some(bytes);
+        self.settings.max_memory = Some(bytes);
         self
     }
 
@@ -282,7 +267,7 @@ impl PoolBuilder {
     /// Default: not contained. Commands that a task leaves behind in its process group end with their worker nevertheless;
     /// daemons don't. Where no namespace is to be had, [`build`](PoolBuilder::build) says why.
     pub fn contain(mut self) -> Self {
-        self.contained = true;
+        self.settings.contained = true;
         self
     }
 
@@ -295,7 +280,7 @@ impl PoolBuilder {
     ///
     /// Default: 1 MiB, some thousand levels. 0 is refused.
     pub fn decode_stack(mut self, bytes: usize) -> Self {
-        self.decode_stack = bytes;
+        self.settings.decode_stack = bytes;
         self
     }
 
@@ -307,62 +292,52 @@ impl PoolBuilder {
     /// arguments of the initializer or of the preload task can't be encoded; [`Error::Start`] tells why a worker did not
     /// start, or how its initializer or the preload task failed.
     pub fn build(self) -> Result<Pool, Error> {
-        let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
-        if self.processes == Some(0) {
+        let settings = self.settings;
+        let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
+        if settings.workers == Some(0) {
             return invalid("processes", "a pool has at least one worker");
         }
-        if self.max_tasks_per_child == Some(0) {
+        if settings.max_tasks == Some(0) {
             return invalid("max_tasks_per_child", "a worker runs at least one task");
         }
-        if self.start_timeout.is_zero() {
+        if settings.start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
         }
-        if self.memory_limit == Some(0) {
+        if settings.memory_limit == Some(0) {
             return invalid("memory_limit", "every process uses memory");
         }
-        if self.max_memory_per_child == Some(0) {
+        if settings.max_memory == Some(0) {
             return invalid("max_memory_per_child", "every process uses memory");
         }
-        if self.decode_stack == 0 {
+        if settings.decode_stack == 0 {
             return invalid("decode_stack", "every value takes some of the stack");
         }
-        if self.give_up_after.is_zero() {
+        if settings.give_up_after.is_zero() {
             return invalid(
                 "give_up_after",
                 "every pool is without a worker for a moment",
             );
         }
         feed::check(&self.defaults)?;
-        let cpus = thread::available_parallelism().map_or(1, usize::from);
-        let preload = self.preload.transpose()?;
-        let local = Local::start(Settings {
-            processes: self.processes.unwrap_or(cpus),
-            cpus,
-            max_tasks_per_child: self.max_tasks_per_child,
-            preload: preload.map(|(task, args)| (Preload::new(task, args), self.preload_name)),
-            initializer: self.initializer.transpose()?,
-            initializer_name: self.initializer_name,
-            start_timeout: self.start_timeout,
-            give_up_after: self.give_up_after,
-            grace: self.grace,
-            memory_limit: self.memory_limit,
-            max_memory: self.max_memory_per_child,
-            contained: self.contained,
-            decode_stack: self.decode_stack,
-        })?;
-        Ok(Pool::over(
-            Arc::new(local),
-            self.defaults,
-            self.decode_stack,
-        ))
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let decode_stack = settings.decode_stack;
+        let workers = self.backend.start(settings)?;
+        Ok(Pool::over(workers, self.defaults, decode_stack))
     }
 }
 
-/// A task's number, and its encoded arguments.
-fn encode<T: Task>(args: T::Args) -> Result<(u32, Vec<u8>), Error> {
-    let mut bytes = Vec::new();
-    let tail = T::encode_args(args, &mut bytes);
+/// A task that is run for what it leaves behind.
+fn prepare<T: Task>(args: T::Args) -> Result<Preparation, Error> {
+    let mut arguments = Vec::new();
+    let (tail, attachments) = pool_worker::collect(|| T::encode_args(args, &mut arguments));
     let tail = tail.map_err(|error| Error::arguments::<T>(error.to_string()))?;
-    bytes.extend_from_slice(tail.as_deref().map_or(&[], |tail| tail));
-    Ok((T::number(), bytes))
+    arguments.extend_from_slice(tail.as_deref().map_or(&[], |tail| tail));
+    Ok(Preparation {
+        task: T::number(),
+        name: T::NAME.to_owned(),
+        arguments,
+        attachments,
+    })
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use pool_worker::param::Binds;
 use pool_worker::{Attachment, CodecError, Frames, Task};
 
-use crate::backend::{Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Want};
+use crate::backend::{
+    Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Waiter, Want,
+};
 use crate::by_ref::ByRef;
 use crate::error::{Codec, Error, Place, Side};
 use crate::feed::{self, Feed};
@@ -295,7 +297,9 @@ impl<T: Task, O> Call<'_, T, O> {
     ) -> Result<T::Output, Error> {
         let gather = Gather::new(1);
         let job = self.submit_one(encode, &gather)?;
-        self.pool.backend().wait(job, Want::All, &*gather, None);
+        self.pool
+            .workers()
+            .wait(job, Want::All, Waiter(&*gather), None);
         let engine = self.pool.engine();
         engine.decode(|| handle::use_up(gather, decode_one::<T>))
     }
@@ -320,7 +324,7 @@ impl<T: Task, O> Call<'_, T, O> {
     ) -> Result<JobId, Error> {
         feed::check(&self.options)?;
         let bound = self.bound.as_ref().map_err(Error::clone)?;
-        let backend = self.pool.backend();
+        let workers = self.pool.workers();
         let mut frames = Frames::default();
         let (inputs, failed) = match frames.push(encode) {
             Ok(alone) => {
@@ -337,7 +341,7 @@ impl<T: Task, O> Call<'_, T, O> {
             options: self.options,
         };
         let sink = Arc::clone(gather) as Arc<dyn Sink>;
-        let id = backend.submit(job, sink, inputs, false)?;
+        let id = workers.submit(job, sink, inputs, false)?;
         if let Some(error) = failed {
             let failure = Failure::EncodeArguments(error.to_string());
             Arc::clone(gather).deliver(Outcomes::failed(0, 1, Arc::new(failure)));
@@ -478,7 +482,7 @@ impl<T: Task, O> Call<'_, T, O> {
             } else {
                 continue;
             };
-            if !inbox.wait(enough, &**self.pool.backend(), id, Want::All, None) {
+            if !inbox.wait(enough, &**self.pool.workers(), id, Want::All, None) {
                 // In a forked copy of the process nobody works for the pool.
                 let error = Error::Terminated;
                 return Some(Refusal {
@@ -491,7 +495,7 @@ impl<T: Task, O> Call<'_, T, O> {
 
     fn feed(&self, sink: Arc<dyn Sink>) -> Result<Feed, Error> {
         let bound = self.bound.clone()?;
-        Feed::new::<T>(self.pool.backend(), sink, self.options, bound)
+        Feed::new::<T>(self.pool.workers(), sink, self.options, bound)
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pool_worker::{Exit, Panic, Task};
 
+use crate::backend::WorkerId;
+
 /// Why a call gave no result.
 ///
 /// An error about a task names it ([`task`](Error::task)) and, if the call had several inputs, the
@@ -60,6 +62,22 @@ impl Error {
     /// The position among the inputs of the call, from 0; `None` if the call had just one.
     pub fn index(&self) -> Option<usize> {
         self.place().and_then(|place| place.index)
+    }
+
+    /// The workers of a pool can't be had, for this reason: for [backends](crate::backend).
+    pub fn start(why: impl Into<String>) -> Error {
+        Error::Start(Start(why.into()))
+    }
+
+    /// There is no hope for workers any more, for this reason: for [backends](crate::backend).
+    pub fn broken(why: impl Into<String>) -> Error {
+        Error::Broken(Broken(why.into()))
+    }
+
+    /// This setting of the builder, named as its method is, can't be met, for this reason: for
+    /// [backends](crate::backend).
+    pub fn invalid_setting(setting: &'static str, why: &'static str) -> Error {
+        Error::InvalidSetting(InvalidSetting { setting, why })
     }
 
     /// The arguments of a call that has one input, or of all of its inputs, can't be encoded.
@@ -196,7 +214,7 @@ impl fmt::Display for Panicked {
 #[derive(Debug, Clone)]
 pub struct WorkerLost {
     pub(crate) place: Place,
-    pub(crate) pid: u32,
+    pub(crate) worker: WorkerId,
     pub(crate) exit: Exit,
     pub(crate) attempts: u32,
     pub(crate) why: Option<String>,
@@ -205,7 +223,12 @@ pub struct WorkerLost {
 impl WorkerLost {
     /// The process id of the worker that died.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.worker.pid
+    }
+
+    /// The machine that it was on; `None`: this one.
+    pub fn host(&self) -> Option<&str> {
+        self.worker.host.as_deref()
     }
 
     /// The name of the signal that killed it, such as `"SIGKILL"`. `"SIGSEGV"` may be a stack that
@@ -231,9 +254,12 @@ impl WorkerLost {
 impl fmt::Display for WorkerLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let WorkerLost {
-            place, pid, exit, ..
+            place,
+            worker,
+            exit,
+            ..
         } = self;
-        write!(f, "{place} lost its worker: process {pid} {exit}")?;
+        write!(f, "{place} lost its worker: {worker} {exit}")?;
         if let Some(why) = &self.why {
             write!(f, ", because {why}")?;
         }
@@ -248,14 +274,19 @@ impl fmt::Display for WorkerLost {
 #[derive(Debug, Clone)]
 pub struct TimeLimit {
     pub(crate) place: Place,
-    pub(crate) pid: u32,
+    pub(crate) worker: WorkerId,
     pub(crate) limit: Duration,
 }
 
 impl TimeLimit {
     /// The process id of the worker that was ended for it.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.worker.pid
+    }
+
+    /// The machine that it was on; `None`: this one.
+    pub fn host(&self) -> Option<&str> {
+        self.worker.host.as_deref()
     }
 
     /// The limit that it ran past.
@@ -268,8 +299,8 @@ impl fmt::Display for TimeLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}, in process {}, ran past its time limit of {:?}",
-            self.place, self.pid, self.limit
+            "{}, in {}, ran past its time limit of {:?}",
+            self.place, self.worker, self.limit
         )
     }
 }
@@ -278,7 +309,7 @@ impl fmt::Display for TimeLimit {
 #[derive(Debug, Clone)]
 pub struct MemoryLimit {
     pub(crate) place: Place,
-    pub(crate) pid: u32,
+    pub(crate) worker: WorkerId,
     pub(crate) limit: u64,
     pub(crate) used: u64,
 }
@@ -286,7 +317,12 @@ pub struct MemoryLimit {
 impl MemoryLimit {
     /// The process id of the worker that was killed for it.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.worker.pid
+    }
+
+    /// The machine that it was on; `None`: this one.
+    pub fn host(&self) -> Option<&str> {
+        self.worker.host.as_deref()
     }
 
     /// The limit, in bytes: [`memory_limit`](crate::PoolBuilder::memory_limit), or RLIMIT_AS.
@@ -305,11 +341,11 @@ impl fmt::Display for MemoryLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MemoryLimit {
             place,
-            pid,
+            worker,
             limit,
             used,
         } = self;
-        write!(f, "{place}, in process {pid}, ")?;
+        write!(f, "{place}, in {worker}, ")?;
         if used > limit {
             write!(f, "used {used} bytes of memory, past its limit of {limit}")
         } else {
@@ -393,10 +429,6 @@ pub struct Broken(pub(crate) String);
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the pool is broken: workers keep dying before they are ready; the last one: {}",
-            self.0
-        )
+        write!(f, "the pool is broken: {}", self.0)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pool_worker::{Attachment, Frames, Task};
 
-use crate::backend::{Backend, Failure, Job, JobId, Options, Outcomes, Portion, Sink};
+use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Workers};
 use crate::error::{Error, InvalidSetting};
 use crate::few::Few;
 use crate::open;
@@ -51,7 +51,7 @@ pub(crate) fn check(options: &Options) -> Result<(), Error> {
 /// the caller lost interest), it takes back what has not begun.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    backend: Arc<dyn Backend>,
+    workers: Arc<dyn Workers>,
     sink: Arc<dyn Sink>,
     job: Job,
     /// What all inputs begin with.
@@ -117,7 +117,7 @@ impl Feed {
     ///
     /// As [`check`].
     pub(crate) fn new<T: Task>(
-        backend: &Arc<dyn Backend>,
+        workers: &Arc<dyn Workers>,
         sink: Arc<dyn Sink>,
         options: Options,
         bound: Option<Arc<Attachment>>,
@@ -125,11 +125,11 @@ impl Feed {
         check(&options)?;
         let task = T::number();
         Ok(Feed {
-            backend: Arc::clone(backend),
+            workers: Arc::clone(workers),
             sink,
             job: Job { task, options },
             bound,
-            hint: backend.hint(task),
+            hint: workers.hint(task),
             id: None,
             next: 0,
             ended: false,
@@ -249,13 +249,13 @@ impl Feed {
         match self.id {
             None => {
                 let sink = Arc::clone(&self.sink);
-                let id = self.backend.submit(self.job, sink, batch.portions, more)?;
+                let id = self.workers.submit(self.job, sink, batch.portions, more)?;
                 self.id = Some(id);
             }
-            Some(id) => self.backend.push(id, batch.portions, more)?,
+            Some(id) => self.workers.push(id, batch.portions, more)?,
         }
         if more {
-            self.hint = self.backend.hint(self.job.task);
+            self.hint = self.workers.hint(self.job.task);
         }
         self.next += batch.count;
         self.ended = !more;
@@ -273,7 +273,7 @@ impl Feed {
     /// Takes back what has not begun: nobody wants the results.
     pub(crate) fn abandon(&mut self) {
         if let Some(id) = self.id {
-            self.backend.cancel(id, false);
+            self.workers.cancel(id, false);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A list that is mostly of one, and then takes no allocation.
 
-/// See the [module](self).
+/// A list that is mostly of one, and then takes no allocation.
 #[derive(Debug, Clone)]
-pub(crate) struct Few<T> {
+pub struct Few<T> {
     first: Option<T>,
     rest: Vec<T>,
 }
@@ -17,7 +17,8 @@ impl<T> Default for Few<T> {
 }
 
 impl<T> Few<T> {
-    pub(crate) fn one(value: T) -> Few<T> {
+    /// One that holds this.
+    pub fn one(value: T) -> Few<T> {
         Few {
             first: Some(value),
             rest: Vec::new(),
@@ -29,18 +30,21 @@ impl<T> Few<T> {
         self.first.as_ref().filter(|_| self.rest.is_empty())
     }
 
-    pub(crate) fn push(&mut self, value: T) {
+    /// Appends one.
+    pub fn push(&mut self, value: T) {
         match self.first {
             None => self.first = Some(value),
             Some(_) => self.rest.push(value),
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.first.iter().chain(&self.rest)
     }
 

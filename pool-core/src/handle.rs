@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Encoded, Failure, JobId, Outcomes, Sink, Waiting, Want, What};
+use crate::backend::{Encoded, Failure, JobId, Outcomes, Sink, Waiter, Waiting, Want, What};
 use crate::error::Error;
 use crate::few::Few;
 use crate::pool::Engine;
@@ -359,7 +359,7 @@ impl<R> AsyncResult<R> {
             return false;
         }
         if let Some(job) = self.job {
-            self.engine.backend.cancel(job, true);
+            self.engine.workers.cancel(job, true);
         }
         // The last outcomes may have been on their way while we cancelled.
         self.wait();
@@ -407,7 +407,7 @@ impl<R> AsyncResult<R> {
     /// The result matters, though no thread may wait for it.
     fn notify(&self) {
         if let Some(job) = self.job {
-            self.engine.backend.notify(job);
+            self.engine.workers.notify(job);
         }
     }
 
@@ -418,8 +418,8 @@ impl<R> AsyncResult<R> {
         let Some(job) = self.job else {
             return true;
         };
-        let backend = &self.engine.backend;
-        backend.wait(job, Want::All, &*self.gather, deadline)
+        let workers = &self.engine.workers;
+        workers.wait(job, Want::All, Waiter(&*self.gather), deadline)
     }
 
     /// Call when the result is there.

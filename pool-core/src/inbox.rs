@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::backend::{Backend, JobId, Next, Outcomes, Sink, Waiting, Want};
+use crate::backend::{JobId, Next, Outcomes, Sink, Waiter, Waiting, Want, Workers};
 use crate::sync::{Parker, lock};
 
 /// The sink of a call whose caller consumes outcomes as they come.
@@ -33,13 +33,13 @@ impl Inbox {
     pub(crate) fn wait(
         &self,
         enough: usize,
-        backend: &dyn Backend,
+        workers: &dyn Workers,
         job: JobId,
         want: Want,
         deadline: Option<Instant>,
     ) -> bool {
         lock(&self.0).enough = enough;
-        backend.wait(job, want, self, deadline)
+        workers.wait(job, want, Waiter(self), deadline)
     }
 
     /// Whether anything has arrived.

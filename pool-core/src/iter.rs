@@ -223,7 +223,7 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         };
         let hint = feed.hint();
         let chunk = feed.explicit_chunk().unwrap_or(hint.min(CHUNK_MAX));
-        let processes = self.engine.backend.processes();
+        let processes = self.engine.workers.count();
         let bound = processes.saturating_mul(chunk.saturating_add(2));
         let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
         // Short tasks are handed over several at a time. Long ones one by one: the next input may be long
@@ -299,7 +299,7 @@ impl<T: Task, I: Iterator> Stream<T, I> {
             let want = self.order.want(self.consumed);
             if !self
                 .inbox
-                .wait(1, &*self.engine.backend, id, want, deadline)
+                .wait(1, &*self.engine.workers, id, want, deadline)
             {
                 return Err(if deadline.is_some() {
                     Error::Timeout

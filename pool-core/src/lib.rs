@@ -32,6 +32,8 @@
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks.
 //! - [`Error`] says what can go wrong, and to whom it happened.
+//! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
+//!   debugger for instance.
 //!
 //! # What means what
 //!
@@ -44,7 +46,7 @@
 //! it is dropped.
 #![forbid(unsafe_code)]
 
-mod backend;
+pub mod backend;
 mod builder;
 mod by_ref;
 mod call;

@@ -36,7 +36,7 @@ use pool_worker::{Freed, Launcher, Preload, Process, Setup, Waker, Watch, Worker
 
 use self::preload::Terms;
 use self::state::{Effects, State};
-use crate::backend::{Backend, Job, JobId, Portion, Sink, Waiting, Want};
+use crate::backend::{Backend, Job, JobId, Portion, Settings, Sink, Waiter, Want, Workers};
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
 use crate::scheduler::{Mode, Rules};
@@ -56,30 +56,18 @@ thread_local! {
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// How the pool is to be.
-#[derive(Debug)]
-pub(crate) struct Settings {
-    pub(crate) processes: usize,
-    /// How many CPUs this process may use.
-    pub(crate) cpus: usize,
-    pub(crate) max_tasks_per_child: Option<usize>,
-    /// What is run once for all workers, and its name.
-    pub(crate) preload: Option<(Preload, &'static str)>,
-    pub(crate) initializer: Option<Setup>,
-    /// The name of the initializer, for messages.
-    pub(crate) initializer_name: &'static str,
-    pub(crate) start_timeout: Duration,
-    pub(crate) give_up_after: Duration,
-    pub(crate) grace: Duration,
-    pub(crate) memory_limit: Option<u64>,
-    pub(crate) max_memory: Option<u64>,
-    pub(crate) contained: bool,
-    pub(crate) decode_stack: usize,
+/// The workers of this machine: each is a process, this same program started again. What a pool has if nobody says otherwise.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Local;
+
+impl Backend for Local {
+    fn start(self: Box<Self>, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
+        Ok(Arc::new(LocalWorkers::start(settings)?))
+    }
 }
 
-/// The backend of this machine.
 #[derive(Debug)]
-pub(crate) struct Local {
+struct LocalWorkers {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// In a forked copy of the process there are no threads, and the workers are not its children.
@@ -89,7 +77,8 @@ pub(crate) struct Local {
 struct Shared {
     processes: usize,
     cpus: usize,
-    initializer_name: &'static str,
+    /// The name of the initializer, for messages.
+    initializer_name: String,
     launcher: Launcher,
     /// How workers are forked, if they are.
     preload: Option<Terms>,
@@ -112,17 +101,21 @@ impl fmt::Debug for Shared {
     }
 }
 
-impl Local {
+impl LocalWorkers {
     /// Starts the workers, and waits until all are ready.
-    pub(crate) fn start(settings: Settings) -> Result<Local, Error> {
+    fn start(settings: Settings) -> Result<LocalWorkers, Error> {
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let processes = settings.workers.unwrap_or(cpus);
+        let initializer_name = settings.initializer.as_ref();
+        let initializer_name = initializer_name.map_or(String::new(), |task| task.name.clone());
         let during = match settings.initializer {
-            Some(_) => format!(" (initializer `{}`)", settings.initializer_name),
+            Some(_) => format!(" (initializer `{initializer_name}`)"),
             None => String::new(),
         };
         let rules = Rules {
-            slots: settings.processes,
-            cpus: settings.cpus,
-            max_tasks: settings.max_tasks_per_child,
+            slots: processes,
+            cpus,
+            max_tasks: settings.max_tasks,
             start_timeout: settings.start_timeout,
             during,
             give_up_after: settings.give_up_after,
@@ -131,12 +124,16 @@ impl Local {
             max_memory: settings.max_memory,
         };
         let tells_memory = settings.max_memory.is_some();
+        let setup = settings
+            .initializer
+            .map(|task| Setup::new(task.task, &task.arguments, task.attachments));
+        let setup = setup.transpose().map_err(start_error)?;
         let (watch, waker) = Watch::new().map_err(start_error)?;
         let freed = Freed::new(waker.clone());
         let launcher = Launcher::new(
-            settings.processes,
-            settings.cpus,
-            settings.initializer,
+            processes,
+            cpus,
+            setup,
             tells_memory,
             settings.contained,
             settings.decode_stack,
@@ -144,16 +141,16 @@ impl Local {
         );
         let launcher = launcher.map_err(start_error)?;
         let shared = Arc::new(Shared {
-            processes: settings.processes,
-            cpus: settings.cpus,
-            initializer_name: settings.initializer_name,
+            processes,
+            cpus,
+            initializer_name,
             state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
             launcher,
-            preload: settings.preload.map(|(preload, name)| Terms {
-                preload,
-                name,
+            preload: settings.preload.map(|task| Terms {
+                preload: Preload::new(task.task, task.arguments),
+                name: task.name,
                 timeout: settings.start_timeout,
-                processes: settings.processes,
+                processes,
             }),
             changed: Condvar::new(),
             waker,
@@ -162,7 +159,7 @@ impl Local {
         });
         // The scheduler's first wish: a worker for each slot.
         shared.update(|_| ());
-        let local = Local {
+        let local = LocalWorkers {
             shared: Arc::clone(&shared),
             threads: Mutex::default(),
             owner: pool_worker::lineage(),
@@ -209,13 +206,13 @@ fn start_error(error: std::io::Error) -> Error {
 }
 
 /// For a pool that was never finished: one that was is shut down already.
-impl Drop for Local {
+impl Drop for LocalWorkers {
     fn drop(&mut self) {
         self.shut_down();
     }
 }
 
-impl Backend for Local {
+impl Workers for LocalWorkers {
     fn submit(
         &self,
         job: Job,
@@ -257,17 +254,11 @@ impl Backend for Local {
         }
     }
 
-    fn wait(
-        &self,
-        job: JobId,
-        want: Want,
-        waiting: &dyn Waiting,
-        deadline: Option<Instant>,
-    ) -> bool {
+    fn wait(&self, job: JobId, want: Want, waiter: Waiter<'_>, deadline: Option<Instant>) -> bool {
         if !self.is_ours() {
-            return waiting.is_over();
+            return waiter.is_over();
         }
-        self.shared.wait(job, want, waiting, deadline)
+        self.shared.wait(job, want, waiter.0, deadline)
     }
 
     fn notify(&self, job: JobId) {
@@ -325,11 +316,11 @@ impl Backend for Local {
         }
     }
 
-    fn processes(&self) -> usize {
+    fn count(&self) -> usize {
         self.shared.processes
     }
 
-    fn worker_pids(&self) -> Vec<u32> {
+    fn pids(&self) -> Vec<u32> {
         if !self.is_ours() {
             return Vec::new();
         }

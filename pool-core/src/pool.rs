@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pool_worker::{STACK_DEFAULT, Task};
 
-use crate::backend::{Backend, Options};
+use crate::backend::{Options, Workers};
 use crate::builder::PoolBuilder;
 use crate::call::Call;
 use crate::callback::Callbacks;
@@ -51,7 +51,7 @@ pub struct Pool {
 /// What a pool has in common with the handles of its results.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) workers: Arc<dyn Workers>,
     pub(crate) callbacks: Callbacks,
     /// What calls and tasks don't say.
     pub(crate) defaults: Options,
@@ -79,11 +79,11 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(crate) fn over(backend: Arc<dyn Backend>, defaults: Options, decode_stack: usize) -> Pool {
+    pub(crate) fn over(workers: Arc<dyn Workers>, defaults: Options, decode_stack: usize) -> Pool {
         let callbacks = Callbacks::default();
         Pool {
             engine: Arc::new(Engine {
-                backend,
+                workers,
                 callbacks,
                 defaults,
                 decode_stack,
@@ -118,13 +118,13 @@ impl Pool {
 
     /// How many workers the pool has when all are well.
     pub fn processes(&self) -> usize {
-        self.engine.backend.processes()
+        self.engine.workers.count()
     }
 
     /// The process ids of the workers that there are now, starting ones included. A worker that
     /// died is replaced by another, with another id; for a moment in between there are fewer.
     pub fn worker_pids(&self) -> Vec<u32> {
-        self.engine.backend.worker_pids()
+        self.engine.workers.pids()
     }
 
     /// Runs `task` once and waits for the result.
@@ -240,14 +240,14 @@ impl Pool {
     /// [`imap`](Pool::imap) has yet to draw; then the workers exit. Each runs its exit handlers (C's `atexit`,
     /// destructors of libraries), and is killed if it is not through after 10 seconds. A second call does nothing.
     pub fn close(&self) {
-        self.engine.backend.close();
+        self.engine.workers.close();
     }
 
     /// Stops now. Every result that is not there yet is [`Error::Terminated`]; idle workers are
     /// asked to exit, the others get SIGTERM, and SIGKILL a moment later. Does not wait for that:
     /// see [`join`](Pool::join). A second call does nothing.
     pub fn terminate(&self) {
-        self.engine.backend.terminate();
+        self.engine.workers.terminate();
     }
 
     /// Waits until every worker has exited, and every callback that was due has run. (Called from a
@@ -273,7 +273,7 @@ impl Pool {
     }
 
     fn join_until(&self, deadline: Option<Instant>) -> Result<(), Error> {
-        self.engine.backend.join(deadline)?;
+        self.engine.workers.join(deadline)?;
         if self.engine.callbacks.wait(deadline) {
             Ok(())
         } else {
@@ -281,8 +281,8 @@ impl Pool {
         }
     }
 
-    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
-        &self.engine.backend
+    pub(crate) fn workers(&self) -> &Arc<dyn Workers> {
+        &self.engine.workers
     }
 
     pub(crate) fn defaults(&self) -> &Options {
@@ -297,7 +297,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if pool_worker::lineage() == self.owner {
-            self.engine.backend.shut_down();
+            self.engine.workers.shut_down();
             self.engine.callbacks.end();
         }
     }

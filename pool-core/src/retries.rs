@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How often an input is run again after an attempt that failed, and which failures count.
 ///
 /// A number does where nothing else matters: `.retries(2)` is `.retries(Retries::new(2))`. What counts is the
@@ -25,7 +27,7 @@ use std::time::Duration;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retries {
     most: u32,
     on_panic: bool,

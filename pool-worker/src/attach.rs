@@ -10,6 +10,7 @@
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{self, ManuallyDrop, MaybeUninit};
@@ -46,7 +47,15 @@ pub struct Attachment {
     /// What they refer to.
     holds: Vec<Arc<Attachment>>,
     /// Who is to know when it is dropped.
-    holders: Mutex<Vec<Weak<Freed>>>,
+    holders: Mutex<Vec<Holder>>,
+}
+
+/// Who has a copy of an attachment elsewhere.
+enum Holder {
+    /// Workers of this machine.
+    Workers(Weak<Freed>),
+    /// Whoever wants to be told the id.
+    Other(Box<dyn FnOnce(u64) + Send>),
 }
 
 enum Content {
@@ -83,6 +92,20 @@ impl Attachment {
     /// As [`new`](Attachment::new).
     pub fn of(parts: &[&[u8]], holds: Vec<Arc<Attachment>>) -> io::Result<Arc<Attachment>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        Attachment::with_id(NEXT.fetch_add(1, Ordering::Relaxed), parts, holds)
+    }
+
+    /// The same as one of another process that runs this program, which has this id there. All that is handed to the workers of
+    /// one pool must come from one process.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Attachment::new).
+    pub fn with_id(
+        id: u64,
+        parts: &[&[u8]],
+        holds: Vec<Arc<Attachment>>,
+    ) -> io::Result<Arc<Attachment>> {
         let len = parts.iter().map(|part| part.len()).sum();
         let content = if len <= SHORT_MAX {
             Content::Short(Arc::new(Bytes::short(&parts.concat())))
@@ -92,7 +115,7 @@ impl Attachment {
             Content::Long(memory, len)
         };
         Ok(Arc::new(Attachment {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id,
             content: Some(content),
             holds,
             holders: Mutex::default(),
@@ -122,7 +145,7 @@ impl Attachment {
     }
 
     /// Tells it from all others of this process.
-    pub(crate) fn id(&self) -> u64 {
+    pub fn id(&self) -> u64 {
         self.id
     }
 
@@ -137,13 +160,22 @@ impl Attachment {
     /// Workers that `freed` stands for are sent this.
     pub(crate) fn is_sent_for(&self, freed: &Arc<Freed>) {
         let mut holders = lock(&self.holders);
-        holders.retain(|known| known.strong_count() > 0);
-        if !holders
-            .iter()
-            .any(|known| known.as_ptr() == Arc::as_ptr(freed))
-        {
-            holders.push(Arc::downgrade(freed));
+        holders.retain(|known| match known {
+            Holder::Workers(known) => known.strong_count() > 0,
+            Holder::Other(_) => true,
+        });
+        if !holders.iter().any(|known| match known {
+            Holder::Workers(known) => known.as_ptr() == Arc::as_ptr(freed),
+            Holder::Other(_) => false,
+        }) {
+            holders.push(Holder::Workers(Arc::downgrade(freed)));
         }
+    }
+
+    /// Has `tell` called with the id when nobody holds this any more. It may be called in any thread, under any lock of a pool's: it
+    /// should note the number and wake somebody, and do no more.
+    pub fn on_drop(&self, tell: impl FnOnce(u64) + Send + 'static) {
+        lock(&self.holders).push(Holder::Other(Box::new(tell)));
     }
 }
 
@@ -152,12 +184,19 @@ impl Drop for Attachment {
         let holders = mem::take(&mut *lock(&self.holders));
         let mut content = self.content.take();
         let is_long = matches!(content, Some(Content::Long(..)));
-        for freed in holders.iter().filter_map(Weak::upgrade) {
-            content = freed.note(Noted {
-                id: self.id,
-                is_long,
-                content,
-            });
+        for holder in holders {
+            match holder {
+                Holder::Workers(freed) => {
+                    if let Some(freed) = freed.upgrade() {
+                        content = freed.note(Noted {
+                            id: self.id,
+                            is_long,
+                            content,
+                        });
+                    }
+                }
+                Holder::Other(tell) => tell(self.id),
+            }
         }
     }
 }
@@ -507,6 +546,38 @@ pub(crate) fn find(id: u64) -> Result<Rc<Attached>, String> {
     found.unwrap_or_else(|| Err("what it refers to did not come with it".to_owned()))
 }
 
+/// Runs something in this process that has these, and what they hold, and nothing else.
+pub(crate) fn within<'a, R>(
+    attachments: impl Iterator<Item = &'a Arc<Attachment>>,
+    run: impl FnOnce() -> R,
+) -> R {
+    let mut all = BTreeMap::new();
+    attachments.for_each(|one| open_all(one, &mut all));
+    let restore = Restore(ATTACHED.with(|kept| kept.replace(all)));
+    let result = run();
+    drop(restore);
+    result
+}
+
+fn open_all(one: &Attachment, all: &mut Kept) {
+    if let Entry::Vacant(vacant) = all.entry(one.id) {
+        let bytes = one.bytes().map(|bytes| Rc::new(Attached::of(bytes)));
+        vacant.insert(bytes.map_err(|error| error.to_string()));
+        one.holds.iter().for_each(|other| open_all(other, all));
+    }
+}
+
+/// Puts back what there was.
+struct Restore(Kept);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        let within = ATTACHED.with(|kept| kept.replace(mem::take(&mut self.0)));
+        // It is the user's, and may ask for others.
+        drop(within);
+    }
+}
+
 /// What a worker has got.
 pub(crate) struct Attached {
     bytes: Arc<Bytes>,
@@ -531,7 +602,7 @@ impl fmt::Debug for Attached {
 
 impl Attached {
     pub(crate) fn short(bytes: &[u8]) -> Attached {
-        Attached::of(Bytes::short(bytes))
+        Attached::of(Arc::new(Bytes::short(bytes)))
     }
 
     /// Maps what came as a descriptor.
@@ -540,12 +611,13 @@ impl Attached {
     ///
     /// If it is not what was announced, or there is no room for it.
     pub(crate) fn long(fd: &OwnedFd, len: usize) -> io::Result<Attached> {
-        Ok(Attached::of(Bytes::Long(Constant::open(fd, len)?)))
+        let memory = Constant::open(fd, len)?;
+        Ok(Attached::of(Arc::new(Bytes::Long(memory))))
     }
 
-    fn of(bytes: Bytes) -> Attached {
+    fn of(bytes: Arc<Bytes>) -> Attached {
         Attached {
-            bytes: Arc::new(bytes),
+            bytes,
             decoded: RefCell::default(),
             shared: RefCell::default(),
         }

@@ -33,6 +33,11 @@ pub enum Tag {
     Fault,
 }
 
+/// What [`Frames::to_bytes`] writes behind the bytes: how many there are, and one byte that says whether it is one that
+/// stands alone, and which.
+const TRAILER: usize = size_of::<u32>() + 1;
+const MANY: u8 = u8::MAX;
+
 /// The tag of a piece of a longer byte string, in a ring only: the rest follows.
 pub(crate) const PIECE: u32 = 2;
 
@@ -241,6 +246,19 @@ impl Frames {
         extra.is_some_and(|extra| extra.bound.is_some() || !extra.held.is_empty())
     }
 
+    /// The same for what was made of [bytes](Frames::from_bytes): what they are bound to, and what they refer to.
+    pub fn attach(&mut self, bound: Option<&Arc<Attachment>>, held: &[Arc<Attachment>]) {
+        if let Some(bound) = bound {
+            self.bind(bound);
+        }
+        self.hold(held);
+    }
+
+    /// All of these; each may [hold](Attachment::holds) more.
+    pub fn attachments(&self) -> impl Iterator<Item = &Arc<Attachment>> {
+        self.bound().into_iter().chain(self.held())
+    }
+
     /// To how many attachments the byte strings refer.
     #[inline]
     pub fn references(&self) -> usize {
@@ -249,7 +267,7 @@ impl Frames {
 
     /// What some of the byte strings refer to.
     #[inline]
-    pub(crate) fn held(&self) -> &[Arc<Attachment>] {
+    pub fn held(&self) -> &[Arc<Attachment>] {
         self.extra.as_ref().map_or(&[], |extra| &extra.held)
     }
 
@@ -341,6 +359,64 @@ impl Frames {
                 front.into()
             }
         }
+    }
+
+    /// All of them as one byte string, which another process understands that runs this program on a machine of this kind; but
+    /// for what they refer to.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.size() + TRAILER);
+        bytes.extend_from_slice(self.rest());
+        bytes.extend_from_slice(self.tail());
+        let kind = match self.alone {
+            None => MANY,
+            Some(tag) => tag.bits() as u8 | (self.align_log2() as u8) << 4,
+        };
+        bytes.extend_from_slice(&(self.count as u32).to_le_bytes());
+        bytes.push(kind);
+        bytes
+    }
+
+    /// Reads what [`to_bytes`](Frames::to_bytes) has written; `None` if this is something else.
+    pub fn from_bytes(mut bytes: Vec<u8>) -> Option<Frames> {
+        let (rest, trailer) = bytes.split_last_chunk::<TRAILER>()?;
+        let [count @ .., kind] = *trailer;
+        let count = u32::from_le_bytes(count) as usize;
+        if kind == MANY {
+            let mut left = rest;
+            for _ in 0..count {
+                (_, _, left) = first(left)?;
+            }
+            if !left.is_empty() {
+                return None;
+            }
+            bytes.truncate(bytes.len() - TRAILER);
+            return Some(Frames::many(bytes, count));
+        }
+        let tag = match u32::from(kind & 0xf) {
+            0 => Tag::Value,
+            1 => Tag::Fault,
+            _ => return None,
+        };
+        if count != 1 {
+            return None;
+        }
+        let mut alone = Buffer::aligned(u32::from(kind >> 4));
+        if alone.align_log2() == 0 {
+            bytes.truncate(bytes.len() - TRAILER);
+            alone = bytes.into();
+        } else if alone.reserve(rest.len()) {
+            alone.append(rest);
+        } else {
+            return None;
+        }
+        Some(Frames {
+            alone: Some(tag),
+            extra: Some(Box::new(Extra {
+                tail: Some(alone.into()),
+                ..Extra::default()
+            })),
+            ..Frames::many(Vec::new(), 1)
+        })
     }
 
     /// How many at the front take no more than `max_bytes` together, up to `most`; but at least one.
@@ -536,6 +612,42 @@ mod tests {
         let (tag, whole) = alone.pop().expect("it is there");
         assert_eq!((tag, &*whole), (Tag::Value, &b"head and tail"[..]));
         assert_eq!(frames.count(), 1);
+    }
+
+    #[test]
+    fn they_travel_as_bytes() {
+        let mut some = Frames::default();
+        for text in ["one", "", "three", "four"] {
+            push(&mut some, text.as_bytes());
+        }
+        some.take_front(1);
+        let numbers = |tag| Frames::alone(tag, vec![7_u64; FRAME_MAX]);
+        let (long, fault) = (numbers(Tag::Value), numbers(Tag::Fault));
+        let mut tailed = Frames::default();
+        let tailed = tailed.push(|out| {
+            out.extend_from_slice(b"head ");
+            Ok::<_, ()>(Some(Buffer::from(vec![1_u16; 3]).into()))
+        });
+        let tailed = tailed.unwrap().expect("a tail makes it stand alone");
+        for frames in [some, Frames::default(), long, fault, tailed] {
+            let bytes = frames.to_bytes();
+            let mut there = Frames::from_bytes(bytes.clone()).expect("it was written so");
+            assert_eq!(there.count(), frames.count());
+            assert_eq!(there.to_bytes(), bytes);
+            assert_eq!(there.align_log2(), frames.align_log2());
+            let mut here = frames.clone();
+            while let Some((tag, bytes)) = here.pop() {
+                let (other, others) = there.pop().expect("there are as many");
+                assert_eq!((tag, &*bytes), (other, &*others));
+            }
+            assert!(there.pop().is_none());
+            for cut in 1..bytes.len().min(20) {
+                let cut = Frames::from_bytes(bytes[..bytes.len() - cut].to_vec());
+                assert!(cut.is_none_or(|cut| cut.alone.is_some()));
+            }
+        }
+        assert!(Frames::from_bytes(Vec::new()).is_none());
+        assert!(Frames::from_bytes(vec![0xff; 20]).is_none());
     }
 
     #[test]

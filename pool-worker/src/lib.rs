@@ -75,7 +75,7 @@ pub use greeting::{Said, Setup};
 pub use launch::{Launcher, Starting, Worker, may_launch};
 pub use lineage::lineage;
 pub use process::Process;
-pub use registry::{Number, Registration, Run, RunError};
+pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
 pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, run_here};

@@ -105,8 +105,17 @@ pub(crate) fn find(number: u32) -> Found {
 }
 
 /// A number that two processes share if they know the same tasks.
-pub(crate) fn fingerprint() -> u64 {
+pub fn fingerprint() -> u64 {
     registry().fingerprint
+}
+
+/// What tells the tasks of this program apart, in the order of their numbers: the name, and the place in the source.
+pub fn tasks() -> impl ExactSizeIterator<Item = &'static str> {
+    registry().by_number.iter().map(|found| match found {
+        Found::Task(task) => task.id,
+        Found::Several(id) => id,
+        Found::Nothing => "",
+    })
 }
 
 struct Registry {

@@ -16,9 +16,9 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 
-use crate::attach::{self, Attached};
+use crate::attach::{self, Attached, Attachment};
 use crate::bell::Bell;
-use crate::buffer::Buffer;
+use crate::buffer::{Arrived, Buffer};
 use crate::clock;
 use crate::codec::{Input, Rest};
 use crate::contain;
@@ -338,16 +338,39 @@ pub(crate) fn call_for_effect(task: u32, args: Input<'_>) -> Result<(), Fault> {
     call_task(find(task)?, args, &mut Vec::new()).map(drop)
 }
 
-/// Runs a task in this process, whether it is a worker or not: its encoded result.
-///
-/// # Errors
-///
-/// What went wrong, as a worker would tell it. (Of a panic the message only, for the hook is not ours.)
-pub fn run_here(task: u32, args: &[u8]) -> Result<Buffer, Fault> {
+/// Runs inputs of a task in this process, whether it is a worker or not, and gives the reply to each, in order. (Of a panic
+/// they tell the message only, for the hook is not ours.)
+pub fn run_here(task: u32, mut inputs: Frames, mut reply: impl FnMut(Frames)) {
+    let attachments: Vec<Arc<Attachment>> = inputs.attachments().map(Arc::clone).collect();
+    let bound = inputs.bound().map(|bound| bound.id());
+    attach::within(attachments.iter(), || {
+        let terms = bound.map(attach::find).transpose().map_err(Fault::Decode);
+        let terms = terms.and_then(|bound| Ok((find(task)?, bound)));
+        while let Some((_, input)) = inputs.pop() {
+            reply(match &terms {
+                Ok((task, bound)) => run_one_here(task, bound.as_deref(), input),
+                Err(fault) => Frames::alone(Tag::Fault, fault.to_bytes()),
+            });
+        }
+    });
+}
+
+fn run_one_here(task: &Registration, bound: Option<&Attached>, input: Arrived<'_>) -> Frames {
     let mut result = Vec::new();
-    let input = Input::new(Rest::Shared(args), None);
-    let block = call_task(find(task)?, input, &mut result)?;
-    Ok(block.unwrap_or(result.into()))
+    let outcome = match input {
+        Arrived::Lent(bytes) => {
+            let input = Input::new(Rest::Shared(bytes), bound);
+            call_task(task, input, &mut result)
+        }
+        Arrived::Own(mut buffer) => {
+            let input = Input::new(Rest::Buffer(&mut buffer), bound);
+            call_task(task, input, &mut result)
+        }
+    };
+    match outcome {
+        Ok(block) => Frames::alone(Tag::Value, block.unwrap_or(result.into())),
+        Err(fault) => Frames::alone(Tag::Fault, fault.to_bytes()),
+    }
 }
 
 /// What the inputs of a portion have in common.

@@ -4,14 +4,16 @@ use std::path::Path;
 use std::process;
 use std::time::Duration;
 
-use pool_core::{Error, Pool, PoolBuilder, pool_task};
+use pool_core::{Error, PoolBuilder, pool_task};
 
-use crate::support::{Gate, checked, forever, multiply, signal, square, stand, watchdog, works};
+use crate::support::{
+    Gate, builder, checked, forever, multiply, signal, square, stand, watchdog, works,
+};
 
 /// A builder of contained pools; `None` where the system has no namespace for us, which is then said.
 fn contained() -> Option<PoolBuilder> {
-    match Pool::builder().processes(1).contain().build() {
-        Ok(_) => Some(Pool::builder().processes(2).contain()),
+    match builder().processes(1).contain().build() {
+        Ok(_) => Some(builder().processes(2).contain()),
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains("it can't be contained"), "{text}");

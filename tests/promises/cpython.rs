@@ -21,7 +21,9 @@ use pool_core::{Error, Pool, Side, pool_task};
 use serde::{Deserialize, Serialize, Serializer, ser};
 
 use crate::leaks;
-use crate::support::{Gate, checked, multiply, own_pid, pool, square, wait_at, watchdog, works};
+use crate::support::{
+    Gate, builder, checked, multiply, own_pid, pool, square, wait_at, watchdog, works,
+};
 
 const SAID_WHEN: &str = "somebody said when";
 
@@ -519,7 +521,7 @@ fn unpickleable_results() {
 #[test]
 fn pool_worker_lifetime() {
     let _dog = watchdog();
-    let pool = checked(Pool::builder().processes(3).max_tasks_per_child(10).build());
+    let pool = checked(builder().processes(3).max_tasks_per_child(10).build());
     let before: HashSet<u32> = pool.worker_pids().into_iter().collect();
     assert_eq!(before.len(), 3);
     let results: Vec<_> = (0..100).map(|x| pool.apply_async(square, (x,))).collect();
@@ -539,7 +541,7 @@ fn pool_worker_lifetime() {
 #[test]
 fn pool_worker_lifetime_early_close() {
     let _dog = watchdog();
-    let pool = checked(Pool::builder().processes(3).max_tasks_per_child(1).build());
+    let pool = checked(builder().processes(3).max_tasks_per_child(1).build());
     let results: Vec<_> = (0..6)
         .map(|x| pool.apply_async(slow_square, (x,)))
         .collect();
@@ -554,7 +556,7 @@ fn pool_worker_lifetime_early_close() {
 #[test]
 fn pool_maxtasksperchild_invalid() {
     let _dog = watchdog();
-    let refused = Pool::builder().processes(3).max_tasks_per_child(0).build();
+    let refused = builder().processes(3).max_tasks_per_child(0).build();
     assert!(matches!(
         refused,
         Err(Error::InvalidSetting(setting)) if setting.setting() == "max_tasks_per_child"

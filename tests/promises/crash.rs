@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::leaks;
 use crate::support::{
-    Gate, append, checked, forever, hang, lines, own_pid, pool, signal, square, stand, wait_at,
-    watchdog, works,
+    Gate, append, builder, checked, forever, hang, lines, own_pid, pool, signal, square, stand,
+    wait_at, watchdog, works,
 };
 
 /// Ways for a task to go down with its worker.
@@ -680,7 +680,7 @@ fn with_defaults(file: &Path, deaths: usize, hangs: bool) -> usize {
 fn the_call_wins_over_the_task_and_the_task_over_the_pool() {
     let _dog = watchdog();
     let directory = tempfile::tempdir().unwrap();
-    let pool = Pool::builder()
+    let pool = builder()
         .processes(2)
         .retries(3)
         .time_limit(Duration::from_secs(300))
@@ -726,8 +726,8 @@ fn tidy(file: &Path, deaf: bool) {
 fn who_is_past_its_limit_may_tidy_up_first() {
     let _dog = watchdog();
     let directory = tempfile::tempdir().unwrap();
-    let builder = Pool::builder().processes(1);
-    let pool = checked(builder.grace(Duration::from_secs(40)).build());
+    let patient = builder().processes(1).grace(Duration::from_secs(40));
+    let pool = checked(patient.build());
     let file = directory.path().join("told");
     let call = pool.task(tidy).time_limit(Duration::from_millis(100));
     let error = call.apply((file.clone(), false)).unwrap_err();
@@ -742,7 +742,7 @@ fn who_is_past_its_limit_may_tidy_up_first() {
     // One that is deaf is killed after the grace, and so is one that is stopped.
     for grace in [0, 50] {
         let grace = Duration::from_millis(grace);
-        let pool = checked(Pool::builder().processes(1).grace(grace).build());
+        let pool = checked(builder().processes(1).grace(grace).build());
         let call = pool.task(tidy).time_limit(Duration::from_millis(100));
         let error = call.apply((directory.path().join("deaf"), true));
         assert!(matches!(error, Err(Error::TimeLimit(_))), "{error:?}");
@@ -781,7 +781,7 @@ fn hog(x: u64) -> u64 {
 fn a_task_that_uses_too_much_memory_is_ended() {
     let _dog = watchdog();
     let limit = 200 * MIB;
-    let builder = Pool::builder().processes(2).memory_limit(limit).retries(3);
+    let builder = builder().processes(2).memory_limit(limit).retries(3);
     let pool = checked(builder.build());
     for (x, result) in (0..).zip(pool.task(hog).map_results(0..INPUTS)) {
         match result {
@@ -808,7 +808,7 @@ fn leak(bytes: u64) -> u32 {
 #[test]
 fn a_worker_that_has_grown_is_replaced() {
     let _dog = watchdog();
-    let builder = Pool::builder().processes(2);
+    let builder = builder().processes(2);
     let pool = checked(builder.max_memory_per_child(100 * MIB).build());
     let mut runs: BTreeMap<u32, u32> = BTreeMap::new();
     for _ in 0..12 {

@@ -14,7 +14,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{self, U64Deserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::support::{Gate, checked, pool, signal, stand, watchdog, works};
+use crate::support::{Gate, builder, checked, pool, signal, stand, watchdog, works};
 
 // ---- by_ref ---------------------------------------------------------------------------------------
 
@@ -670,7 +670,7 @@ fn an_initializer_takes_shared_values() -> Result<(), Error> {
         let models = (0..models).map(|x| Shared::new(model(&format!("{x}-"), 2000)));
         let models: Vec<Shared<Model>> = models.collect::<Result<_, _>>()?;
         let count = models.len();
-        let built = Pool::builder()
+        let built = builder()
             .processes(2)
             .max_tasks_per_child(5)
             .initializer(keep_table, (table, models))
@@ -1072,7 +1072,7 @@ fn what_is_nested_too_deep_is_refused_in_both_formats() -> Result<(), Error> {
             refused(described.unwrap_err());
         }
     }
-    let built = Pool::builder().processes(1).decode_stack(128 << 20).build();
+    let built = builder().processes(1).decode_stack(128 << 20).build();
     let pool = checked(built);
     with_stack(|| {
         let results = [
@@ -1160,7 +1160,7 @@ fn shared_values_may_refer_to_others() -> Result<(), Error> {
         let nested = Shared::new(ones.clone())?;
         let mut all = ones;
         all.push(all[0].clone());
-        let built = Pool::builder()
+        let built = builder()
             .processes(2)
             .initializer(keep_nested, (nested.clone(), all))
             .build();

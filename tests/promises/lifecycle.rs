@@ -15,8 +15,8 @@ use pool_core::{AsyncResult, Error, Pool, PoolBuilder, pool_task, worker};
 
 use crate::leaks;
 use crate::support::{
-    Gate, append, checked, forever, hang, lines, mark, own_pid, pool, signal, square, wait_at,
-    watchdog, who, works,
+    Gate, append, builder, checked, forever, hang, lines, mark, own_pid, pool, signal, square,
+    wait_at, watchdog, who, works,
 };
 
 /// Long enough to be told from "at once" by nobody: used where a timeout must pass.
@@ -421,8 +421,8 @@ fn refused(result: Result<impl Sized, Error>, name: &str) {
 fn impossible_settings_are_refused() {
     let _dog = watchdog();
     refused(Pool::with_processes(0), "processes");
-    refused(Pool::builder().processes(0).build(), "processes");
-    let one = || Pool::builder().processes(1);
+    refused(builder().processes(0).build(), "processes");
+    let one = || builder().processes(1);
     refused(one().max_tasks_per_child(0).build(), "max_tasks_per_child");
     refused(one().start_timeout(Duration::ZERO).build(), "start_timeout");
 
@@ -459,7 +459,7 @@ fn a_pool_has_a_worker_for_each_cpu() {
 #[test]
 fn huge_settings_are_no_harm() {
     let _dog = watchdog();
-    let settings = Pool::builder()
+    let settings = builder()
         .processes(1)
         .max_tasks_per_child(usize::MAX)
         .start_timeout(Duration::MAX);
@@ -504,7 +504,7 @@ fn by_process(answers: &[(u32, u64)]) -> BTreeMap<u32, u64> {
 #[test]
 fn max_tasks_per_child_counts_inputs() {
     let _dog = watchdog();
-    let pool = checked(Pool::builder().processes(1).max_tasks_per_child(3).build());
+    let pool = checked(builder().processes(1).max_tasks_per_child(3).build());
     let sizes = |answers: &[(u32, u64)]| by_process(answers).into_values().collect::<Vec<_>>();
     // One by one, and as the pool likes: never more than three.
     for call in [pool.task(who).chunksize(1), pool.task(who)] {
@@ -523,7 +523,7 @@ fn max_tasks_per_child_counts_inputs() {
 #[test]
 fn max_tasks_per_child_of_one_is_a_process_a_task() {
     let _dog = watchdog();
-    let pool = checked(Pool::builder().processes(2).max_tasks_per_child(1).build());
+    let pool = checked(builder().processes(2).max_tasks_per_child(1).build());
     let answers = pool.map(who, 0..30).unwrap();
     assert_eq!(by_process(&answers).len(), 30);
 }
@@ -543,7 +543,7 @@ fn prepared(_: u64) -> (u64, u32) {
 }
 
 fn prepared_by(file: &Path) -> PoolBuilder {
-    Pool::builder().initializer(prepare, (file.to_owned(),))
+    builder().initializer(prepare, (file.to_owned(),))
 }
 
 #[test]
@@ -628,7 +628,7 @@ fn build_says_why_an_initializer_failed() {
     ];
     for (how, parts) in cases {
         let file = directory.path().join(how);
-        let mut builder = Pool::builder()
+        let mut builder = builder()
             .processes(2)
             .initializer(fail_to_start, (how.to_owned(), file.clone()));
         if how == "hang" {
@@ -657,7 +657,7 @@ fn a_pool_whose_workers_stop_starting_gives_up() {
     let _dog = watchdog();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("started");
-    let builder = Pool::builder()
+    let builder = builder()
         .processes(2)
         .give_up_after(Duration::from_millis(500))
         .initializer(start_once, (file.clone(),));
@@ -694,7 +694,7 @@ fn initializers_take_no_unencodable_arguments() {
     });
     poisoned.join().unwrap_err();
     let lock = Arc::into_inner(lock).unwrap();
-    let error = Pool::builder()
+    let error = builder()
         .processes(1)
         .initializer(prepare_lock, (lock,))
         .build()

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 
 use crate::leaks;
 use crate::support::{
-    Gate, append, checked, forever, hang, lines, own_pid, signal, stand, wait_at, watchdog, works,
+    Gate, append, builder, checked, forever, hang, lines, own_pid, signal, stand, wait_at,
+    watchdog, works,
 };
 
 /// Where the preload task writes down who has run it.
@@ -49,9 +50,7 @@ impl Runs {
 
     /// A builder of two workers that are preloaded.
     fn builder(&self) -> PoolBuilder {
-        Pool::builder()
-            .processes(2)
-            .preload(load, (self.file.clone(), 7))
+        builder().processes(2).preload(load, (self.file.clone(), 7))
     }
 }
 
@@ -330,7 +329,7 @@ fn join_threads(runs: &Path) {
 fn a_preload_task_that_fails_is_told_and_runs_once() {
     let _watchdog = watchdog();
     let runs = Runs::new();
-    let base = || Pool::builder().processes(3);
+    let base = || builder().processes(3);
     let text = does_not_start(base().preload(panic_in, (runs.file.clone(),)));
     assert!(text.contains("panic_in` panicked at"), "{text}");
     assert!(text.contains("no model here"), "{text}");
@@ -357,7 +356,7 @@ fn a_preload_task_that_fails_is_told_and_runs_once() {
 fn threads_that_were_joined_do_no_harm() {
     let _watchdog = watchdog();
     let runs = Runs::new();
-    let builder = Pool::builder().processes(2);
+    let builder = builder().processes(2);
     let pool = checked(builder.preload(join_threads, (runs.file.clone(),)).build());
     assert_eq!(pool.apply(total, ()).expect("it runs").0, 280);
     works(&pool);
@@ -375,7 +374,7 @@ fn a_pool_whose_zygote_does_not_come_again_gives_up() {
     let _watchdog = watchdog();
     let runs = Runs::new();
     let pool = checked(
-        Pool::builder()
+        builder()
             .processes(2)
             .preload(fail_later, (runs.file.clone(),))
             .give_up_after(Duration::from_millis(300))
@@ -403,7 +402,7 @@ fn a_pool_whose_zygote_does_not_come_again_gives_up() {
 #[test]
 fn arguments_that_cannot_be_encoded_are_told() {
     let _watchdog = watchdog();
-    let outcome = Pool::builder().preload(odd, (Odd,)).build();
+    let outcome = builder().preload(odd, (Odd,)).build();
     match outcome {
         Err(error @ Error::Encode(_)) => {
             assert!(
@@ -437,12 +436,7 @@ fn keep_bytes(bytes: Vec<u8>) {
 fn arguments_may_be_large() {
     let _watchdog = watchdog();
     let bytes = vec![1; 16 << 20];
-    let pool = checked(
-        Pool::builder()
-            .processes(2)
-            .preload(keep_bytes, (bytes,))
-            .build(),
-    );
+    let pool = checked(builder().processes(2).preload(keep_bytes, (bytes,)).build());
     assert_eq!(pool.apply(total, ()).expect("it runs").0, 16 << 20);
 }
 
@@ -551,12 +545,11 @@ fn workers_have_what_the_task_has_opened_and_nothing_of_the_zygotes() {
     let _watchdog = watchdog();
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(b"some text").expect("there is room");
-    let builder = Pool::builder().processes(1).max_tasks_per_child(1);
-    let plain = checked(builder.build());
+    let settings = || builder().processes(1).max_tasks_per_child(1);
+    let plain = checked(settings().build());
     let expected = plain.apply(descriptors, ()).expect("it runs").len();
-    let builder = Pool::builder().processes(1).max_tasks_per_child(1);
     let pool = checked(
-        builder
+        settings()
             .preload(open_file, (file.path().to_owned(),))
             .build(),
     );
@@ -581,12 +574,7 @@ fn close_streams() {
 #[test]
 fn a_task_that_closes_its_streams_gives_workers_empty_ones() {
     let _watchdog = watchdog();
-    let pool = checked(
-        Pool::builder()
-            .processes(2)
-            .preload(close_streams, ())
-            .build(),
-    );
+    let pool = checked(builder().processes(2).preload(close_streams, ()).build());
     for _ in 0..4 {
         assert!(pool.apply(stdin_is_empty, ()).expect("it runs"));
         let open = pool.apply(descriptors, ()).expect("it runs");
@@ -609,7 +597,7 @@ fn close_everything() {
 #[test]
 fn a_task_that_closes_what_is_not_its_own_fails_the_start() {
     let _watchdog = watchdog();
-    let text = does_not_start(Pool::builder().processes(2).preload(close_everything, ()));
+    let text = does_not_start(builder().processes(2).preload(close_everything, ()));
     assert!(text.contains("close_everything`"), "{text}");
 }
 
@@ -639,7 +627,7 @@ fn what_the_task_prints_is_printed_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("printed");
     let pool = checked(
-        Pool::builder()
+        builder()
             .processes(3)
             .preload(print_to, (path.clone(),))
             .build(),
@@ -725,7 +713,7 @@ fn pool_inside(x: u64) -> u64 {
 #[test]
 fn a_preloaded_worker_may_have_such_a_pool_itself() {
     let _watchdog = watchdog();
-    let pool = checked(Pool::builder().processes(2).preload(small, ()).build());
+    let pool = checked(builder().processes(2).preload(small, ()).build());
     assert_eq!(pool.apply(pool_inside, (1,)).expect("it runs"), 7002);
 }
 
@@ -747,12 +735,7 @@ fn load_with_a_pool() {
 #[test]
 fn the_task_may_use_a_pool() {
     let _watchdog = watchdog();
-    let pool = checked(
-        Pool::builder()
-            .processes(2)
-            .preload(load_with_a_pool, ())
-            .build(),
-    );
+    let pool = checked(builder().processes(2).preload(load_with_a_pool, ()).build());
     assert_eq!(pool.apply(total, ()).expect("it runs").0, 285);
 }
 
@@ -795,7 +778,7 @@ fn a_copy_of_the_zygote_forks_nothing() {
     let _watchdog = watchdog();
     let runs = Runs::new();
     let pool = checked(
-        Pool::builder()
+        builder()
             .processes(2)
             .preload(fork_in, (runs.file.clone(),))
             .build(),

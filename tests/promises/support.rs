@@ -1,5 +1,6 @@
 //! What the tests have in common: a watchdog, pools that are checked for leaks, tasks, and a gate.
 
+use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Deref;
@@ -12,9 +13,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, Pool, PoolBuilder, pool_task};
 use tempfile::TempDir;
 
+use crate::far::Far;
 use crate::leaks;
 
 /// How long a test may take, on a machine under load.
@@ -46,10 +48,22 @@ pub(crate) struct Watchdog(
 #[derive(Debug)]
 pub(crate) struct Checked(Option<Pool>);
 
+/// Names the backend over which the promises are tested; not set: the local one.
+pub(crate) const BACKEND: &str = "POOL_TEST_BACKEND";
+
+/// The settings of a pool over that backend.
+pub(crate) fn builder() -> PoolBuilder {
+    match env::var(BACKEND).as_deref() {
+        Ok("far") => Pool::builder().backend(Far),
+        Ok(other) => panic!("no backend is called {other}"),
+        Err(_) => Pool::builder(),
+    }
+}
+
 /// A pool of this many workers.
 #[track_caller]
 pub(crate) fn pool(processes: usize) -> Checked {
-    checked(Pool::with_processes(processes))
+    checked(builder().processes(processes).build())
 }
 
 #[track_caller]

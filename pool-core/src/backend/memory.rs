@@ -1,14 +1,12 @@
-//! A backend without processes, for tests of everything above the seam: it runs tasks in the thread that
-//! waits, and delivers outcomes one by one, the last first.
+//! Workers without processes, for tests of everything above the seam: they run tasks in the thread that
+//! waits, and deliver outcomes one by one, the last first.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use pool_worker::{Frames, Tag};
-
-use super::{Backend, Failure, Job, JobId, Outcomes, Portion, Sink, Waiting, Want, What};
+use super::{Failure, Job, JobId, Outcomes, Portion, Sink, Waiter, Want, What, Workers};
 use crate::error::Error;
 use crate::few::Few;
 use crate::sync::lock;
@@ -59,14 +57,10 @@ impl Memory {
             }
             found
         };
-        for Portion { first, mut inputs } in pending.into_iter().rev() {
-            let all = std::iter::from_fn(|| inputs.pop().map(|(_, input)| input.to_vec()));
-            let inputs: Vec<Vec<u8>> = all.collect();
-            for (at, input) in inputs.iter().enumerate().rev() {
-                let reply = match pool_worker::run_here(task, input) {
-                    Ok(result) => Frames::alone(Tag::Value, result),
-                    Err(fault) => Frames::alone(Tag::Fault, fault.to_bytes()),
-                };
+        for Portion { first, inputs } in pending.into_iter().rev() {
+            let mut replies = Vec::new();
+            pool_worker::run_here(task, inputs, |reply| replies.push(reply));
+            for (at, reply) in replies.into_iter().enumerate().rev() {
                 Arc::clone(&sink).deliver(Outcomes {
                     first: first + at,
                     what: What::Replies(reply),
@@ -76,7 +70,7 @@ impl Memory {
     }
 }
 
-impl Backend for Memory {
+impl Workers for Memory {
     fn submit(
         &self,
         job: Job,
@@ -125,12 +119,12 @@ impl Backend for Memory {
         }
     }
 
-    fn wait(&self, job: JobId, _: Want, waiting: &dyn Waiting, deadline: Option<Instant>) -> bool {
+    fn wait(&self, job: JobId, _: Want, waiter: Waiter<'_>, deadline: Option<Instant>) -> bool {
         // A deadline is for work that takes time.
         if deadline.is_none() {
             self.run(job);
         }
-        waiting.is_over()
+        waiter.is_over()
     }
 
     fn notify(&self, job: JobId) {
@@ -157,11 +151,7 @@ impl Backend for Memory {
         self.close();
     }
 
-    fn processes(&self) -> usize {
+    fn count(&self) -> usize {
         2
-    }
-
-    fn worker_pids(&self) -> Vec<u32> {
-        Vec::new()
     }
 }

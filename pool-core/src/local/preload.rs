@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use pool_worker::{Exit, Heard, Launcher, Preload, Process, Starting, Watch, Worker, Zygote};
 
-use super::state::task_failed;
 use super::supervisor::{Watched, bury_all};
+use crate::backend::task_failed;
 use crate::scheduler::Time;
 
 /// What came of a wish for a worker.
@@ -29,7 +29,7 @@ pub(super) struct Forked {
 pub(crate) struct Terms {
     pub(crate) preload: Preload,
     /// The name of the task.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Each step of a zygote may take so long.
     pub(crate) timeout: Duration,
     pub(crate) processes: usize,
@@ -196,7 +196,7 @@ impl<'s> Keeper<'s> {
             self.is_wanted = true;
         } else {
             let why = self.why.take().unwrap_or_else(|| {
-                let (pid, name) = (zygote.process().pid(), self.terms.name);
+                let (pid, name) = (zygote.process().pid(), &self.terms.name);
                 let exit = exit.unwrap_or(Exit::Unknown);
                 if is_loading {
                     format!("process {pid} {exit} in the preload task `{name}`")
@@ -212,7 +212,7 @@ impl<'s> Keeper<'s> {
     /// Hears what the zygote has said.
     pub(super) fn hear(&mut self) {
         while let Some(zygote) = &mut self.zygote {
-            let (name, pid) = (self.terms.name, zygote.process().pid());
+            let (name, pid) = (&self.terms.name, zygote.process().pid());
             match zygote.hear(self.launcher) {
                 Heard::Nothing => return,
                 Heard::Gone => {

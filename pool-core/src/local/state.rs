@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Fault, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
+use pool_worker::{Bell, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
 
-use crate::backend::{Job, JobId, Outcomes, Portion, Sink};
+use crate::backend::{Job, JobId, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler};
 use crate::sync::{self, Parker};
@@ -490,21 +490,5 @@ impl State {
     /// Follows no more.
     pub(super) fn unfollow(&mut self, parker: &Arc<Parker>) {
         self.followers.retain(|other| !Arc::ptr_eq(other, parker));
-    }
-}
-
-/// What came of a task that is none of a job's: `what` says which it is.
-pub(super) fn task_failed(what: &str, name: &str, fault: &Fault) -> String {
-    match fault {
-        Fault::Panicked(panic) => {
-            let at = match &panic.location {
-                Some(location) => format!(" at {location}"),
-                None => String::new(),
-            };
-            format!("{what} `{name}` panicked{at}: {}", panic.message)
-        }
-        Fault::Decode(why) => format!("the arguments of {what} `{name}` can't be decoded: {why}"),
-        Fault::Encode(why) => format!("the result of {what} `{name}` can't be encoded: {why}"),
-        Fault::Unknown(why) => why.clone(),
     }
 }

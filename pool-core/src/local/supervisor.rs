@@ -310,7 +310,7 @@ impl Supervisor<'_> {
             let is_set_up = match said {
                 Said::Nothing => None,
                 Said::Ready => Some(Ok(())),
-                Said::SetUp | Said::Gone => state.set_up(slot, self.shared.initializer_name),
+                Said::SetUp | Said::Gone => state.set_up(slot, &self.shared.initializer_name),
                 Said::Unfit(why) => Some(Err(why)),
             };
             match is_set_up {

@@ -46,10 +46,18 @@ impl Scheduler {
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
         let memory_limit = match (state.phase, self.rules.memory_limit, starved) {
             (Phase::Dying(Reason::MemoryLimit(used)), Some(limit), _) => {
-                Some(Failure::MemoryLimit { pid, limit, used })
+                Some(Failure::MemoryLimit {
+                    worker: pid.into(),
+                    limit,
+                    used,
+                })
             }
             (_, _, Some(Starved { limit, used })) if limit < u64::MAX => {
-                Some(Failure::MemoryLimit { pid, limit, used })
+                Some(Failure::MemoryLimit {
+                    worker: pid.into(),
+                    limit,
+                    used,
+                })
             }
             _ => None,
         };
@@ -79,9 +87,12 @@ impl Scheduler {
                 }
                 let failure = match (too_much, limit) {
                     (Some(failure), _) => failure,
-                    (None, Some(limit)) => Failure::TimeLimit { pid, limit },
+                    (None, Some(limit)) => Failure::TimeLimit {
+                        worker: pid.into(),
+                        limit,
+                    },
                     (None, None) => Failure::Lost {
-                        pid,
+                        worker: pid.into(),
                         exit,
                         attempts,
                         why: why.clone(),
@@ -103,7 +114,7 @@ impl Scheduler {
                 back.insert(0, missed);
             } else {
                 let failure = Failure::Lost {
-                    pid,
+                    worker: pid.into(),
                     exit,
                     attempts,
                     why: why.clone(),
@@ -182,7 +193,8 @@ impl Scheduler {
         }
         let since = *self.hopeless_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.rules.give_up_after {
-            let why = self.last_failure.clone().unwrap_or_default();
+            let last = self.last_failure.as_deref().unwrap_or_default();
+            let why = format!("workers keep dying before they are ready; the last one: {last}");
             self.break_down(&why, now);
         }
     }

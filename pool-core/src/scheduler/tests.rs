@@ -784,7 +784,7 @@ fn a_time_limit_costs_one_input() {
     assert_eq!(
         world.outcomes[&(id, 1)],
         Err(Arc::new(Failure::TimeLimit {
-            pid: 1,
+            worker: 1.into(),
             limit: Duration::from_secs(1)
         }))
     );
@@ -912,10 +912,11 @@ fn a_pool_without_a_good_worker_for_long_is_broken() {
     // 7 in the first second and a half, then one each second.
     assert!((30..=36).contains(&attempts), "{attempts}");
     fail_to_start(&mut world, 0, began + Duration::from_secs(34));
-    assert_eq!(world.scheduler.mode(), &Mode::Broken("no luck".into()));
+    let why = "workers keep dying before they are ready; the last one: no luck";
+    assert_eq!(world.scheduler.mode(), &Mode::Broken(why.into()));
     assert_eq!(
         world.outcomes[&(id, 0)],
-        Err(Arc::new(Failure::Broken("no luck".into())))
+        Err(Arc::new(Failure::Broken(why.into())))
     );
 }
 
@@ -966,7 +967,7 @@ fn an_input_that_no_worker_lives_to_begin_is_lost_in_the_end() {
         world.act();
     }
     let lost = Failure::Lost {
-        pid: 1,
+        worker: 1.into(),
         exit: Exit::Signal(9),
         attempts: MISSES_MAX,
         why: None,

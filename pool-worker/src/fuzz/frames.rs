@@ -25,6 +25,8 @@ enum Input<'a> {
     },
     /// A parent puts byte strings together and takes them apart.
     Steps(Vec<Step>),
+    /// Somebody reads what has come from another machine.
+    Travel(&'a [u8]),
 }
 
 #[derive(Debug, Arbitrary)]
@@ -57,6 +59,17 @@ pub fn frames(data: &[u8]) {
             most,
         }) => report(kind, texts.map(Cow::into_owned), are_known, most.into()),
         Ok(Input::Steps(steps)) => take(&steps),
+        Ok(Input::Travel(bytes)) => {
+            if let Some(mut frames) = Frames::from_bytes(bytes.to_vec()) {
+                let again = Frames::from_bytes(frames.to_bytes());
+                assert!(again.is_some_and(|again| again == frames));
+                for _ in 0..frames.count() {
+                    let (_, popped) = frames.pop().expect("as many as were counted");
+                    assert!(popped.len() <= bytes.len());
+                }
+                assert!(frames.pop().is_none());
+            }
+        }
         Err(_) => {}
     }
 }

@@ -1,0 +1,178 @@
+//! [`Inline`]: no workers at all.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use pool_worker::{Fault, Tag};
+
+use super::{
+    Backend, Few, Frames, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What,
+    Workers, task_failed,
+};
+use crate::error::Error;
+use crate::sync::lock;
+
+/// A backend that runs tasks in the thread that calls the pool, before the call returns: for a debugger, a profiler, or a test
+/// that is to see what a task does.
+///
+/// Arguments and results are encoded and decoded as ever, and panics are caught. What takes a process of its own is not there: a
+/// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. The
+/// initializer runs once, in the thread that builds the pool.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, backend::Inline, pool_task};
+///
+/// #[pool_task]
+/// fn pid() -> u32 { std::process::id() }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::builder().backend(Inline).build()?;
+/// assert_eq!(pool.apply(pid, ())?, std::process::id());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inline;
+
+impl Backend for Inline {
+    fn start(self: Box<Self>, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
+        if let Some(preload) = settings.preload {
+            prepare("the preload task", preload)?;
+        }
+        if let Some(initializer) = settings.initializer {
+            prepare("the initializer", initializer)?;
+        }
+        Ok(Arc::new(Here {
+            count: settings.workers.unwrap_or(1),
+            ..Here::default()
+        }))
+    }
+}
+
+/// Runs a task for what it leaves behind.
+fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
+    let Preparation {
+        task,
+        name,
+        arguments,
+        attachments,
+    } = preparation;
+    let mut inputs = Frames::alone(Tag::Value, arguments);
+    inputs.attach(None, &attachments);
+    let mut prepared = Ok(());
+    pool_worker::run_here(task, inputs, |mut reply| {
+        if let Some((Tag::Fault, bytes)) = reply.pop()
+            && let Some(fault) = Fault::from_bytes(&bytes)
+        {
+            prepared = Err(Error::start(task_failed(what, &name, &fault)));
+        }
+    });
+    prepared
+}
+
+/// The thread that calls.
+#[derive(Debug, Default)]
+struct Here {
+    count: usize,
+    next: AtomicU32,
+    closed: AtomicBool,
+    terminated: AtomicBool,
+    /// Those that more inputs may come for.
+    open: Mutex<HashMap<JobId, Open>>,
+}
+
+#[derive(Debug, Clone)]
+struct Open {
+    job: Job,
+    sink: Arc<dyn Sink>,
+}
+
+impl Open {
+    fn run(&self, inputs: Few<Portion>) {
+        for Portion { mut first, inputs } in inputs {
+            pool_worker::run_here(self.job.task, inputs, |reply| {
+                Arc::clone(&self.sink).deliver(Outcomes {
+                    first,
+                    what: What::Replies(reply),
+                });
+                first += 1;
+            });
+        }
+    }
+}
+
+impl Workers for Here {
+    fn submit(
+        &self,
+        job: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Few<Portion>,
+        more: bool,
+    ) -> Result<JobId, Error> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Closed);
+        }
+        let id = JobId {
+            place: 0,
+            serial: self.next.fetch_add(1, Ordering::Relaxed),
+        };
+        let open = Open { job, sink };
+        if more {
+            lock(&self.open).insert(id, open.clone());
+        }
+        open.run(inputs);
+        Ok(id)
+    }
+
+    fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
+        let mut open = lock(&self.open);
+        let known = if more {
+            open.get(&job).cloned()
+        } else {
+            open.remove(&job)
+        };
+        drop(open);
+        let Some(open) = known else {
+            return Err(if self.terminated.load(Ordering::SeqCst) {
+                Error::Terminated
+            } else {
+                Error::Cancelled
+            });
+        };
+        open.run(inputs);
+        Ok(())
+    }
+
+    fn cancel(&self, job: JobId, _running: bool) {
+        lock(&self.open).remove(&job);
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    fn terminate(&self) {
+        self.close();
+        self.terminated.store(true, Ordering::SeqCst);
+        lock(&self.open).clear();
+    }
+
+    fn join(&self, _: Option<Instant>) -> Result<(), Error> {
+        if !self.closed.load(Ordering::SeqCst) {
+            return Err(Error::StillOpen);
+        }
+        Ok(())
+    }
+
+    fn shut_down(&self) {
+        self.terminate();
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+}

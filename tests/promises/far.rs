@@ -1,0 +1,201 @@
+//! A backend as one on another machine would be, by the public face only: nothing but bytes goes there and comes back. What is
+//! there is the local one, so all promises can be tested over it: see [`builder`](crate::support::builder).
+
+use std::collections::HashMap;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use pool_core::Error;
+use pool_core::backend::{
+    Attachment, Backend, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion, Settings,
+    Sink, Waiter, Want, What, Workers,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Far;
+
+impl Backend for Far {
+    fn start(self: Box<Self>, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
+        let (forget, forgotten) = mpsc::channel();
+        let store = Arc::new(Mutex::new(Store {
+            kept: HashMap::new(),
+            forget,
+        }));
+        let keeper = Arc::downgrade(&store);
+        thread::spawn(move || {
+            // Until there are no workers, and nobody has what they had.
+            for id in forgotten {
+                let kept = keeper
+                    .upgrade()
+                    .and_then(|store| lock(&store).kept.remove(&id));
+                drop(kept);
+            }
+        });
+        let mut there: Settings = travel(&settings);
+        if let (Some(here), Some(there)) = (&settings.initializer, &mut there.initializer) {
+            let attachments = here.attachments.iter();
+            there.attachments = attachments.map(|one| lock(&store).fetch(one)).collect();
+        }
+        Ok(Arc::new(FarWorkers {
+            there: Box::new(Local).start(there)?,
+            store,
+        }))
+    }
+}
+
+/// What arrives at the other side.
+fn travel<T: Serialize + DeserializeOwned>(value: &T) -> T {
+    let bytes = postcard::to_stdvec(value).expect("it can be sent");
+    postcard::from_bytes(&bytes).expect("it can be received")
+}
+
+fn travel_as_bytes(frames: &Frames) -> Frames {
+    Frames::from_bytes(frames.to_bytes()).expect("they can be received")
+}
+
+/// The attachments that are there.
+#[derive(Debug)]
+struct Store {
+    /// By their ids.
+    kept: HashMap<u64, Arc<Attachment>>,
+    /// What nobody holds here any more.
+    forget: Sender<u64>,
+}
+
+impl Store {
+    /// The same attachment there; sent, if it was not before.
+    fn fetch(&mut self, here: &Arc<Attachment>) -> Arc<Attachment> {
+        if let Some(there) = self.kept.get(&here.id()) {
+            return Arc::clone(there);
+        }
+        let holds = here.holds().iter().map(|one| self.fetch(one)).collect();
+        let bytes = here.bytes().expect("there is memory").to_vec();
+        let there = Attachment::with_id(here.id(), &[&bytes], holds).expect("there is memory");
+        let forget = self.forget.clone();
+        here.on_drop(move |id| {
+            let _ = forget.send(id);
+        });
+        self.kept.insert(here.id(), Arc::clone(&there));
+        there
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
+struct FarWorkers {
+    there: Arc<dyn Workers>,
+    store: Arc<Mutex<Store>>,
+}
+
+impl FarWorkers {
+    fn send(&self, inputs: Few<Portion>) -> Few<Portion> {
+        let mut store = lock(&self.store);
+        let send = |Portion { first, inputs }: Portion| {
+            let mut there = travel_as_bytes(&inputs);
+            let bound = inputs.bound().map(|bound| store.fetch(bound));
+            let held: Vec<_> = inputs.held().iter().map(|one| store.fetch(one)).collect();
+            there.attach(bound.as_ref(), &held);
+            Portion {
+                first,
+                inputs: there,
+            }
+        };
+        inputs.into_iter().map(send).collect()
+    }
+}
+
+/// Gives outcomes back to the sink here.
+#[derive(Debug)]
+struct FarSink(Arc<dyn Sink>);
+
+#[derive(Serialize, Deserialize)]
+enum Sent {
+    Replies(Vec<u8>),
+    Failed(usize, Failure),
+}
+
+impl Sink for FarSink {
+    fn deliver(self: Arc<Self>, outcomes: Outcomes) {
+        let sent = travel(&match &outcomes.what {
+            What::Replies(replies) => Sent::Replies(replies.to_bytes()),
+            What::Failed { count, failure } => Sent::Failed(*count, (**failure).clone()),
+        });
+        let what = match sent {
+            Sent::Replies(bytes) => {
+                What::Replies(Frames::from_bytes(bytes).expect("they can be received"))
+            }
+            Sent::Failed(count, failure) => What::Failed {
+                count,
+                failure: Arc::new(failure),
+            },
+        };
+        let first = outcomes.first;
+        Arc::clone(&self.0).deliver(Outcomes { first, what });
+    }
+}
+
+impl Workers for FarWorkers {
+    fn submit(
+        &self,
+        job: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Few<Portion>,
+        more: bool,
+    ) -> Result<JobId, Error> {
+        let sink = Arc::new(FarSink(sink));
+        self.there
+            .submit(travel(&job), sink, self.send(inputs), more)
+    }
+
+    fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
+        self.there.push(job, self.send(inputs), more)
+    }
+
+    fn cancel(&self, job: JobId, running: bool) {
+        self.there.cancel(job, running);
+    }
+
+    fn wait(&self, job: JobId, want: Want, waiter: Waiter<'_>, deadline: Option<Instant>) -> bool {
+        self.there.wait(job, want, waiter, deadline)
+    }
+
+    fn notify(&self, job: JobId) {
+        self.there.notify(job);
+    }
+
+    fn hint(&self, task: u32) -> usize {
+        self.there.hint(task)
+    }
+
+    fn close(&self) {
+        self.there.close();
+    }
+
+    fn terminate(&self) {
+        self.there.terminate();
+    }
+
+    fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        self.there.join(deadline)
+    }
+
+    fn shut_down(&self) {
+        self.there.shut_down();
+    }
+
+    fn count(&self) -> usize {
+        self.there.count()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.there.pids()
+    }
+}
