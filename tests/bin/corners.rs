@@ -209,7 +209,8 @@ fn scarce() -> Result<(), Error> {
         pids.into_iter().filter(|pid| !is_busy(*pid)).collect()
     };
     let mut found: Vec<u32> = idle();
-    while found.len() > 1 {
+    // One that has just replied looks busy for a moment, and so does neither before the task has begun.
+    while found.len() != 1 {
         found = idle();
     }
     let before = limit(libc::RLIMIT_NOFILE, 0);
