@@ -28,7 +28,9 @@
 //! what [refers](Frames::attachments) to it, make it anew there by [`Attachment::with_id`], and hang it on the inputs there by
 //! [`Frames::attach`]. Let go of it there when nobody holds it here any more: [`Attachment::on_drop`].
 //!
-//! The other machine may run what it gets on a [`Local`] of its own, with the same [`Settings`]: it has the same trait.
+//! The other machine may run what it gets on a [`Local`] of its own, with the same [`Settings`]: it has the same trait. How that
+//! process gets there: started with `POOL_NODE=scheme://…` in its environment, this same program does not reach `main`, but
+//! calls the function that [`node!`](crate::node) has registered for the scheme.
 
 mod inline;
 #[cfg(test)]
@@ -38,7 +40,7 @@ use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Arrived, Fault, Panic, Tag};
+use pool_worker::{Arrived, Fault, Panic};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{
@@ -46,12 +48,33 @@ use crate::error::{
 };
 use crate::sync::Parker;
 
-pub use pool_worker::{Attachment, Bytes, Exit, Frames, fingerprint, tasks};
+pub use pool_worker::{Attachment, Bytes, Exit, Frames, NodeKind, Tag, fingerprint, tasks};
 
 pub use self::inline::Inline;
 pub use crate::few::Few;
 pub use crate::local::Local;
 pub use crate::retries::Retries;
+
+/// Registers, beside other items, what this program is to do instead of `main` when its environment says
+/// `POOL_NODE=scheme://…`: a function from the address to the exit code of the process. The variable is taken away before.
+///
+/// ```
+/// pool_core::node!("carrier-pigeon", serve);
+///
+/// fn serve(address: &str) -> i32 {
+///     i32::from(address.is_empty())
+/// }
+/// ```
+#[macro_export]
+macro_rules! node {
+    ($scheme:expr, $run:expr) => {
+        const _: () = {
+            $crate::__private::inventory::submit! {
+                $crate::backend::NodeKind::new($scheme, $run)
+            }
+        };
+    };
+}
 
 /// Where the work of a pool is to run.
 pub trait Backend: Debug + Send {

@@ -77,7 +77,7 @@ impl Retries {
     }
 
     /// Whether there is one more attempt after so many.
-    pub(crate) fn go_on_after(&self, attempts: u32) -> bool {
+    pub fn go_on_after(&self, attempts: u32) -> bool {
         attempts <= self.most
     }
 

@@ -13,6 +13,7 @@ use std::arch::asm;
 use std::env;
 use std::ffi::{c_char, c_int};
 use std::hint::black_box;
+use std::io::{self, Write};
 use std::process;
 
 use crate::serve;
@@ -96,6 +97,10 @@ pub(crate) fn missed() -> bool {
 
 extern "C" fn enter(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
     let Some(value) = env::var_os(VARIABLE) else {
+        if env::var_os(NODE).is_some() && !secure() {
+            run_rest_of_list(argc, argv, envp);
+            enter_as_node();
+        }
         return;
     };
     // A setuid program must not do what its caller's environment says.
@@ -111,6 +116,45 @@ extern "C" fn enter(argc: c_int, argv: *const *const c_char, envp: *const *const
     run_rest_of_list(argc, argv, envp);
     serve::serve(call);
     process::exit(0);
+}
+
+/// Says that a process is to run the work of another one, which may be on another machine, and where that is found:
+/// `scheme://…`.
+const NODE: &str = "POOL_NODE";
+
+/// What makes a process a node of the backend whose addresses have this scheme.
+#[derive(Debug)]
+pub struct NodeKind {
+    scheme: &'static str,
+    run: fn(&str) -> i32,
+}
+
+impl NodeKind {
+    /// `run` is called before `main`, with the address; the process exits with the code that it gives.
+    pub const fn new(scheme: &'static str, run: fn(&str) -> i32) -> NodeKind {
+        NodeKind { scheme, run }
+    }
+}
+
+inventory::collect!(NodeKind);
+
+fn enter_as_node() {
+    let address = env::var(NODE).unwrap_or_default();
+    // SAFETY: as in `enter`. Workers, and what tasks start, are no nodes.
+    unsafe { env::remove_var(NODE) };
+    serve::prepare_for_node();
+    let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
+    let kind = inventory::iter::<NodeKind>
+        .into_iter()
+        .find(|kind| kind.scheme == scheme);
+    let Some(kind) = kind else {
+        let why = format!(
+            "{NODE}={address}: this program has no backend for addresses that begin with `{scheme}://`\n"
+        );
+        let _ = io::stderr().write_all(why.as_bytes());
+        process::exit(2);
+    };
+    process::exit((kind.run)(&address));
 }
 
 /// Whether the program runs with more rights than its caller has.

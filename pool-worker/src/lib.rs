@@ -68,6 +68,7 @@ pub use codec::{
     encode_output_array, encode_output_block, give_last_block, lend_last_block,
 };
 pub use decode::{STACK_DEFAULT, with_stack};
+pub use entry::NodeKind;
 pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};

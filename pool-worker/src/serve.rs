@@ -138,6 +138,12 @@ pub(crate) fn open_standard_streams() {
     }
 }
 
+/// What `std` would do before `main` and a node needs.
+pub(crate) fn prepare_for_node() {
+    open_standard_streams();
+    set_signals();
+}
+
 /// `std` ignores SIGPIPE before `main`, but we are earlier: a parent that is gone must not kill us in
 /// the middle of a write. And what the parent's thread had blocked is blocked here too, until it is
 /// not: a worker that is deaf to SIGTERM would make every `terminate` wait.

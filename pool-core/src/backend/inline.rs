@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use pool_worker::{Fault, Tag};
+use pool_worker::Fault;
 
 use super::{
-    Backend, Few, Frames, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What,
+    Backend, Few, Frames, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, Tag, What,
     Workers, task_failed,
 };
 use crate::error::Error;

@@ -1,0 +1,578 @@
+//! What the parent knows of its jobs, its loads and its nodes, and what follows from what happens. No I/O: events in, actions out.
+//!
+//! A *load* is what one node gets together: whole chunks of one job, about as much as a worker does in [`TARGET_NS`]. Only so
+//! many are published that all workers have something to do, and some more; the rest waits here. A load that a node has
+//! taken is the node's until it is done, or the node is lost. What it had begun by then has failed, or is run again if
+//! that is allowed; what it had not is given back.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use pool_core::backend::{Exit, Failure, Job, Outcomes, Portion, WorkerId};
+
+use crate::wire::NodeId;
+
+/// A load is to take a worker so long, in nanoseconds.
+const TARGET_NS: u64 = 5_000_000;
+
+/// As long as it is not known how long a task takes, a load has one chunk; and it never has more inputs than this.
+const LOAD_MAX: usize = 16_384;
+
+/// A load has no more bytes than this, unless one chunk has.
+const LOAD_BYTES: usize = 192 << 10;
+
+/// A load that no node has for so many ticks is published again.
+const IDLE_MAX: u32 = 2;
+
+/// So many loads are published for each worker.
+const AHEAD: usize = 3;
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Publish this load.
+    Publish {
+        load: u64,
+        job: u64,
+        what: Job,
+        pieces: Vec<Portion>,
+    },
+    /// Give these to the sink of the job.
+    Deliver { job: u64, outcomes: Outcomes },
+    /// The job is over: its sink gets nothing more.
+    Over(u64),
+    /// The load is done: take it from the stream, by this subject.
+    Acknowledge(String),
+    /// Nobody needs what was stored for this load.
+    Forget(u64),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    jobs: BTreeMap<u64, JobState>,
+    loads: HashMap<u64, LoadState>,
+    nodes: HashMap<String, NodeState>,
+    next_load: u64,
+    /// How long an input takes, by the number of the task, in nanoseconds.
+    paces: HashMap<u32, u64>,
+    /// Which job is served next.
+    turn: u64,
+    actions: Vec<Action>,
+}
+
+#[derive(Debug)]
+struct JobState {
+    what: Job,
+    pending: VecDeque<Portion>,
+    more: bool,
+    /// Inputs without outcomes.
+    open: usize,
+}
+
+#[derive(Debug)]
+struct LoadState {
+    job: u64,
+    pieces: Vec<Portion>,
+    /// Which inputs have outcomes, in the order of the pieces.
+    answered: Vec<bool>,
+    missing: usize,
+    holder: Option<Holder>,
+    /// How many nodes were lost under it.
+    losses: u32,
+    /// For how many ticks no node has had it.
+    idle: u32,
+}
+
+#[derive(Debug)]
+struct Holder {
+    node: String,
+    ack: String,
+    begun: bool,
+}
+
+#[derive(Debug)]
+struct NodeState {
+    node: NodeId,
+    processes: usize,
+}
+
+impl Book {
+    /// What is to be done since the last time.
+    pub(crate) fn actions(&mut self) -> Vec<Action> {
+        self.publish();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// How many workers the nodes have.
+    pub(crate) fn workers(&self) -> usize {
+        self.nodes.values().map(|node| node.processes).sum()
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.values().map(|node| &node.node)
+    }
+
+    pub(crate) fn node(&self, id: &str) -> Option<&NodeId> {
+        self.nodes.get(id).map(|state| &state.node)
+    }
+
+    pub(crate) fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// How many inputs of a task a worker does in the time of a load.
+    pub(crate) fn hint(&self, task: u32) -> usize {
+        self.paces
+            .get(&task)
+            .map_or(1, |pace| (TARGET_NS / (*pace).max(1)) as usize)
+            .clamp(1, LOAD_MAX)
+    }
+
+    pub(crate) fn submit(&mut self, job: u64, what: Job) {
+        self.jobs.insert(
+            job,
+            JobState {
+                what,
+                pending: VecDeque::new(),
+                more: true,
+                open: 0,
+            },
+        );
+    }
+
+    /// False: the job is not open.
+    pub(crate) fn push(&mut self, job: u64, inputs: impl Iterator<Item = Portion>, more: bool) {
+        let Some(state) = self.jobs.get_mut(&job) else {
+            return;
+        };
+        for portion in inputs {
+            state.open += portion.inputs.count();
+            state.pending.push_back(portion);
+        }
+        state.more = more;
+        self.end_if_over(job);
+    }
+
+    fn end_if_over(&mut self, job: u64) {
+        if let Some(state) = self.jobs.get(&job)
+            && state.open == 0
+            && !state.more
+        {
+            self.jobs.remove(&job);
+            self.actions.push(Action::Over(job));
+        }
+    }
+
+    /// Nobody wants what is left of a job. With a failure, that is its outcome.
+    pub(crate) fn cancel(&mut self, job: u64, failure: Option<Failure>) {
+        let Some(state) = self.jobs.remove(&job) else {
+            return;
+        };
+        let failure = failure.map(Arc::new);
+        let mut fail = |first, count| {
+            if let Some(failure) = &failure {
+                self.actions.push(Action::Deliver {
+                    job,
+                    outcomes: Outcomes::failed(first, count, Arc::clone(failure)),
+                });
+            }
+        };
+        for portion in state.pending {
+            fail(portion.first, portion.inputs.count());
+        }
+        let (mut acknowledge, mut forget) = (Vec::new(), Vec::new());
+        self.loads.retain(|number, load| {
+            if load.job != job {
+                return true;
+            }
+            forget.push(Action::Forget(*number));
+            for position in load.unanswered() {
+                fail(position, 1);
+            }
+            if let Some(holder) = load.holder.take() {
+                acknowledge.push(holder.ack);
+            }
+            false
+        });
+        self.actions
+            .extend(acknowledge.into_iter().map(Action::Acknowledge));
+        self.actions.extend(forget);
+        self.actions.push(Action::Over(job));
+    }
+
+    /// Ends all jobs.
+    pub(crate) fn end(&mut self, failure: &Failure) {
+        let all: Vec<u64> = self.jobs.keys().copied().collect();
+        for job in all {
+            self.cancel(job, Some(failure.clone()));
+        }
+    }
+
+    pub(crate) fn joined(&mut self, node: NodeId, processes: usize) {
+        let id = node.id.clone();
+        self.nodes.insert(id, NodeState { node, processes });
+    }
+
+    /// A node has a load, which has not begun.
+    pub(crate) fn took(&mut self, node: &str, load: u64, ack: String) {
+        self.hold(node, load, ack);
+    }
+
+    /// Whether a load may begin on this node. If so, it has. The node may ask again, if it did not get the answer.
+    pub(crate) fn begin(&mut self, node: &str, load: u64, ack: String) -> bool {
+        match self.hold(node, load, ack) {
+            Some(holder) => {
+                holder.begun = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Makes the node the holder of a load, unless another one is. What else was given out is of no use.
+    fn hold(&mut self, node: &str, load: u64, ack: String) -> Option<&mut Holder> {
+        if !self.nodes.contains_key(node) {
+            // It was given up, and everything that it had is elsewhere.
+            return None;
+        }
+        let actions = &mut self.actions;
+        let Some(state) = self.loads.get_mut(&load) else {
+            actions.push(Action::Acknowledge(ack));
+            return None;
+        };
+        let holder = state.holder.get_or_insert_with(|| Holder {
+            node: node.to_owned(),
+            ack: ack.clone(),
+            begun: false,
+        });
+        if holder.ack != ack {
+            actions.push(Action::Acknowledge(ack));
+        }
+        (holder.node == node).then_some(holder)
+    }
+
+    /// A node does not begin these.
+    pub(crate) fn returned(&mut self, node: &str, loads: &[u64]) {
+        for load in loads {
+            if let Some(state) = self.loads.get_mut(load)
+                && let Some(holder) = state
+                    .holder
+                    .take_if(|holder| holder.node == node && !holder.begun)
+            {
+                self.actions.push(Action::Acknowledge(holder.ack));
+                self.publish_again(*load);
+            }
+        }
+    }
+
+    /// Publishes all that no node has: the server may have lost it.
+    pub(crate) fn publish_all_again(&mut self) {
+        let free = self.loads.iter().filter(|(_, load)| load.holder.is_none());
+        let free: Vec<u64> = free.map(|(number, _)| *number).collect();
+        for load in free {
+            self.publish_again(load);
+        }
+    }
+
+    /// To be called once a second. A load that no node has is published again: somebody who is gone, or stopped, has got
+    /// it, for there is room for all that are published.
+    pub(crate) fn tick(&mut self) {
+        let mut late = Vec::new();
+        for (number, load) in &mut self.loads {
+            load.idle = if load.holder.is_none() {
+                load.idle + 1
+            } else {
+                0
+            };
+            if load.idle >= IDLE_MAX {
+                late.push(*number);
+            }
+        }
+        if !self.nodes.is_empty() {
+            late.into_iter().for_each(|load| self.publish_again(load));
+        }
+    }
+
+    fn publish_again(&mut self, load: u64) {
+        if let Some(state) = self.loads.get_mut(&load) {
+            state.idle = 0;
+        }
+        if let Some(state) = self.loads.get(&load)
+            && let Some(job) = self.jobs.get(&state.job)
+        {
+            self.actions.push(Action::Publish {
+                load,
+                job: state.job,
+                what: job.what,
+                pieces: state.pieces.clone(),
+            });
+        }
+    }
+
+    /// Inputs of a load have their outcomes. Gives the number of the task, if it is known better now how long that takes.
+    pub(crate) fn done(
+        &mut self,
+        node: &str,
+        load: u64,
+        outcomes: Outcomes,
+        each_ns: u64,
+    ) -> Option<u32> {
+        let state = self.loads.get_mut(&load)?;
+        // What comes of a node that was given up is not true any more.
+        if state
+            .holder
+            .as_ref()
+            .is_none_or(|holder| holder.node != node)
+        {
+            return None;
+        }
+        let job = state.job;
+        let (first, count) = (outcomes.first, outcomes.count());
+        let fresh = state.answer(first, count)?;
+        let mut task = None;
+        if fresh {
+            if let Some(job) = self.jobs.get_mut(&job) {
+                job.open -= count;
+                task = Some(job.what.task);
+                let pace = self.paces.entry(job.what.task).or_insert(each_ns);
+                *pace = pace.saturating_mul(3).saturating_add(each_ns) / 4;
+            }
+            self.actions.push(Action::Deliver { job, outcomes });
+        }
+        if state.missing == 0 {
+            let done = self.loads.remove(&load);
+            self.actions.push(Action::Forget(load));
+            if let Some(holder) = done.and_then(|done| done.holder) {
+                self.actions.push(Action::Acknowledge(holder.ack));
+            }
+            self.end_if_over(job);
+        }
+        task
+    }
+
+    /// A node is gone.
+    pub(crate) fn lost(&mut self, node: &str, why: &str) {
+        let Some(NodeState { node, .. }) = self.nodes.remove(node) else {
+            return;
+        };
+        let held: Vec<u64> = self
+            .loads
+            .iter()
+            .filter(|(_, load)| load.is_held_by(&node.id))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in held {
+            self.lose(number, &node, why);
+        }
+    }
+
+    fn lose(&mut self, number: u64, node: &NodeId, why: &str) {
+        let Some(state) = self.loads.get_mut(&number) else {
+            return;
+        };
+        let Some(holder) = state.holder.take() else {
+            return;
+        };
+        if !holder.begun {
+            self.actions.push(Action::Acknowledge(holder.ack));
+            self.publish_again(number);
+            return;
+        }
+        let Some(state) = self.loads.remove(&number) else {
+            return;
+        };
+        self.actions.push(Action::Acknowledge(holder.ack));
+        self.actions.push(Action::Forget(number));
+        let losses = state.losses + 1;
+        let Some(job) = self.jobs.get_mut(&state.job) else {
+            return;
+        };
+        if job.what.options.retries.go_on_after(losses) {
+            let again = LoadState {
+                job: state.job,
+                losses,
+                holder: None,
+                idle: 0,
+                missing: state.missing,
+                answered: vec![false; state.missing],
+                pieces: state.missing_pieces(),
+            };
+            self.publish_load(again);
+            return;
+        }
+        let failure = Arc::new(Failure::Lost {
+            worker: WorkerId {
+                pid: node.pid,
+                host: Some(node.host.clone()),
+            },
+            exit: Exit::Unknown,
+            attempts: losses,
+            why: Some(why.to_owned()),
+        });
+        let positions: Vec<usize> = state.unanswered().collect();
+        job.open -= positions.len();
+        for position in positions {
+            self.actions.push(Action::Deliver {
+                job: state.job,
+                outcomes: Outcomes::failed(position, 1, Arc::clone(&failure)),
+            });
+        }
+        self.end_if_over(state.job);
+    }
+
+    /// A load can't be published.
+    pub(crate) fn refused(&mut self, number: u64, failure: Failure) {
+        let Some(state) = self.loads.remove(&number) else {
+            return;
+        };
+        let failure = Arc::new(failure);
+        let positions: Vec<usize> = state.unanswered().collect();
+        if let Some(job) = self.jobs.get_mut(&state.job) {
+            job.open -= positions.len();
+        }
+        for position in positions {
+            self.actions.push(Action::Deliver {
+                job: state.job,
+                outcomes: Outcomes::failed(position, 1, Arc::clone(&failure)),
+            });
+        }
+        self.end_if_over(state.job);
+    }
+
+    /// Publishes what there is room for, one load of each job after the other.
+    fn publish(&mut self) {
+        let room = self.workers() * AHEAD;
+        while self.loads.len() < room {
+            let has = |(number, job): (&u64, &JobState)| job.is_ready().then_some(*number);
+            let next = self.jobs.range(self.turn..).find_map(has);
+            let Some(number) = next.or_else(|| self.jobs.iter().find_map(has)) else {
+                return;
+            };
+            self.turn = number + 1;
+            self.cut(number);
+        }
+    }
+
+    fn cut(&mut self, number: u64) {
+        let workers = self.workers().max(1);
+        let Some(job) = self.jobs.get_mut(&number) else {
+            return;
+        };
+        let chunk = job.what.options.chunksize.unwrap_or(1);
+        let wanted = match self.paces.get(&job.what.task) {
+            Some(pace) => (TARGET_NS / (*pace).max(1)).min(LOAD_MAX as u64) as usize,
+            None => 1,
+        };
+        // Towards the end everybody has something.
+        let waiting: usize = job.pending.iter().map(|some| some.inputs.count()).sum();
+        let wanted = wanted.min(waiting.div_ceil(2 * workers)).max(1);
+        let wanted = wanted.next_multiple_of(chunk);
+        let mut pieces = Vec::new();
+        let (mut count, mut bytes) = (0, 0);
+        while count < wanted && (bytes < LOAD_BYTES || !count.is_multiple_of(chunk)) {
+            let Some(front) = job.pending.front_mut() else {
+                break;
+            };
+            let taken = front.inputs.take_front(wanted - count);
+            let first = front.first;
+            front.first += taken.count();
+            if front.inputs.count() == 0 {
+                job.pending.pop_front();
+            }
+            count += taken.count();
+            bytes += taken.size();
+            pieces.push(Portion {
+                first,
+                inputs: taken,
+            });
+        }
+        self.publish_load(LoadState {
+            job: number,
+            pieces,
+            answered: vec![false; count],
+            missing: count,
+            holder: None,
+            losses: 0,
+            idle: 0,
+        });
+    }
+
+    fn publish_load(&mut self, state: LoadState) {
+        let Some(job) = self.jobs.get(&state.job) else {
+            return;
+        };
+        let load = self.next_load;
+        self.next_load += 1;
+        self.actions.push(Action::Publish {
+            load,
+            job: state.job,
+            what: job.what,
+            pieces: state.pieces.clone(),
+        });
+        self.loads.insert(load, state);
+    }
+}
+
+impl JobState {
+    /// Whether a load can be cut: a whole chunk, or all there is.
+    fn is_ready(&self) -> bool {
+        !self.pending.is_empty()
+    }
+}
+
+impl LoadState {
+    fn is_held_by(&self, node: &str) -> bool {
+        self.holder
+            .as_ref()
+            .is_some_and(|holder| holder.node == node)
+    }
+
+    /// The positions of all inputs among those of the job.
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.pieces
+            .iter()
+            .flat_map(|piece| piece.first..piece.first + piece.inputs.count())
+    }
+
+    fn unanswered(&self) -> impl Iterator<Item = usize> {
+        let all = self.positions().zip(&self.answered);
+        all.filter(|(_, answered)| !**answered)
+            .map(|(position, _)| position)
+    }
+
+    /// Notes outcomes. Gives whether they are new; nothing, if they are of no inputs of this load, or only in part.
+    fn answer(&mut self, first: usize, count: usize) -> Option<bool> {
+        let start = self.positions().position(|position| position == first)?;
+        let end = start.checked_add(count)?;
+        let contiguous = self.positions().nth(end.checked_sub(1)?)? == first + count - 1;
+        let answered = self.answered.get_mut(start..end).filter(|_| contiguous)?;
+        if answered.iter().all(|answered| *answered) {
+            return Some(false);
+        }
+        if answered.iter().any(|answered| *answered) {
+            return None;
+        }
+        answered.fill(true);
+        self.missing -= count;
+        Some(true)
+    }
+
+    /// The inputs without outcomes.
+    fn missing_pieces(&self) -> Vec<Portion> {
+        let mut answered = self.answered.iter();
+        let mut missing = Vec::new();
+        for piece in &self.pieces {
+            let mut rest = piece.inputs.clone();
+            for position in piece.first..piece.first + piece.inputs.count() {
+                let inputs = rest.take_front(1);
+                if answered.next() == Some(&false) {
+                    missing.push(Portion {
+                        first: position,
+                        inputs,
+                    });
+                }
+            }
+        }
+        missing
+    }
+}

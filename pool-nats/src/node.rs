@@ -1,0 +1,775 @@
+//! A node: this same program, which does not reach `main`, but runs the inputs of a pool that is elsewhere.
+//!
+//! It pulls loads as it has room for them, and no more. Before the inputs of a load are given to the local workers, the
+//! parent is asked whether they may begin.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::env;
+use std::io::{self, Write};
+use std::process;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::connection::State as Connection;
+use async_nats::jetstream::{self, Context};
+use async_nats::{Client, ConnectOptions, Message, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use pool_core::Error;
+use pool_core::backend::{
+    self, Backend, Few, Frames, Job, JobId, Local, Outcomes, Portion, Settings, Sink, What, Workers,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time;
+
+use crate::Url;
+use crate::parent::reconnect_delay;
+use crate::store::Store;
+use crate::wire::{
+    Answer, Done, INLINE_MAX, Join, Load, NodeId, PROTOCOL, Piece, Run, Sent, ToNodes, ToParent,
+    Welcome, consumer, from_bytes, to_bytes,
+};
+
+/// How many processes a node has, if it does not have one for each CPU.
+const PROCESSES: &str = "POOL_NODE_PROCESSES";
+
+/// A node ends when it has not heard of the parent for so long.
+const PARENT_GONE: Duration = Duration::from_secs(15);
+
+/// Who waits for a server or a run looks again after this.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// What was not answered in this time is asked again.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The server is told so often that a load is still wanted.
+const PROGRESS: Duration = Duration::from_secs(4);
+
+/// The server keeps a pull for so long. A node that is stopped gets loads in vain until then.
+const PULL: Duration = Duration::from_secs(2);
+
+/// So many loads are held for each process, those that run included.
+const HELD: usize = 3;
+
+/// Writes one line to standard error.
+fn log(what: &str) {
+    let line = format!("pool-node {}: {what}\n", process::id());
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// What the process does instead of `main`; gives its exit code.
+pub(crate) fn run(address: &str) -> i32 {
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("no runtime: {error}"))
+        .and_then(|runtime| runtime.block_on(live(address)));
+    match outcome {
+        Ok(why) => {
+            log(why);
+            0
+        }
+        Err(why) => {
+            log(&why);
+            1
+        }
+    }
+}
+
+fn processes() -> Result<usize, String> {
+    match env::var(PROCESSES) {
+        Err(_) => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        Ok(text) => match text.parse() {
+            Ok(count) if count > 0 => Ok(count),
+            _ => Err(format!("{PROCESSES}={text}: a number from 1 is expected")),
+        },
+    }
+}
+
+async fn live(address: &str) -> Result<&'static str, String> {
+    let (url, run) = Url::parse(address)
+        .filter(|(_, run)| crate::is_name(run))
+        .ok_or_else(|| {
+            format!(
+                "POOL_NODE={address}: `nats://host:4222/run` is expected, with the name of a run"
+            )
+        })?;
+    let run = Run(run.to_owned());
+    let processes = processes()?;
+    let client = connect(&url).await?;
+    let node = NodeId {
+        id: nuid::next().to_string(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        pid: process::id(),
+    };
+    let no = |what: &str, error: &dyn std::fmt::Display| {
+        format!("{}: can't subscribe to {what}: {error}", url.server)
+    };
+    let asked = client.subscribe(run.node(&node.id)).await;
+    let asked = asked.map_err(|error| no(&run.node(&node.id), &error))?;
+    let told = client.subscribe(run.nodes()).await;
+    let told = told.map_err(|error| no(&run.nodes(), &error))?;
+    let join = Join {
+        protocol: PROTOCOL,
+        fingerprint: backend::fingerprint(),
+        tasks: backend::tasks().map(str::to_owned).collect(),
+        node: node.clone(),
+        processes,
+    };
+    let Welcome {
+        mut settings,
+        epoch,
+        attachments,
+    } = enter(&client, &run, &join).await?;
+    let jetstream = jetstream::new(client.clone());
+    let objects = jetstream.get_object_store(run.store()).await;
+    let objects = objects
+        .map_err(|error| format!("can't find the object store `{}`: {error}", run.store()))?;
+    let store = Store::new(objects);
+    if let Some(initializer) = &mut settings.initializer {
+        for reference in &attachments {
+            let fetched = store.fetch(reference).await;
+            initializer
+                .attachments
+                .push(fetched.map_err(|error| error.to_string())?);
+        }
+    }
+    settings.workers = Some(processes);
+    let grace = settings.grace;
+    let workers = match start(settings).await {
+        Ok(workers) => workers,
+        Err(error) => {
+            let why = error.to_string();
+            let unfit = ToParent::Unfit {
+                node,
+                why: why.clone(),
+            };
+            let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
+            let _ = client.flush().await;
+            return Err(why);
+        }
+    };
+    let inbox = client.new_inbox();
+    let pulled = client.subscribe(inbox.clone()).await;
+    let pulled = pulled.map_err(|error| no(&inbox, &error))?;
+    log(&format!(
+        "has joined {} on {} with {processes} processes",
+        run.0, url.server
+    ));
+    let ready = to_bytes(&ToParent::Ready(join));
+    let _ = client.publish(run.parent(), ready.into()).await;
+    let (events, received) = mpsc::unbounded_channel();
+    let mut serving = Node {
+        client,
+        jetstream,
+        run,
+        node: node.id,
+        store,
+        workers: Arc::clone(&workers),
+        processes,
+        inbox,
+        events,
+        held: HashMap::new(),
+        queue: VecDeque::new(),
+        running: 0,
+        preparing: 0,
+        asked: 0,
+        untold: 0,
+        asked_until: Instant::now(),
+        epoch,
+        cancelled: HashSet::new(),
+        heard: Instant::now(),
+        connected: true,
+        leaving: None,
+        results: 0,
+    };
+    let why = serving.serve(received, asked, told, pulled, grace).await;
+    serving.say_goodbye(why).await;
+    let ended = tokio::task::spawn_blocking(move || workers.shut_down()).await;
+    ended.map_err(|error| error.to_string())?;
+    Ok(why)
+}
+
+async fn connect(url: &Url) -> Result<Client, String> {
+    let mut waits = false;
+    loop {
+        let options = url.options(ConnectOptions::new());
+        let options = options
+            .name("pool-node")
+            .reconnect_delay_callback(reconnect_delay)
+            .request_timeout(Some(ANSWER));
+        match options.connect(&url.server).await {
+            Ok(client) => return Ok(client),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    async_nats::ConnectErrorKind::Io
+                        | async_nats::ConnectErrorKind::TimedOut
+                        | async_nats::ConnectErrorKind::Dns
+                ) =>
+            {
+                if !std::mem::replace(&mut waits, true) {
+                    log(&format!("waits for {}: {error}", url.server));
+                }
+                time::sleep(AGAIN).await;
+            }
+            Err(error) => return Err(format!("{}: {error}", url.server)),
+        }
+    }
+}
+
+/// Asks the parent to be let in, as long as there is none.
+async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, String> {
+    let mut waits = false;
+    let request: Bytes = to_bytes(&ToParent::Join(join.clone())).into();
+    loop {
+        if let Ok(answer) = client.request(run.parent(), request.clone()).await {
+            return match from_bytes(&answer.payload) {
+                Some(Answer::Welcome(welcome)) => Ok(*welcome),
+                Some(Answer::Refused(why)) => Err(format!("{} refuses this node: {why}", run.0)),
+                None => Err(format!(
+                    "{} gives an answer that this node can't read: it was built with another version of pool-nats",
+                    run.0
+                )),
+            };
+        }
+        if !std::mem::replace(&mut waits, true) {
+            log(&format!("waits for the run {}", run.0));
+        }
+        time::sleep(AGAIN).await;
+    }
+}
+
+async fn start(settings: Settings) -> Result<Arc<dyn Workers>, Error> {
+    // The thread that starts them must live as long as they do; the local backend sees to that itself.
+    let started = tokio::task::spawn_blocking(|| Box::new(Local).start(settings)).await;
+    started.unwrap_or_else(|error| Err(Error::start(error.to_string())))
+}
+
+/// What happens in a node besides messages.
+enum Event {
+    /// All of a load is here.
+    Prepared(Box<Prepared>),
+    /// It can't be had.
+    Unprepared(u64, String),
+    /// The parent knows outcomes of this load.
+    Known(u64),
+    /// What the parent says to those that were to begin.
+    May(Vec<Prepared>, Option<Vec<u8>>),
+    Outcomes(u64, Outcomes),
+}
+
+struct Prepared {
+    number: u64,
+    job: u64,
+    what: Job,
+    portions: Vec<Portion>,
+}
+
+/// A load that was pulled.
+struct Held {
+    ack: String,
+    job: u64,
+    /// The job of the local pool, if it was begun.
+    local: Option<JobId>,
+    missing: usize,
+    count: usize,
+    /// How many times the parent was told of outcomes and has not answered.
+    untold: usize,
+    began: Instant,
+}
+
+struct Node {
+    client: Client,
+    jetstream: Context,
+    run: Run,
+    node: String,
+    store: Store,
+    workers: Arc<dyn Workers>,
+    processes: usize,
+    inbox: String,
+    events: UnboundedSender<Event>,
+    held: HashMap<u64, Held>,
+    /// Those that have not begun.
+    queue: VecDeque<Prepared>,
+    /// Loads that run, or are about to.
+    running: usize,
+    preparing: usize,
+    /// How many loads the server was asked for.
+    asked: usize,
+    /// Outcomes that the parent may not know.
+    untold: usize,
+    /// When that is over, whatever the server says.
+    asked_until: Instant,
+    epoch: u64,
+    cancelled: HashSet<u64>,
+    /// When the parent was heard last.
+    heard: Instant,
+    connected: bool,
+    leaving: Option<&'static str>,
+    /// How many results were too long for a message.
+    results: u64,
+}
+
+/// Gives outcomes of the local pool to the node.
+#[derive(Debug)]
+struct ToNode {
+    load: u64,
+    events: UnboundedSender<Event>,
+}
+
+impl Sink for ToNode {
+    fn deliver(self: Arc<Self>, outcomes: Outcomes) {
+        let _ = self.events.send(Event::Outcomes(self.load, outcomes));
+    }
+}
+
+impl std::fmt::Debug for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Event")
+    }
+}
+
+impl Node {
+    /// Works until there is a reason not to.
+    async fn serve(
+        &mut self,
+        mut events: UnboundedReceiver<Event>,
+        mut asked: Subscriber,
+        mut told: Subscriber,
+        mut pulled: Subscriber,
+        grace: Duration,
+    ) -> &'static str {
+        let mut tick = time::interval(PROGRESS);
+        let mut look = time::interval(Duration::from_millis(200));
+        let Ok(mut terminated) = signal(SignalKind::terminate()) else {
+            return "can't listen to SIGTERM";
+        };
+        let mut until = None;
+        while self.leaving.is_none() {
+            if until.is_none() {
+                self.pull().await;
+            }
+            tokio::select! {
+                Some(message) = asked.next() => self.answer(message).await,
+                Some(message) = told.next() => self.hear(&message),
+                Some(message) = pulled.next() => self.take(message).await,
+                Some(event) = events.recv() => {
+                    self.event(event).await;
+                    for _ in 0..256 {
+                        let Ok(event) = events.try_recv() else { break };
+                        self.event(event).await;
+                    }
+                }
+                _ = tick.tick() => self.tell_progress().await,
+                _ = look.tick() => self.look(),
+                _ = terminated.recv(), if until.is_none() => {
+                    log("is to end: finishes what runs");
+                    until = Some(Instant::now() + grace);
+                    self.give_back().await;
+                }
+            }
+            if until.is_some() {
+                self.give_back().await;
+            } else {
+                self.begin();
+            }
+            if let Some(until) = until
+                && (self.running + self.untold == 0 || Instant::now() >= until)
+            {
+                return "has ended at SIGTERM";
+            }
+        }
+        self.leaving.unwrap_or_default()
+    }
+
+    async fn say(&self, what: &ToParent) {
+        let _ = self
+            .client
+            .publish(self.run.parent(), to_bytes(what).into())
+            .await;
+    }
+
+    async fn say_goodbye(&mut self, why: &str) {
+        let node = self.node.clone();
+        let why = format!("its node {why}");
+        self.say(&ToParent::Left { node, why }).await;
+        let _ = time::timeout(Duration::from_secs(1), self.client.flush()).await;
+        if self.heard.elapsed() >= PARENT_GONE {
+            // Nobody else would.
+            let _ = self.jetstream.delete_stream(self.run.store()).await;
+            let _ = self.jetstream.delete_object_store(self.run.store()).await;
+        }
+    }
+
+    /// The parent asks whether this node is there, or says that it must go.
+    async fn answer(&mut self, message: Message) {
+        self.heard = Instant::now();
+        if message.payload.as_ref() == b"leave" {
+            self.leaving = Some("was given up by the parent");
+        }
+        if let Some(reply) = message.reply {
+            let _ = self.client.publish(reply, "here".into()).await;
+        }
+    }
+
+    fn hear(&mut self, message: &Message) {
+        self.heard = Instant::now();
+        match from_bytes(&message.payload) {
+            Some(ToNodes::Cancel { job, running }) => {
+                self.cancelled.insert(job);
+                for held in self.held.values().filter(|held| held.job == job) {
+                    if let Some(local) = held.local {
+                        self.workers.cancel(local, running);
+                    }
+                }
+                let dropped = self.queue.iter().filter(|load| load.job == job);
+                for load in dropped {
+                    self.held.remove(&load.number);
+                }
+                self.queue.retain(|load| load.job != job);
+                let gone: Vec<u64> = self
+                    .held
+                    .iter()
+                    .filter(|(_, held)| held.job == job && held.missing > 0)
+                    .map(|(number, _)| *number)
+                    .collect();
+                for number in gone {
+                    self.held.remove(&number);
+                    self.running -= 1;
+                }
+            }
+            Some(ToNodes::Forget(ids)) => {
+                let store = self.store.clone();
+                tokio::spawn(async move { store.forget(&ids).await });
+            }
+            Some(ToNodes::End) => self.leaving = Some("has ended with the run"),
+            Some(ToNodes::Alive { epoch }) if epoch != self.epoch => {
+                // What was asked of the stream before is in vain.
+                self.epoch = epoch;
+                self.asked = 0;
+            }
+            Some(ToNodes::Alive { .. }) | None => {}
+        }
+    }
+
+    /// Asks for as many loads as there is room for.
+    async fn pull(&mut self) {
+        let room =
+            (self.processes * HELD).saturating_sub(self.held.len() + self.preparing + self.asked);
+        if room == 0 || !self.connected || self.leaving.is_some() {
+            return;
+        }
+        let (stream, consumer) = (self.run.store(), consumer(self.epoch));
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        let request = format!("{{\"batch\":{room},\"expires\":{}}}", PULL.as_nanos());
+        let inbox = self.inbox.clone();
+        let asked = self
+            .client
+            .publish_with_reply(subject, inbox, request.into())
+            .await;
+        if asked.is_ok() {
+            self.asked += room;
+            self.asked_until = Instant::now() + PULL + Duration::from_secs(1);
+        }
+    }
+
+    /// A load, or the end of a pull.
+    async fn take(&mut self, message: Message) {
+        match message.status {
+            Some(StatusCode::IDLE_HEARTBEAT) => return,
+            Some(_) => {
+                let left = message.headers.as_ref().and_then(|headers| {
+                    headers.get("Nats-Pending-Messages")?.as_str().parse().ok()
+                });
+                self.asked = self.asked.saturating_sub(left.unwrap_or(self.asked));
+                if message.status != Some(StatusCode::TIMEOUT) {
+                    // The stream is not there: the parent is about to say so, or gone.
+                    time::sleep(Duration::from_millis(50)).await;
+                }
+                return;
+            }
+            None => self.asked = self.asked.saturating_sub(1),
+        }
+        let Some(ack) = message.reply.as_ref().map(ToString::to_string) else {
+            return;
+        };
+        let Some(load) = from_bytes::<Load>(&message.payload) else {
+            log("has got a load that it can't read");
+            return;
+        };
+        if self.held.contains_key(&load.number) {
+            // The server has it twice.
+            let _ = self.client.publish(ack, "+ACK".into()).await;
+            return;
+        }
+        let took = ToParent::Took {
+            node: self.node.clone(),
+            load: load.number,
+            ack: ack.clone(),
+        };
+        self.say(&took).await;
+        if self.cancelled.contains(&load.job) {
+            // The parent knows, and has it taken for done.
+            return;
+        }
+        self.held.insert(
+            load.number,
+            Held {
+                ack,
+                job: load.job,
+                local: None,
+                missing: 0,
+                count: 0,
+                untold: 0,
+                began: Instant::now(),
+            },
+        );
+        self.preparing += 1;
+        let (store, events) = (self.store.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let number = load.number;
+            let event = match prepare(&store, load).await {
+                Ok(prepared) => Event::Prepared(Box::new(prepared)),
+                Err(error) => Event::Unprepared(number, error.to_string()),
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Prepared(prepared) => {
+                self.preparing -= 1;
+                if self.held.contains_key(&prepared.number) {
+                    self.queue.push_back(*prepared);
+                }
+            }
+            Event::Unprepared(number, why) => {
+                self.preparing -= 1;
+                if self.held.remove(&number).is_some() {
+                    log(&format!("gives back a load: {why}"));
+                    self.return_loads(vec![number]).await;
+                }
+            }
+            Event::May(loads, answer) => {
+                let Some(answer) = answer else {
+                    // Nobody has heard the question.
+                    self.ask(loads);
+                    return;
+                };
+                for (at, load) in loads.into_iter().enumerate() {
+                    let may = answer.get(at) == Some(&1);
+                    if may && self.held.contains_key(&load.number) {
+                        self.submit(load);
+                    } else {
+                        self.held.remove(&load.number);
+                        self.running -= 1;
+                    }
+                }
+            }
+            Event::Known(load) => {
+                self.untold -= 1;
+                if let Some(held) = self.held.get_mut(&load) {
+                    held.untold -= 1;
+                    if held.untold == 0 && held.missing == 0 {
+                        self.held.remove(&load);
+                    }
+                }
+            }
+            Event::Outcomes(load, outcomes) => self.tell_outcomes(load, outcomes).await,
+        }
+    }
+
+    /// Gives loads to the workers, if they have too little to do.
+    fn begin(&mut self) {
+        let mut next = Vec::new();
+        while self.running <= self.processes
+            && let Some(load) = self.queue.pop_front()
+        {
+            if self.held.contains_key(&load.number) {
+                self.running += 1;
+                next.push(load);
+            }
+        }
+        if !next.is_empty() {
+            self.ask(next);
+        }
+    }
+
+    /// Asks the parent whether these may begin.
+    fn ask(&self, loads: Vec<Prepared>) {
+        let ack = |number: u64| self.held.get(&number).map(|held| held.ack.clone());
+        let numbers = loads.iter().map(|load| load.number);
+        let begin = to_bytes(&ToParent::Begin {
+            node: self.node.clone(),
+            loads: numbers
+                .map(|number| (number, ack(number).unwrap_or_default()))
+                .collect(),
+        });
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let answer = match client.request(subject, begin.into()).await {
+                Ok(answer) => Some(answer.payload.to_vec()),
+                Err(_) => {
+                    time::sleep(AGAIN / 10).await;
+                    None
+                }
+            };
+            let _ = events.send(Event::May(loads, answer));
+        });
+    }
+
+    fn submit(&mut self, load: Prepared) {
+        let Prepared {
+            number,
+            what,
+            portions,
+            ..
+        } = load;
+        let Some(held) = self.held.get_mut(&number) else {
+            self.running -= 1;
+            return;
+        };
+        held.count = portions.iter().map(|some| some.inputs.count()).sum();
+        held.missing = held.count;
+        held.began = Instant::now();
+        let sink = Arc::new(ToNode {
+            load: number,
+            events: self.events.clone(),
+        });
+        let portions: Few<Portion> = portions.into_iter().collect();
+        match self.workers.submit(what, sink, portions, false) {
+            Ok(local) => {
+                held.local = Some(local);
+                self.workers.notify(local);
+            }
+            Err(error) => {
+                log(&format!("its pool takes no more: {error}"));
+                self.leaving = Some("has no workers any more");
+            }
+        }
+    }
+
+    async fn tell_outcomes(&mut self, load: u64, outcomes: Outcomes) {
+        let Some(held) = self.held.get_mut(&load) else {
+            return;
+        };
+        let count = outcomes.count();
+        held.missing = held.missing.saturating_sub(count);
+        let is_over = held.missing == 0;
+        let together = self.running.clamp(1, self.processes) as u64;
+        let each_ns = held.began.elapsed().as_nanos() as u64 / held.count.max(1) as u64;
+        let each_ns = each_ns * (self.processes as u64).min(held.count as u64) / together;
+        held.untold += 1;
+        self.untold += 1;
+        if is_over {
+            self.running -= 1;
+        }
+        let what = match outcomes.what {
+            What::Failed { count, failure } => Sent::Failed(count, (*failure).clone()),
+            What::Replies(replies) => {
+                self.results += 1;
+                let name = format!("result-{}-{}", self.node, self.results);
+                match pack(&self.store, &replies, name).await {
+                    Ok(body) => Sent::Replies(count, body),
+                    Err(error) => {
+                        Sent::Failed(count, backend::Failure::EncodeResult(error.to_string()))
+                    }
+                }
+            }
+        };
+        let done = to_bytes(&ToParent::Done(Done {
+            node: self.node.clone(),
+            load,
+            first: outcomes.first,
+            what,
+            each_ns,
+        }));
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let (done, events) = (Bytes::from(done), self.events.clone());
+        tokio::spawn(async move {
+            // What was on its way when a server was killed is lost.
+            while client.request(subject.clone(), done.clone()).await.is_err() {
+                time::sleep(AGAIN / 10).await;
+            }
+            let _ = events.send(Event::Known(load));
+        });
+    }
+
+    /// The loads that have not begun go elsewhere.
+    async fn give_back(&mut self) {
+        let loads: Vec<u64> = self.queue.drain(..).map(|load| load.number).collect();
+        for load in &loads {
+            self.held.remove(load);
+        }
+        if !loads.is_empty() {
+            self.return_loads(loads).await;
+        }
+    }
+
+    async fn return_loads(&self, loads: Vec<u64>) {
+        let node = self.node.clone();
+        self.say(&ToParent::Returned { node, loads }).await;
+    }
+
+    async fn tell_progress(&self) {
+        for held in self.held.values() {
+            let _ = self.client.publish(held.ack.clone(), "+WPI".into()).await;
+        }
+    }
+
+    /// Looks whether the connection and the parent are there.
+    fn look(&mut self) {
+        let connected = self.client.connection_state() == Connection::Connected;
+        // Pulls don't outlive a connection; and if there is no stream, nobody says so.
+        if connected && !self.connected || Instant::now() >= self.asked_until {
+            self.asked = 0;
+        }
+        self.connected = connected;
+        if connected && self.heard.elapsed() >= PARENT_GONE {
+            self.leaving = Some("has not heard of the parent for 15 s");
+        }
+    }
+}
+
+async fn prepare(store: &Store, load: Load) -> io::Result<Prepared> {
+    let mut portions = Vec::new();
+    for piece in load.pieces {
+        let Piece {
+            first,
+            inputs,
+            bound,
+            held,
+        } = piece;
+        let bytes = store.unpack(inputs).await?;
+        let mut inputs = Frames::from_bytes(bytes)
+            .ok_or_else(|| io::Error::other("its inputs can't be read"))?;
+        let bound = match &bound {
+            Some(bound) => Some(store.fetch(bound).await?),
+            None => None,
+        };
+        let mut fetched = Vec::new();
+        for reference in &held {
+            fetched.push(store.fetch(reference).await?);
+        }
+        inputs.attach(bound.as_ref(), &fetched);
+        portions.push(Portion { first, inputs });
+    }
+    Ok(Prepared {
+        number: load.number,
+        job: load.job,
+        what: load.what,
+        portions,
+    })
+}
+
+async fn pack(store: &Store, replies: &Frames, name: String) -> io::Result<crate::wire::Body> {
+    let mut room = INLINE_MAX;
+    store.pack(replies.to_bytes(), &mut room, || name).await
+}

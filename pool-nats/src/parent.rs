@@ -1,0 +1,1103 @@
+//! The parent's side: a thread with the connection, and the workers of the pool as its callers see them.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use async_nats::client::RequestErrorKind;
+use async_nats::connection::State as Connection;
+use async_nats::header::{self, HeaderMap};
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::object_store;
+use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self};
+use async_nats::{Client, Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use pool_core::Error;
+use pool_core::backend::{
+    self, Failure, Few, Frames, Job, JobId, Outcomes, Portion, Settings, Sink, What, Workers,
+};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time;
+
+use crate::Nats;
+use crate::book::{Action, Book};
+use crate::store::Store;
+use crate::wire::{
+    Answer, Body, Done, INLINE_MAX, Join, Load, PROTOCOL, Piece, Reference, Run, Sent, ToNodes,
+    ToParent, Welcome, consumer, from_bytes, to_bytes,
+};
+
+/// Nodes are asked so often whether they are there.
+const PING: Duration = Duration::from_millis(250);
+
+/// A node that has not answered for so long is given up.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// After a connection was lost, nodes may need so long to get theirs again.
+const RECONNECT: Duration = Duration::from_secs(5);
+
+/// The server gives a load to another node if the one that has it says nothing for so long; but mostly the parent is
+/// quicker.
+const ACK_WAIT: Duration = Duration::from_secs(15);
+
+/// A load that the server does not acknowledge, each time for 5 s, is published so often.
+const TRIES: u32 = 4;
+
+/// At the end, nodes are waited for so long.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// The end of a pool is waited for no longer than this.
+const END_MAX: Duration = Duration::from_secs(10);
+
+/// Starts the connection, and waits until enough nodes have joined.
+pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
+    let (commands, received) = mpsc::unbounded_channel();
+    let (tell, told) = std_mpsc::channel();
+    let shared = Arc::new(Shared::default());
+    let timeout = settings.start_timeout;
+    let nodes = nats.nodes;
+    let sender = commands.clone();
+    let for_thread = Arc::clone(&shared);
+    let thread = thread::Builder::new()
+        .name("pool-nats".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => {
+                    runtime.block_on(live(nats, settings, sender, received, &for_thread, &tell));
+                }
+                Err(error) => {
+                    let _ = tell.send(Err(error.to_string()));
+                }
+            }
+            for_thread.end();
+        })
+        .map_err(|error| Error::start(format!("no thread for the connection: {error}")))?;
+    let parent = Parent {
+        commands,
+        shared,
+        thread: Mutex::new(Some(thread)),
+    };
+    // The thread tells of each step in time, so this does not wait for ever.
+    let mut joined = 0;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match told.recv_timeout(left) {
+            Ok(Ok(count)) => {
+                joined = count;
+                if joined >= nodes {
+                    return Ok(Arc::new(parent));
+                }
+            }
+            Ok(Err(why)) => return Err(Error::start(why)),
+            Err(_) => {
+                return Err(Error::start(format!(
+                    "{joined} of {nodes} nodes have joined in {timeout:?}: start this program with \
+                     POOL_NODE in its environment"
+                )));
+            }
+        }
+    }
+}
+
+/// What callers and the thread have in common.
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mode: Mode,
+    /// Jobs that more inputs may come for.
+    feeding: HashSet<JobId>,
+    next: u64,
+    workers: usize,
+    hints: HashMap<u32, usize>,
+    over: bool,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+enum Mode {
+    #[default]
+    Open,
+    Closed,
+    Terminated,
+    Broken(String),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+}
+
+/// What the thread is to do.
+enum Command {
+    Submit {
+        job: u64,
+        what: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Few<Portion>,
+        more: bool,
+    },
+    Push {
+        job: u64,
+        inputs: Few<Portion>,
+        more: bool,
+    },
+    Cancel {
+        job: u64,
+        running: bool,
+    },
+    Close,
+    Terminate,
+    /// So many pieces of a load were stored, or one less.
+    Stored(u64, usize),
+    /// A load could not be published.
+    Refused(u64, Failure),
+    /// What a node has told, with all its bytes.
+    Done {
+        node: String,
+        load: u64,
+        outcomes: Outcomes,
+        each_ns: u64,
+    },
+    /// A node was asked whether it is there.
+    Pinged(String, Ping),
+    /// Nobody holds this attachment.
+    Dropped(u64),
+}
+
+enum Ping {
+    Answered,
+    /// There is no connection that it has.
+    Gone,
+    Silent,
+}
+
+struct Parent {
+    commands: UnboundedSender<Command>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Parent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parent").finish_non_exhaustive()
+    }
+}
+
+fn number(job: JobId) -> u64 {
+    u64::from(job.place) << 32 | u64::from(job.serial)
+}
+
+impl Workers for Parent {
+    fn submit(
+        &self,
+        job: Job,
+        sink: Arc<dyn Sink>,
+        inputs: Few<Portion>,
+        more: bool,
+    ) -> Result<JobId, Error> {
+        let mut state = self.shared.lock();
+        match &state.mode {
+            Mode::Open => {}
+            Mode::Broken(why) => return Err(Error::broken(why)),
+            Mode::Closed | Mode::Terminated => return Err(Error::Closed),
+        }
+        let id = JobId {
+            place: (state.next >> 32) as u32,
+            serial: state.next as u32,
+        };
+        state.next += 1;
+        if more {
+            state.feeding.insert(id);
+        }
+        // Under the lock: nothing is submitted behind a `terminate`.
+        let _ = self.commands.send(Command::Submit {
+            job: number(id),
+            what: job,
+            sink,
+            inputs,
+            more,
+        });
+        Ok(id)
+    }
+
+    fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
+        let mut state = self.shared.lock();
+        if !state.feeding.contains(&job) {
+            return Err(match &state.mode {
+                Mode::Terminated => Error::Terminated,
+                Mode::Broken(why) => Error::broken(why),
+                Mode::Open | Mode::Closed => Error::Cancelled,
+            });
+        }
+        if !more {
+            state.feeding.remove(&job);
+        }
+        let job = number(job);
+        let _ = self.commands.send(Command::Push { job, inputs, more });
+        Ok(())
+    }
+
+    fn cancel(&self, job: JobId, running: bool) {
+        let mut state = self.shared.lock();
+        state.feeding.remove(&job);
+        let job = number(job);
+        let _ = self.commands.send(Command::Cancel { job, running });
+    }
+
+    fn hint(&self, task: u32) -> usize {
+        self.shared.lock().hints.get(&task).copied().unwrap_or(1)
+    }
+
+    fn close(&self) {
+        let mut state = self.shared.lock();
+        if state.mode == Mode::Open {
+            state.mode = Mode::Closed;
+            let _ = self.commands.send(Command::Close);
+        }
+    }
+
+    fn terminate(&self) {
+        let mut state = self.shared.lock();
+        if matches!(state.mode, Mode::Open | Mode::Closed) {
+            state.mode = Mode::Terminated;
+            state.feeding.clear();
+            let _ = self.commands.send(Command::Terminate);
+        }
+    }
+
+    fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        let mut state = self.shared.lock();
+        loop {
+            if state.over {
+                return Ok(());
+            }
+            if state.mode == Mode::Open {
+                return Err(Error::StillOpen);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state = match left {
+                Some(Duration::ZERO) => return Err(Error::Timeout),
+                Some(left) => {
+                    let waited = self.shared.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => {
+                    let waited = self.shared.changed.wait(state);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+        }
+    }
+
+    fn shut_down(&self) {
+        self.terminate();
+        let joined = self.join(Some(Instant::now() + END_MAX));
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && joined.is_ok()
+            && thread.thread().id() != thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.shared.lock().workers.max(1)
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+type Tell = std_mpsc::Sender<Result<usize, String>>;
+
+/// The life of the thread.
+async fn live(
+    nats: Nats,
+    settings: Settings,
+    sender: UnboundedSender<Command>,
+    commands: UnboundedReceiver<Command>,
+    shared: &Shared,
+    tell: &Tell,
+) {
+    let timeout = settings.start_timeout;
+    let begun = time::timeout(timeout, Thread::begin(nats, settings, sender, shared, tell)).await;
+    match begun {
+        Ok(Ok((mut thread, said))) => {
+            let _ = tell.send(Ok(0));
+            thread.run(commands, said).await;
+            thread.tidy_up().await;
+        }
+        Ok(Err(why)) => {
+            let _ = tell.send(Err(why));
+        }
+        Err(_) => {
+            let _ = tell.send(Err(format!("the server did not answer in {timeout:?}")));
+        }
+    }
+}
+
+/// A node, as the thread sees it.
+#[derive(Debug)]
+struct Seen {
+    last: Instant,
+    gone: u32,
+    asked: bool,
+}
+
+struct Thread<'a> {
+    client: Client,
+    jetstream: jetstream::Context,
+    run: Run,
+    store: Store,
+    /// What nodes are told when they join.
+    settings: Settings,
+    attachments: Vec<Reference>,
+    /// How often the stream was made anew; and whether it must be again, for the server was away.
+    epoch: u64,
+    is_old: bool,
+    book: Book,
+    sinks: HashMap<u64, Arc<dyn Sink>>,
+    seen: HashMap<String, Seen>,
+    /// Loads with pieces in the store, and how many pieces they have.
+    stored: HashMap<u64, usize>,
+    /// How many results of a node are being fetched, by its id.
+    fetching: HashMap<String, usize>,
+    /// Those that were lost meanwhile, and why.
+    lost_later: HashMap<String, String>,
+    sender: UnboundedSender<Command>,
+    shared: &'a Shared,
+    tell: &'a Tell,
+    server_timeout: Duration,
+    /// Since when there is a connection, or none.
+    connected: Result<Instant, Instant>,
+    closing: bool,
+    over: bool,
+}
+
+impl<'a> Thread<'a> {
+    async fn begin(
+        nats: Nats,
+        mut settings: Settings,
+        sender: UnboundedSender<Command>,
+        shared: &'a Shared,
+        tell: &'a Tell,
+    ) -> Result<(Thread<'a>, Subscriber), String> {
+        let server = nats.url.server.clone();
+        let options = nats.url.options(nats.options.unwrap_or_default());
+        let options = options
+            .name("pool")
+            .reconnect_delay_callback(reconnect_delay);
+        let client = options.connect(&server).await;
+        let client = client.map_err(|error| format!("{server}: {error}"))?;
+        let info = client.server_info();
+        if !info.auth_required && !is_here(&info.host, &server) {
+            tracing::warn!(
+                server,
+                "the NATS server asks for no authentication: whoever reaches it may run any task of this program"
+            );
+        }
+        let jetstream = jetstream::new(client.clone());
+        let run = Run(nats.run);
+        let asked = client.request(run.parent(), Bytes::new()).await;
+        if asked.is_ok() {
+            return Err(format!("a pool already runs as `{}` on {server}", run.0));
+        }
+        let no = |what: &str, error: &dyn fmt::Display| {
+            format!("{server}: {what} `{}`: {error}", run.store())
+        };
+        let _ = jetstream.delete_stream(run.store()).await;
+        let _ = jetstream.delete_object_store(run.store()).await;
+        make_stream(&jetstream, &run, 0)
+            .await
+            .map_err(|error| format!("{server}: {error}"))?;
+        let objects = jetstream
+            .create_object_store(object_store::Config {
+                bucket: run.store(),
+                ..object_store::Config::default()
+            })
+            .await
+            .map_err(|error| no("can't create the object store", &error))?;
+        let store = Store::new(objects);
+        let said = client.subscribe(run.parent()).await;
+        let said = said
+            .map_err(|error| format!("{server}: can't subscribe to {}: {error}", run.parent()))?;
+        let mut attachments = Vec::new();
+        if let Some(initializer) = &mut settings.initializer {
+            for attachment in &initializer.attachments {
+                let shared = store.share(attachment, |_| ()).await;
+                attachments.push(shared.map_err(|error| error.to_string())?);
+            }
+        }
+        let thread = Thread {
+            client,
+            jetstream,
+            run,
+            store,
+            settings,
+            attachments,
+            epoch: 0,
+            is_old: false,
+            book: Book::default(),
+            sinks: HashMap::new(),
+            seen: HashMap::new(),
+            stored: HashMap::new(),
+            fetching: HashMap::new(),
+            lost_later: HashMap::new(),
+            sender,
+            shared,
+            tell,
+            server_timeout: nats.server_timeout,
+            connected: Ok(Instant::now()),
+            closing: false,
+            over: false,
+        };
+        Ok((thread, said))
+    }
+
+    async fn run(&mut self, mut commands: UnboundedReceiver<Command>, mut said: Subscriber) {
+        let mut tick = time::interval(PING);
+        tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut ticks = 0_u32;
+        while !self.over {
+            tokio::select! {
+                Some(command) = commands.recv() => {
+                    self.command(command).await;
+                    // What came together is dealt with together.
+                    for _ in 0..256 {
+                        let Ok(command) = commands.try_recv() else { break };
+                        self.command(command).await;
+                    }
+                }
+                Some(message) = said.next() => self.hear(message).await,
+                _ = tick.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    self.look(ticks).await;
+                }
+            }
+            self.act().await;
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Submit {
+                job,
+                what,
+                sink,
+                inputs,
+                more,
+            } => {
+                self.sinks.insert(job, sink);
+                self.book.submit(job, what);
+                self.book.push(job, inputs.into_iter(), more);
+            }
+            Command::Push { job, inputs, more } => self.book.push(job, inputs.into_iter(), more),
+            Command::Cancel { job, running } => {
+                self.book.cancel(job, running.then_some(Failure::Cancelled));
+                self.tell_nodes(&ToNodes::Cancel { job, running }).await;
+            }
+            Command::Close => self.closing = true,
+            Command::Terminate => {
+                self.book.end(&Failure::Terminated);
+                self.closing = true;
+            }
+            Command::Stored(load, pieces) => {
+                self.stored.insert(load, pieces);
+            }
+            Command::Refused(load, failure) => self.book.refused(load, failure),
+            Command::Done {
+                node,
+                load,
+                outcomes,
+                each_ns,
+            } => {
+                self.answered(&node, load, outcomes, each_ns);
+                if let Some(fetching) = self.fetching.get_mut(&node) {
+                    *fetching -= 1;
+                    if *fetching == 0 {
+                        self.fetching.remove(&node);
+                        if let Some(why) = self.lost_later.remove(&node) {
+                            self.lose(&node, &why);
+                        }
+                    }
+                }
+            }
+            Command::Pinged(node, ping) => self.pinged(&node, &ping).await,
+            Command::Dropped(id) => {
+                self.store.forget(&[id]).await;
+                let store = self.store.clone();
+                tokio::spawn(async move { store.delete(&format!("attachment-{id}")).await });
+                self.tell_nodes(&ToNodes::Forget(vec![id])).await;
+            }
+        }
+    }
+
+    async fn tell_nodes(&self, what: &ToNodes) {
+        let _ = self
+            .client
+            .publish(self.run.nodes(), to_bytes(what).into())
+            .await;
+    }
+
+    /// Does what follows.
+    async fn act(&mut self) {
+        let actions = self.book.actions();
+        for action in actions {
+            match action {
+                Action::Publish {
+                    load,
+                    job,
+                    what,
+                    pieces,
+                } => self.publish(load, job, what, pieces),
+                Action::Deliver { job, outcomes } => {
+                    if let Some(sink) = self.sinks.get(&job) {
+                        Arc::clone(sink).deliver(outcomes);
+                    }
+                }
+                Action::Over(job) => {
+                    self.sinks.remove(&job);
+                }
+                Action::Forget(load) => {
+                    if let Some(pieces) = self.stored.remove(&load) {
+                        let store = self.store.clone();
+                        tokio::spawn(async move {
+                            for at in 0..pieces {
+                                store.delete(&format!("load-{load}-{at}")).await;
+                            }
+                        });
+                    }
+                }
+                Action::Acknowledge(ack) => {
+                    let _ = self.client.publish(ack, "+ACK".into()).await;
+                }
+            }
+        }
+        if self.closing && !self.book.has_jobs() && self.sinks.is_empty() {
+            self.over = true;
+        }
+    }
+
+    fn publish(&self, load: u64, job: u64, what: Job, pieces: Vec<Portion>) {
+        let (store, jetstream, subject) =
+            (self.store.clone(), self.jetstream.clone(), self.run.work());
+        let client = self.client.clone();
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            let published = publish(
+                &client, &store, &jetstream, subject, &sender, load, job, what, pieces,
+            )
+            .await;
+            if let Err(error) = published {
+                let failure = Failure::Broken(format!("a load could not be sent: {error}"));
+                let _ = sender.send(Command::Refused(load, failure));
+            }
+        });
+    }
+
+    async fn hear(&mut self, message: Message) {
+        let Some(said) = from_bytes::<ToParent>(&message.payload) else {
+            if message.payload.is_empty() {
+                // Another parent asks whether the name is taken.
+                self.answer(&message, "here".into()).await;
+            }
+            return;
+        };
+        match said {
+            ToParent::Join(join) => {
+                let answer = match differs(&join) {
+                    None => self.welcome(),
+                    Some(why) => {
+                        tracing::warn!(
+                            host = join.node.host,
+                            pid = join.node.pid,
+                            why,
+                            "a node was refused"
+                        );
+                        to_bytes(&Answer::Refused(why)).into()
+                    }
+                };
+                self.answer(&message, answer).await;
+            }
+            ToParent::Ready(join) => {
+                let id = join.node.id.clone();
+                tracing::info!(
+                    host = join.node.host,
+                    pid = join.node.pid,
+                    processes = join.processes,
+                    "a node has joined"
+                );
+                self.book.joined(join.node, join.processes);
+                self.seen.insert(
+                    id,
+                    Seen {
+                        last: Instant::now(),
+                        gone: 0,
+                        asked: false,
+                    },
+                );
+                self.count();
+                let _ = self.tell.send(Ok(self.seen.len()));
+            }
+            ToParent::Unfit { node, why } => {
+                let why = format!("the node on {} (process {}): {why}", node.host, node.pid);
+                tracing::warn!(why, "a node can't work");
+                let _ = self.tell.send(Err(why));
+            }
+            ToParent::Took { node, load, ack } => {
+                self.heard_of(&node).await;
+                self.book.took(&node, load, ack);
+            }
+            ToParent::Begin { node, loads } => {
+                self.heard_of(&node).await;
+                let may = loads.into_iter();
+                let may: Vec<u8> = may
+                    .map(|(load, ack)| u8::from(self.book.begin(&node, load, ack)))
+                    .collect();
+                self.answer(&message, may.into()).await;
+            }
+            ToParent::Returned { node, loads } => self.book.returned(&node, &loads),
+            ToParent::Done(done) => {
+                self.heard_of(&done.node).await;
+                self.done(done);
+                self.answer(&message, "known".into()).await;
+            }
+            ToParent::Left { node, why } => self.lose(&node, &why),
+        }
+    }
+
+    fn welcome(&self) -> Bytes {
+        let welcome = Welcome {
+            settings: self.settings.clone(),
+            epoch: self.epoch,
+            attachments: self.attachments.clone(),
+        };
+        to_bytes(&Answer::Welcome(Box::new(welcome))).into()
+    }
+
+    /// Makes the stream anew. A server that was killed may have lost loads, or give out those that were done, or none at all.
+    async fn renew(&mut self) {
+        let _ = self.jetstream.delete_stream(self.run.store()).await;
+        let made = make_stream(&self.jetstream, &self.run, self.epoch + 1).await;
+        if made.is_ok() {
+            self.epoch += 1;
+            self.is_old = false;
+            self.book.publish_all_again();
+            self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;
+        }
+    }
+
+    async fn answer(&self, message: &Message, answer: Bytes) {
+        if let Some(reply) = &message.reply {
+            let _ = self.client.publish(reply.clone(), answer).await;
+        }
+    }
+
+    /// A node lives; or was given up, and must go.
+    async fn heard_of(&mut self, node: &str) {
+        match self.seen.get_mut(node) {
+            Some(seen) => seen.last = Instant::now(),
+            None => {
+                let leave = Bytes::from_static(b"leave");
+                let _ = self.client.publish(self.run.node(node), leave).await;
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done {
+            node,
+            load,
+            first,
+            what,
+            each_ns,
+        } = done;
+        let host = self.book.node(&node).map(|node| node.host.clone());
+        let failed = |count, failure: Failure| What::Failed {
+            count,
+            failure: Arc::new(failure),
+        };
+        let what = match what {
+            Sent::Failed(count, failure) => failed(count, failure.on(&host.unwrap_or_default())),
+            Sent::Replies(count, Body::Here(bytes)) => replies(count, bytes),
+            Sent::Replies(count, Body::Stored(name)) => {
+                *self.fetching.entry(node.clone()).or_default() += 1;
+                let (store, sender) = (self.store.clone(), self.sender.clone());
+                tokio::spawn(async move {
+                    let what = match store.unpack(Body::Stored(name.clone())).await {
+                        Ok(bytes) => replies(count, bytes),
+                        Err(error) => failed(count, Failure::EncodeResult(error.to_string())),
+                    };
+                    let _ = sender.send(Command::Done {
+                        node,
+                        load,
+                        outcomes: Outcomes { first, what },
+                        each_ns,
+                    });
+                    store.delete(&name).await;
+                });
+                return;
+            }
+        };
+        self.answered(&node, load, Outcomes { first, what }, each_ns);
+    }
+
+    fn answered(&mut self, node: &str, load: u64, outcomes: Outcomes, each_ns: u64) {
+        if let Some(task) = self.book.done(node, load, outcomes, each_ns) {
+            let hint = self.book.hint(task);
+            self.shared.lock().hints.insert(task, hint);
+        }
+    }
+
+    /// Asks nodes whether they are there, and looks at the connection.
+    async fn look(&mut self, ticks: u32) {
+        let now = Instant::now();
+        let is_connected = self.client.connection_state() == Connection::Connected;
+        match (is_connected, self.connected) {
+            (true, Err(_)) => {
+                self.connected = Ok(now);
+                self.is_old = true;
+            }
+            (false, Ok(_)) => self.connected = Err(now),
+            (false, Err(since)) if now - since >= self.server_timeout => {
+                let why = format!(
+                    "the NATS server has been away for {:?}",
+                    self.server_timeout
+                );
+                self.break_down(&why);
+                return;
+            }
+            _ => {}
+        }
+        if !is_connected {
+            return;
+        }
+        if self.is_old {
+            self.renew().await;
+        }
+        if ticks.is_multiple_of(4) {
+            self.book.tick();
+            self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;
+        }
+        let silent: Vec<String> = self
+            .seen
+            .iter()
+            .filter(|(_, seen)| now - seen.last >= SILENCE && self.is_settled())
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in silent {
+            self.lose(&node, &format!("its node said nothing for {SILENCE:?}"));
+        }
+        for (node, seen) in &mut self.seen {
+            if std::mem::replace(&mut seen.asked, true) {
+                continue;
+            }
+            let (client, subject) = (self.client.clone(), self.run.node(node));
+            let (sender, node) = (self.sender.clone(), node.clone());
+            tokio::spawn(async move {
+                let asked = client.request(subject, Bytes::new());
+                let ping = match time::timeout(Duration::from_secs(1), asked).await {
+                    Ok(Ok(_)) => Ping::Answered,
+                    Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Ping::Gone,
+                    _ => Ping::Silent,
+                };
+                let _ = sender.send(Command::Pinged(node, ping));
+            });
+        }
+    }
+
+    /// The connection is no new one, so nodes have theirs too.
+    fn is_settled(&self) -> bool {
+        self.connected
+            .is_ok_and(|since| since.elapsed() >= RECONNECT)
+    }
+
+    async fn pinged(&mut self, node: &str, ping: &Ping) {
+        let settled = self.is_settled();
+        let Some(seen) = self.seen.get_mut(node) else {
+            return;
+        };
+        seen.asked = false;
+        match ping {
+            Ping::Answered => {
+                seen.last = Instant::now();
+                seen.gone = 0;
+            }
+            Ping::Gone if settled => {
+                seen.gone += 1;
+                // It may be about to connect again.
+                if seen.gone >= 2 {
+                    self.lose(node, "its node is gone");
+                }
+            }
+            Ping::Gone | Ping::Silent => {}
+        }
+    }
+
+    /// A node is gone. What it has told before that counts.
+    fn lose(&mut self, node: &str, why: &str) {
+        if self.fetching.contains_key(node) {
+            self.lost_later.insert(node.to_owned(), why.to_owned());
+            return;
+        }
+        if self.seen.remove(node).is_some() {
+            if let Some(node) = self.book.node(node) {
+                tracing::info!(host = node.host, pid = node.pid, why, "a node has left");
+            }
+            self.book.lost(node, why);
+            self.book.publish_all_again();
+            self.count();
+        }
+    }
+
+    fn count(&self) {
+        let mut state = self.shared.lock();
+        state.workers = self.book.workers();
+    }
+
+    fn break_down(&mut self, why: &str) {
+        {
+            let mut state = self.shared.lock();
+            if matches!(state.mode, Mode::Open | Mode::Closed) {
+                state.mode = Mode::Broken(why.to_owned());
+                state.feeding.clear();
+            }
+        }
+        self.book.end(&Failure::Broken(why.to_owned()));
+        self.closing = true;
+    }
+
+    /// Sends the nodes home, and leaves nothing on the server.
+    async fn tidy_up(&mut self) {
+        if self.connected.is_err() {
+            return;
+        }
+        self.tell_nodes(&ToNodes::End).await;
+        let _ = self.client.flush().await;
+        let deadline = Instant::now() + GOODBYE;
+        let nodes: Vec<String> = self
+            .book
+            .nodes()
+            .map(|node| self.run.node(&node.id))
+            .collect();
+        for subject in nodes {
+            // Who is gone does not answer.
+            while Instant::now() < deadline {
+                let asked = self.client.request(subject.clone(), Bytes::new());
+                match time::timeout(Duration::from_secs(1), asked).await {
+                    Ok(Err(_)) => break,
+                    _ => time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        }
+        let _ = self.jetstream.delete_stream(self.run.store()).await;
+        let _ = self.jetstream.delete_object_store(self.run.store()).await;
+    }
+}
+
+/// Makes the stream of a run, and what nodes pull from.
+async fn make_stream(jetstream: &jetstream::Context, run: &Run, epoch: u64) -> Result<(), String> {
+    let name = run.store();
+    let stream = jetstream
+        .create_stream(stream::Config {
+            name: name.clone(),
+            subjects: vec![run.work()],
+            retention: RetentionPolicy::WorkQueue,
+            storage: StorageType::File,
+            ..stream::Config::default()
+        })
+        .await
+        .map_err(|error| format!("can't create the stream `{name}`: {error}"))?;
+    let consumer = stream
+        .create_consumer(pull::Config {
+            durable_name: Some(consumer(epoch)),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: -1,
+            ..pull::Config::default()
+        })
+        .await;
+    consumer
+        .map(drop)
+        .map_err(|error| format!("can't create the consumer of the stream `{name}`: {error}"))
+}
+
+/// The outcomes of so many inputs.
+fn replies(count: usize, bytes: Vec<u8>) -> What {
+    match Frames::from_bytes(bytes).filter(|replies| replies.count() == count) {
+        Some(replies) => What::Replies(replies),
+        None => What::Failed {
+            count,
+            failure: Arc::new(Failure::EncodeResult(
+                "the node has sent what is no reply".to_owned(),
+            )),
+        },
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one place calls it")]
+async fn publish(
+    client: &Client,
+    store: &Store,
+    jetstream: &jetstream::Context,
+    subject: String,
+    sender: &UnboundedSender<Command>,
+    number: u64,
+    job: u64,
+    what: Job,
+    portions: Vec<Portion>,
+) -> io::Result<()> {
+    let mut pieces = Vec::new();
+    let mut room = INLINE_MAX;
+    for (at, Portion { first, inputs }) in portions.into_iter().enumerate() {
+        let sender = sender.clone();
+        let dropped = move |id| {
+            let _ = sender.send(Command::Dropped(id));
+        };
+        let bound = match inputs.bound() {
+            Some(bound) => Some(store.share(bound, dropped.clone()).await?),
+            None => None,
+        };
+        let mut held = Vec::new();
+        for attachment in inputs.held() {
+            held.push(store.share(attachment, dropped.clone()).await?);
+        }
+        let bytes = inputs.to_bytes();
+        let inputs = store
+            .pack(bytes, &mut room, || format!("load-{number}-{at}"))
+            .await?;
+        pieces.push(Piece {
+            first,
+            inputs,
+            bound,
+            held,
+        });
+    }
+    if pieces
+        .iter()
+        .any(|piece| matches!(piece.inputs, Body::Stored(_)))
+    {
+        let _ = sender.send(Command::Stored(number, pieces.len()));
+    }
+    let load = Load {
+        number,
+        job,
+        what,
+        pieces,
+    };
+    send(client, jetstream, &subject, to_bytes(&load).into()).await
+}
+
+/// Publishes a load, and again while it may be the connection that is at fault. The server drops what it has already.
+async fn send(
+    client: &Client,
+    jetstream: &jetstream::Context,
+    subject: &str,
+    load: Bytes,
+) -> io::Result<()> {
+    let message = nuid::next();
+    let mut tries = 0;
+    loop {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_MESSAGE_ID, message.as_str());
+        let sent = jetstream
+            .publish_with_headers(subject.to_owned(), headers, load.clone())
+            .await;
+        let error = match sent {
+            Ok(acknowledged) => match acknowledged.await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let is_connection = matches!(
+            error.kind(),
+            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe
+        );
+        if !is_connection {
+            return Err(io::Error::other(format!("{subject}: {error}")));
+        }
+        // A server that is there and says nothing: it does not let us.
+        tries = if client.connection_state() == Connection::Connected {
+            tries + 1
+        } else {
+            0
+        };
+        if tries >= TRIES {
+            return Err(io::Error::other(format!(
+                "{subject}: the server does not acknowledge it ({error}): is this user allowed to publish there?"
+            )));
+        }
+        time::sleep(PING).await;
+    }
+}
+
+/// What is another program about a node, if anything.
+fn differs(join: &Join) -> Option<String> {
+    if join.protocol != PROTOCOL {
+        return Some(format!(
+            "the node speaks protocol {} and the parent {PROTOCOL}: they were built with different versions of pool-nats",
+            join.protocol
+        ));
+    }
+    if join.fingerprint == backend::fingerprint() {
+        return None;
+    }
+    let ours: HashSet<&str> = backend::tasks().collect();
+    let theirs: HashSet<&str> = join.tasks.iter().map(String::as_str).collect();
+    let name = |some: Vec<&&str>| some.first().map_or("none", |task| **task).to_owned();
+    let mut only_ours: Vec<_> = ours.difference(&theirs).collect();
+    let mut only_theirs: Vec<_> = theirs.difference(&ours).collect();
+    only_ours.sort_unstable();
+    only_theirs.sort_unstable();
+    Some(format!(
+        "the node is another build of the program: {} of its tasks are not the parent's (the first is `{}`), and {} of the parent's \
+         are not its (the first is `{}`)",
+        only_theirs.len(),
+        name(only_theirs.clone()),
+        only_ours.len(),
+        name(only_ours.clone()),
+    ))
+}
+
+/// Whether the server is on this machine.
+fn is_here(host: &str, url: &str) -> bool {
+    let names = ["localhost", "127.", "[::1]"];
+    host.starts_with("127.") || names.iter().any(|name| url.contains(&format!("//{name}")))
+}
+
+/// Soon at first, and never later than a second.
+pub(crate) fn reconnect_delay(attempts: usize) -> Duration {
+    Duration::from_millis(20)
+        .saturating_mul(1 << attempts.min(6))
+        .min(Duration::from_secs(1))
+}

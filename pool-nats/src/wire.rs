@@ -1,0 +1,211 @@
+//! What parent and nodes say to each other, and where.
+//!
+//! | subject | from | what |
+//! |---|---|---|
+//! | `pool.RUN.parent` | nodes | [`ToParent`]; a [`Join`] is a request |
+//! | `pool.RUN.nodes` | the parent | [`ToNodes`], for all |
+//! | `pool.RUN.node.ID` | the parent | a request without content: are you there? |
+//! | `pool.RUN.work` | the parent | [`Load`]s, kept by the stream `pool_RUN` until they are done |
+//!
+//! What is too long for a message is in the object store `pool_RUN`.
+
+use pool_core::backend::{Attachment, Failure, Job, Settings};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Both sides must have the same.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// What is longer is in the object store.
+pub(crate) const INLINE_MAX: usize = 256 << 10;
+
+/// The consumer of the stream that all nodes pull from. Each time that the stream is made anew it has another name, so that
+/// nobody acknowledges what was in the one before.
+pub(crate) fn consumer(epoch: u64) -> String {
+    format!("nodes-{epoch}")
+}
+
+/// The subjects of a run.
+#[derive(Debug, Clone)]
+pub(crate) struct Run(pub(crate) String);
+
+impl Run {
+    pub(crate) fn parent(&self) -> String {
+        format!("pool.{}.parent", self.0)
+    }
+
+    pub(crate) fn nodes(&self) -> String {
+        format!("pool.{}.nodes", self.0)
+    }
+
+    pub(crate) fn node(&self, id: &str) -> String {
+        format!("pool.{}.node.{id}", self.0)
+    }
+
+    pub(crate) fn work(&self) -> String {
+        format!("pool.{}.work", self.0)
+    }
+
+    /// The name of the stream, and of the object store.
+    pub(crate) fn store(&self) -> String {
+        format!("pool_{}", self.0)
+    }
+}
+
+/// A node wants to work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Join {
+    pub(crate) protocol: u32,
+    pub(crate) fingerprint: u64,
+    pub(crate) tasks: Vec<String>,
+    pub(crate) node: NodeId,
+    pub(crate) processes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct NodeId {
+    /// Tells it from all others.
+    pub(crate) id: String,
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Welcome(Box<Welcome>),
+    Refused(String),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    pub(crate) settings: Settings,
+    pub(crate) epoch: u64,
+    /// What the arguments of the initializer refer to.
+    pub(crate) attachments: Vec<Reference>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToParent {
+    Join(Join),
+    /// Its workers are ready.
+    Ready(Join),
+    /// They can't be had.
+    Unfit {
+        node: NodeId,
+        why: String,
+    },
+    /// A load, by its number, is here. By this subject the server takes it for done.
+    Took {
+        node: String,
+        load: u64,
+        ack: String,
+    },
+    /// A request: may these loads begin? The answer is one byte for each, 1 if it may.
+    Begin {
+        node: String,
+        loads: Vec<(u64, String)>,
+    },
+    /// These are not to begin here.
+    Returned {
+        node: String,
+        loads: Vec<u64>,
+    },
+    /// A request: inputs of a load have their outcomes. The answer says that the parent knows; it may be told again.
+    Done(Done),
+    /// The node takes nothing more.
+    Left {
+        node: String,
+        why: String,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Done {
+    pub(crate) node: String,
+    pub(crate) load: u64,
+    /// The position of the first among the inputs of the job.
+    pub(crate) first: usize,
+    pub(crate) what: Sent,
+    /// How long an input took, in nanoseconds, with all that belongs to it.
+    pub(crate) each_ns: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Sent {
+    /// Of so many inputs.
+    Replies(usize, Body),
+    Failed(usize, Failure),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum ToNodes {
+    /// Nobody wants what is left of this job.
+    Cancel { job: u64, running: bool },
+    /// Nobody holds these attachments.
+    Forget(Vec<u64>),
+    /// The parent is there, and the stream was made anew so often.
+    Alive { epoch: u64 },
+    /// The run is over.
+    End,
+}
+
+/// Inputs that one node gets together.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Load {
+    pub(crate) number: u64,
+    /// The number of the job.
+    pub(crate) job: u64,
+    pub(crate) what: Job,
+    pub(crate) pieces: Vec<Piece>,
+}
+
+/// Inputs that follow each other.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Piece {
+    /// The position of the first among the inputs of the job.
+    pub(crate) first: usize,
+    pub(crate) inputs: Body,
+    pub(crate) bound: Option<Reference>,
+    pub(crate) held: Vec<Reference>,
+}
+
+/// Bytes, or the name of the object that has them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Body {
+    Here(#[serde(with = "serde_bytes")] Vec<u8>),
+    Stored(String),
+}
+
+/// An attachment that is in the object store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Reference {
+    pub(crate) id: u64,
+    pub(crate) holds: Vec<Reference>,
+}
+
+impl Reference {
+    pub(crate) fn to(attachment: &Attachment) -> Reference {
+        Reference {
+            id: attachment.id(),
+            holds: attachment
+                .holds()
+                .iter()
+                .map(|held| Reference::to(held))
+                .collect(),
+        }
+    }
+
+    /// The name of its object.
+    pub(crate) fn object(&self) -> String {
+        format!("attachment-{}", self.id)
+    }
+}
+
+pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
+    // Plain data into a vector: does not fail.
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::from_bytes(bytes).ok()
+}

@@ -1,0 +1,645 @@
+//! The pool on many machines: a real NATS server, and nodes, which are this test program, started again.
+//!
+//! Where there is no `nats-server` (in `NATS_SERVER_BIN`, on the PATH, in /usr/sbin), each test says so, and tests nothing.
+
+use std::collections::HashMap;
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pool_core::{Error, Pool, PoolBuilder, Shared, pool_task};
+use pool_nats::Nats;
+use tempfile::TempDir;
+
+// ---- the server -----------------------------------------------------------------------------------
+
+fn server_binary() -> Option<PathBuf> {
+    if let Some(named) = env::var_os("NATS_SERVER_BIN") {
+        return Some(named.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|directory| directory.join("nats-server"))
+        .find(|file| file.is_file())
+}
+
+/// A server of one test.
+struct Server {
+    child: Child,
+    directory: TempDir,
+    port: u16,
+    options: Vec<String>,
+}
+
+impl Server {
+    /// `None`, after saying so, if there is none to be had.
+    fn start(options: &[&str]) -> Option<Server> {
+        let Some(binary) = server_binary() else {
+            let _ = writeln!(
+                io::stderr(),
+                "SKIPPED: there is no nats-server (NATS_SERVER_BIN, PATH, /usr/sbin)"
+            );
+            return None;
+        };
+        let directory = tempfile::tempdir().expect("there is room");
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let child = run_server(&binary, directory.path(), "-1", &options);
+        let mut server = Server {
+            child,
+            directory,
+            port: 0,
+            options,
+        };
+        let file = format!("nats-server_{}.ports", server.child.id());
+        let file = server.directory.path().join(file);
+        eventually("the server tells its port", || {
+            let told = fs::read_to_string(&file).unwrap_or_default();
+            let port = told.split("nats://127.0.0.1:").nth(1).and_then(|rest| {
+                let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                digits.parse().ok()
+            });
+            server.port = port.unwrap_or(0);
+            server.port > 0
+        });
+        Some(server)
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is ours");
+    }
+
+    /// Starts it again, with what it had stored.
+    fn restart(&mut self) {
+        let binary = server_binary().expect("it was found before");
+        let port = self.port.to_string();
+        self.child = run_server(&binary, self.directory.path(), &port, &self.options);
+    }
+
+    fn nats(&self, run: &str) -> Nats {
+        pool_nats::connect(&self.url()).expect("a URL").run(run)
+    }
+
+    fn node(&self, run: &str, processes: usize) -> Node {
+        let mut command = Command::new(env::current_exe().expect("this program"));
+        Node::start(&mut command, &self.url(), run, processes)
+    }
+
+    /// What is left on it: the names of its streams.
+    fn streams(&self) -> Vec<String> {
+        let kept = self.directory.path().join("jetstream/$G/streams");
+        let Ok(entries) = fs::read_dir(kept) else {
+            return Vec::new();
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.collect()
+    }
+}
+
+fn run_server(binary: &Path, directory: &Path, port: &str, options: &[String]) -> Child {
+    Command::new(binary)
+        .args(["-a", "127.0.0.1", "-p", port, "--ports_file_dir"])
+        .arg(directory)
+        .arg("-sd")
+        .arg(directory)
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the server starts")
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// ---- nodes ----------------------------------------------------------------------------------------
+
+struct Node {
+    child: Child,
+    said: BufReader<process::ChildStderr>,
+}
+
+impl Node {
+    fn start(command: &mut Command, url: &str, run: &str, processes: usize) -> Node {
+        let mut child = command
+            .env("POOL_NODE", format!("{url}/{run}"))
+            .env("POOL_NODE_PROCESSES", processes.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the node starts");
+        let said = BufReader::new(child.stderr.take().expect("it is a pipe"));
+        Node { child, said }
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: sends a signal to a child of ours that was not waited for.
+        let sent = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        assert_eq!(sent, 0);
+    }
+
+    /// Its exit code, and all that it has said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut all = String::new();
+        let mut line = String::new();
+        while self.said.read_line(&mut line).is_ok_and(|len| len > 0) {
+            all.push_str(&line);
+            line.clear();
+        }
+        let status = self.child.wait().expect("it is ours");
+        (status.code(), all)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ends the whole program if a test hangs.
+fn watchdog() -> impl Drop {
+    struct Dog(std::sync::mpsc::Sender<()>);
+    impl Drop for Dog {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+    let test = thread::current().name().unwrap_or("?").to_owned();
+    let (over, watch) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let ended = watch.recv_timeout(Duration::from_secs(90));
+        if ended == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = writeln!(io::stderr(), "{test} hangs");
+            process::abort();
+        }
+    });
+    Dog(over)
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "in time: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn builder(nats: Nats) -> PoolBuilder {
+    Pool::builder()
+        .backend(nats)
+        .start_timeout(Duration::from_secs(40))
+}
+
+// ---- tasks ----------------------------------------------------------------------------------------
+
+#[pool_task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+#[pool_task]
+fn picky(x: u64) -> u64 {
+    assert!(x != 3, "not {x}");
+    x
+}
+
+#[pool_task]
+fn die(x: u64) -> u64 {
+    if x == 3 {
+        process::abort();
+    }
+    x
+}
+
+#[pool_task]
+fn total(table: &[f64], names: Shared<Vec<String>>, x: usize) -> f64 {
+    table[x] + names[x].len() as f64
+}
+
+#[pool_task]
+fn reversed(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.reverse();
+    bytes
+}
+
+static PREPARED: OnceLock<String> = OnceLock::new();
+
+#[pool_task]
+fn prepare(text: Shared<str>) {
+    PREPARED.set(text.to_string()).expect("once in each worker");
+}
+
+#[pool_task]
+fn prepared() -> String {
+    PREPARED.get().cloned().unwrap_or_default()
+}
+
+#[pool_task]
+fn refuse() {
+    panic!("not on this host");
+}
+
+#[pool_task]
+fn hang() {
+    loop {
+        thread::park();
+    }
+}
+
+/// Says in a file that it has begun, and takes its time.
+#[pool_task]
+fn mark(file: &Path, x: u64, ms: u64) -> u64 {
+    let file = OpenOptions::new().append(true).create(true).open(file);
+    let mut file = file.expect("the file can be written");
+    file.write_all(format!("{x}\n").as_bytes())
+        .expect("the file can be written");
+    thread::sleep(Duration::from_millis(ms));
+    x
+}
+
+/// How often each input has begun.
+fn marks(file: &Path) -> HashMap<u64, usize> {
+    let mut counts = HashMap::new();
+    for line in fs::read_to_string(file).unwrap_or_default().lines() {
+        *counts.entry(line.parse().expect("a number")).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn host() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").expect("there is a name");
+    name.trim().to_owned()
+}
+
+// ---- what stays -----------------------------------------------------------------------------------
+
+#[test]
+fn everything_is_as_on_one_machine() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let nodes = [server.node("stays", 1), server.node("stays", 2)];
+    let text = Shared::<str>::copy_from("prepared").unwrap();
+    let pool = builder(server.nats("stays").nodes(2)).initializer(prepare, (text,));
+    let pool = pool.build().unwrap();
+    assert_eq!(pool.processes(), 3);
+    assert!(pool.worker_pids().is_empty());
+    let squares: Vec<u64> = (0..10_000).map(|x| x * x).collect();
+    assert_eq!(pool.map(square, 0..10_000).unwrap(), squares);
+    assert_eq!(
+        pool.task(square).chunksize(7).map(0..10_000).unwrap(),
+        squares
+    );
+    let lazily: Result<Vec<u64>, Error> = pool.imap(square, 0..).take(100).collect();
+    assert_eq!(lazily.unwrap(), squares[..100]);
+    let mut unordered: Vec<u64> = pool.imap_unordered(square, 0..1000).flatten().collect();
+    unordered.sort_unstable();
+    assert_eq!(unordered, squares[..1000]);
+    assert_eq!(pool.apply(prepared, ()).unwrap(), "prepared");
+
+    let names = Shared::new(vec!["a".to_owned(), "bcd".to_owned()]).unwrap();
+    let table = vec![0.5; 100_000];
+    let call = pool
+        .task(total)
+        .by_ref()
+        .partial((&table, &names))
+        .by_value();
+    for _ in 0..3 {
+        assert_eq!(call.map([0, 1, 0]).unwrap(), [1.5, 3.5, 1.5]);
+    }
+    drop((call, names));
+    let long: Vec<u8> = (0..3_000_000_u32).map(|x| x as u8).collect();
+    let backwards: Vec<u8> = long.iter().rev().copied().collect();
+    assert_eq!(pool.apply(reversed, (long.clone(),)).unwrap(), backwards);
+    assert_eq!(
+        pool.map(reversed, [long.clone(), long]).unwrap(),
+        [backwards.clone(), backwards]
+    );
+
+    for (x, outcome) in (0..).zip(pool.task(picky).map_results(0..10)) {
+        match outcome {
+            Ok(y) => assert_eq!(x, y),
+            Err(Error::Panicked(panic)) => assert_eq!((x, panic.message()), (3, "not 3")),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    for (x, outcome) in (0..).zip(pool.task(die).map_results(0..10)) {
+        match outcome {
+            Ok(y) => assert_eq!(x, y),
+            Err(Error::WorkerLost(lost)) => {
+                assert_eq!((x, lost.signal()), (3, Some("SIGABRT")));
+                assert_eq!(lost.host(), Some(&*host()));
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    let limited = pool
+        .task(hang)
+        .time_limit(Duration::from_millis(100))
+        .apply(());
+    assert!(
+        matches!(&limited, Err(Error::TimeLimit(limit)) if limit.host().is_some()),
+        "{limited:?}"
+    );
+    let running = pool.apply_async(hang, ());
+    assert!(running.get_timeout(Duration::from_millis(300)).is_err());
+    assert!(running.cancel());
+    assert!(matches!(running.get(), Err(Error::Cancelled)));
+    assert_eq!(pool.map(square, 0..100).unwrap(), squares[..100]);
+
+    pool.close();
+    assert!(matches!(pool.apply(square, (1,)), Err(Error::Closed)));
+    pool.join().unwrap();
+    for node in nodes {
+        let (code, said) = node.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(
+            said.contains("has joined stays") && said.contains("has ended with the run"),
+            "{said}"
+        );
+    }
+    eventually("nothing is left on the server", || {
+        server.streams().is_empty()
+    });
+}
+
+#[test]
+fn terminating_answers_all_and_leaves_nothing() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let node = server.node("ends", 2);
+    let pool = builder(server.nats("ends")).build().unwrap();
+    let hanging: Vec<_> = (0..10).map(|_| pool.apply_async(hang, ())).collect();
+    assert!(hanging[0].get_timeout(Duration::from_millis(200)).is_err());
+    drop(pool);
+    for result in hanging {
+        assert!(matches!(result.get(), Err(Error::Terminated)));
+    }
+    assert_eq!(node.end().0, Some(0));
+    eventually("nothing is left on the server", || {
+        server.streams().is_empty()
+    });
+}
+
+// ---- nodes that go --------------------------------------------------------------------------------
+
+/// Has marks made by two nodes, does something to one of them in the middle, and looks at each input.
+fn disturb(run: &str, retries: u32, disturb: impl FnOnce(&mut Node)) -> usize {
+    let Some(server) = Server::start(&["-js"]) else {
+        return 0;
+    };
+    let mut nodes = [server.node(run, 2), server.node(run, 2)];
+    let pool = builder(server.nats(run).nodes(2)).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let inputs = (0..400).map(|x| (file.clone(), x, 10));
+    let call = pool.task(mark).retries(retries);
+    let mut outcomes = call.istarmap_unordered(inputs);
+    let mut disturb = Some(disturb);
+    let (mut well, mut lost) = (0, 0);
+    for number in 0.. {
+        if number == 100
+            && let Some(disturb) = disturb.take()
+        {
+            disturb(&mut nodes[0]);
+        }
+        match outcomes.next() {
+            None => break,
+            Some(Ok(_)) => well += 1,
+            Some(Err(Error::WorkerLost(error))) => {
+                assert_eq!(error.host(), Some(&*host()), "{error}");
+                lost += 1;
+            }
+            Some(Err(error)) => panic!("{error}"),
+        }
+    }
+    drop(outcomes);
+    assert_eq!(well + lost, 400);
+    let marks = marks(&file);
+    let twice = marks.values().filter(|count| **count > 1).count();
+    assert!(marks.len() >= well, "{} began", marks.len());
+    assert!(
+        twice <= if retries > 0 { 16 } else { 0 },
+        "{twice} have run twice"
+    );
+    // The other node works on.
+    assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
+    assert_eq!(pool.processes(), 2);
+    lost
+}
+
+#[test]
+fn a_node_that_is_killed_costs_what_it_had_begun() {
+    let _dog = watchdog();
+    let lost = disturb("killed", 0, |node| node.child.kill().unwrap());
+    assert!(lost <= 16, "{lost}");
+}
+
+#[test]
+fn what_a_killed_node_had_begun_runs_again_if_that_is_allowed() {
+    let _dog = watchdog();
+    let lost = disturb("again", 2, |node| node.child.kill().unwrap());
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn a_node_that_is_stopped_is_given_up() {
+    let _dog = watchdog();
+    let lost = disturb("stopped", 0, |node| node.signal(libc::SIGSTOP));
+    assert!(lost <= 16, "{lost}");
+}
+
+#[test]
+fn a_node_that_is_told_to_end_finishes_what_runs() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let (first, second) = (server.node("told", 2), server.node("told", 1));
+    let pool = builder(server.nats("told").nodes(2)).grace(Duration::from_secs(20));
+    let pool = pool.build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let results = pool.starmap_async(mark, (0..200).map(|x| (file.clone(), x, 10)));
+    eventually("some have begun", || marks(&file).len() > 20);
+    first.signal(libc::SIGTERM);
+    let (code, said) = first.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("SIGTERM"), "{said}");
+    assert_eq!(results.get().unwrap(), Vec::from_iter(0..200));
+    assert!(marks(&file).values().all(|count| *count == 1));
+    drop((pool, second));
+}
+
+#[test]
+fn nodes_may_come_later() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let pool = builder(server.nats("later").nodes(0)).build().unwrap();
+    let result = pool.map_async(square, 0..100);
+    assert!(result.get_timeout(Duration::from_millis(300)).is_err());
+    let _node = server.node("later", 1);
+    assert_eq!(result.get().unwrap().len(), 100);
+}
+
+#[test]
+fn nodes_of_a_killed_parent_end_and_leave_nothing() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let program = env!("CARGO_BIN_EXE_far_parent");
+    let node = Node::start(&mut Command::new(program), &server.url(), "orphan", 1);
+    let mut parent = Command::new(program);
+    let parent = parent
+        .args([&server.url(), "orphan"])
+        .stdout(Stdio::piped());
+    let mut parent = parent.spawn().unwrap();
+    let mut line = String::new();
+    let out = parent.stdout.take().unwrap();
+    BufReader::new(out).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    assert!(!server.streams().is_empty());
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let (code, said) = node.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("has not heard of the parent"), "{said}");
+    eventually("nothing is left on the server", || {
+        server.streams().is_empty()
+    });
+}
+
+// ---- a server that goes ---------------------------------------------------------------------------
+
+#[test]
+fn a_server_that_comes_back_costs_nothing() {
+    let _dog = watchdog();
+    let Some(mut server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _nodes = [server.node("back", 1), server.node("back", 1)];
+    let pool = builder(server.nats("back").nodes(2)).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let results = pool.starmap_async(mark, (0..300).map(|x| (file.clone(), x, 5)));
+    for round in 1..3 {
+        eventually("some have begun", || marks(&file).len() > round * 60);
+        server.kill();
+        thread::sleep(Duration::from_millis(300));
+        server.restart();
+    }
+    assert_eq!(results.get().unwrap(), Vec::from_iter(0..300));
+    assert!(marks(&file).values().all(|count| *count == 1));
+    assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
+}
+
+#[test]
+fn a_server_that_stays_away_breaks_the_pool() {
+    let _dog = watchdog();
+    let Some(mut server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _node = server.node("away", 1);
+    let nats = server.nats("away").server_timeout(Duration::from_secs(1));
+    let pool = builder(nats).build().unwrap();
+    let hanging = pool.apply_async(hang, ());
+    server.kill();
+    let error = hanging.get().unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    assert!(error.to_string().contains("NATS server"), "{error}");
+    let error = pool.apply(square, (1,)).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+}
+
+// ---- errors ---------------------------------------------------------------------------------------
+
+#[test]
+fn what_can_be_wrong_is_said() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let why = |builder: PoolBuilder| builder.build().unwrap_err().to_string();
+    let soon = Duration::from_millis(500);
+
+    let nobody = pool_nats::connect("nats://127.0.0.1:1").unwrap();
+    let text = why(builder(nobody));
+    assert!(
+        text.contains("127.0.0.1:1") && text.contains("refused"),
+        "{text}"
+    );
+
+    let text = why(builder(server.nats("few").nodes(2)).start_timeout(soon));
+    assert!(text.contains("0 of 2 nodes"), "{text}");
+
+    let first = builder(server.nats("taken").nodes(0)).build().unwrap();
+    let text = why(builder(server.nats("taken").nodes(0)));
+    assert!(text.contains("already runs as `taken`"), "{text}");
+    drop(first);
+
+    let node = server.node("unfit", 1);
+    let text = why(builder(server.nats("unfit")).initializer(refuse, ()));
+    assert!(
+        text.contains(&host()) && text.contains("not on this host"),
+        "{text}"
+    );
+    assert_eq!(node.end().0, Some(1));
+
+    // Another program has other tasks.
+    let pool = builder(server.nats("other").nodes(0)).build().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_far_parent"));
+    let (code, said) = Node::start(&mut program, &server.url(), "other", 1).end();
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("another build") && said.contains("far_parent::hang"),
+        "{said}"
+    );
+    drop(pool);
+
+    // A program that knows no such backend.
+    let mut program = Command::new(env!("CARGO_BIN_EXE_hold"));
+    let (code, said) = Node::start(&mut program, &server.url(), "other", 1).end();
+    assert_eq!(code, Some(2));
+    assert!(said.contains("no backend"), "{said}");
+
+    let Some(plain) = Server::start(&[]) else {
+        return;
+    };
+    let text = why(builder(plain.nats("plain")));
+    assert!(text.to_lowercase().contains("jetstream"), "{text}");
+
+    let options = ["-js", "--user", "me", "--pass", "secret"];
+    let Some(locked) = Server::start(&options) else {
+        return;
+    };
+    let text = why(builder(locked.nats("locked")));
+    assert!(text.contains("authorization violation"), "{text}");
+    let url = format!("nats://me:secret@127.0.0.1:{}", locked.port);
+    let program = env::current_exe().unwrap();
+    let node = Node::start(&mut Command::new(program), &url, "locked", 1);
+    let pool = builder(pool_nats::connect(&url).unwrap().run("locked")).build();
+    assert_eq!(pool.unwrap().apply(square, (4,)).unwrap(), 16);
+    assert_eq!(node.end().0, Some(0));
+}
