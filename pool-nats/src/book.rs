@@ -576,3 +576,441 @@ impl LoadState {
         missing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pool_core::backend::{Frames, Options, Retries};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What happens in a world with a server that forgets and repeats itself.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Submit {
+            inputs: usize,
+            chunk: Option<usize>,
+            retries: u32,
+        },
+        Push {
+            job: usize,
+            inputs: usize,
+            more: bool,
+        },
+        Cancel {
+            job: usize,
+            running: bool,
+        },
+        Join,
+        /// The server gives a load to a node.
+        Give {
+            node: usize,
+            at: usize,
+        },
+        /// It has forgotten that it did.
+        GiveAgain {
+            node: usize,
+            at: usize,
+        },
+        Begin {
+            node: usize,
+            at: usize,
+        },
+        Finish {
+            node: usize,
+            at: usize,
+            part: bool,
+        },
+        /// The parent is told once more.
+        FinishAgain {
+            at: usize,
+        },
+        Return {
+            node: usize,
+            at: usize,
+        },
+        Lose {
+            node: usize,
+        },
+        /// The server loses a load that no node has.
+        Forget {
+            at: usize,
+        },
+        Tick,
+        Renew,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let at = 0..8_usize;
+        let step = prop_oneof![
+            2 => (0..40_usize, prop_oneof![Just(None), (1..5_usize).prop_map(Some)], 0..2_u32)
+                .prop_map(|(inputs, chunk, retries)| Step::Submit { inputs, chunk, retries }),
+            1 => (at.clone(), 0..20_usize, any::<bool>())
+                .prop_map(|(job, inputs, more)| Step::Push { job, inputs, more }),
+            1 => (at.clone(), any::<bool>()).prop_map(|(job, running)| Step::Cancel { job, running }),
+            2 => Just(Step::Join),
+            8 => (at.clone(), at.clone()).prop_map(|(node, at)| Step::Give { node, at }),
+            2 => (at.clone(), at.clone()).prop_map(|(node, at)| Step::GiveAgain { node, at }),
+            8 => (at.clone(), at.clone()).prop_map(|(node, at)| Step::Begin { node, at }),
+            8 => (at.clone(), at.clone(), any::<bool>())
+                .prop_map(|(node, at, part)| Step::Finish { node, at, part }),
+            1 => at.clone().prop_map(|at| Step::FinishAgain { at }),
+            1 => (at.clone(), at.clone()).prop_map(|(node, at)| Step::Return { node, at }),
+            1 => at.clone().prop_map(|node| Step::Lose { node }),
+            1 => at.clone().prop_map(|at| Step::Forget { at }),
+            1 => Just(Step::Tick),
+            1 => Just(Step::Renew),
+        ];
+        vec(step, 0..150)
+    }
+
+    #[derive(Debug, Clone)]
+    struct Given {
+        load: u64,
+        job: u64,
+        ack: String,
+        positions: Vec<usize>,
+        begun: bool,
+        told: usize,
+    }
+
+    #[derive(Debug, Default)]
+    struct World {
+        book: Book,
+        /// What the server has: loads, their jobs, and the positions of their inputs.
+        stream: Vec<(u64, u64, Vec<usize>)>,
+        /// What it had.
+        given: Vec<(u64, u64, Vec<usize>)>,
+        /// What each living node has.
+        nodes: BTreeMap<String, Vec<Given>>,
+        next: u64,
+        jobs: Vec<u64>,
+        feeding: Vec<u64>,
+        pushed: BTreeMap<u64, usize>,
+        retries: BTreeMap<u64, u32>,
+        /// How often each input has begun, and how many outcomes it has.
+        begun: BTreeMap<(u64, usize), u32>,
+        outcomes: BTreeMap<(u64, usize), u32>,
+        /// Jobs that are over, and those whose outcomes nobody wants.
+        over: Vec<u64>,
+        abandoned: Vec<u64>,
+        told: Vec<(String, u64, usize, usize)>,
+    }
+
+    fn frames(count: usize) -> Frames {
+        let mut frames = Frames::default();
+        for _ in 0..count {
+            let pushed = frames.push(|out| {
+                out.push(7);
+                Ok::<_, ()>(None)
+            });
+            assert_eq!(pushed, Ok(None));
+        }
+        frames
+    }
+
+    impl World {
+        fn number(&mut self) -> u64 {
+            self.next += 1;
+            self.next
+        }
+
+        fn push(&mut self, job: u64, inputs: usize, more: bool) {
+            let first = self.pushed.entry(job).or_default();
+            let portion = Portion {
+                first: *first,
+                inputs: frames(inputs),
+            };
+            *first += inputs;
+            self.book
+                .push(job, (inputs > 0).then_some(portion).into_iter(), more);
+            if !more {
+                self.feeding.retain(|feeding| *feeding != job);
+            }
+        }
+
+        fn act(&mut self) {
+            for action in self.book.actions() {
+                match action {
+                    Action::Publish {
+                        load, job, pieces, ..
+                    } => {
+                        let positions = pieces
+                            .iter()
+                            .flat_map(|piece| piece.first..piece.first + piece.inputs.count());
+                        self.stream.push((load, job, positions.collect()));
+                    }
+                    Action::Deliver { job, outcomes } => {
+                        assert!(!self.over.contains(&job), "an outcome behind the end");
+                        for position in outcomes.first..outcomes.first + outcomes.count() {
+                            *self.outcomes.entry((job, position)).or_default() += 1;
+                        }
+                    }
+                    Action::Over(job) => self.over.push(job),
+                    Action::Acknowledge(_) | Action::Forget(_) => {}
+                }
+            }
+        }
+
+        fn pick(&self, node: usize) -> Option<String> {
+            self.nodes
+                .keys()
+                .nth(node % self.nodes.len().max(1))
+                .cloned()
+        }
+
+        fn give(&mut self, node: usize, (load, job, positions): (u64, u64, Vec<usize>)) {
+            let Some(node) = self.pick(node) else {
+                self.stream.push((load, job, positions));
+                return;
+            };
+            let ack = self.number().to_string();
+            self.given.push((load, job, positions.clone()));
+            let has = self.nodes.get_mut(&node).unwrap();
+            if has.iter().any(|given| given.load == load) {
+                // The node sees that itself.
+                return;
+            }
+            has.push(Given {
+                load,
+                job,
+                ack: ack.clone(),
+                positions,
+                begun: false,
+                told: 0,
+            });
+            self.book.took(&node, load, ack);
+        }
+
+        fn begin(&mut self, node: &str, at: usize) {
+            let given = self.nodes.get_mut(node).unwrap();
+            if given.is_empty() {
+                return;
+            }
+            let at = at % given.len();
+            if given[at].begun {
+                return;
+            }
+            let (load, ack) = (given[at].load, given[at].ack.clone());
+            if !self.book.begin(node, load, ack) {
+                self.nodes.get_mut(node).unwrap().remove(at);
+                return;
+            }
+            let given = &mut self.nodes.get_mut(node).unwrap()[at];
+            given.begun = true;
+            for position in &given.positions {
+                *self.begun.entry((given.job, *position)).or_default() += 1;
+            }
+        }
+
+        fn finish(&mut self, node: &str, at: usize, part: bool) {
+            let given = self.nodes.get_mut(node).unwrap();
+            if given.is_empty() {
+                return;
+            }
+            let at = at % given.len();
+            if !given[at].begun {
+                return;
+            }
+            let load = given[at].load;
+            let left = given[at].positions.len() - given[at].told;
+            let tell = if part { 1 } else { left };
+            for _ in 0..tell {
+                let given = &mut self.nodes.get_mut(node).unwrap()[at];
+                let position = given.positions[given.told];
+                given.told += 1;
+                self.tell(node, load, position);
+                self.told.push((node.to_owned(), load, position, 1));
+            }
+            let given = self.nodes.get_mut(node).unwrap();
+            if given[at].told == given[at].positions.len() {
+                given.remove(at);
+            }
+        }
+
+        fn tell(&mut self, node: &str, load: u64, position: usize) {
+            let outcomes =
+                Outcomes::failed(position, 1, Arc::new(Failure::EncodeResult(String::new())));
+            self.book.done(node, load, outcomes, 1_000_000);
+        }
+
+        fn step(&mut self, step: Step) {
+            match step {
+                Step::Submit {
+                    inputs,
+                    chunk,
+                    retries,
+                } => {
+                    let job = self.number();
+                    let options = Options {
+                        chunksize: chunk,
+                        retries: Retries::new(retries),
+                        ..Options::default()
+                    };
+                    self.book.submit(job, Job { task: 1, options });
+                    self.jobs.push(job);
+                    self.feeding.push(job);
+                    self.retries.insert(job, retries);
+                    self.push(job, inputs, true);
+                }
+                Step::Push { job, inputs, more } => {
+                    if !self.feeding.is_empty() {
+                        let job = self.feeding[job % self.feeding.len()];
+                        self.push(job, inputs, more);
+                    }
+                }
+                Step::Cancel { job, running } => {
+                    if !self.jobs.is_empty() {
+                        let job = self.jobs[job % self.jobs.len()];
+                        if !self.over.contains(&job) && !running {
+                            self.abandoned.push(job);
+                        }
+                        self.feeding.retain(|feeding| *feeding != job);
+                        self.book.cancel(job, running.then_some(Failure::Cancelled));
+                    }
+                }
+                Step::Join => {
+                    let id = self.number().to_string();
+                    let host = "here".to_owned();
+                    self.book.joined(
+                        NodeId {
+                            id: id.clone(),
+                            host,
+                            pid: 1,
+                        },
+                        2,
+                    );
+                    self.nodes.insert(id, Vec::new());
+                }
+                Step::Give { node, at } => {
+                    if !self.stream.is_empty() {
+                        let load = self.stream.remove(at % self.stream.len());
+                        self.give(node, load);
+                    }
+                }
+                Step::GiveAgain { node, at } => {
+                    if !self.given.is_empty() && !self.nodes.is_empty() {
+                        let load = self.given[at % self.given.len()].clone();
+                        self.give(node, load);
+                    }
+                }
+                Step::Begin { node, at } => {
+                    if let Some(node) = self.pick(node) {
+                        self.begin(&node, at);
+                    }
+                }
+                Step::Finish { node, at, part } => {
+                    if let Some(node) = self.pick(node) {
+                        self.finish(&node, at, part);
+                    }
+                }
+                Step::FinishAgain { at } => {
+                    if !self.told.is_empty() {
+                        let (node, load, position, _) = self.told[at % self.told.len()].clone();
+                        self.tell(&node, load, position);
+                    }
+                }
+                Step::Return { node, at } => {
+                    if let Some(node) = self.pick(node) {
+                        let given = self.nodes.get_mut(&node).unwrap();
+                        if !given.is_empty() {
+                            let at = at % given.len();
+                            if !given[at].begun {
+                                let load = given.remove(at).load;
+                                self.book.returned(&node, &[load]);
+                            }
+                        }
+                    }
+                }
+                Step::Lose { node } => {
+                    if let Some(node) = self.pick(node) {
+                        self.nodes.remove(&node);
+                        self.book.lost(&node, "it is a test");
+                    }
+                }
+                Step::Forget { at } => {
+                    if !self.stream.is_empty() {
+                        self.stream.remove(at % self.stream.len());
+                    }
+                }
+                Step::Tick => self.book.tick(),
+                Step::Renew => {
+                    self.stream.clear();
+                    self.book.publish_all_again();
+                }
+            }
+            self.act();
+            self.check();
+        }
+
+        fn check(&self) {
+            for ((job, position), count) in &self.outcomes {
+                assert_eq!(
+                    *count, 1,
+                    "input {position} of job {job} has {count} outcomes"
+                );
+            }
+            for ((job, position), count) in &self.begun {
+                let most = 1 + self.retries[job];
+                assert!(
+                    *count <= most,
+                    "input {position} of job {job} has begun {count} times"
+                );
+            }
+        }
+
+        /// All is well from now on.
+        fn come_to_an_end(&mut self) {
+            for job in std::mem::take(&mut self.feeding) {
+                self.push(job, 0, false);
+            }
+            self.step(Step::Join);
+            for _ in 0..10_000 {
+                let nodes: Vec<String> = self.nodes.keys().cloned().collect();
+                for node in nodes {
+                    while self.nodes.get(&node).is_some_and(|given| !given.is_empty()) {
+                        self.begin(&node, 0);
+                        self.finish(&node, 0, false);
+                        self.act();
+                    }
+                }
+                while let Some(load) = self.stream.pop() {
+                    self.give(0, load);
+                }
+                self.book.tick();
+                self.act();
+                if !self.book.has_jobs() {
+                    break;
+                }
+            }
+            self.check();
+            assert!(!self.book.has_jobs(), "{:?}", self.book);
+            assert!(self.book.loads.is_empty());
+            for job in &self.jobs {
+                assert_eq!(self.over.iter().filter(|over| *over == job).count(), 1);
+                if !self.abandoned.contains(job) {
+                    for position in 0..self.pushed[job] {
+                        assert!(
+                            self.outcomes.contains_key(&(*job, position)),
+                            "{position} of {job}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_outcome_each_whatever_happens(steps in steps()) {
+            let mut world = World::default();
+            for step in steps {
+                world.step(step);
+            }
+            world.come_to_an_end();
+        }
+    }
+}
