@@ -24,6 +24,9 @@ const LOAD_BYTES: usize = 192 << 10;
 /// A load that no node has for so many ticks is published again.
 const IDLE_MAX: u32 = 2;
 
+/// A load that so many nodes could not begin has no outcome but that.
+const RETURNS_MAX: u32 = 10;
+
 /// So many loads are published for each worker.
 const AHEAD: usize = 3;
 
@@ -81,6 +84,8 @@ struct LoadState {
     losses: u32,
     /// For how many ticks no node has had it.
     idle: u32,
+    /// How many nodes have given it back.
+    returns: u32,
 }
 
 #[derive(Debug)]
@@ -260,7 +265,13 @@ impl Book {
                     .take_if(|holder| holder.node == node && !holder.begun)
             {
                 self.actions.push(Action::Acknowledge(holder.ack));
-                self.publish_again(*load);
+                state.returns += 1;
+                if state.returns < RETURNS_MAX {
+                    self.publish_again(*load);
+                } else {
+                    let why = "no node could get the data that it needs from the object store";
+                    self.refused(*load, Failure::DecodeArguments(why.to_owned()));
+                }
             }
         }
     }
@@ -393,6 +404,7 @@ impl Book {
                 losses,
                 holder: None,
                 idle: 0,
+                returns: 0,
                 missing: state.missing,
                 answered: vec![false; state.missing],
                 pieces: state.missing_pieces(),
@@ -425,6 +437,7 @@ impl Book {
         let Some(state) = self.loads.remove(&number) else {
             return;
         };
+        self.actions.push(Action::Forget(number));
         let failure = Arc::new(failure);
         let positions: Vec<usize> = state.unanswered().collect();
         if let Some(job) = self.jobs.get_mut(&state.job) {
@@ -494,6 +507,7 @@ impl Book {
             holder: None,
             losses: 0,
             idle: 0,
+            returns: 0,
         });
     }
 
