@@ -512,8 +512,12 @@ impl Node {
             load: load.number,
             ack: ack.clone(),
         };
-        self.say(&took).await;
-        if self.cancelled.contains(&load.job) {
+        let is_cancelled = self.cancelled.contains(&load.job);
+        // One that begins at once is asked for anyway.
+        if is_cancelled || self.running + self.queue.len() + self.preparing > self.processes {
+            self.say(&took).await;
+        }
+        if is_cancelled {
             // The parent knows, and has it taken for done.
             return;
         }
