@@ -26,6 +26,8 @@
 //! pool's [`grace`](pool_core::PoolBuilder::grace), and gives back the rest. What it has to say goes to its standard error, one line for
 //! each event.
 //!
+//! [`guide`] says how to run it by ssh, Slurm, Kubernetes or systemd, and what it costs.
+//!
 //! # What is promised
 //!
 //! - One outcome for each input, whatever becomes of nodes. An input is run once at the most, unless
@@ -46,6 +48,7 @@
 //! password may stand in the URL, for nodes too.
 
 mod book;
+pub mod guide;
 mod node;
 mod parent;
 mod store;
