@@ -395,7 +395,7 @@ impl Book {
         self.actions.push(Action::Acknowledge(holder.ack));
         self.actions.push(Action::Forget(number));
         let losses = state.losses + 1;
-        let Some(job) = self.jobs.get_mut(&state.job) else {
+        let Some(job) = self.jobs.get(&state.job) else {
             return;
         };
         if job.what.options.retries.go_on_after(losses) {
@@ -421,15 +421,7 @@ impl Book {
             attempts: losses,
             why: Some(why.to_owned()),
         });
-        let positions: Vec<usize> = state.unanswered().collect();
-        job.open -= positions.len();
-        for position in positions {
-            self.actions.push(Action::Deliver {
-                job: state.job,
-                outcomes: Outcomes::failed(position, 1, Arc::clone(&failure)),
-            });
-        }
-        self.end_if_over(state.job);
+        self.fail(&state, failure);
     }
 
     /// A load can't be published.
@@ -438,12 +430,15 @@ impl Book {
             return;
         };
         self.actions.push(Action::Forget(number));
-        let failure = Arc::new(failure);
-        let positions: Vec<usize> = state.unanswered().collect();
+        self.fail(&state, Arc::new(failure));
+    }
+
+    /// What has no outcome of a load that was removed has this one.
+    fn fail(&mut self, state: &LoadState, failure: Arc<Failure>) {
         if let Some(job) = self.jobs.get_mut(&state.job) {
-            job.open -= positions.len();
+            job.open -= state.missing;
         }
-        for position in positions {
+        for position in state.unanswered() {
             self.actions.push(Action::Deliver {
                 job: state.job,
                 outcomes: Outcomes::failed(position, 1, Arc::clone(&failure)),
@@ -468,14 +463,12 @@ impl Book {
 
     fn cut(&mut self, number: u64) {
         let workers = self.workers().max(1);
+        let task = self.jobs.get(&number).map_or(0, |job| job.what.task);
+        let wanted = self.hint(task);
         let Some(job) = self.jobs.get_mut(&number) else {
             return;
         };
         let chunk = job.what.options.chunksize.unwrap_or(1);
-        let wanted = match self.paces.get(&job.what.task) {
-            Some(pace) => (TARGET_NS / (*pace).max(1)).min(LOAD_MAX as u64) as usize,
-            None => 1,
-        };
         // Towards the end everybody has something.
         let waiting: usize = job.pending.iter().map(|some| some.inputs.count()).sum();
         let wanted = wanted.min(waiting.div_ceil(2 * workers)).max(1);

@@ -3,7 +3,7 @@
 //! It pulls loads as it has room for them, and no more. Before the inputs of a load are given to the local workers, the
 //! parent is asked whether they may begin.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::env;
 use std::io::{self, Write};
 use std::process;
@@ -176,12 +176,10 @@ async fn live(address: &str) -> Result<&'static str, String> {
         held: HashMap::new(),
         queue: VecDeque::new(),
         running: 0,
-        preparing: 0,
         asked: 0,
         untold: 0,
         asked_until: Instant::now(),
         epoch,
-        cancelled: HashSet::new(),
         heard: Instant::now(),
         connected: true,
         leaving: None,
@@ -298,7 +296,6 @@ struct Node {
     queue: VecDeque<Prepared>,
     /// Loads that run, or are about to.
     running: usize,
-    preparing: usize,
     /// How many loads the server was asked for.
     asked: usize,
     /// Outcomes that the parent may not know.
@@ -306,7 +303,6 @@ struct Node {
     /// When that is over, whatever the server says.
     asked_until: Instant,
     epoch: u64,
-    cancelled: HashSet<u64>,
     /// When the parent was heard last.
     heard: Instant,
     connected: bool,
@@ -421,7 +417,6 @@ impl Node {
         self.heard = Instant::now();
         match from_bytes(&message.payload) {
             Some(ToNodes::Cancel { job, running }) => {
-                self.cancelled.insert(job);
                 for held in self.held.values().filter(|held| held.job == job) {
                     if let Some(local) = held.local {
                         self.workers.cancel(local, running);
@@ -459,8 +454,7 @@ impl Node {
 
     /// Asks for as many loads as there is room for.
     async fn pull(&mut self) {
-        let room =
-            (self.processes * HELD).saturating_sub(self.held.len() + self.preparing + self.asked);
+        let room = (self.processes * HELD).saturating_sub(self.held.len() + self.asked);
         if room == 0 || !self.connected || self.leaving.is_some() {
             return;
         }
@@ -512,14 +506,9 @@ impl Node {
             load: load.number,
             ack: ack.clone(),
         };
-        let is_cancelled = self.cancelled.contains(&load.job);
         // One that begins at once is asked for anyway.
-        if is_cancelled || self.running + self.queue.len() + self.preparing > self.processes {
+        if self.held.len() > self.processes {
             self.say(&took).await;
-        }
-        if is_cancelled {
-            // The parent knows, and has it taken for done.
-            return;
         }
         self.held.insert(
             load.number,
@@ -533,7 +522,6 @@ impl Node {
                 began: Instant::now(),
             },
         );
-        self.preparing += 1;
         let (store, events) = (self.store.clone(), self.events.clone());
         tokio::spawn(async move {
             let number = load.number;
@@ -548,13 +536,11 @@ impl Node {
     async fn event(&mut self, event: Event) {
         match event {
             Event::Prepared(prepared) => {
-                self.preparing -= 1;
                 if self.held.contains_key(&prepared.number) {
                     self.queue.push_back(*prepared);
                 }
             }
             Event::Unprepared(number, why) => {
-                self.preparing -= 1;
                 if self.held.remove(&number).is_some() {
                     log(&format!("gives back a load: {why}"));
                     self.return_loads(vec![number]).await;
