@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -397,8 +398,10 @@ struct Thread<'a> {
     shared: &'a Shared,
     tell: &'a Tell,
     server_timeout: Duration,
-    /// Since when there is a connection, or none.
-    connected: Result<Instant, Instant>,
+    /// Since when there is a connection again, if it was lost; or since when there is none.
+    connected: Result<Option<Instant>, Instant>,
+    /// How many connections there have been.
+    connects: u64,
     closing: bool,
     over: bool,
 }
@@ -457,6 +460,7 @@ impl<'a> Thread<'a> {
                 attachments.push(shared.map_err(|error| error.to_string())?);
             }
         }
+        let connects = client.statistics().connects.load(Ordering::Relaxed);
         let thread = Thread {
             client,
             jetstream,
@@ -476,7 +480,8 @@ impl<'a> Thread<'a> {
             shared,
             tell,
             server_timeout: nats.server_timeout,
-            connected: Ok(Instant::now()),
+            connected: Ok(None),
+            connects,
             closing: false,
             over: false,
         };
@@ -780,25 +785,16 @@ impl<'a> Thread<'a> {
 
     /// Asks nodes whether they are there, and looks at the connection.
     async fn look(&mut self, ticks: u32) {
+        self.notice_connection();
         let now = Instant::now();
-        let is_connected = self.client.connection_state() == Connection::Connected;
-        match (is_connected, self.connected) {
-            (true, Err(_)) => {
-                self.connected = Ok(now);
-                self.is_old = true;
-            }
-            (false, Ok(_)) => self.connected = Err(now),
-            (false, Err(since)) if now - since >= self.server_timeout => {
+        if let Err(since) = self.connected {
+            if now - since >= self.server_timeout {
                 let why = format!(
                     "the NATS server has been away for {:?}",
                     self.server_timeout
                 );
                 self.break_down(&why);
-                return;
             }
-            _ => {}
-        }
-        if !is_connected {
             return;
         }
         if self.is_old {
@@ -835,13 +831,32 @@ impl<'a> Thread<'a> {
         }
     }
 
+    /// A connection that was lost and made again is noticed however short that took.
+    fn notice_connection(&mut self) {
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.connects, connects) != connects {
+            self.connected = Ok(Some(Instant::now()));
+            self.is_old = true;
+        }
+        let is_connected = self.client.connection_state() == Connection::Connected;
+        if !is_connected && self.connected.is_ok() {
+            self.connected = Err(Instant::now());
+        } else if is_connected && self.connected.is_err() {
+            self.connected = Ok(Some(Instant::now()));
+            self.is_old = true;
+        }
+    }
+
     /// The connection is no new one, so nodes have theirs too.
     fn is_settled(&self) -> bool {
-        self.connected
-            .is_ok_and(|since| since.elapsed() >= RECONNECT)
+        match self.connected {
+            Ok(since) => since.is_none_or(|since| since.elapsed() >= RECONNECT),
+            Err(_) => false,
+        }
     }
 
     async fn pinged(&mut self, node: &str, ping: &Ping) {
+        self.notice_connection();
         let settled = self.is_settled();
         let Some(seen) = self.seen.get_mut(node) else {
             return;

@@ -14,6 +14,9 @@ use crate::wire::{Body, Reference};
 /// The length of what an object is cut into, in bytes: below the server's limit of a message, of 1 MiB by default.
 const CHUNK: usize = 512 << 10;
 
+/// Room for so many bytes is made because an object says that it is so long; then as they come.
+const RESERVE_MAX: usize = 64 << 20;
+
 /// The object store, as one process uses it.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -47,7 +50,7 @@ impl Store {
     async fn get(&self, name: &str) -> io::Result<Vec<u8>> {
         let object = self.objects.get(name).await;
         let mut object = object.map_err(|error| failed("give", name, error))?;
-        let mut bytes = Vec::with_capacity(object.info.size);
+        let mut bytes = Vec::with_capacity(object.info.size.min(RESERVE_MAX));
         let read = object.read_to_end(&mut bytes).await;
         read.map_err(|error| failed("give", name, error))?;
         Ok(bytes)
