@@ -156,14 +156,9 @@ async fn live(address: &str) -> Result<&'static str, String> {
     let inbox = client.new_inbox();
     let pulled = client.subscribe(inbox.clone()).await;
     let pulled = pulled.map_err(|error| no(&inbox, &error))?;
-    log(&format!(
-        "has joined {} on {} with {processes} processes",
-        run.0, url.server
-    ));
-    let ready = to_bytes(&ToParent::Ready(join));
-    let _ = client.publish(run.parent(), ready.into()).await;
     let (events, received) = mpsc::unbounded_channel();
     let mut serving = Node {
+        server: url.server,
         client,
         jetstream,
         run,
@@ -184,7 +179,15 @@ async fn live(address: &str) -> Result<&'static str, String> {
         connected: true,
         leaving: None,
         results: 0,
+        joined: false,
     };
+    serving.tell(
+        &ToParent::Ready {
+            node: join.node,
+            processes,
+        },
+        Event::Joined,
+    );
     let why = serving.serve(received, asked, told, pulled, grace).await;
     serving.say_goodbye(why).await;
     let ended = tokio::task::spawn_blocking(move || workers.shut_down()).await;
@@ -259,6 +262,8 @@ enum Event {
     /// What the parent says to those that were to begin.
     May(Vec<Prepared>, Option<Vec<u8>>),
     Outcomes(u64, Outcomes),
+    /// The parent knows that the workers are ready.
+    Joined,
 }
 
 struct Prepared {
@@ -282,6 +287,8 @@ struct Held {
 }
 
 struct Node {
+    /// The URL of the server.
+    server: String,
     client: Client,
     jetstream: Context,
     run: Run,
@@ -309,6 +316,8 @@ struct Node {
     leaving: Option<&'static str>,
     /// How many results were too long for a message.
     results: u64,
+    /// The parent knows that the workers are ready.
+    joined: bool,
 }
 
 /// Gives outcomes of the local pool to the node.
@@ -455,7 +464,7 @@ impl Node {
     /// Asks for as many loads as there is room for.
     async fn pull(&mut self) {
         let room = (self.processes * HELD).saturating_sub(self.held.len() + self.asked);
-        if room == 0 || !self.connected || self.leaving.is_some() {
+        if room == 0 || !self.joined || !self.connected || self.leaving.is_some() {
             return;
         }
         let (stream, consumer) = (self.run.store(), consumer(self.epoch));
@@ -572,6 +581,13 @@ impl Node {
                 }
             }
             Event::Outcomes(load, outcomes) => self.tell_outcomes(load, outcomes).await,
+            Event::Joined => {
+                self.joined = true;
+                log(&format!(
+                    "has joined {} on {} with {} processes",
+                    self.run.0, self.server, self.processes
+                ));
+            }
         }
     }
 
@@ -674,21 +690,25 @@ impl Node {
                 }
             }
         };
-        let done = to_bytes(&ToParent::Done(Done {
+        let done = ToParent::Done(Done {
             node: self.node.clone(),
             load,
             first: outcomes.first,
             what,
             each_ns,
-        }));
+        });
+        self.tell(&done, Event::Known(load));
+    }
+
+    /// Tells the parent, until it answers: what was on its way when a server was killed is lost.
+    fn tell(&self, what: &ToParent, known: Event) {
         let (client, subject) = (self.client.clone(), self.run.parent());
-        let (done, events) = (Bytes::from(done), self.events.clone());
+        let (what, events) = (Bytes::from(to_bytes(what)), self.events.clone());
         tokio::spawn(async move {
-            // What was on its way when a server was killed is lost.
-            while client.request(subject.clone(), done.clone()).await.is_err() {
+            while client.request(subject.clone(), what.clone()).await.is_err() {
                 time::sleep(AGAIN / 10).await;
             }
-            let _ = events.send(Event::Known(load));
+            let _ = events.send(known);
         });
     }
 

@@ -369,7 +369,8 @@ async fn live(
 /// A node, as the thread sees it.
 #[derive(Debug)]
 struct Seen {
-    last: Instant,
+    /// When it was heard last, by the thread's own clock.
+    last: Duration,
     gone: u32,
     asked: bool,
 }
@@ -388,6 +389,10 @@ struct Thread<'a> {
     book: Book,
     sinks: HashMap<u64, Arc<dyn Sink>>,
     seen: HashMap<String, Seen>,
+    /// How long the thread has looked after its nodes. This clock stands still while the thread does not: where the process is
+    /// stopped, or waits for the server, no node is to blame.
+    watched: Duration,
+    looked: Instant,
     /// Loads with pieces in the store, and how many pieces they have.
     stored: HashMap<u64, usize>,
     /// How many results of a node are being fetched, by its id.
@@ -473,6 +478,8 @@ impl<'a> Thread<'a> {
             book: Book::default(),
             sinks: HashMap::new(),
             seen: HashMap::new(),
+            watched: Duration::ZERO,
+            looked: Instant::now(),
             stored: HashMap::new(),
             fetching: HashMap::new(),
             lost_later: HashMap::new(),
@@ -653,25 +660,29 @@ impl<'a> Thread<'a> {
                 };
                 self.answer(&message, answer).await;
             }
-            ToParent::Ready(join) => {
-                let id = join.node.id.clone();
+            ToParent::Ready { node, .. } if self.seen.contains_key(&node.id) => {
+                self.answer(&message, "known".into()).await;
+            }
+            ToParent::Ready { node, processes } => {
+                let id = node.id.clone();
                 tracing::info!(
-                    host = join.node.host,
-                    pid = join.node.pid,
-                    processes = join.processes,
+                    host = node.host,
+                    pid = node.pid,
+                    processes,
                     "a node has joined"
                 );
-                self.book.joined(join.node, join.processes);
+                self.book.joined(node, processes);
                 self.seen.insert(
                     id,
                     Seen {
-                        last: Instant::now(),
+                        last: self.watched,
                         gone: 0,
                         asked: false,
                     },
                 );
                 self.count();
                 let _ = self.tell.send(Ok(self.seen.len()));
+                self.answer(&message, "known".into()).await;
             }
             ToParent::Unfit { node, why } => {
                 let why = format!("the node on {} (process {}): {why}", node.host, node.pid);
@@ -730,7 +741,7 @@ impl<'a> Thread<'a> {
     /// A node lives; or was given up, and must go.
     async fn heard_of(&mut self, node: &str) {
         match self.seen.get_mut(node) {
-            Some(seen) => seen.last = Instant::now(),
+            Some(seen) => seen.last = self.watched,
             None => {
                 let leave = Bytes::from_static(b"leave");
                 let _ = self.client.publish(self.run.node(node), leave).await;
@@ -787,6 +798,8 @@ impl<'a> Thread<'a> {
     async fn look(&mut self, ticks: u32) {
         self.notice_connection();
         let now = Instant::now();
+        self.watched += (now - self.looked).min(2 * PING);
+        self.looked = now;
         if let Err(since) = self.connected {
             if now - since >= self.server_timeout {
                 let why = format!(
@@ -807,7 +820,7 @@ impl<'a> Thread<'a> {
         let silent: Vec<String> = self
             .seen
             .iter()
-            .filter(|(_, seen)| now - seen.last >= SILENCE && self.is_settled())
+            .filter(|(_, seen)| self.watched - seen.last >= SILENCE && self.is_settled())
             .map(|(node, _)| node.clone())
             .collect();
         for node in silent {
@@ -864,7 +877,7 @@ impl<'a> Thread<'a> {
         seen.asked = false;
         match ping {
             Ping::Answered => {
-                seen.last = Instant::now();
+                seen.last = self.watched;
                 seen.gone = 0;
             }
             Ping::Gone if settled => {
@@ -1054,11 +1067,14 @@ async fn send(
             },
             Err(error) => error,
         };
-        let is_connection = matches!(
+        // The stream is not there while it is made anew.
+        let may_pass = matches!(
             error.kind(),
-            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe
+            PublishErrorKind::TimedOut
+                | PublishErrorKind::BrokenPipe
+                | PublishErrorKind::StreamNotFound
         );
-        if !is_connection {
+        if !may_pass {
             return Err(io::Error::other(format!("{subject}: {error}")));
         }
         // A server that is there and says nothing: it does not let us.

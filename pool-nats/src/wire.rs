@@ -87,8 +87,11 @@ pub(crate) struct Welcome {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToParent {
     Join(Join),
-    /// Its workers are ready.
-    Ready(Join),
+    /// A request: its workers are ready. The answer says that the parent knows.
+    Ready {
+        node: NodeId,
+        processes: usize,
+    },
     /// They can't be had.
     Unfit {
         node: NodeId,
