@@ -29,6 +29,14 @@ fn server_binary() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+fn skipped<T>() -> Option<T> {
+    let _ = writeln!(
+        io::stderr(),
+        "SKIPPED: there is no nats-server (NATS_SERVER_BIN, PATH, /usr/sbin)"
+    );
+    None
+}
+
 /// A server of one test.
 struct Server {
     child: Child,
@@ -40,16 +48,24 @@ struct Server {
 impl Server {
     /// `None`, after saying so, if there is none to be had.
     fn start(options: &[&str]) -> Option<Server> {
-        let Some(binary) = server_binary() else {
-            let _ = writeln!(
-                io::stderr(),
-                "SKIPPED: there is no nats-server (NATS_SERVER_BIN, PATH, /usr/sbin)"
-            );
-            return None;
-        };
+        let binary = server_binary().or_else(skipped)?;
         let directory = tempfile::tempdir().expect("there is room");
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        let child = run_server(&binary, directory.path(), "-1", &options);
+        Some(Server::begin(&binary, directory, options))
+    }
+
+    /// With this as its configuration.
+    fn configured(text: &str) -> Option<Server> {
+        let binary = server_binary().or_else(skipped)?;
+        let directory = tempfile::tempdir().expect("there is room");
+        let file = directory.path().join("server.conf");
+        fs::write(&file, text).expect("it can be written");
+        let options = vec!["-c".to_owned(), file.to_string_lossy().into_owned()];
+        Some(Server::begin(&binary, directory, options))
+    }
+
+    fn begin(binary: &Path, directory: TempDir, options: Vec<String>) -> Server {
+        let child = run_server(binary, directory.path(), "-1", &options);
         let mut server = Server {
             child,
             directory,
@@ -67,7 +83,7 @@ impl Server {
             server.port = port.unwrap_or(0);
             server.port > 0
         });
-        Some(server)
+        server
     }
 
     fn url(&self) -> String {
@@ -642,4 +658,122 @@ fn what_can_be_wrong_is_said() {
     let pool = builder(pool_nats::connect(&url).unwrap().run("locked")).build();
     assert_eq!(pool.unwrap().apply(square, (4,)).unwrap(), 16);
     assert_eq!(node.end().0, Some(0));
+}
+
+#[pool_task]
+fn keep(bytes: Vec<u8>) {
+    let text = bytes.len().to_string();
+    PREPARED.set(text).expect("once in each worker");
+}
+
+#[pool_task]
+fn shout(len: usize) {
+    panic!("{}", "long ".repeat(len / 5));
+}
+
+#[test]
+fn nothing_is_too_long_for_a_server_with_short_messages() {
+    let _dog = watchdog();
+    let Some(server) = Server::configured("jetstream {}\nmax_payload: 16KB") else {
+        return;
+    };
+    let node = server.node("short", 2);
+    let long: Vec<u8> = (0..1_000_000_u32).map(|x| x as u8).collect();
+    let pool = builder(server.nats("short")).initializer(keep, (long.clone(),));
+    let pool = pool.build().unwrap();
+    assert_eq!(pool.apply(prepared, ()).unwrap(), "1000000");
+    let backwards: Vec<u8> = long.iter().rev().copied().collect();
+    for len in [7_000, 9_000, 1_000_000] {
+        let result = pool.apply(reversed, (long[..len].to_vec(),)).unwrap();
+        assert_eq!(result, backwards[1_000_000 - len..]);
+    }
+    let error = pool.apply(shout, (1_000_000,)).unwrap_err();
+    assert!(
+        matches!(&error, Error::Panicked(panic) if panic.message().len() == 1_000_000),
+        "{}",
+        error.to_string().len()
+    );
+    drop(pool);
+    assert_eq!(node.end().0, Some(0));
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_then_an_error() {
+    let _dog = watchdog();
+    let config = "jetstream { max_file_store: 8MB, max_memory_store: 0 }";
+    let Some(server) = Server::configured(config) else {
+        return;
+    };
+    let _node = server.node("full", 1);
+    let inputs = || (0..40_u8).map(|x| vec![x; 1_000_000]);
+    let bounded = server.nats("full").max_bytes(1 << 20);
+    let pool = builder(bounded).build().unwrap();
+    let results = pool.task(reversed).chunksize(1).map(inputs()).unwrap();
+    assert_eq!(results, inputs().collect::<Vec<_>>());
+    drop(pool);
+
+    let _node = server.node("fuller", 8);
+    let unbounded = server.nats("fuller").server_timeout(Duration::from_secs(1));
+    let pool = builder(unbounded).build().unwrap();
+    let _hanging: Vec<_> = (0..8).map(|_| pool.apply_async(hang, ())).collect();
+    let error = pool.task(reversed).chunksize(1).map(inputs()).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.contains("fuller") && text.contains("resources"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_a_user_may_not_do_is_said() {
+    let _dog = watchdog();
+    let config = r#"
+        jetstream {}
+        authorization { users: [
+            { user: all, password: secret }
+            { user: silent, password: secret, permissions: { publish: { deny: "pool.*.work" } } }
+            { user: deaf, password: secret, permissions: { subscribe: { deny: "pool.*.parent" } } }
+            { user: lazy, password: secret, permissions: { publish: { deny: "$JS.API.CONSUMER.MSG.NEXT.>" } } }
+        ] }"#;
+    let Some(server) = Server::configured(config) else {
+        return;
+    };
+    let url = |user: &str| format!("nats://{user}:secret@127.0.0.1:{}", server.port);
+    let nats = |user: &str, run: &str| pool_nats::connect(&url(user)).unwrap().run(run);
+    let node = |user: &str, run: &str| {
+        let program = env::current_exe().unwrap();
+        Node::start(&mut Command::new(program), &url(user), run, 1)
+    };
+
+    let text = builder(nats("deaf", "deaf"))
+        .build()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("Subscription to \"pool.deaf.parent\""),
+        "{text}"
+    );
+
+    let _willing = node("all", "silent");
+    let pool = builder(nats("silent", "silent")).build().unwrap();
+    let error = pool.apply(square, (1,)).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    assert!(
+        error
+            .to_string()
+            .contains("Publish to \"pool.silent.work\""),
+        "{error}"
+    );
+
+    let lazy = node("lazy", "lazy");
+    // It may have joined before.
+    let pool = builder(nats("all", "lazy")).build();
+    let (code, said) = lazy.end();
+    assert_eq!(code, Some(1), "{said}");
+    let denied = "$JS.API.CONSUMER.MSG.NEXT.pool_lazy";
+    assert!(said.contains(denied), "{said}");
+    if let Err(error) = pool {
+        assert!(error.to_string().contains(denied), "{error}");
+    }
 }

@@ -27,7 +27,7 @@ const IDLE_MAX: u32 = 2;
 /// A load that so many nodes could not begin has no outcome but that.
 const RETURNS_MAX: u32 = 10;
 
-/// So many loads are published for each worker.
+/// So many loads are published for each worker, if they are no longer together than the user wants.
 const AHEAD: usize = 3;
 
 /// What is to be done.
@@ -50,7 +50,8 @@ pub(crate) enum Action {
     Forget(u64),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct Book {
     jobs: BTreeMap<u64, JobState>,
     loads: HashMap<u64, LoadState>,
@@ -60,6 +61,8 @@ pub(crate) struct Book {
     paces: HashMap<u32, u64>,
     /// Which job is served next.
     turn: u64,
+    /// Loads that are published have no more bytes than this together, unless it is one.
+    bytes_max: usize,
     actions: Vec<Action>,
 }
 
@@ -76,6 +79,7 @@ struct JobState {
 struct LoadState {
     job: u64,
     pieces: Vec<Portion>,
+    bytes: usize,
     /// Which inputs have outcomes, in the order of the pieces.
     answered: Vec<bool>,
     missing: usize,
@@ -102,6 +106,19 @@ struct NodeState {
 }
 
 impl Book {
+    pub(crate) fn new(bytes_max: usize) -> Book {
+        Book {
+            jobs: BTreeMap::new(),
+            loads: HashMap::new(),
+            nodes: HashMap::new(),
+            next_load: 0,
+            paces: HashMap::new(),
+            turn: 0,
+            bytes_max,
+            actions: Vec::new(),
+        }
+    }
+
     /// What is to be done since the last time.
     pub(crate) fn actions(&mut self) -> Vec<Action> {
         self.publish();
@@ -361,6 +378,17 @@ impl Book {
         task
     }
 
+    pub(crate) fn has_load(&self, load: u64) -> bool {
+        self.loads.contains_key(&load)
+    }
+
+    /// Whether an input has no outcome yet that this node may tell.
+    pub(crate) fn waits_for(&self, node: &str, load: u64, first: usize) -> bool {
+        self.loads.get(&load).is_some_and(|load| {
+            load.is_held_by(node) && load.unanswered().any(|position| position == first)
+        })
+    }
+
     /// A node is gone.
     pub(crate) fn lost(&mut self, node: &str, why: &str) {
         let Some(NodeState { node, .. }) = self.nodes.remove(node) else {
@@ -401,6 +429,7 @@ impl Book {
         if job.what.options.retries.go_on_after(losses) {
             let again = LoadState {
                 job: state.job,
+                bytes: state.bytes,
                 losses,
                 holder: None,
                 idle: 0,
@@ -450,23 +479,25 @@ impl Book {
     /// Publishes what there is room for, one load of each job after the other.
     fn publish(&mut self) {
         let room = self.workers() * AHEAD;
-        while self.loads.len() < room {
+        let mut bytes: usize = self.loads.values().map(|load| load.bytes).sum();
+        while self.loads.len() < room && (bytes < self.bytes_max || self.loads.is_empty()) {
             let has = |(number, job): (&u64, &JobState)| job.is_ready().then_some(*number);
             let next = self.jobs.range(self.turn..).find_map(has);
             let Some(number) = next.or_else(|| self.jobs.iter().find_map(has)) else {
                 return;
             };
             self.turn = number + 1;
-            self.cut(number);
+            bytes += self.cut(number);
         }
     }
 
-    fn cut(&mut self, number: u64) {
+    /// Publishes the next load of a job. Gives how many bytes it has.
+    fn cut(&mut self, number: u64) -> usize {
         let workers = self.workers().max(1);
         let task = self.jobs.get(&number).map_or(0, |job| job.what.task);
         let wanted = self.hint(task);
         let Some(job) = self.jobs.get_mut(&number) else {
-            return;
+            return 0;
         };
         let chunk = job.what.options.chunksize.unwrap_or(1);
         // Towards the end everybody has something.
@@ -495,6 +526,7 @@ impl Book {
         self.publish_load(LoadState {
             job: number,
             pieces,
+            bytes,
             answered: vec![false; count],
             missing: count,
             holder: None,
@@ -502,6 +534,7 @@ impl Book {
             idle: 0,
             returns: 0,
         });
+        bytes
     }
 
     fn publish_load(&mut self, state: LoadState) {
@@ -960,6 +993,12 @@ mod tests {
                     "input {position} of job {job} has {count} outcomes"
                 );
             }
+            let bytes = || self.book.loads.values().map(|load| load.bytes);
+            let bound = self
+                .book
+                .bytes_max
+                .saturating_add(bytes().max().unwrap_or(0));
+            assert!(bytes().sum::<usize>() <= bound, "{:?}", self.book);
             for ((job, position), count) in &self.begun {
                 let most = 1 + self.retries[job];
                 assert!(
@@ -1012,8 +1051,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_outcome_each_whatever_happens(steps in steps()) {
-            let mut world = World::default();
+        fn one_outcome_each_whatever_happens(
+            steps in steps(),
+            bytes_max in prop_oneof![Just(0), 1..200_usize, Just(usize::MAX)],
+        ) {
+            let mut world = World {
+                book: Book::new(bytes_max),
+                ..World::default()
+            };
             for step in steps {
                 world.step(step);
             }

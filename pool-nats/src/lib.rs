@@ -40,15 +40,22 @@
 //! - At the end of a run the stream and the object store, `pool_RUN` and `OBJ_pool_RUN`, are deleted; by the nodes, if the
 //!   parent was killed.
 //!
+//! # Connections
+//!
+//! A user and password, or a token, may stand in the URL. Everything else is said by the variables of the environment that the
+//! command `nats` knows, for nodes and, if it has no [`options`](Nats::options), for the parent: `NATS_USER` and
+//! `NATS_PASSWORD`, `NATS_TOKEN`, `NATS_CREDS` and `NATS_NKEY` (files), `NATS_CA`, `NATS_CERT` and `NATS_KEY` (files in PEM
+//! format), `NATS_INBOX_PREFIX`.
+//!
 //! # Security
 //!
 //! **Who may publish to the subjects of a run (`pool.RUN.>`) may run any task that is registered in the program, with any
-//! arguments, on every node.** Ask for authentication on the server, give a run's users permissions for these subjects and for
-//! `$JS.>` and `_INBOX.>` alone, and use TLS between hosts: [`Nats::options`] takes all that async-nats has. A user and
-//! password may stand in the URL, for nodes too.
+//! arguments, on every node.** Ask for authentication on the server, give the users of a run permissions for
+//! [its subjects alone](guide#who-may-do-what), and use TLS between hosts.
 
 mod book;
 pub mod guide;
+mod link;
 mod node;
 mod parent;
 mod store;
@@ -75,6 +82,7 @@ pub struct Nats {
     nodes: usize,
     options: Option<ConnectOptions>,
     server_timeout: Duration,
+    max_bytes: usize,
 }
 
 /// A pool over the server at this URL: `nats://host:4222`, `nats://user:password@host`, `tls://host`.
@@ -92,6 +100,7 @@ pub fn connect(url: &str) -> Result<Nats, Error> {
         nodes: 1,
         options: None,
         server_timeout: Duration::from_secs(60),
+        max_bytes: 1 << 30,
     })
 }
 
@@ -118,17 +127,30 @@ impl Nats {
         self
     }
 
-    /// How to connect: credentials, NKeys, TLS, as async-nats has them. (What is in the URL is used as well.)
+    /// How to connect: credentials, NKeys, TLS, as async-nats has them. What is in the URL is used as well. Of these options the
+    /// name, the timeout of requests, the delay of reconnects and the callback for events are the pool's own.
+    ///
+    /// Default: what the variables of the environment say that the command `nats` knows, as [nodes](crate#connections) do.
     pub fn options(mut self, options: ConnectOptions) -> Nats {
         self.options = Some(options);
         self
     }
 
-    /// How long the server may be away until the pool is [`Error::Broken`].
+    /// How long the server may be away, or take nothing, until the pool is [`Error::Broken`].
     ///
     /// Default: 60 seconds.
     pub fn server_timeout(mut self, timeout: Duration) -> Nats {
         self.server_timeout = timeout;
+        self
+    }
+
+    /// Inputs that are on the server, in its stream and its object store, have no more bytes than this together, unless it is
+    /// one chunk; the others wait in the parent until nodes have done some. What tasks share is not counted, nor are results,
+    /// which the parent takes from the server as they come.
+    ///
+    /// Default: 1 GiB. (No more than three loads for each worker are there in any case: some milliseconds of work each.)
+    pub fn max_bytes(mut self, bytes: usize) -> Nats {
+        self.max_bytes = bytes;
         self
     }
 }

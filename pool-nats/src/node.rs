@@ -3,6 +3,7 @@
 //! It pulls loads as it has room for them, and no more. Before the inputs of a load are given to the local workers, the
 //! parent is asked whether they may begin.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::env;
 use std::io::{self, Write};
@@ -12,23 +13,24 @@ use std::time::{Duration, Instant};
 
 use async_nats::connection::State as Connection;
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectOptions, Message, StatusCode, Subscriber};
+use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use pool_core::Error;
 use pool_core::backend::{
-    self, Backend, Few, Frames, Job, JobId, Local, Outcomes, Portion, Settings, Sink, What, Workers,
+    self, Backend, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion, Settings, Sink,
+    What, Workers,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
 
 use crate::Url;
-use crate::parent::reconnect_delay;
+use crate::link::{self, JETSTREAM, Link, Refused};
 use crate::store::Store;
 use crate::wire::{
-    Answer, Done, INLINE_MAX, Join, Load, NodeId, PROTOCOL, Piece, Run, Sent, ToNodes, ToParent,
-    Welcome, consumer, from_bytes, to_bytes,
+    Answer, Body, Done, Join, Load, NodeId, PROTOCOL, Piece, Run, Sent, ToNodes, ToParent, Welcome,
+    consumer, from_bytes, to_bytes,
 };
 
 /// How many processes a node has, if it does not have one for each CPU.
@@ -39,9 +41,6 @@ const PARENT_GONE: Duration = Duration::from_secs(15);
 
 /// Who waits for a server or a run looks again after this.
 const AGAIN: Duration = Duration::from_millis(500);
-
-/// What was not answered in this time is asked again.
-const ANSWER: Duration = Duration::from_secs(2);
 
 /// The server is told so often that a load is still wanted.
 const PROGRESS: Duration = Duration::from_secs(4);
@@ -67,7 +66,7 @@ pub(crate) fn run(address: &str) -> i32 {
         .and_then(|runtime| runtime.block_on(live(address)));
     match outcome {
         Ok(why) => {
-            log(why);
+            log(&why);
             0
         }
         Err(why) => {
@@ -87,7 +86,7 @@ fn processes() -> Result<usize, String> {
     }
 }
 
-async fn live(address: &str) -> Result<&'static str, String> {
+async fn live(address: &str) -> Result<Cow<'static, str>, String> {
     let (url, run) = Url::parse(address)
         .filter(|(_, run)| crate::is_name(run))
         .ok_or_else(|| {
@@ -97,7 +96,7 @@ async fn live(address: &str) -> Result<&'static str, String> {
         })?;
     let run = Run(run.to_owned());
     let processes = processes()?;
-    let client = connect(&url).await?;
+    let Link { client, mut denied } = connect(&url).await?;
     let node = NodeId {
         id: nuid::next().to_string(),
         host: rustix::system::uname()
@@ -106,6 +105,28 @@ async fn live(address: &str) -> Result<&'static str, String> {
             .into_owned(),
         pid: process::id(),
     };
+    tokio::select! {
+        outcome = work(&client, &url, &run, &node, processes) => outcome,
+        Some(why) = denied.recv() => {
+            let why = link::not_allowed(&url, &why);
+            // If that is allowed, at least.
+            let node = node.clone();
+            let unfit = ToParent::Unfit { node, why: why.clone() };
+            let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
+            let _ = time::timeout(Duration::from_secs(1), client.flush()).await;
+            Err(why)
+        }
+    }
+}
+
+/// Joins the run, and works until there is a reason not to.
+async fn work(
+    client: &Client,
+    url: &Url,
+    run: &Run,
+    node: &NodeId,
+    processes: usize,
+) -> Result<Cow<'static, str>, String> {
     let no = |what: &str, error: &dyn std::fmt::Display| {
         format!("{}: can't subscribe to {what}: {error}", url.server)
     };
@@ -121,21 +142,28 @@ async fn live(address: &str) -> Result<&'static str, String> {
         processes,
     };
     let Welcome {
-        mut settings,
+        settings,
         epoch,
         attachments,
-    } = enter(&client, &run, &join).await?;
-    let jetstream = jetstream::new(client.clone());
-    let objects = jetstream.get_object_store(run.store()).await;
-    let objects = objects
-        .map_err(|error| format!("can't find the object store `{}`: {error}", run.store()))?;
-    let store = Store::new(objects);
+        patience,
+    } = enter(client, run, &join).await?;
+    let mut jetstream = jetstream::new(client.clone());
+    jetstream.set_timeout(JETSTREAM);
+    let store = Store::new(
+        client.clone(),
+        jetstream.clone(),
+        run.store(),
+        patience,
+        epoch,
+    )
+    .await?;
+    let settings = store.unpack(settings).await.map_err(text)?;
+    let settings = from_bytes::<Settings>(&settings);
+    let mut settings = settings.ok_or("can't read the settings of the pool")?;
     if let Some(initializer) = &mut settings.initializer {
         for reference in &attachments {
             let fetched = store.fetch(reference).await;
-            initializer
-                .attachments
-                .push(fetched.map_err(|error| error.to_string())?);
+            initializer.attachments.push(fetched.map_err(text)?);
         }
     }
     settings.workers = Some(processes);
@@ -145,7 +173,7 @@ async fn live(address: &str) -> Result<&'static str, String> {
         Err(error) => {
             let why = error.to_string();
             let unfit = ToParent::Unfit {
-                node,
+                node: node.clone(),
                 why: why.clone(),
             };
             let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
@@ -158,11 +186,11 @@ async fn live(address: &str) -> Result<&'static str, String> {
     let pulled = pulled.map_err(|error| no(&inbox, &error))?;
     let (events, received) = mpsc::unbounded_channel();
     let mut serving = Node {
-        server: url.server,
-        client,
+        server: url.server.clone(),
+        client: client.clone(),
         jetstream,
-        run,
-        node: node.id,
+        run: run.clone(),
+        node: node.id.clone(),
         store,
         workers: Arc::clone(&workers),
         processes,
@@ -181,46 +209,41 @@ async fn live(address: &str) -> Result<&'static str, String> {
         results: 0,
         joined: false,
     };
-    serving.tell(
-        &ToParent::Ready {
-            node: join.node,
-            processes,
-        },
-        Event::Joined,
-    );
+    let ready = ToParent::Ready {
+        node: node.clone(),
+        processes,
+    };
+    let (client, subject) = (client.clone(), run.parent());
+    let events = serving.events.clone();
+    tokio::spawn(async move {
+        tell(&client, subject, &ready).await;
+        let _ = events.send(Event::Joined);
+    });
     let why = serving.serve(received, asked, told, pulled, grace).await;
-    serving.say_goodbye(why).await;
+    serving.say_goodbye(&why).await;
     let ended = tokio::task::spawn_blocking(move || workers.shut_down()).await;
-    ended.map_err(|error| error.to_string())?;
+    ended.map_err(text)?;
     Ok(why)
 }
 
-async fn connect(url: &Url) -> Result<Client, String> {
+async fn connect(url: &Url) -> Result<Link, String> {
     let mut waits = false;
     loop {
-        let options = url.options(ConnectOptions::new());
-        let options = options
-            .name("pool-node")
-            .reconnect_delay_callback(reconnect_delay)
-            .request_timeout(Some(ANSWER));
-        match options.connect(&url.server).await {
-            Ok(client) => return Ok(client),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    async_nats::ConnectErrorKind::Io
-                        | async_nats::ConnectErrorKind::TimedOut
-                        | async_nats::ConnectErrorKind::Dns
-                ) =>
-            {
+        match link::connect(url, None, "pool-node").await {
+            Ok(link) => return Ok(link),
+            Err(Refused::Unreachable(why)) => {
                 if !std::mem::replace(&mut waits, true) {
-                    log(&format!("waits for {}: {error}", url.server));
+                    log(&format!("waits: {why}"));
                 }
                 time::sleep(AGAIN).await;
             }
-            Err(error) => return Err(format!("{}: {error}", url.server)),
+            Err(Refused::Wrong(why)) => return Err(why),
         }
     }
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
 }
 
 /// Asks the parent to be let in, as long as there is none.
@@ -248,7 +271,7 @@ async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, Strin
 async fn start(settings: Settings) -> Result<Arc<dyn Workers>, Error> {
     // The thread that starts them must live as long as they do; the local backend sees to that itself.
     let started = tokio::task::spawn_blocking(|| Box::new(Local).start(settings)).await;
-    started.unwrap_or_else(|error| Err(Error::start(error.to_string())))
+    started.unwrap_or_else(|error| Err(Error::start(text(error))))
 }
 
 /// What happens in a node besides messages.
@@ -348,11 +371,11 @@ impl Node {
         mut told: Subscriber,
         mut pulled: Subscriber,
         grace: Duration,
-    ) -> &'static str {
+    ) -> Cow<'static, str> {
         let mut tick = time::interval(PROGRESS);
         let mut look = time::interval(Duration::from_millis(200));
         let Ok(mut terminated) = signal(SignalKind::terminate()) else {
-            return "can't listen to SIGTERM";
+            return "can't listen to SIGTERM".into();
         };
         let mut until = None;
         while self.leaving.is_none() {
@@ -386,10 +409,10 @@ impl Node {
             if let Some(until) = until
                 && (self.running + self.untold == 0 || Instant::now() >= until)
             {
-                return "has ended at SIGTERM";
+                return "has ended at SIGTERM".into();
             }
         }
-        self.leaving.unwrap_or_default()
+        self.leaving.unwrap_or_default().into()
     }
 
     async fn say(&self, what: &ToParent) {
@@ -447,15 +470,16 @@ impl Node {
                     self.running -= 1;
                 }
             }
-            Some(ToNodes::Forget(ids)) => {
+            Some(ToNodes::Forget(id)) => {
                 let store = self.store.clone();
-                tokio::spawn(async move { store.forget(&ids).await });
+                tokio::spawn(async move { store.forget(id).await });
             }
             Some(ToNodes::End) => self.leaving = Some("has ended with the run"),
             Some(ToNodes::Alive { epoch }) if epoch != self.epoch => {
                 // What was asked of the stream before is in vain.
                 self.epoch = epoch;
                 self.asked = 0;
+                self.store.set_epoch(epoch, link::connects(&self.client));
             }
             Some(ToNodes::Alive { .. }) | None => {}
         }
@@ -536,7 +560,10 @@ impl Node {
             let number = load.number;
             let event = match prepare(&store, load).await {
                 Ok(prepared) => Event::Prepared(Box::new(prepared)),
-                Err(error) => Event::Unprepared(number, error.to_string()),
+                Err(error) => {
+                    time::sleep(AGAIN).await;
+                    Event::Unprepared(number, text(error))
+                }
             };
             let _ = events.send(event);
         });
@@ -580,7 +607,7 @@ impl Node {
                     }
                 }
             }
-            Event::Outcomes(load, outcomes) => self.tell_outcomes(load, outcomes).await,
+            Event::Outcomes(load, outcomes) => self.tell_outcomes(load, outcomes),
             Event::Joined => {
                 self.joined = true;
                 log(&format!(
@@ -662,7 +689,7 @@ impl Node {
         }
     }
 
-    async fn tell_outcomes(&mut self, load: u64, outcomes: Outcomes) {
+    fn tell_outcomes(&mut self, load: u64, outcomes: Outcomes) {
         let Some(held) = self.held.get_mut(&load) else {
             return;
         };
@@ -677,38 +704,23 @@ impl Node {
         if is_over {
             self.running -= 1;
         }
-        let what = match outcomes.what {
-            What::Failed { count, failure } => Sent::Failed(count, (*failure).clone()),
-            What::Replies(replies) => {
-                self.results += 1;
-                let name = format!("result-{}-{}", self.node, self.results);
-                match pack(&self.store, &replies, name).await {
-                    Ok(body) => Sent::Replies(count, body),
-                    Err(error) => {
-                        Sent::Failed(count, backend::Failure::EncodeResult(error.to_string()))
-                    }
-                }
-            }
-        };
-        let done = ToParent::Done(Done {
-            node: self.node.clone(),
-            load,
-            first: outcomes.first,
-            what,
-            each_ns,
-        });
-        self.tell(&done, Event::Known(load));
-    }
-
-    /// Tells the parent, until it answers: what was on its way when a server was killed is lost.
-    fn tell(&self, what: &ToParent, known: Event) {
+        self.results += 1;
+        let name = format!("result-{}-{}", self.node, self.results);
+        let store = self.store.clone();
+        let (node, first) = (self.node.clone(), outcomes.first);
         let (client, subject) = (self.client.clone(), self.run.parent());
-        let (what, events) = (Bytes::from(to_bytes(what)), self.events.clone());
+        let events = self.events.clone();
         tokio::spawn(async move {
-            while client.request(subject.clone(), what.clone()).await.is_err() {
-                time::sleep(AGAIN / 10).await;
-            }
-            let _ = events.send(known);
+            let done = ToParent::Done(Done {
+                node,
+                load,
+                first,
+                count,
+                what: pack(&store, outcomes.what, name).await,
+                each_ns,
+            });
+            tell(&client, subject, &done).await;
+            let _ = events.send(Event::Known(load));
         });
     }
 
@@ -779,7 +791,25 @@ async fn prepare(store: &Store, load: Load) -> io::Result<Prepared> {
     })
 }
 
-async fn pack(store: &Store, replies: &Frames, name: String) -> io::Result<crate::wire::Body> {
-    let mut room = INLINE_MAX;
-    store.pack(replies.to_bytes(), &mut room, || name).await
+/// Outcomes as the parent gets them.
+async fn pack(store: &Store, what: What, name: String) -> Sent {
+    let (kind, bytes): (fn(Body) -> Sent, _) = match what {
+        What::Replies(replies) => (Sent::Replies, replies.to_bytes()),
+        What::Failed { failure, .. } => (Sent::Failed, to_bytes(&*failure)),
+    };
+    match store.pack(bytes, &mut store.room(), || name).await {
+        Ok(body) => kind(body),
+        Err(error) => {
+            let failure = Failure::EncodeResult(text(error));
+            Sent::Failed(Body::Here(to_bytes(&failure)))
+        }
+    }
+}
+
+/// Tells the parent, until it answers: what was on its way when a server was killed is lost.
+async fn tell(client: &Client, subject: String, what: &ToParent) {
+    let what = Bytes::from(to_bytes(what));
+    while client.request(subject.clone(), what.clone()).await.is_err() {
+        time::sleep(AGAIN / 10).await;
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -27,13 +26,14 @@ use pool_core::backend::{
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
 
-use crate::Nats;
 use crate::book::{Action, Book};
+use crate::link::{self, JETSTREAM, Link, Refused};
 use crate::store::Store;
 use crate::wire::{
-    Answer, Body, Done, INLINE_MAX, Join, Load, PROTOCOL, Piece, Reference, Run, Sent, ToNodes,
+    Answer, Body, Done, Join, Load, Object, PROTOCOL, Piece, Reference, Run, Sent, ToNodes,
     ToParent, Welcome, consumer, from_bytes, to_bytes,
 };
+use crate::{Nats, Url};
 
 /// Nodes are asked so often whether they are there.
 const PING: Duration = Duration::from_millis(250);
@@ -47,9 +47,6 @@ const RECONNECT: Duration = Duration::from_secs(5);
 /// The server gives a load to another node if the one that has it says nothing for so long; but mostly the parent is
 /// quicker.
 const ACK_WAIT: Duration = Duration::from_secs(15);
-
-/// A load that the server does not acknowledge, each time for 5 s, is published so often.
-const TRIES: u32 = 4;
 
 /// At the end, nodes are waited for so long.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -169,12 +166,15 @@ enum Command {
     },
     Close,
     Terminate,
-    /// So many pieces of a load were stored, or one less.
-    Stored(u64, usize),
-    /// A load could not be published.
+    /// Pieces of a load are in these objects.
+    Stored(u64, Vec<Object>),
+    /// A load is too long.
     Refused(u64, Failure),
-    /// What a node has told, with all its bytes.
-    Done {
+    /// The server does not do what a pool needs.
+    Broken(String),
+    /// What a node has told, with all its bytes, which had this name.
+    Fetched {
+        name: String,
         node: String,
         load: u64,
         outcomes: Outcomes,
@@ -352,9 +352,9 @@ async fn live(
     let timeout = settings.start_timeout;
     let begun = time::timeout(timeout, Thread::begin(nats, settings, sender, shared, tell)).await;
     match begun {
-        Ok(Ok((mut thread, said))) => {
+        Ok(Ok((mut thread, denied, said))) => {
             let _ = tell.send(Ok(0));
-            thread.run(commands, said).await;
+            thread.run(commands, denied, said).await;
             thread.tidy_up().await;
         }
         Ok(Err(why)) => {
@@ -376,12 +376,13 @@ struct Seen {
 }
 
 struct Thread<'a> {
+    url: Url,
     client: Client,
     jetstream: jetstream::Context,
     run: Run,
     store: Store,
     /// What nodes are told when they join.
-    settings: Settings,
+    settings: Body,
     attachments: Vec<Reference>,
     /// How often the stream was made anew; and whether it must be again, for the server was away.
     epoch: u64,
@@ -393,10 +394,10 @@ struct Thread<'a> {
     /// stopped, or waits for the server, no node is to blame.
     watched: Duration,
     looked: Instant,
-    /// Loads with pieces in the store, and how many pieces they have.
-    stored: HashMap<u64, usize>,
-    /// How many results of a node are being fetched, by its id.
-    fetching: HashMap<String, usize>,
+    /// Loads with pieces in the store, and where.
+    stored: HashMap<u64, Vec<Object>>,
+    /// Results that are being fetched, by their names; and the nodes that they are from.
+    fetching: HashMap<String, String>,
     /// Those that were lost meanwhile, and why.
     lost_later: HashMap<String, String>,
     sender: UnboundedSender<Command>,
@@ -413,6 +414,26 @@ struct Thread<'a> {
 
 impl<'a> Thread<'a> {
     async fn begin(
+        mut nats: Nats,
+        settings: Settings,
+        sender: UnboundedSender<Command>,
+        shared: &'a Shared,
+        tell: &'a Tell,
+    ) -> Result<(Thread<'a>, UnboundedReceiver<String>, Subscriber), String> {
+        let url = nats.url.clone();
+        let link = link::connect(&url, nats.options.take(), "pool").await;
+        let Link { client, mut denied } = link.map_err(Refused::into_text)?;
+        tokio::select! {
+            begun = Self::set_up(client, nats, settings, sender, shared, tell) => {
+                let (thread, said) = begun?;
+                Ok((thread, denied, said))
+            }
+            Some(why) = denied.recv() => Err(link::not_allowed(&url, &why)),
+        }
+    }
+
+    async fn set_up(
+        client: Client,
         nats: Nats,
         mut settings: Settings,
         sender: UnboundedSender<Command>,
@@ -420,12 +441,6 @@ impl<'a> Thread<'a> {
         tell: &'a Tell,
     ) -> Result<(Thread<'a>, Subscriber), String> {
         let server = nats.url.server.clone();
-        let options = nats.url.options(nats.options.unwrap_or_default());
-        let options = options
-            .name("pool")
-            .reconnect_delay_callback(reconnect_delay);
-        let client = options.connect(&server).await;
-        let client = client.map_err(|error| format!("{server}: {error}"))?;
         let info = client.server_info();
         if !info.auth_required && !is_here(&info.host, &server) {
             tracing::warn!(
@@ -433,7 +448,8 @@ impl<'a> Thread<'a> {
                 "the NATS server asks for no authentication: whoever reaches it may run any task of this program"
             );
         }
-        let jetstream = jetstream::new(client.clone());
+        let mut jetstream = jetstream::new(client.clone());
+        jetstream.set_timeout(JETSTREAM);
         let run = Run(nats.run);
         let asked = client.request(run.parent(), Bytes::new()).await;
         if asked.is_ok() {
@@ -447,14 +463,21 @@ impl<'a> Thread<'a> {
         make_stream(&jetstream, &run, 0)
             .await
             .map_err(|error| format!("{server}: {error}"))?;
-        let objects = jetstream
+        jetstream
             .create_object_store(object_store::Config {
                 bucket: run.store(),
                 ..object_store::Config::default()
             })
             .await
             .map_err(|error| no("can't create the object store", &error))?;
-        let store = Store::new(objects);
+        let store = Store::new(
+            client.clone(),
+            jetstream.clone(),
+            run.store(),
+            nats.server_timeout,
+            0,
+        );
+        let store = store.await.map_err(|error| format!("{server}: {error}"))?;
         let said = client.subscribe(run.parent()).await;
         let said = said
             .map_err(|error| format!("{server}: can't subscribe to {}: {error}", run.parent()))?;
@@ -462,11 +485,17 @@ impl<'a> Thread<'a> {
         if let Some(initializer) = &mut settings.initializer {
             for attachment in &initializer.attachments {
                 let shared = store.share(attachment, |_| ()).await;
-                attachments.push(shared.map_err(|error| error.to_string())?);
+                attachments.push(shared.map_err(|error| format!("{server}: {error}"))?);
             }
         }
-        let connects = client.statistics().connects.load(Ordering::Relaxed);
+        let failed = |error: io::Error| format!("{server}: {error}");
+        let told = to_bytes(&settings);
+        let mut room = store.room();
+        let told = store.pack(told, &mut room, || "settings".to_owned());
+        let settings = told.await.map_err(failed)?;
+        let connects = link::connects(&client);
         let thread = Thread {
+            url: nats.url,
             client,
             jetstream,
             run,
@@ -475,7 +504,7 @@ impl<'a> Thread<'a> {
             attachments,
             epoch: 0,
             is_old: false,
-            book: Book::default(),
+            book: Book::new(nats.max_bytes),
             sinks: HashMap::new(),
             seen: HashMap::new(),
             watched: Duration::ZERO,
@@ -495,7 +524,12 @@ impl<'a> Thread<'a> {
         Ok((thread, said))
     }
 
-    async fn run(&mut self, mut commands: UnboundedReceiver<Command>, mut said: Subscriber) {
+    async fn run(
+        &mut self,
+        mut commands: UnboundedReceiver<Command>,
+        mut denied: UnboundedReceiver<String>,
+        mut said: Subscriber,
+    ) {
         let mut tick = time::interval(PING);
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut ticks = 0_u32;
@@ -510,6 +544,10 @@ impl<'a> Thread<'a> {
                     }
                 }
                 Some(message) = said.next() => self.hear(message).await,
+                Some(why) = denied.recv() => {
+                    let why = link::not_allowed(&self.url, &why);
+                    self.break_down(&why);
+                }
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     self.look(ticks).await;
@@ -535,40 +573,46 @@ impl<'a> Thread<'a> {
             Command::Push { job, inputs, more } => self.book.push(job, inputs.into_iter(), more),
             Command::Cancel { job, running } => {
                 self.book.cancel(job, running.then_some(Failure::Cancelled));
-                self.tell_nodes(&ToNodes::Cancel { job, running }).await;
+                let (client, subject) = (self.client.clone(), self.run.nodes());
+                let cancel = to_bytes(&ToNodes::Cancel { job, running });
+                // This may wait for the server, and what is before it must not.
+                tokio::spawn(async move { client.publish(subject, cancel.into()).await });
             }
             Command::Close => self.closing = true,
             Command::Terminate => {
                 self.book.end(&Failure::Terminated);
                 self.closing = true;
             }
-            Command::Stored(load, pieces) => {
-                self.stored.insert(load, pieces);
+            Command::Stored(load, mut objects) if self.book.has_load(load) => {
+                self.stored.entry(load).or_default().append(&mut objects);
             }
+            Command::Stored(_, objects) => self.delete(objects),
             Command::Refused(load, failure) => self.book.refused(load, failure),
-            Command::Done {
+            Command::Broken(why) => self.break_down(&why),
+            Command::Fetched {
+                name,
                 node,
                 load,
                 outcomes,
                 each_ns,
             } => {
                 self.answered(&node, load, outcomes, each_ns);
-                if let Some(fetching) = self.fetching.get_mut(&node) {
-                    *fetching -= 1;
-                    if *fetching == 0 {
-                        self.fetching.remove(&node);
-                        if let Some(why) = self.lost_later.remove(&node) {
-                            self.lose(&node, &why);
-                        }
-                    }
+                self.fetching.remove(&name);
+                if !self.fetching.values().any(|other| *other == node)
+                    && let Some(why) = self.lost_later.remove(&node)
+                {
+                    self.lose(&node, &why);
                 }
             }
             Command::Pinged(node, ping) => self.pinged(&node, &ping).await,
             Command::Dropped(id) => {
-                self.store.forget(&[id]).await;
+                let (client, subject) = (self.client.clone(), self.run.nodes());
                 let store = self.store.clone();
-                tokio::spawn(async move { store.delete(&format!("attachment-{id}")).await });
-                self.tell_nodes(&ToNodes::Forget(vec![id])).await;
+                tokio::spawn(async move {
+                    store.forget(id).await;
+                    let forget = to_bytes(&ToNodes::Forget(id));
+                    let _ = client.publish(subject, forget.into()).await;
+                });
             }
         }
     }
@@ -600,13 +644,8 @@ impl<'a> Thread<'a> {
                     self.sinks.remove(&job);
                 }
                 Action::Forget(load) => {
-                    if let Some(pieces) = self.stored.remove(&load) {
-                        let store = self.store.clone();
-                        tokio::spawn(async move {
-                            for at in 0..pieces {
-                                store.delete(&format!("load-{load}-{at}")).await;
-                            }
-                        });
+                    if let Some(objects) = self.stored.remove(&load) {
+                        self.delete(objects);
                     }
                 }
                 Action::Acknowledge(ack) => {
@@ -619,20 +658,40 @@ impl<'a> Thread<'a> {
         }
     }
 
-    fn publish(&self, load: u64, job: u64, what: Job, pieces: Vec<Portion>) {
-        let (store, jetstream, subject) =
-            (self.store.clone(), self.jetstream.clone(), self.run.work());
-        let client = self.client.clone();
-        let sender = self.sender.clone();
+    /// Nobody needs these objects.
+    fn delete(&self, objects: Vec<Object>) {
+        let store = self.store.clone();
         tokio::spawn(async move {
-            let published = publish(
-                &client, &store, &jetstream, subject, &sender, load, job, what, pieces,
-            )
-            .await;
-            if let Err(error) = published {
-                let failure = Failure::Broken(format!("a load could not be sent: {error}"));
-                let _ = sender.send(Command::Refused(load, failure));
+            for object in objects {
+                store.delete(&object).await;
             }
+        });
+    }
+
+    fn publish(&self, number: u64, job: u64, what: Job, portions: Vec<Portion>) {
+        let (store, jetstream) = (self.store.clone(), self.jetstream.clone());
+        let (client, subject) = (self.client.clone(), self.run.work());
+        let (sender, patience) = (self.sender.clone(), self.server_timeout);
+        tokio::spawn(async move {
+            let published = async {
+                let pieces = pack(&store, &sender, number, portions).await?;
+                let load = Load {
+                    number,
+                    job,
+                    what,
+                    pieces,
+                };
+                let load = to_bytes(&load).into();
+                send(&client, &jetstream, &subject, load, patience).await
+            };
+            let command = match published.await {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    Command::Refused(number, Failure::EncodeArguments(error.to_string()))
+                }
+                Err(error) => Command::Broken(error.to_string()),
+            };
+            let _ = sender.send(command);
         });
     }
 
@@ -716,6 +775,7 @@ impl<'a> Thread<'a> {
             settings: self.settings.clone(),
             epoch: self.epoch,
             attachments: self.attachments.clone(),
+            patience: self.server_timeout,
         };
         to_bytes(&Answer::Welcome(Box::new(welcome))).into()
     }
@@ -727,6 +787,7 @@ impl<'a> Thread<'a> {
         if made.is_ok() {
             self.epoch += 1;
             self.is_old = false;
+            self.store.set_epoch(self.epoch, self.connects);
             self.book.publish_all_again();
             self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;
         }
@@ -754,37 +815,51 @@ impl<'a> Thread<'a> {
             node,
             load,
             first,
+            count,
             what,
             each_ns,
         } = done;
         let host = self.book.node(&node).map(|node| node.host.clone());
-        let failed = |count, failure: Failure| What::Failed {
-            count,
-            failure: Arc::new(failure),
+        let host = host.unwrap_or_default();
+        let (body, is_failure) = match what {
+            Sent::Replies(body) => (body, false),
+            Sent::Failed(body) => (body, true),
         };
-        let what = match what {
-            Sent::Failed(count, failure) => failed(count, failure.on(&host.unwrap_or_default())),
-            Sent::Replies(count, Body::Here(bytes)) => replies(count, bytes),
-            Sent::Replies(count, Body::Stored(name)) => {
-                *self.fetching.entry(node.clone()).or_default() += 1;
-                let (store, sender) = (self.store.clone(), self.sender.clone());
-                tokio::spawn(async move {
-                    let what = match store.unpack(Body::Stored(name.clone())).await {
-                        Ok(bytes) => replies(count, bytes),
-                        Err(error) => failed(count, Failure::EncodeResult(error.to_string())),
-                    };
-                    let _ = sender.send(Command::Done {
-                        node,
-                        load,
-                        outcomes: Outcomes { first, what },
-                        each_ns,
-                    });
-                    store.delete(&name).await;
-                });
+        let what = move |bytes| match is_failure {
+            false => replies(count, bytes),
+            true => failure(count, &bytes, &host),
+        };
+        let object = match body {
+            Body::Here(bytes) => {
+                let what = what(bytes);
+                self.answered(&node, load, Outcomes { first, what }, each_ns);
                 return;
             }
+            Body::Stored(object) => object,
         };
-        self.answered(&node, load, Outcomes { first, what }, each_ns);
+        // A node that did not get the answer tells it twice.
+        if self.fetching.contains_key(&object.name) || !self.book.waits_for(&node, load, first) {
+            return;
+        }
+        self.fetching.insert(object.name.clone(), node.clone());
+        let (store, sender) = (self.store.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let what = match store.fetch_result(&object.name).await {
+                Ok(bytes) => what(bytes),
+                Err(error) => What::Failed {
+                    count,
+                    failure: Arc::new(Failure::EncodeResult(error.to_string())),
+                },
+            };
+            let _ = sender.send(Command::Fetched {
+                name: object.name.clone(),
+                node,
+                load,
+                outcomes: Outcomes { first, what },
+                each_ns,
+            });
+            store.delete(&object).await;
+        });
     }
 
     fn answered(&mut self, node: &str, load: u64, outcomes: Outcomes, each_ns: u64) {
@@ -846,7 +921,7 @@ impl<'a> Thread<'a> {
 
     /// A connection that was lost and made again is noticed however short that took.
     fn notice_connection(&mut self) {
-        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        let connects = link::connects(&self.client);
         if std::mem::replace(&mut self.connects, connects) != connects {
             self.connected = Ok(Some(Instant::now()));
             self.is_old = true;
@@ -893,7 +968,7 @@ impl<'a> Thread<'a> {
 
     /// A node is gone. What it has told before that counts.
     fn lose(&mut self, node: &str, why: &str) {
-        if self.fetching.contains_key(node) {
+        if self.fetching.values().any(|other| other == node) {
             self.lost_later.insert(node.to_owned(), why.to_owned());
             return;
         }
@@ -922,6 +997,7 @@ impl<'a> Thread<'a> {
         }
         self.book.end(&Failure::Broken(why.to_owned()));
         self.closing = true;
+        let _ = self.tell.send(Err(why.to_owned()));
     }
 
     /// Sends the nodes home, and leaves nothing on the server.
@@ -992,20 +1068,29 @@ fn replies(count: usize, bytes: Vec<u8>) -> What {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one place calls it")]
-async fn publish(
-    client: &Client,
+/// A failure that a node has told.
+fn failure(count: usize, bytes: &[u8], host: &str) -> What {
+    let failure = match from_bytes::<Failure>(bytes) {
+        Some(failure) => failure.on(host),
+        None => Failure::EncodeResult("the node has sent what is no failure".to_owned()),
+    };
+    What::Failed {
+        count,
+        failure: Arc::new(failure),
+    }
+}
+
+/// Inputs as nodes get them: what is long, and what is shared, goes to the store.
+async fn pack(
     store: &Store,
-    jetstream: &jetstream::Context,
-    subject: String,
     sender: &UnboundedSender<Command>,
     number: u64,
-    job: u64,
-    what: Job,
     portions: Vec<Portion>,
-) -> io::Result<()> {
+) -> io::Result<Vec<Piece>> {
     let mut pieces = Vec::new();
-    let mut room = INLINE_MAX;
+    let mut room = store.room();
+    // The one before is on the server yet, and may be read.
+    let version = nuid::next();
     for (at, Portion { first, inputs }) in portions.into_iter().enumerate() {
         let sender = sender.clone();
         let dropped = move |id| {
@@ -1021,7 +1106,7 @@ async fn publish(
         }
         let bytes = inputs.to_bytes();
         let inputs = store
-            .pack(bytes, &mut room, || format!("load-{number}-{at}"))
+            .pack(bytes, &mut room, || format!("load-{number}-{at}-{version}"))
             .await?;
         pieces.push(Piece {
             first,
@@ -1030,30 +1115,28 @@ async fn publish(
             held,
         });
     }
-    if pieces
-        .iter()
-        .any(|piece| matches!(piece.inputs, Body::Stored(_)))
-    {
-        let _ = sender.send(Command::Stored(number, pieces.len()));
+    let objects = pieces.iter().filter_map(|piece| match &piece.inputs {
+        Body::Stored(object) => Some(object.clone()),
+        Body::Here(_) => None,
+    });
+    let objects: Vec<Object> = objects.collect();
+    if !objects.is_empty() {
+        let _ = sender.send(Command::Stored(number, objects));
     }
-    let load = Load {
-        number,
-        job,
-        what,
-        pieces,
-    };
-    send(client, jetstream, &subject, to_bytes(&load).into()).await
+    Ok(pieces)
 }
 
-/// Publishes a load, and again while it may be the connection that is at fault. The server drops what it has already.
+/// Publishes a load, and again while the server does not take it: it may be away, its disk full, or the stream about to be made
+/// anew. What it has already, it drops.
 async fn send(
     client: &Client,
     jetstream: &jetstream::Context,
     subject: &str,
     load: Bytes,
+    patience: Duration,
 ) -> io::Result<()> {
     let message = nuid::next();
-    let mut tries = 0;
+    let mut since = None;
     loop {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, message.as_str());
@@ -1067,27 +1150,17 @@ async fn send(
             },
             Err(error) => error,
         };
-        // The stream is not there while it is made anew.
-        let may_pass = matches!(
-            error.kind(),
-            PublishErrorKind::TimedOut
-                | PublishErrorKind::BrokenPipe
-                | PublishErrorKind::StreamNotFound
-        );
-        if !may_pass {
-            return Err(io::Error::other(format!("{subject}: {error}")));
+        let why = format!("the NATS server does not take what is published to {subject}: {error}");
+        if error.kind() == PublishErrorKind::MaxPayloadExceeded {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
         }
-        // A server that is there and says nothing: it does not let us.
-        tries = if client.connection_state() == Connection::Connected {
-            tries + 1
-        } else {
-            0
-        };
-        if tries >= TRIES {
-            return Err(io::Error::other(format!(
-                "{subject}: the server does not acknowledge it ({error}): is this user allowed to publish there?"
-            )));
+        if client.connection_state() != Connection::Connected {
+            // How long that may be, others decide.
+            since = None;
+        } else if since.get_or_insert_with(Instant::now).elapsed() >= patience {
+            return Err(io::Error::other(why));
         }
+        tracing::debug!(why, "a load is published again");
         time::sleep(PING).await;
     }
 }
@@ -1124,11 +1197,4 @@ fn differs(join: &Join) -> Option<String> {
 fn is_here(host: &str, url: &str) -> bool {
     let names = ["localhost", "127.", "[::1]"];
     host.starts_with("127.") || names.iter().any(|name| url.contains(&format!("//{name}")))
-}
-
-/// Soon at first, and never later than a second.
-pub(crate) fn reconnect_delay(attempts: usize) -> Duration {
-    Duration::from_millis(20)
-        .saturating_mul(1 << attempts.min(6))
-        .min(Duration::from_secs(1))
 }

@@ -1,18 +1,41 @@
 //! What is too long for a message: in the object store of the run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{self, Arc, PoisonError};
+use std::time::{Duration, Instant};
 
-use async_nats::jetstream::object_store::{ObjectMetadata, ObjectStore};
+use async_nats::Client;
+use async_nats::connection::State;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::PublishError;
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectOptions, ObjectStore};
+use async_nats::jetstream::stream::Stream;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+use bytes::Bytes;
+use futures_util::future::join_all;
 use pool_core::backend::Attachment;
+use serde::de::IgnoredAny;
 use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
+use tokio::time;
 
-use crate::wire::{Body, Reference};
+use crate::link;
+use crate::wire::{Body, Object, Reference};
 
-/// The length of what an object is cut into, in bytes: below the server's limit of a message, of 1 MiB by default.
-const CHUNK: usize = 512 << 10;
+/// What is longer, in bytes, is in the object store.
+const INLINE_MAX: usize = 256 << 10;
+
+/// The length of what an object is cut into, in bytes.
+const CHUNK_MAX: usize = 512 << 10;
+
+/// So many chunks are on their way at a time.
+const CHUNKS_MAX: usize = 8;
+
+/// What could not be stored is tried again after this.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Room for so many bytes is made because an object says that it is so long; then as they come.
 const RESERVE_MAX: usize = 64 << 20;
@@ -20,45 +43,191 @@ const RESERVE_MAX: usize = 64 << 20;
 /// The object store, as one process uses it.
 #[derive(Clone)]
 pub(crate) struct Store {
+    client: Client,
+    jetstream: Context,
     objects: ObjectStore,
-    /// The attachments that are there, in the parent; those that are here, in a node.
-    attachments: Arc<Mutex<HashMap<u64, Option<Arc<Attachment>>>>>,
-}
-
-fn failed(what: &str, name: &str, error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(format!("the object store can't {what} `{name}`: {error}"))
+    /// What the objects are in.
+    stream: Stream<()>,
+    bucket: String,
+    /// How long to try.
+    patience: Duration,
+    attachments: Arc<Mutex<HashMap<u64, Kept>>>,
+    /// The epoch, and which connection was the last when it began.
+    epoch: Arc<sync::Mutex<(u64, u64)>>,
 }
 
 impl Store {
-    pub(crate) fn new(objects: ObjectStore) -> Store {
-        Store {
+    pub(crate) async fn new(
+        client: Client,
+        jetstream: Context,
+        bucket: String,
+        patience: Duration,
+        epoch: u64,
+    ) -> Result<Store, String> {
+        let no = |error: &dyn fmt::Display| format!("no object store `{bucket}`: {error}");
+        let objects = jetstream.get_object_store(&bucket).await;
+        let objects = objects.map_err(|error| no(&error))?;
+        let stream = jetstream.get_stream_no_info(format!("OBJ_{bucket}")).await;
+        let stream = stream.map_err(|error| no(&error))?;
+        let connects = link::connects(&client);
+        Ok(Store {
+            client,
+            jetstream,
             objects,
+            stream,
+            bucket,
+            patience,
             attachments: Arc::default(),
+            epoch: Arc::new(sync::Mutex::new((epoch, connects))),
+        })
+    }
+
+    fn failed(&self, what: &str, name: &str, error: impl fmt::Display) -> io::Error {
+        let bucket = &self.bucket;
+        io::Error::other(format!(
+            "the object store `{bucket}` can't {what} `{name}`: {error}"
+        ))
+    }
+
+    /// How many bytes a message may have that are not in the store. The server's limit, of 1 MiB if nobody has changed it, is
+    /// for all of the message.
+    pub(crate) fn room(&self) -> usize {
+        INLINE_MAX.min(self.client.max_payload() / 2)
+    }
+
+    /// The numbers of messages hold from this connection on, the `connects`-th.
+    pub(crate) fn set_epoch(&self, epoch: u64, connects: u64) {
+        let mut current = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = (epoch, connects);
+    }
+
+    /// None: since then there was another connection, so the server may have been away.
+    fn epoch(&self) -> Option<u64> {
+        let (epoch, connects) = *self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        (connects == link::connects(&self.client)).then_some(epoch)
+    }
+
+    /// Stores bytes under a name that nothing else has. The server may be away for a moment, or its disk full.
+    async fn put(&self, name: &str, bytes: &[u8]) -> io::Result<Object> {
+        let mut began = Instant::now();
+        loop {
+            let mut object = Object {
+                name: name.to_owned(),
+                messages: Vec::new(),
+                epoch: self.epoch(),
+            };
+            let stored = self.put_once(&mut object, bytes).await;
+            if self.epoch() != object.epoch {
+                object.epoch = None;
+            }
+            let Err(error) = stored else {
+                return Ok(object);
+            };
+            self.delete(&object).await;
+            // What was not acknowledged may be there as well.
+            self.purge(&object).await;
+            if self.client.connection_state() != State::Connected {
+                began = Instant::now();
+            }
+            if began.elapsed() >= self.patience {
+                return Err(self.failed("take", name, error));
+            }
+            time::sleep(AGAIN).await;
         }
     }
 
-    async fn put(&self, name: &str, mut bytes: &[u8]) -> io::Result<()> {
-        let object = ObjectMetadata {
-            name: name.to_owned(),
-            chunk_size: Some(CHUNK),
-            ..ObjectMetadata::default()
+    /// As async-nats does it, but for three things: chunks are not acknowledged one after the other; the messages of an object are
+    /// known here, so that they can be deleted, also where it can't be stored in full; and there is no digest to compute.
+    async fn put_once(&self, object: &mut Object, bytes: &[u8]) -> Result<(), PublishError> {
+        let chunk_size = CHUNK_MAX.min(self.client.max_payload());
+        let mut unacknowledged = VecDeque::new();
+        for chunk in bytes.chunks(chunk_size) {
+            let subject = self.chunks(&object.name);
+            let chunk = Bytes::copy_from_slice(chunk);
+            unacknowledged.push_back(self.jetstream.publish(subject, chunk).await?);
+            if unacknowledged.len() >= CHUNKS_MAX
+                && let Some(oldest) = unacknowledged.pop_front()
+            {
+                object.messages.push(oldest.await?.sequence);
+            }
+        }
+        for sent in unacknowledged {
+            object.messages.push(sent.await?.sequence);
+        }
+        let info = ObjectInfo {
+            name: object.name.clone(),
+            bucket: self.bucket.clone(),
+            nuid: object.name.clone(),
+            size: bytes.len(),
+            chunks: object.messages.len(),
+            options: Some(ObjectOptions {
+                link: None,
+                max_chunk_size: Some(chunk_size),
+            }),
+            description: None,
+            metadata: HashMap::new(),
+            headers: None,
+            modified: None,
+            digest: None,
+            deleted: false,
         };
-        let put = self.objects.put(object, &mut bytes).await;
-        put.map(drop).map_err(|error| failed("take", name, error))
+        // Plain data into a vector: does not fail.
+        let info = serde_json::to_vec(&info).unwrap_or_default();
+        let subject = self.about(&object.name);
+        let sent = self.jetstream.publish(subject, info.into()).await?;
+        object.messages.push(sent.await?.sequence);
+        Ok(())
+    }
+
+    /// Where the chunks of an object are, by the layout of NATS' object stores.
+    fn chunks(&self, name: &str) -> String {
+        format!("$O.{}.C.{name}", self.bucket)
+    }
+
+    /// Where its name and length are.
+    fn about(&self, name: &str) -> String {
+        format!("$O.{}.M.{}", self.bucket, URL_SAFE.encode(name))
     }
 
     async fn get(&self, name: &str) -> io::Result<Vec<u8>> {
         let object = self.objects.get(name).await;
-        let mut object = object.map_err(|error| failed("give", name, error))?;
+        let mut object = object.map_err(|error| self.failed("give", name, error))?;
         let mut bytes = Vec::with_capacity(object.info.size.min(RESERVE_MAX));
         let read = object.read_to_end(&mut bytes).await;
-        read.map_err(|error| failed("give", name, error))?;
+        read.map_err(|error| self.failed("give", name, error))?;
         Ok(bytes)
     }
 
-    /// Forgets an object. If that can't be, it goes with the run.
-    pub(crate) async fn delete(&self, name: &str) {
-        let _ = self.objects.delete(name).await;
+    /// A result. It is there, so it can be had, though the server may be away for a moment.
+    pub(crate) async fn fetch_result(&self, name: &str) -> io::Result<Vec<u8>> {
+        let began = Instant::now();
+        loop {
+            match self.get(name).await {
+                Err(_) if began.elapsed() < self.patience => time::sleep(AGAIN).await,
+                fetched => return fetched,
+            }
+        }
+    }
+
+    /// Deletes an object. If that can't be, it goes with the run.
+    pub(crate) async fn delete(&self, object: &Object) {
+        if object.epoch.is_none() || object.epoch != self.epoch() {
+            return self.purge(object).await;
+        }
+        // One by one, since nats-server 2.9 counts what is purged by its subject as storage in use for ever.
+        let subject = format!("STREAM.MSG.DELETE.OBJ_{}", self.bucket);
+        let deleted = object.messages.iter().map(async |number| {
+            let message = serde_json::json!({ "seq": number, "no_erase": true });
+            let deleted = self.jetstream.request(subject.clone(), &message).await;
+            let _: Result<IgnoredAny, _> = deleted;
+        });
+        join_all(deleted).await;
+    }
+
+    async fn purge(&self, object: &Object) {
+        for subject in [self.about(&object.name), self.chunks(&object.name)] {
+            let _ = self.stream.purge().filter(subject).await;
+        }
     }
 
     /// Bytes as they go into a message that has `room`; in the store under this name, if there is not enough.
@@ -73,15 +242,14 @@ impl Store {
             return Ok(Body::Here(bytes));
         }
         let name = name();
-        self.put(&name, &bytes).await?;
-        Ok(Body::Stored(name))
+        Ok(Body::Stored(self.put(&name, &bytes).await?))
     }
 
     /// The bytes of a message.
     pub(crate) async fn unpack(&self, body: Body) -> io::Result<Vec<u8>> {
         match body {
             Body::Here(bytes) => Ok(bytes),
-            Body::Stored(name) => self.get(&name).await,
+            Body::Stored(object) => self.get(&object.name).await,
         }
     }
 
@@ -99,9 +267,9 @@ impl Store {
                 continue;
             }
             let bytes = next.bytes()?;
-            self.put(&Reference::to(&next).object(), &bytes).await?;
+            let object = self.put(&Reference::to(&next).object(), &bytes).await?;
             next.on_drop(dropped.clone());
-            known.insert(next.id(), None);
+            known.insert(next.id(), Kept::There(object));
             todo.extend(next.holds().iter().map(Arc::clone));
         }
         Ok(Reference::to(attachment))
@@ -123,19 +291,36 @@ impl Store {
             }
             let bytes = self.get(&next.object()).await?;
             let holds = next.holds.iter();
-            let holds = holds.filter_map(|held| here.get(&held.id).cloned().flatten());
+            let holds = holds.filter_map(|held| here.get(&held.id)?.attachment());
             let made = Attachment::with_id(next.id, &[&bytes], holds.collect())?;
-            here.insert(next.id, Some(made));
+            here.insert(next.id, Kept::Here(made));
         }
-        let found = here.get(&reference.id).cloned().flatten();
+        let found = here.get(&reference.id).and_then(Kept::attachment);
         found.ok_or_else(|| io::Error::other("an attachment is missing"))
     }
 
-    /// Nobody holds these any more.
-    pub(crate) async fn forget(&self, ids: &[u64]) {
-        let mut all = self.attachments.lock().await;
-        for id in ids {
-            all.remove(id);
+    /// Nobody holds this attachment any more.
+    pub(crate) async fn forget(&self, id: u64) {
+        let kept = self.attachments.lock().await.remove(&id);
+        if let Some(Kept::There(object)) = kept {
+            self.delete(&object).await;
+        }
+    }
+}
+
+/// Where an attachment is.
+enum Kept {
+    /// In the store: this is the parent.
+    There(Object),
+    /// In memory: this is a node.
+    Here(Arc<Attachment>),
+}
+
+impl Kept {
+    fn attachment(&self) -> Option<Arc<Attachment>> {
+        match self {
+            Kept::There(_) => None,
+            Kept::Here(attachment) => Some(Arc::clone(attachment)),
         }
     }
 }

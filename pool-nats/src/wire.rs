@@ -2,22 +2,21 @@
 //!
 //! | subject | from | what |
 //! |---|---|---|
-//! | `pool.RUN.parent` | nodes | [`ToParent`]; a [`Join`] is a request |
+//! | `pool.RUN.parent` | nodes | [`ToParent`]; some are requests |
 //! | `pool.RUN.nodes` | the parent | [`ToNodes`], for all |
 //! | `pool.RUN.node.ID` | the parent | a request without content: are you there? |
 //! | `pool.RUN.work` | the parent | [`Load`]s, kept by the stream `pool_RUN` until they are done |
 //!
 //! What is too long for a message is in the object store `pool_RUN`.
 
-use pool_core::backend::{Attachment, Failure, Job, Settings};
+use std::time::Duration;
+
+use pool_core::backend::{Attachment, Job};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 1;
-
-/// What is longer is in the object store.
-pub(crate) const INLINE_MAX: usize = 256 << 10;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// The consumer of the stream that all nodes pull from. Each time that the stream is made anew it has another name, so that
 /// nobody acknowledges what was in the one before.
@@ -78,8 +77,11 @@ pub(crate) enum Answer {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Welcome {
-    pub(crate) settings: Settings,
+    /// [`Settings`](pool_core::backend::Settings).
+    pub(crate) settings: Body,
     pub(crate) epoch: u64,
+    /// How long a node tries to store a result.
+    pub(crate) patience: Duration,
     /// What the arguments of the initializer refer to.
     pub(crate) attachments: Vec<Reference>,
 }
@@ -128,6 +130,8 @@ pub(crate) struct Done {
     pub(crate) load: u64,
     /// The position of the first among the inputs of the job.
     pub(crate) first: usize,
+    /// Of so many inputs.
+    pub(crate) count: usize,
     pub(crate) what: Sent,
     /// How long an input took, in nanoseconds, with all that belongs to it.
     pub(crate) each_ns: u64,
@@ -135,17 +139,18 @@ pub(crate) struct Done {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Sent {
-    /// Of so many inputs.
-    Replies(usize, Body),
-    Failed(usize, Failure),
+    /// [`Frames`](pool_core::backend::Frames).
+    Replies(Body),
+    /// One [`Failure`](pool_core::backend::Failure) for all.
+    Failed(Body),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ToNodes {
     /// Nobody wants what is left of this job.
     Cancel { job: u64, running: bool },
-    /// Nobody holds these attachments.
-    Forget(Vec<u64>),
+    /// Nobody holds this attachment.
+    Forget(u64),
     /// The parent is there, and the stream was made anew so often.
     Alive { epoch: u64 },
     /// The run is over.
@@ -172,11 +177,21 @@ pub(crate) struct Piece {
     pub(crate) held: Vec<Reference>,
 }
 
-/// Bytes, or the name of the object that has them.
+/// Bytes, or the object that has them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Body {
     Here(#[serde(with = "serde_bytes")] Vec<u8>),
-    Stored(String),
+    Stored(Object),
+}
+
+/// What the object store has, and where.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Object {
+    pub(crate) name: String,
+    /// The numbers of its messages in the stream behind the store.
+    pub(crate) messages: Vec<u64>,
+    /// The epoch in which they have these numbers. A server that was killed may give them to others.
+    pub(crate) epoch: Option<u64>,
 }
 
 /// An attachment that is in the object store.
