@@ -572,6 +572,31 @@ fn a_server_that_comes_back_costs_nothing() {
 }
 
 #[test]
+fn a_stream_that_somebody_deletes_is_made_anew() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _node = server.node("deleted", 2);
+    let pool = builder(server.nats("deleted")).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let results = pool.starmap_async(mark, (0..300).map(|x| (file.clone(), x, 5)));
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(async {
+        let client = pool_nats::async_nats::connect(server.url()).await.unwrap();
+        let jetstream = pool_nats::async_nats::jetstream::new(client);
+        eventually("some have begun", || marks(&file).len() > 60);
+        jetstream.delete_stream("pool_deleted").await.unwrap();
+        eventually("more have begun", || marks(&file).len() > 150);
+        let stream = jetstream.get_stream("pool_deleted").await.unwrap();
+        stream.delete_consumer("nodes-1").await.unwrap();
+    });
+    assert_eq!(results.get().unwrap(), Vec::from_iter(0..300));
+    assert!(marks(&file).values().all(|count| *count == 1));
+}
+
+#[test]
 fn a_server_that_stays_away_breaks_the_pool() {
     let _dog = watchdog();
     let Some(mut server) = Server::start(&["-js"]) else {

@@ -24,6 +24,9 @@ const LOAD_BYTES: usize = 192 << 10;
 /// A load that no node has for so many ticks is published again.
 const IDLE_MAX: u32 = 2;
 
+/// Nothing comes out of the stream if no node gets a load in so many ticks.
+const STUCK: u32 = 6;
+
 /// A load that so many nodes could not begin has no outcome but that.
 const RETURNS_MAX: u32 = 10;
 
@@ -262,6 +265,7 @@ impl Book {
             actions.push(Action::Acknowledge(ack));
             return None;
         };
+        state.idle = 0;
         let holder = state.holder.get_or_insert_with(|| Holder {
             node: node.to_owned(),
             ack: ack.clone(),
@@ -298,33 +302,36 @@ impl Book {
         let free = self.loads.iter().filter(|(_, load)| load.holder.is_none());
         let free: Vec<u64> = free.map(|(number, _)| *number).collect();
         for load in free {
+            if let Some(state) = self.loads.get_mut(&load) {
+                state.idle = 0;
+            }
             self.publish_again(load);
         }
     }
 
     /// To be called once a second. A load that no node has is published again: somebody who is gone, or stopped, has got
-    /// it, for there is room for all that are published.
-    pub(crate) fn tick(&mut self) {
+    /// it, for there is room for all that are published. True: that has not helped, so nothing comes out of the stream.
+    pub(crate) fn tick(&mut self) -> bool {
+        if self.nodes.is_empty() {
+            return false;
+        }
         let mut late = Vec::new();
+        let mut is_stuck = false;
         for (number, load) in &mut self.loads {
-            load.idle = if load.holder.is_none() {
-                load.idle + 1
-            } else {
-                0
-            };
-            if load.idle >= IDLE_MAX {
+            if load.holder.is_some() {
+                continue;
+            }
+            load.idle += 1;
+            is_stuck |= load.idle >= STUCK;
+            if load.idle.is_multiple_of(IDLE_MAX) {
                 late.push(*number);
             }
         }
-        if !self.nodes.is_empty() {
-            late.into_iter().for_each(|load| self.publish_again(load));
-        }
+        late.into_iter().for_each(|load| self.publish_again(load));
+        is_stuck
     }
 
     fn publish_again(&mut self, load: u64) {
-        if let Some(state) = self.loads.get_mut(&load) {
-            state.idle = 0;
-        }
         if let Some(state) = self.loads.get(&load)
             && let Some(job) = self.jobs.get(&state.job)
         {
@@ -976,7 +983,7 @@ mod tests {
                         self.stream.remove(at % self.stream.len());
                     }
                 }
-                Step::Tick => self.book.tick(),
+                Step::Tick => drop(self.book.tick()),
                 Step::Renew => {
                     self.stream.clear();
                     self.book.publish_all_again();

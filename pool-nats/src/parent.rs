@@ -170,6 +170,8 @@ enum Command {
     Stored(u64, Vec<Object>),
     /// A load is too long.
     Refused(u64, Failure),
+    /// The stream of this epoch is not there.
+    Vanished(u64),
     /// The server does not do what a pool needs.
     Broken(String),
     /// What a node has told, with all its bytes, which had this name.
@@ -384,7 +386,7 @@ struct Thread<'a> {
     /// What nodes are told when they join.
     settings: Body,
     attachments: Vec<Reference>,
-    /// How often the stream was made anew; and whether it must be again, for the server was away.
+    /// How often the stream was made anew; and whether it must be again, for the server was away, or somebody has deleted it.
     epoch: u64,
     is_old: bool,
     book: Book,
@@ -588,6 +590,7 @@ impl<'a> Thread<'a> {
             }
             Command::Stored(_, objects) => self.delete(objects),
             Command::Refused(load, failure) => self.book.refused(load, failure),
+            Command::Vanished(epoch) => self.is_old |= epoch == self.epoch,
             Command::Broken(why) => self.break_down(&why),
             Command::Fetched {
                 name,
@@ -672,7 +675,9 @@ impl<'a> Thread<'a> {
         let (store, jetstream) = (self.store.clone(), self.jetstream.clone());
         let (client, subject) = (self.client.clone(), self.run.work());
         let (sender, patience) = (self.sender.clone(), self.server_timeout);
+        let epoch = self.epoch;
         tokio::spawn(async move {
+            let vanished = || drop(sender.send(Command::Vanished(epoch)));
             let published = async {
                 let pieces = pack(&store, &sender, number, portions).await?;
                 let load = Load {
@@ -682,7 +687,7 @@ impl<'a> Thread<'a> {
                     pieces,
                 };
                 let load = to_bytes(&load).into();
-                send(&client, &jetstream, &subject, load, patience).await
+                send(&client, &jetstream, &subject, load, patience, vanished).await
             };
             let command = match published.await {
                 Ok(()) => return,
@@ -889,7 +894,7 @@ impl<'a> Thread<'a> {
             self.renew().await;
         }
         if ticks.is_multiple_of(4) {
-            self.book.tick();
+            self.is_old |= self.book.tick();
             self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;
         }
         let silent: Vec<String> = self
@@ -1028,20 +1033,23 @@ impl<'a> Thread<'a> {
     }
 }
 
-/// Makes the stream of a run, and what nodes pull from.
+/// Makes the stream of a run, and what nodes pull from. The parent knows all that is in it, so it may be in the server's
+/// memory, which is faster; where there is no room for that, on its disk.
 async fn make_stream(jetstream: &jetstream::Context, run: &Run, epoch: u64) -> Result<(), String> {
     let name = run.store();
-    let stream = jetstream
-        .create_stream(stream::Config {
-            name: name.clone(),
-            subjects: vec![run.work()],
-            retention: RetentionPolicy::WorkQueue,
-            storage: StorageType::File,
-            ..stream::Config::default()
-        })
-        .await
-        .map_err(|error| format!("can't create the stream `{name}`: {error}"))?;
+    let config = |storage| stream::Config {
+        name: name.clone(),
+        subjects: vec![run.work()],
+        retention: RetentionPolicy::WorkQueue,
+        storage,
+        ..stream::Config::default()
+    };
+    let stream = match jetstream.create_stream(config(StorageType::Memory)).await {
+        Ok(stream) => Ok(stream),
+        Err(_) => jetstream.create_stream(config(StorageType::File)).await,
+    };
     let consumer = stream
+        .map_err(|error| format!("can't create the stream `{name}`: {error}"))?
         .create_consumer(pull::Config {
             durable_name: Some(consumer(epoch)),
             ack_policy: AckPolicy::Explicit,
@@ -1134,6 +1142,7 @@ async fn send(
     subject: &str,
     load: Bytes,
     patience: Duration,
+    vanished: impl Fn(),
 ) -> io::Result<()> {
     let message = nuid::next();
     let mut since = None;
@@ -1153,6 +1162,9 @@ async fn send(
         let why = format!("the NATS server does not take what is published to {subject}: {error}");
         if error.kind() == PublishErrorKind::MaxPayloadExceeded {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        if error.kind() == PublishErrorKind::StreamNotFound {
+            vanished();
         }
         if client.connection_state() != Connection::Connected {
             // How long that may be, others decide.
