@@ -83,6 +83,31 @@
 //! Restart=always
 //! ```
 //!
+//! # Who may do what
+//!
+//! Who may publish to the subjects of a run may run any task of the program. This configuration of a server lets a parent and its nodes do
+//! what they must, and no more; nobody who has no certificate gets in at all. (It is what the tests of this crate use.)
+//!
+//! ```text
+#![doc = include_str!("server.conf")]
+//! ```
+//!
+//! A node learns who it is from the variables of the command `nats`:
+//!
+//! ```text
+//! NATS_USER=node NATS_PASSWORD='change me too' \
+//!     NATS_CA=ca.pem NATS_CERT=client.pem NATS_KEY=client-key.pem POOL_NODE=tls://head:4222/nightly ./app
+//! ```
+//!
+//! and so does a parent that has no [`options`](crate::Nats::options). What the server denies to one of them is
+//! [`Error::Broken`](pool_core::Error::Broken), or the last line of the node, with the subject.
+//!
+//! # When the server has little room
+//!
+//! Loads are in the memory of the server (on its disk, if it may use no memory), what is long in an object store on its disk.
+//! [`max_bytes`](crate::Nats::max_bytes) bounds what inputs take there. A disk that is full is waited for as long as a
+//! server that is away, with [`server_timeout`](crate::Nats::server_timeout).
+//!
 //! # What it costs
 //!
 //! Measured with server, parent and two nodes on one machine with two processors, so that all of them shared these:

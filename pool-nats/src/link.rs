@@ -1,10 +1,12 @@
 //! The connection to the server, of a parent and of a node.
 
 use std::env;
+use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::{io, iter};
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -78,11 +80,21 @@ pub(crate) async fn connect(
 fn sort(error: &ConnectError, server: &str) -> Refused {
     let text = format!("{server}: {error}");
     match error.kind() {
+        ConnectErrorKind::Io if is_about_tls(error) => Refused::Wrong(format!(
+            "{text} (NATS_CA, or the options, say whom to trust; NATS_CERT and NATS_KEY, who this is)"
+        )),
         ConnectErrorKind::Io | ConnectErrorKind::TimedOut | ConnectErrorKind::Dns => {
             Refused::Unreachable(text)
         }
         _ => Refused::Wrong(text),
     }
+}
+
+/// Whether one side does not like what the other says of itself.
+fn is_about_tls(error: &ConnectError) -> bool {
+    let sources = iter::successors(error.source(), |error| (**error).source());
+    let mut errors = sources.filter_map(|error| error.downcast_ref::<io::Error>());
+    errors.any(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
 /// What the variables of the command `nats` say.

@@ -751,7 +751,12 @@ impl<'a> Thread<'a> {
             ToParent::Unfit { node, why } => {
                 let why = format!("the node on {} (process {}): {why}", node.host, node.pid);
                 tracing::warn!(why, "a node can't work");
-                let _ = self.tell.send(Err(why));
+                let _ = self.tell.send(Err(why.clone()));
+                self.lose(&node.id, &why);
+                if self.seen.is_empty() {
+                    // Others would not do better, and nobody else says why nothing happens.
+                    self.break_down(&why);
+                }
             }
             ToParent::Took { node, load, ack } => {
                 self.heard_of(&node).await;

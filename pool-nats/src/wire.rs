@@ -94,7 +94,7 @@ pub(crate) enum ToParent {
         node: NodeId,
         processes: usize,
     },
-    /// They can't be had.
+    /// They can't be had, or the node can't work with them any more.
     Unfit {
         node: NodeId,
         why: String,
