@@ -128,7 +128,7 @@ impl Nats {
     }
 
     /// How to connect: credentials, NKeys, TLS, as async-nats has them. What is in the URL is used as well. Of these options the
-    /// name, the timeout of requests, the delay of reconnects and the callback for events are the pool's own.
+    /// name, the timeout of requests, the interval of pings, the delay of reconnects and the callback for events are the pool's own.
     ///
     /// Default: what the variables of the environment say that the command `nats` knows, as [nodes](crate#connections) do.
     pub fn options(mut self, options: ConnectOptions) -> Nats {

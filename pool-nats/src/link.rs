@@ -16,6 +16,10 @@ use crate::Url;
 /// A request that was not answered in this time is asked again.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// The server is asked so often whether it is there, and the connection given up if it has not answered three times: sooner than a
+/// node would take that for the parent's silence.
+const PING: Duration = Duration::from_secs(3);
+
 /// And JetStream answers in this time.
 pub(crate) const JETSTREAM: Duration = Duration::from_secs(5);
 
@@ -60,6 +64,7 @@ pub(crate) async fn connect(
         .name(name)
         .reconnect_delay_callback(reconnect_delay)
         .request_timeout(Some(ANSWER))
+        .ping_interval(PING)
         .event_callback(move |event| {
             if let Event::ServerError(ServerError::Other(text)) = &event
                 && text.to_lowercase().contains("permissions violation")

@@ -753,6 +753,10 @@ impl Node {
         if connected && !self.connected || Instant::now() >= self.asked_until {
             self.asked = 0;
         }
+        if connected && !self.connected {
+            // What the parent said meanwhile could not be heard.
+            self.heard = Instant::now();
+        }
         self.connected = connected;
         if connected && self.heard.elapsed() >= PARENT_GONE {
             self.leaving = Some("has not heard of the parent for 15 s");

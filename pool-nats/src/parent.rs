@@ -392,10 +392,12 @@ struct Thread<'a> {
     book: Book,
     sinks: HashMap<u64, Arc<dyn Sink>>,
     seen: HashMap<String, Seen>,
-    /// How long the thread has looked after its nodes. This clock stands still while the thread does not: where the process is
-    /// stopped, or waits for the server, no node is to blame.
+    /// How long the thread has looked after its nodes. This clock stands still while it does not, since the process is stopped, or the
+    /// server does nothing: for that, no node is to blame.
     watched: Duration,
     looked: Instant,
+    /// The thread has heard what it said to itself, through the server, since it looked.
+    echoed: bool,
     /// Loads with pieces in the store, and where.
     stored: HashMap<u64, Vec<Object>>,
     /// Results that are being fetched, by their names; and the nodes that they are from.
@@ -511,6 +513,7 @@ impl<'a> Thread<'a> {
             seen: HashMap::new(),
             watched: Duration::ZERO,
             looked: Instant::now(),
+            echoed: true,
             stored: HashMap::new(),
             fetching: HashMap::new(),
             lost_later: HashMap::new(),
@@ -777,6 +780,7 @@ impl<'a> Thread<'a> {
                 self.answer(&message, "known".into()).await;
             }
             ToParent::Left { node, why } => self.lose(&node, &why),
+            ToParent::Echo => self.echoed = true,
         }
     }
 
@@ -883,8 +887,10 @@ impl<'a> Thread<'a> {
     async fn look(&mut self, ticks: u32) {
         self.notice_connection();
         let now = Instant::now();
-        self.watched += (now - self.looked).min(2 * PING);
-        self.looked = now;
+        let passed = now - std::mem::replace(&mut self.looked, now);
+        if std::mem::take(&mut self.echoed) {
+            self.watched += passed.min(2 * PING);
+        }
         if let Err(since) = self.connected {
             if now - since >= self.server_timeout {
                 let why = format!(
@@ -898,6 +904,9 @@ impl<'a> Thread<'a> {
         if self.is_old {
             self.renew().await;
         }
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let echo = to_bytes(&ToParent::Echo);
+        tokio::spawn(async move { client.publish(subject, echo.into()).await });
         if ticks.is_multiple_of(4) {
             self.is_old |= self.book.tick();
             self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;

@@ -117,6 +117,8 @@ pub(crate) enum ToParent {
     },
     /// A request: inputs of a load have their outcomes. The answer says that the parent knows; it may be told again.
     Done(Done),
+    /// From the parent: it hears this if the server is well.
+    Echo,
     /// The node takes nothing more.
     Left {
         node: String,

@@ -2,12 +2,12 @@
 //!
 //! Where there is no `nats-server` (in `NATS_SERVER_BIN`, on the PATH, in /usr/sbin), each test says so, and tests nothing.
 
+mod anytime;
 mod hosts;
 mod support;
 
 use std::env;
-use std::io::{BufRead, BufReader};
-use std::process::{self, Command, Stdio};
+use std::process::{self, Command};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -286,34 +286,6 @@ fn nodes_may_come_later() {
     assert!(result.get_timeout(Duration::from_millis(300)).is_err());
     let _node = server.node("later", 1);
     assert_eq!(result.get().unwrap().len(), 100);
-}
-
-#[test]
-fn nodes_of_a_killed_parent_end_and_leave_nothing() {
-    let _dog = watchdog();
-    let Some(server) = Server::start(&["-js"]) else {
-        return;
-    };
-    let program = env!("CARGO_BIN_EXE_far_parent");
-    let node = Node::start(&mut Command::new(program), &server.url(), "orphan", 1);
-    let mut parent = Command::new(program);
-    let parent = parent
-        .args([&server.url(), "orphan"])
-        .stdout(Stdio::piped());
-    let mut parent = parent.spawn().unwrap();
-    let mut line = String::new();
-    let out = parent.stdout.take().unwrap();
-    BufReader::new(out).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    assert!(!server.streams().is_empty());
-    parent.kill().unwrap();
-    parent.wait().unwrap();
-    let (code, said) = node.end();
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("has not heard of the parent"), "{said}");
-    eventually("nothing is left on the server", || {
-        server.streams().is_empty()
-    });
 }
 
 // ---- a server that goes ---------------------------------------------------------------------------

@@ -114,6 +114,10 @@ impl Server {
         self.child.wait().expect("it is ours");
     }
 
+    pub(crate) fn signal(&self, number: i32) {
+        signal(&self.child, number);
+    }
+
     /// Starts it again, with what it had stored.
     pub(crate) fn restart(&mut self) {
         let binary = server_binary().expect("it was found before");
@@ -179,10 +183,8 @@ impl Node {
         Node { child, said }
     }
 
-    pub(crate) fn signal(&self, signal: i32) {
-        // SAFETY: sends a signal to a child of ours that was not waited for.
-        let sent = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
-        assert_eq!(sent, 0);
+    pub(crate) fn signal(&self, number: i32) {
+        signal(&self.child, number);
     }
 
     /// Its exit code, and all that it has said.
@@ -203,6 +205,12 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn signal(child: &Child, number: i32) {
+    // SAFETY: sends a signal to a child of ours that was not waited for.
+    let sent = unsafe { libc::kill(child.id().cast_signed(), number) };
+    assert_eq!(sent, 0);
 }
 
 /// Ends the whole program if a test hangs.
