@@ -5,12 +5,13 @@
 //!
 //! Prints a table, and writes it and plots to `target/bench`. Nothing fails for being slow: it is a
 //! report. What is measured is in the modules `latency`, `throughput`, `efficiency`, `payload`, `data`,
-//! `processes` and `footprint`; the peers are in `peers` and `raw`.
+//! `processes`, `footprint` and `machines`; the peers are in `peers` and `raw`.
 
 mod data;
 mod efficiency;
 mod footprint;
 mod latency;
+mod machines;
 mod payload;
 mod peers;
 mod plot;
@@ -70,6 +71,7 @@ enum Group {
     Data,
     Start,
     Footprint,
+    Machines,
 }
 
 impl Group {
@@ -83,6 +85,7 @@ impl Group {
             Group::Data => "data",
             Group::Start => "start",
             Group::Footprint => "footprint",
+            Group::Machines => "machines",
         }
     }
 
@@ -95,6 +98,7 @@ impl Group {
             Group::Data => data::measure(bench),
             Group::Start => processes::measure(bench),
             Group::Footprint => footprint::measure(bench),
+            Group::Machines => machines::measure(bench),
         }
     }
 }
