@@ -448,8 +448,8 @@ pub(crate) fn task_failed(what: &str, name: &str, fault: &Fault) -> String {
 
 /// Where outcomes go.
 pub trait Sink: Debug + Send + Sync {
-    /// Takes outcomes: exactly one for each input, in any order. May be called from any thread: it neither blocks nor runs
-    /// code of users other than the wakers of their futures (which may panic). Hold no lock that they might want.
+    /// Takes outcomes: exactly one for each input, in any order. May be called from any thread: it does not block, does not panic,
+    /// and runs no code of users other than the wakers of their futures. Hold no lock that they might want.
     fn deliver(self: Arc<Self>, outcomes: Outcomes);
 }
 
@@ -564,7 +564,8 @@ pub trait Workers: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::StillOpen`] without [`close`](Workers::close) or [`terminate`](Workers::terminate) before; [`Error::Timeout`].
+    /// [`Error::StillOpen`] without [`close`](Workers::close) or [`terminate`](Workers::terminate) before, or if a job waits for
+    /// inputs that only this thread can push, as it was the last to do so; [`Error::Timeout`].
     fn join(&self, deadline: Option<Instant>) -> Result<(), Error>;
 
     /// Terminates, and waits until nothing is left, but not for ever. Called when the pool is dropped.

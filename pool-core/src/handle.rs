@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,7 +129,11 @@ impl Gather {
             engine.callbacks.start();
         }
         if let Some(waker) = waker {
-            waker.wake();
+            // A user's waker may panic, and this may be a thread that others need.
+            let woken = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            if let Err(payload) = woken {
+                mem::forget(payload);
+            }
         }
     }
 

@@ -364,11 +364,7 @@ impl Shared {
         if !effects.deliveries.is_empty() {
             DELIVERIES.set(DELIVERIES.get() + 1);
             for (sink, outcomes) in effects.deliveries.drain(..) {
-                // The waker of a user's future may panic, and this may be a thread that others need.
-                let delivered = panic::catch_unwind(AssertUnwindSafe(|| sink.deliver(outcomes)));
-                if let Err(payload) = delivered {
-                    mem::forget(payload);
-                }
+                sink.deliver(outcomes);
             }
             DELIVERIES.set(DELIVERIES.get() - 1);
             self.delivering.fetch_sub(1, Ordering::SeqCst);

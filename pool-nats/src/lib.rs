@@ -35,6 +35,7 @@
 //! - When a node is lost, what it had begun is [`Error::WorkerLost`] with the name of its host, or is run
 //!   again; the rest runs elsewhere. A node that was killed is seen within a second, one that is silent within three. Inputs go to
 //!   nodes in loads of some milliseconds, and a load that was begun counts as begun as a whole.
+//! - `terminate` and a cancellation are messages: their outcomes are there soon, and until a node hears of it, it begins what it has.
 //! - The server may be restarted: the pool waits for it, [`server_timeout`](Nats::server_timeout) long. After that everything
 //!   open is [`Error::Broken`].
 //! - At the end of a run the stream and the object store, `pool_RUN` and `OBJ_pool_RUN`, are deleted; by the nodes, if the

@@ -39,7 +39,7 @@ const PROCESSES: &str = "POOL_NODE_PROCESSES";
 /// A node ends when it has not heard of the parent for so long.
 const PARENT_GONE: Duration = Duration::from_secs(15);
 
-/// Who waits for a server or a run looks again after this.
+/// Who waits for a server or a run looks again after this, or sooner at first.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// The server is told so often that a load is still wanted.
@@ -228,6 +228,7 @@ async fn work(
 
 async fn connect(url: &Url) -> Result<Link, String> {
     let mut waits = false;
+    let mut pause = AGAIN / 50;
     loop {
         match link::connect(url, None, "pool-node").await {
             Ok(link) => return Ok(link),
@@ -235,7 +236,8 @@ async fn connect(url: &Url) -> Result<Link, String> {
                 if !std::mem::replace(&mut waits, true) {
                     log(&format!("waits: {why}"));
                 }
-                time::sleep(AGAIN).await;
+                time::sleep(pause).await;
+                pause = AGAIN.min(2 * pause);
             }
             Err(Refused::Wrong(why)) => return Err(why),
         }
@@ -249,6 +251,7 @@ fn text(error: impl ToString) -> String {
 /// Asks the parent to be let in, as long as there is none.
 async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, String> {
     let mut waits = false;
+    let mut pause = AGAIN / 50;
     let request: Bytes = to_bytes(&ToParent::Join(join.clone())).into();
     loop {
         if let Ok(answer) = client.request(run.parent(), request.clone()).await {
@@ -264,7 +267,8 @@ async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, Strin
         if !std::mem::replace(&mut waits, true) {
             log(&format!("waits for the run {}", run.0));
         }
-        time::sleep(AGAIN).await;
+        time::sleep(pause).await;
+        pause = AGAIN.min(2 * pause);
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use async_nats::client::RequestErrorKind;
@@ -48,6 +48,9 @@ const RECONNECT: Duration = Duration::from_secs(5);
 /// quicker.
 const ACK_WAIT: Duration = Duration::from_secs(15);
 
+/// A node that was let in and is not ready in time has so long to say why.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// At the end, nodes are waited for so long.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -85,27 +88,46 @@ pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, 
         shared,
         thread: Mutex::new(Some(thread)),
     };
-    // The thread tells of each step in time, so this does not wait for ever.
-    let mut joined = 0;
-    let deadline = Instant::now() + timeout;
+    let mut seen = Joined::default();
+    // Nothing is too long for a setting. Nodes have the same time for their workers, and then say what is wrong.
+    let deadline = Instant::now().checked_add(timeout);
+    let last = deadline.and_then(|deadline| deadline.checked_add(LAST_WORD));
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let until = if seen.let_in > seen.ready {
+            last
+        } else {
+            deadline
+        };
+        let left = until.map_or(timeout, |until| {
+            until.saturating_duration_since(Instant::now())
+        });
         match told.recv_timeout(left) {
-            Ok(Ok(count)) => {
-                joined = count;
-                if joined >= nodes {
+            Ok(Ok(joined)) => {
+                seen = joined;
+                if seen.ready >= nodes {
                     return Ok(Arc::new(parent));
                 }
             }
             Ok(Err(why)) => return Err(Error::start(why)),
             Err(_) => {
+                let Joined { ready, let_in } = seen;
+                let others = match let_in.saturating_sub(ready) {
+                    0 => "start this program with POOL_NODE in its environment".to_owned(),
+                    others => format!("the workers of {others} others were not"),
+                };
                 return Err(Error::start(format!(
-                    "{joined} of {nodes} nodes have joined in {timeout:?}: start this program with \
-                     POOL_NODE in its environment"
+                    "{ready} of {nodes} nodes were ready in time ({timeout:?}): {others}"
                 )));
             }
         }
     }
+}
+
+/// How many nodes were let in, and how many of them have their workers.
+#[derive(Debug, Default, Clone, Copy)]
+struct Joined {
+    let_in: usize,
+    ready: usize,
 }
 
 /// What callers and the thread have in common.
@@ -118,8 +140,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     mode: Mode,
-    /// Jobs that more inputs may come for.
-    feeding: HashSet<JobId>,
+    /// Jobs that more inputs may come for, and who pushed the last ones.
+    feeding: HashMap<JobId, ThreadId>,
     next: u64,
     workers: usize,
     hints: HashMap<u32, usize>,
@@ -231,7 +253,7 @@ impl Workers for Parent {
         };
         state.next += 1;
         if more {
-            state.feeding.insert(id);
+            state.feeding.insert(id, thread::current().id());
         }
         // Under the lock: nothing is submitted behind a `terminate`.
         let _ = self.commands.send(Command::Submit {
@@ -246,14 +268,16 @@ impl Workers for Parent {
 
     fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
         let mut state = self.shared.lock();
-        if !state.feeding.contains(&job) {
+        if !state.feeding.contains_key(&job) {
             return Err(match &state.mode {
                 Mode::Terminated => Error::Terminated,
                 Mode::Broken(why) => Error::broken(why),
                 Mode::Open | Mode::Closed => Error::Cancelled,
             });
         }
-        if !more {
+        if more {
+            state.feeding.insert(job, thread::current().id());
+        } else {
             state.feeding.remove(&job);
         }
         let job = number(job);
@@ -295,7 +319,8 @@ impl Workers for Parent {
             if state.over {
                 return Ok(());
             }
-            if state.mode == Mode::Open {
+            let this = thread::current().id();
+            if state.mode == Mode::Open || state.feeding.values().any(|thread| *thread == this) {
                 return Err(Error::StillOpen);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -340,7 +365,7 @@ impl Drop for Parent {
     }
 }
 
-type Tell = std_mpsc::Sender<Result<usize, String>>;
+type Tell = std_mpsc::Sender<Result<Joined, String>>;
 
 /// The life of the thread.
 async fn live(
@@ -355,7 +380,7 @@ async fn live(
     let begun = time::timeout(timeout, Thread::begin(nats, settings, sender, shared, tell)).await;
     match begun {
         Ok(Ok((mut thread, denied, said))) => {
-            let _ = tell.send(Ok(0));
+            let _ = tell.send(Ok(Joined::default()));
             thread.run(commands, denied, said).await;
             thread.tidy_up().await;
         }
@@ -407,6 +432,7 @@ struct Thread<'a> {
     sender: UnboundedSender<Command>,
     shared: &'a Shared,
     tell: &'a Tell,
+    joined: Joined,
     server_timeout: Duration,
     /// Since when there is a connection again, if it was lost; or since when there is none.
     connected: Result<Option<Instant>, Instant>,
@@ -520,6 +546,7 @@ impl<'a> Thread<'a> {
             sender,
             shared,
             tell,
+            joined: Joined::default(),
             server_timeout: nats.server_timeout,
             connected: Ok(None),
             connects,
@@ -714,7 +741,11 @@ impl<'a> Thread<'a> {
         match said {
             ToParent::Join(join) => {
                 let answer = match differs(&join) {
-                    None => self.welcome(),
+                    None => {
+                        self.joined.let_in += 1;
+                        let _ = self.tell.send(Ok(self.joined));
+                        self.welcome()
+                    }
                     Some(why) => {
                         tracing::warn!(
                             host = join.node.host,
@@ -748,7 +779,8 @@ impl<'a> Thread<'a> {
                     },
                 );
                 self.count();
-                let _ = self.tell.send(Ok(self.seen.len()));
+                self.joined.ready = self.seen.len();
+                let _ = self.tell.send(Ok(self.joined));
                 self.answer(&message, "known".into()).await;
             }
             ToParent::Unfit { node, why } => {

@@ -374,7 +374,10 @@ fn what_can_be_wrong_is_said() {
     );
 
     let text = why(builder(server.nats("few").nodes(2)).start_timeout(soon));
-    assert!(text.contains("0 of 2 nodes"), "{text}");
+    assert!(
+        text.contains("0 of 2 nodes") && text.contains("POOL_NODE"),
+        "{text}"
+    );
 
     let first = builder(server.nats("taken").nodes(0)).build().unwrap();
     let text = why(builder(server.nats("taken").nodes(0)));

@@ -34,7 +34,7 @@ pub(crate) fn skipped<T>() -> Option<T> {
 
 /// A server of one test.
 pub(crate) struct Server {
-    child: Child,
+    pub(crate) child: Child,
     pub(crate) directory: TempDir,
     pub(crate) port: u16,
     options: Vec<String>,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use pool_core::{Error, PoolBuilder, pool_task};
 
 use crate::support::{
-    Gate, builder, checked, forever, multiply, signal, square, stand, watchdog, works,
+    Gate, builder, checked, forever, multiply, signal, square, stand, watchdog,
+    workers_are_elsewhere, works,
 };
 
 /// A builder of contained pools; `None` where the system has no namespace for us, which is then said.
@@ -157,6 +158,9 @@ fn limits_hold_for_contained_workers() {
 
 #[test]
 fn signals_to_the_guard_reach_the_worker() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _watchdog = watchdog();
     let Some(builder) = contained() else { return };
     let gate = Gate::new();
@@ -176,6 +180,9 @@ fn signals_to_the_guard_reach_the_worker() {
 /// Nothing runs twice when the guard is killed under a worker that has much to do.
 #[test]
 fn a_killed_guard_costs_no_more_than_one_input() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _watchdog = watchdog();
     let Some(builder) = contained() else { return };
     let pool = checked(builder.build());

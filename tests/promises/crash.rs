@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::leaks;
 use crate::support::{
     Gate, append, builder, checked, forever, hang, lines, own_pid, pool, signal, square, stand,
-    wait_at, watchdog, works,
+    wait_at, watchdog, workers_are_elsewhere, works,
 };
 
 /// Ways for a task to go down with its worker.
@@ -178,7 +178,7 @@ fn apply() {
         let neighbours: Vec<_> = (0..10).map(|x| pool.apply_async(square, (x,))).collect();
         // The last one's successor, too.
         let mut pids = pool.worker_pids();
-        while pids.len() < pool.processes() {
+        while pids.len() < pool.processes() && !workers_are_elsewhere() {
             thread::yield_now();
             pids = pool.worker_pids();
         }
@@ -188,7 +188,7 @@ fn apply() {
         let Error::WorkerLost(lost) = error else {
             unreachable!("just checked");
         };
-        assert!(pids.contains(&lost.pid()));
+        assert!(pids.contains(&lost.pid()) || workers_are_elsewhere());
         for (x, result) in (0..).zip(neighbours) {
             assert_eq!(result.get().unwrap(), x * x);
         }
@@ -534,6 +534,9 @@ fn stop_yourself() {
 
 #[test]
 fn a_time_limit_ends_a_worker_that_stopped_itself() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let pool = pool(2);
     let before = pool.worker_pids();
@@ -1022,6 +1025,9 @@ fn a_worker_killed_from_outside() {
 
 #[test]
 fn a_stopped_worker_goes_on_when_it_is_continued() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let pool = pool(1);
     let pid = pool.apply(own_pid, ()).unwrap();

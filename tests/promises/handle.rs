@@ -12,7 +12,9 @@ use std::time::Duration;
 use pool_core::{Error, Pool, pool_task};
 
 use crate::leaks;
-use crate::support::{Gate, hang, own_pid, pool, square, stand, wait_at, watchdog, works};
+use crate::support::{
+    Gate, hang, own_pid, pool, square, stand, wait_at, watchdog, workers_are_elsewhere, works,
+};
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -131,7 +133,9 @@ fn cancel_of_what_has_not_begun() {
     held.release();
     assert_eq!(first.get().unwrap(), 1);
     assert_eq!(third.get().unwrap(), 9);
-    assert_eq!(pool.worker_pids(), [pid], "nobody had to die for it");
+    if !workers_are_elsewhere() {
+        assert_eq!(pool.worker_pids(), [pid], "nobody had to die for it");
+    }
     pool.close();
     pool.join().unwrap();
     assert!(gate.poll().is_none(), "it was run");
@@ -150,7 +154,9 @@ fn cancel_of_what_runs() {
     let other = behind.get().unwrap();
     assert_ne!(other, held.pid);
     assert!(!leaks::is_alive(held.pid));
-    assert_eq!(pool.worker_pids(), [other]);
+    if !workers_are_elsewhere() {
+        assert_eq!(pool.worker_pids(), [other]);
+    }
     works(&pool);
 }
 

@@ -16,7 +16,7 @@ use pool_core::{AsyncResult, Error, Pool, PoolBuilder, pool_task, worker};
 use crate::leaks;
 use crate::support::{
     Gate, append, builder, checked, forever, hang, lines, mark, own_pid, pool, signal, square,
-    wait_at, watchdog, who, works,
+    wait_at, watchdog, who, workers_are_elsewhere, works,
 };
 
 /// Long enough to be told from "at once" by nobody: used where a timeout must pass.
@@ -214,7 +214,8 @@ fn terminate_ends_every_open_result() {
         assert!(matches!(ended, Err(Error::Terminated | Error::Closed)));
     });
     for result in queued {
-        assert!(result.ready());
+        assert!(result.ready() || workers_are_elsewhere());
+        result.wait();
         assert_eq!(result.successful(), Some(false));
         assert!(matches!(result.get(), Err(Error::Terminated)));
     }
@@ -481,6 +482,9 @@ fn huge_settings_are_no_harm() {
 
 #[test]
 fn workers_keep_static_state() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let pool = pool(1);
     let answers = pool.map(who, 0..20).unwrap();
@@ -548,6 +552,9 @@ fn prepared_by(file: &Path) -> PoolBuilder {
 
 #[test]
 fn the_initializer_runs_once_in_each_worker() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("prepared");
@@ -654,6 +661,9 @@ fn start_once(file: &Path) {
 
 #[test]
 fn a_pool_whose_workers_stop_starting_gives_up() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("started");
@@ -803,6 +813,9 @@ fn pools_nest() {
 
 #[test]
 fn inner_pools_die_with_their_worker() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let gate = Gate::new();
     let pool = pool(1);
@@ -856,6 +869,9 @@ fn thirty_two_threads_share_a_pool() {
 
 #[test]
 fn many_pools_side_by_side() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let pools: Vec<_> = (0..6).map(|_| pool(2)).collect();
     let pids: HashSet<u32> = pools.iter().flat_map(|pool| pool.worker_pids()).collect();
@@ -892,6 +908,9 @@ fn workers_inherit_directory_and_environment() {
 
 #[test]
 fn workers_are_other_processes() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _dog = watchdog();
     let pool = pool(2);
     let pids = pool.worker_pids();

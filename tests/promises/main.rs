@@ -14,6 +14,7 @@ mod inline;
 mod lazy;
 mod leaks;
 mod lifecycle;
+mod nats;
 mod order;
 mod preload;
 mod support;

@@ -342,5 +342,5 @@ fn many_inputs() {
     assert!((0..).zip(&products).all(|(x, product)| *product == 3 * x));
     assert_eq!(products.len(), 100_000);
     let sum: u64 = pool.imap(square, 0..50_000).map(Result::unwrap).sum();
-    assert_eq!(sum, (0..50_000u64).map(|x| x * x).sum());
+    assert_eq!(sum, (0..50_000u64).map(|x| x * x).sum::<u64>());
 }

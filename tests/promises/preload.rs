@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::leaks;
 use crate::support::{
     Gate, append, builder, checked, forever, hang, lines, own_pid, signal, stand, wait_at,
-    watchdog, works,
+    watchdog, workers_are_elsewhere, works,
 };
 
 /// Where the preload task writes down who has run it.
@@ -222,6 +222,9 @@ fn a_zygote_may_be_killed_while_it_forks() {
 
 #[test]
 fn a_stopped_zygote_is_replaced_when_a_worker_is_wanted() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _watchdog = watchdog();
     let runs = Runs::new();
     let pool = checked(runs.builder().start_timeout(Duration::from_secs(2)).build());
@@ -240,6 +243,9 @@ fn a_stopped_zygote_is_replaced_when_a_worker_is_wanted() {
 
 #[test]
 fn a_stopped_zygote_holds_up_neither_drop_nor_join() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _watchdog = watchdog();
     for joins in [false, true] {
         let runs = Runs::new();
@@ -371,6 +377,9 @@ fn fail_later(runs: &Path) {
 
 #[test]
 fn a_pool_whose_zygote_does_not_come_again_gives_up() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _watchdog = watchdog();
     let runs = Runs::new();
     let pool = checked(
@@ -497,6 +506,9 @@ fn affinity_error() -> i32 {
 
 #[test]
 fn a_forked_worker_is_a_child_of_the_pools_process() {
+    if workers_are_elsewhere() {
+        return;
+    }
     let _watchdog = watchdog();
     let runs = Runs::new();
     let pool = checked(runs.builder().processes(1).build());

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::far::Far;
 use crate::leaks;
+use crate::nats::Nats;
 
 /// How long a test may take, on a machine under load.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,16 +49,23 @@ pub(crate) struct Watchdog(
 #[derive(Debug)]
 pub(crate) struct Checked(Option<Pool>);
 
-/// Names the backend over which the promises are tested; not set: the local one.
+/// Names the backend over which the promises are tested: `far`, or the URL of a NATS server; not set: the local one.
 pub(crate) const BACKEND: &str = "POOL_TEST_BACKEND";
 
 /// The settings of a pool over that backend.
 pub(crate) fn builder() -> PoolBuilder {
     match env::var(BACKEND).as_deref() {
         Ok("far") => Pool::builder().backend(Far),
+        Ok(url) if url.starts_with("nats://") => Pool::builder().backend(Nats(url.to_owned())),
         Ok(other) => panic!("no backend is called {other}"),
         Err(_) => Pool::builder(),
     }
+}
+
+/// Whether the backend's workers are as good as on another machine: the pool does not know their pids. A test that must know them
+/// tests nothing then.
+pub(crate) fn workers_are_elsewhere() -> bool {
+    env::var(BACKEND).is_ok_and(|name| name.starts_with("nats://"))
 }
 
 /// A pool of this many workers.
