@@ -48,7 +48,9 @@ use crate::error::{
 };
 use crate::sync::Parker;
 
-pub use pool_worker::{Attachment, Bytes, Exit, Frames, NodeKind, Tag, fingerprint, tasks};
+pub use pool_worker::{
+    Attachment, Bytes, Exit, Frames, NodeKind, Tag, fingerprint, lineage, tasks,
+};
 
 pub use self::inline::Inline;
 pub use crate::few::Few;
@@ -499,6 +501,9 @@ pub(crate) trait Waiting: Debug {
 }
 
 /// The workers of one pool.
+///
+/// A program may fork, and its copy has none of the backend's threads. There, all is refused ([`Error::Closed`]), nothing is waited
+/// for, and nothing is sent: [`lineage`] tells the copy from the process that the workers were made in.
 pub trait Workers: Debug + Send + Sync {
     /// Accepts a job, with its first inputs. `more`: others follow by [`push`](Workers::push).
     /// With an explicit chunk size, inputs come in whole chunks, but for the last.

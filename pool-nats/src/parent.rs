@@ -21,7 +21,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use pool_core::Error;
 use pool_core::backend::{
-    self, Failure, Few, Frames, Job, JobId, Outcomes, Portion, Settings, Sink, What, Workers,
+    self, Failure, Few, Frames, Job, JobId, Outcomes, Portion, Settings, Sink, Waiter, Want, What,
+    Workers,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
@@ -84,6 +85,7 @@ pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, 
         })
         .map_err(|error| Error::start(format!("no thread for the connection: {error}")))?;
     let parent = Parent {
+        owner: backend::lineage(),
         commands,
         shared,
         thread: Mutex::new(Some(thread)),
@@ -218,9 +220,17 @@ enum Ping {
 }
 
 struct Parent {
+    /// In a forked copy of this process there is no thread.
+    owner: u32,
     commands: UnboundedSender<Command>,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Parent {
+    fn is_ours(&self) -> bool {
+        backend::lineage() == self.owner
+    }
 }
 
 impl fmt::Debug for Parent {
@@ -241,6 +251,9 @@ impl Workers for Parent {
         inputs: Few<Portion>,
         more: bool,
     ) -> Result<JobId, Error> {
+        if !self.is_ours() {
+            return Err(Error::Closed);
+        }
         let mut state = self.shared.lock();
         match &state.mode {
             Mode::Open => {}
@@ -267,6 +280,9 @@ impl Workers for Parent {
     }
 
     fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
+        if !self.is_ours() {
+            return Err(Error::Closed);
+        }
         let mut state = self.shared.lock();
         if !state.feeding.contains_key(&job) {
             return Err(match &state.mode {
@@ -285,7 +301,23 @@ impl Workers for Parent {
         Ok(())
     }
 
+    fn wait(
+        &self,
+        _job: JobId,
+        _want: Want,
+        waiter: Waiter<'_>,
+        deadline: Option<Instant>,
+    ) -> bool {
+        if !self.is_ours() {
+            return waiter.is_over();
+        }
+        waiter.sleep(deadline)
+    }
+
     fn cancel(&self, job: JobId, running: bool) {
+        if !self.is_ours() {
+            return;
+        }
         let mut state = self.shared.lock();
         state.feeding.remove(&job);
         let job = number(job);
@@ -297,6 +329,9 @@ impl Workers for Parent {
     }
 
     fn close(&self) {
+        if !self.is_ours() {
+            return;
+        }
         let mut state = self.shared.lock();
         if state.mode == Mode::Open {
             state.mode = Mode::Closed;
@@ -305,6 +340,9 @@ impl Workers for Parent {
     }
 
     fn terminate(&self) {
+        if !self.is_ours() {
+            return;
+        }
         let mut state = self.shared.lock();
         if matches!(state.mode, Mode::Open | Mode::Closed) {
             state.mode = Mode::Terminated;
@@ -314,6 +352,9 @@ impl Workers for Parent {
     }
 
     fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        if !self.is_ours() {
+            return Ok(());
+        }
         let mut state = self.shared.lock();
         loop {
             if state.over {
@@ -339,6 +380,9 @@ impl Workers for Parent {
     }
 
     fn shut_down(&self) {
+        if !self.is_ours() {
+            return;
+        }
         self.terminate();
         let joined = self.join(Some(Instant::now() + END_MAX));
         let thread = self

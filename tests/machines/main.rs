@@ -288,6 +288,23 @@ fn nodes_may_come_later() {
     assert_eq!(result.get().unwrap().len(), 100);
 }
 
+#[test]
+fn a_forked_copy_of_the_parent_has_no_pool() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let program = env!("CARGO_BIN_EXE_far_parent");
+    let node = Node::start(&mut Command::new(program), &server.url(), "forked", 1);
+    let parent = Command::new(program)
+        .args([&server.url(), "forked", "fork"])
+        .output();
+    let parent = parent.unwrap();
+    assert!(parent.status.success(), "{parent:?}");
+    assert_eq!(parent.stdout, b"child: Some(42)\n");
+    assert_eq!(node.end().0, Some(0));
+}
+
 // ---- a server that goes ---------------------------------------------------------------------------
 
 #[test]
