@@ -1,9 +1,13 @@
 //! A program whose pool is on other machines: `far_parent URL RUN` builds it, says so, and waits for a task that never ends. (Whoever
 //! runs it is about to kill it.) `far_parent URL RUN fork` forks instead, and says what becomes of the copy and of the pool.
+//! `far_parent URL RUN work FILE` does something of use: appends 300 numbers to the file.
 
 use std::env;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use pool_core::{Error, Pool, pool_task};
 
@@ -23,14 +27,37 @@ fn main() -> Result<(), Error> {
     let (url, run) = (next(), next());
     let backend = pool_nats::connect(&url)?.run(&run);
     let pool = Pool::builder().backend(backend).build()?;
-    if next() == "fork" {
-        return fork(pool);
+    match &*next() {
+        "fork" => return fork(pool),
+        "work" => {
+            let file = PathBuf::from(next());
+            let numbers = pool.starmap_async(append, (0..300).map(|x| (file.clone(), x)));
+            say("ready");
+            assert_eq!(numbers.get()?, Vec::from_iter(0..300));
+            return Ok(());
+        }
+        _ => {}
     }
     let hanging = pool.apply_async(hang, ());
-    let mut out = io::stdout();
-    let said = writeln!(out, "ready").and_then(|()| out.flush());
-    said.expect("somebody listens");
+    say("ready");
     hanging.get()
+}
+
+fn say(what: &str) {
+    let mut out = io::stdout();
+    let said = writeln!(out, "{what}").and_then(|()| out.flush());
+    said.expect("somebody listens");
+}
+
+/// Takes 5 ms.
+#[pool_task]
+fn append(file: &Path, x: u64) -> u64 {
+    let file = OpenOptions::new().append(true).create(true).open(file);
+    let mut file = file.expect("the file can be written");
+    file.write_all(format!("{x}\n").as_bytes())
+        .expect("the file can be written");
+    thread::sleep(Duration::from_millis(5));
+    x
 }
 
 fn fork(pool: Pool) -> Result<(), Error> {
@@ -51,7 +78,6 @@ fn fork(pool: Pool) -> Result<(), Error> {
     assert_eq!(waited, child, "{}", io::Error::last_os_error());
     pool.apply(nothing, ())?;
     let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-    let said = writeln!(io::stdout(), "child: {code:?}");
-    said.expect("somebody listens");
+    say(&format!("child: {code:?}"));
     Ok(())
 }

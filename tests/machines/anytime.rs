@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use pool_core::Error;
 
-use crate::support::{Node, Server, builder, eventually, host, mark, marks, watchdog};
+use crate::support::{Node, Server, builder, eventually, host, mark, marks, signal, watchdog};
 
 const INPUTS: u64 = 300;
 const PROCESSES: usize = 2;
@@ -207,5 +207,33 @@ fn the_parent_is_killed() {
         eventually("nothing is left on the server", || {
             server.streams().is_empty()
         });
+    });
+}
+
+#[test]
+fn the_parent_is_stopped_for_a_while() {
+    at_random("asleep", |run, rng| {
+        let Some(server) = Server::start(&["-js"]) else {
+            return;
+        };
+        let program = env!("CARGO_BIN_EXE_far_parent");
+        let node = Node::start(&mut Command::new(program), &server.url(), run, 2);
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("marks");
+        let mut parent = Command::new(program);
+        let parent = parent.args([&server.url(), run, "work"]).arg(&file);
+        let mut parent = parent.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let out = parent.stdout.take().unwrap();
+        BufReader::new(out).read_line(&mut line).unwrap();
+        thread::sleep(Duration::from_millis(rng.u64(0..900)));
+        signal(&parent, libc::SIGSTOP);
+        thread::sleep(Duration::from_millis(rng.u64(0..9000)));
+        signal(&parent, libc::SIGCONT);
+        assert!(parent.wait().unwrap().success());
+        let marks = marks(&file);
+        assert_eq!(marks.len(), 300);
+        assert!(marks.values().all(|count| *count == 1), "{marks:?}");
+        assert_eq!(node.end().0, Some(0));
     });
 }

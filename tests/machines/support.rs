@@ -207,7 +207,7 @@ impl Drop for Node {
     }
 }
 
-fn signal(child: &Child, number: i32) {
+pub(crate) fn signal(child: &Child, number: i32) {
     // SAFETY: sends a signal to a child of ours that was not waited for.
     let sent = unsafe { libc::kill(child.id().cast_signed(), number) };
     assert_eq!(sent, 0);
