@@ -1,6 +1,9 @@
 //! A cluster on this machine: a NATS server, two nodes, and a count of words that survives the death of one of them.
 //! `cluster [PATH]`.
 //!
+//! Who may publish to the subjects of a run may run any task of the program. So the server is told who may do what
+//! (`pool_nats::guide` shows it), and both sides show certificates to each other.
+//!
 //! The nodes are this same program, started with `POOL_NODE` in its environment: they never reach `main`. On real machines a server
 //! runs already, and the nodes are started there by ssh, Slurm, Kubernetes or systemd: see `pool_nats::guide`.
 
@@ -11,6 +14,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -18,6 +22,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use pool_core::{Pool, pool_task};
+use pool_nats::async_nats::ConnectOptions;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
@@ -59,7 +65,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let server = Server::start(&options.server)?;
     let mut nodes = [server.node()?, server.node()?];
-    let backend = pool_nats::connect(&server.url)?.run("cluster").nodes(2);
+    let backend = pool_nats::connect(&server.url)?.run("nightly").nodes(2);
+    let backend = backend.options(server.options());
     let pool = Pool::builder().backend(backend).build()?;
     println!("{} workers on {} nodes", pool.processes(), nodes.len());
 
@@ -95,37 +102,54 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A server on a port of its own.
+/// What the guide says about who may do what, with passwords of its own, and on a port of its own.
+const CONFIGURATION: &str = include_str!("../src/server.conf");
+
+/// A server, and the directory with all that it and its users need.
 struct Server {
     _process: Process,
+    directory: TempDir,
     url: String,
-    _directory: TempDir,
+    password: String,
 }
 
 impl Server {
     fn start(program: &Path) -> Result<Server, Box<dyn Error>> {
         let directory = tempfile::tempdir()?;
+        let at = |file: &str| directory.path().join(file);
+        make_certificates(directory.path())?;
+        let password = format!("{:032x}", fastrand::u128(..));
+        let quoted = |file: &str| format!("\"{}\"", at(file).display());
+        let configuration = CONFIGURATION
+            .replace("0.0.0.0:4222", "127.0.0.1:-1")
+            .replace("change me too", &password)
+            .replace("change me", &password)
+            .replace("\"/var/lib/nats\"", &quoted("jetstream"))
+            .replace("\"server.pem\"", &quoted("server.pem"))
+            .replace("\"server-key.pem\"", &quoted("server-key.pem"))
+            .replace("\"ca.pem\"", &quoted("ca.pem"));
+        fs::write(at("server.conf"), configuration)?;
         let mut command = Command::new(program);
-        command.args(["-js", "-a", "127.0.0.1", "-p", "-1", "-sd"]);
-        command.arg(directory.path()).arg("--ports_file_dir");
-        command.arg(directory.path()).stderr(Stdio::null());
-        let process = match command.spawn() {
+        command.arg("-c").arg(at("server.conf"));
+        command.arg("--ports_file_dir").arg(directory.path());
+        let process = match command.stderr(Stdio::null()).spawn() {
             Ok(process) => Process(process),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err("there is no nats-server: install the package `nats-server`, or say where it is with --server".into());
             }
             Err(error) => return Err(error.into()),
         };
-        let ports = format!("nats-server_{}.ports", process.0.id());
-        let ports = directory.path().join(ports);
+        let ports = at(&format!("nats-server_{}.ports", process.0.id()));
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             let told = fs::read_to_string(&ports).unwrap_or_default();
-            if let Some(url) = told.split('"').find(|text| text.starts_with("nats://")) {
+            let mut texts = told.split('"');
+            if let Some(port) = texts.find_map(|text| text.strip_prefix("tls://127.0.0.1:")) {
                 return Ok(Server {
-                    url: url.to_owned(),
+                    url: format!("tls://127.0.0.1:{port}"),
                     _process: process,
-                    _directory: directory,
+                    directory,
+                    password,
                 });
             }
             thread::sleep(Duration::from_millis(10));
@@ -133,12 +157,49 @@ impl Server {
         Err("the server does not start".into())
     }
 
-    /// This program again, as a node.
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Who the parent is.
+    fn options(&self) -> ConnectOptions {
+        ConnectOptions::new()
+            .user_and_password("parent".to_owned(), self.password.clone())
+            .add_root_certificates(self.file("ca.pem"))
+            .add_client_certificate(self.file("client.pem"), self.file("client-key.pem"))
+    }
+
+    /// This program again, as a node, which learns from its environment who it is.
     fn node(&self) -> io::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.env("POOL_NODE", format!("{}/cluster", self.url));
+        command
+            .env("POOL_NODE", format!("{}/nightly", self.url))
+            .env("NATS_USER", "node")
+            .env("NATS_PASSWORD", &self.password)
+            .env("NATS_CA", self.file("ca.pem"))
+            .env("NATS_CERT", self.file("client.pem"))
+            .env("NATS_KEY", self.file("client-key.pem"));
         command.spawn().map(Process)
     }
+}
+
+/// An authority that this run alone trusts, and certificates of it for the server and its clients.
+fn make_certificates(directory: &Path) -> Result<(), Box<dyn Error>> {
+    let key = KeyPair::generate()?;
+    let mut authority = CertificateParams::new([])?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    fs::write(directory.join("ca.pem"), authority.self_signed(&key)?.pem())?;
+    let issuer = Issuer::new(authority, key);
+    for name in ["server", "client"] {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new([])?;
+        params.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::LOCALHOST.into())];
+        let certificate = params.signed_by(&key, &issuer)?;
+        fs::write(directory.join(format!("{name}.pem")), certificate.pem())?;
+        let file = directory.join(format!("{name}-key.pem"));
+        fs::write(file, key.serialize_pem())?;
+    }
+    Ok(())
 }
 
 /// A process that ends with this one's interest in it.
