@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
@@ -397,6 +397,16 @@ fn wordcount_of_real_files() {
 
 /// The list, the manifest and the files agree, and every example is run here.
 #[test]
+fn cluster() {
+    let run = run("cluster", &[examples_dir().as_os_str()]);
+    if run.stderr.contains("there is no nats-server") {
+        let _ = writeln!(io::stderr(), "SKIPPED: there is no nats-server");
+        return;
+    }
+    assert_eq!(run.lines().last(), Some(&"the counts are the same"));
+}
+
+#[test]
 fn every_example_is_listed() {
     let files: BTreeSet<String> = fs::read_dir(examples_dir())
         .expect("the examples")
@@ -424,10 +434,13 @@ fn every_example_is_listed() {
             "nothing runs {name}"
         );
     }
-    let listed = readme
+    // Those of other crates stand there.
+    let (elsewhere, here) = readme
         .lines()
         .filter(|line| line.starts_with("| ["))
-        .count();
+        .partition::<Vec<_>, _>(|line| line.contains("](../"));
+    assert!(elsewhere[0].contains("`cluster`") && elsewhere.len() == 1);
+    let listed = here.len();
     assert_eq!(listed, files.len(), "README.md lists what is not there");
     assert_eq!(names(), files.into_iter().collect::<Vec<_>>());
 }

@@ -277,22 +277,21 @@ impl Book {
         (holder.node == node).then_some(holder)
     }
 
-    /// A node does not begin these.
-    pub(crate) fn returned(&mut self, node: &str, loads: &[u64]) {
-        for load in loads {
-            if let Some(state) = self.loads.get_mut(load)
-                && let Some(holder) = state
-                    .holder
-                    .take_if(|holder| holder.node == node && !holder.begun)
-            {
-                self.actions.push(Action::Acknowledge(holder.ack));
-                state.returns += 1;
-                if state.returns < RETURNS_MAX {
-                    self.publish_again(*load);
-                } else {
-                    let why = "no node could get the data that it needs from the object store";
-                    self.refused(*load, Failure::DecodeArguments(why.to_owned()));
-                }
+    /// A node does not begin this load.
+    pub(crate) fn returned(&mut self, node: &str, load: u64, ack: String) {
+        self.hold(node, load, ack);
+        if let Some(state) = self.loads.get_mut(&load)
+            && let Some(holder) = state
+                .holder
+                .take_if(|holder| holder.node == node && !holder.begun)
+        {
+            self.actions.push(Action::Acknowledge(holder.ack));
+            state.returns += 1;
+            if state.returns < RETURNS_MAX {
+                self.publish_again(load);
+            } else {
+                let why = "no node could get the data that it needs from the object store";
+                self.refused(load, Failure::DecodeArguments(why.to_owned()));
             }
         }
     }
@@ -309,18 +308,19 @@ impl Book {
         }
     }
 
-    /// To be called once a second. A load that no node has is published again: somebody who is gone, or stopped, has got
-    /// it, for there is room for all that are published. True: that has not helped, so nothing comes out of the stream.
-    pub(crate) fn tick(&mut self) -> bool {
-        if self.nodes.is_empty() {
-            return false;
-        }
+    /// To be called once a second. A load that no node has, though there is room for it, is published again: somebody who is
+    /// gone, or stopped, has got it. Those that `is_on_its_way` are not there yet. True: that has not helped, so nothing comes
+    /// out of the stream.
+    pub(crate) fn tick(&mut self, is_on_its_way: impl Fn(u64) -> bool) -> bool {
+        let held = self.loads.values().filter(|load| load.holder.is_some());
+        let mut room = (self.workers() * AHEAD).saturating_sub(held.count());
         let mut late = Vec::new();
         let mut is_stuck = false;
         for (number, load) in &mut self.loads {
-            if load.holder.is_some() {
+            if load.holder.is_some() || room == 0 || is_on_its_way(*number) {
                 continue;
             }
+            room -= 1;
             load.idle += 1;
             is_stuck |= load.idle >= STUCK;
             if load.idle.is_multiple_of(IDLE_MAX) {
@@ -383,6 +383,11 @@ impl Book {
             self.end_if_over(job);
         }
         task
+    }
+
+    /// Whether somebody waits for outcomes of this job.
+    pub(crate) fn is_wanted(&self, job: u64) -> bool {
+        self.jobs.contains_key(&job)
     }
 
     pub(crate) fn has_load(&self, load: u64) -> bool {
@@ -966,8 +971,8 @@ mod tests {
                         if !given.is_empty() {
                             let at = at % given.len();
                             if !given[at].begun {
-                                let load = given.remove(at).load;
-                                self.book.returned(&node, &[load]);
+                                let Given { load, ack, .. } = given.remove(at);
+                                self.book.returned(&node, load, ack);
                             }
                         }
                     }
@@ -983,7 +988,7 @@ mod tests {
                         self.stream.remove(at % self.stream.len());
                     }
                 }
-                Step::Tick => drop(self.book.tick()),
+                Step::Tick => drop(self.book.tick(|_| false)),
                 Step::Renew => {
                     self.stream.clear();
                     self.book.publish_all_again();
@@ -1033,7 +1038,7 @@ mod tests {
                 while let Some(load) = self.stream.pop() {
                     self.give(0, load);
                 }
-                self.book.tick();
+                self.book.tick(|_| false);
                 self.act();
                 if !self.book.has_jobs() {
                     break;

@@ -11,6 +11,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::client::RequestErrorKind;
 use async_nats::connection::State as Connection;
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, Message, StatusCode, Subscriber};
@@ -33,7 +34,7 @@ use crate::wire::{
     consumer, from_bytes, to_bytes,
 };
 
-/// How many processes a node has, if it does not have one for each CPU.
+/// How many processes a node has, if not as many as the pool asks for.
 const PROCESSES: &str = "POOL_NODE_PROCESSES";
 
 /// A node ends when it has not heard of the parent for so long.
@@ -41,6 +42,9 @@ const PARENT_GONE: Duration = Duration::from_secs(15);
 
 /// Who waits for a server or a run looks again after this, or sooner at first.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// The node looks so often whether the connection and the parent are there.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The server is told so often that a load is still wanted.
 const PROGRESS: Duration = Duration::from_secs(4);
@@ -76,14 +80,19 @@ pub(crate) fn run(address: &str) -> i32 {
     }
 }
 
-fn processes() -> Result<usize, String> {
+fn processes() -> Result<Option<usize>, String> {
     match env::var(PROCESSES) {
-        Err(_) => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        Err(_) => Ok(None),
         Ok(text) => match text.parse() {
-            Ok(count) if count > 0 => Ok(count),
+            Ok(count) if count > 0 => Ok(Some(count)),
             _ => Err(format!("{PROCESSES}={text}: a number from 1 is expected")),
         },
     }
+}
+
+/// Those that this process may use.
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 async fn live(address: &str) -> Result<Cow<'static, str>, String> {
@@ -125,7 +134,7 @@ async fn work(
     url: &Url,
     run: &Run,
     node: &NodeId,
-    processes: usize,
+    processes: Option<usize>,
 ) -> Result<Cow<'static, str>, String> {
     let no = |what: &str, error: &dyn std::fmt::Display| {
         format!("{}: can't subscribe to {what}: {error}", url.server)
@@ -139,7 +148,6 @@ async fn work(
         fingerprint: backend::fingerprint(),
         tasks: backend::tasks().map(str::to_owned).collect(),
         node: node.clone(),
-        processes,
     };
     let Welcome {
         settings,
@@ -166,6 +174,7 @@ async fn work(
             initializer.attachments.push(fetched.map_err(text)?);
         }
     }
+    let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
     let grace = settings.grace;
     let workers = match start(settings).await {
@@ -203,8 +212,10 @@ async fn work(
         untold: 0,
         asked_until: Instant::now(),
         epoch,
-        heard: Instant::now(),
+        silence: Duration::ZERO,
+        looked: Instant::now(),
         connected: true,
+        connects: link::connects(client),
         leaving: None,
         results: 0,
         joined: false,
@@ -291,6 +302,8 @@ enum Event {
     Outcomes(u64, Outcomes),
     /// The parent knows that the workers are ready.
     Joined,
+    /// Nobody waits for this job.
+    Unwanted(u64),
 }
 
 struct Prepared {
@@ -337,9 +350,12 @@ struct Node {
     /// When that is over, whatever the server says.
     asked_until: Instant,
     epoch: u64,
-    /// When the parent was heard last.
-    heard: Instant,
+    /// For how long the parent has not been heard, while this node listened: not while it was stopped, or had no connection.
+    silence: Duration,
+    looked: Instant,
     connected: bool,
+    /// How many connections there have been.
+    connects: u64,
     leaving: Option<&'static str>,
     /// How many results were too long for a message.
     results: u64,
@@ -377,7 +393,7 @@ impl Node {
         grace: Duration,
     ) -> Cow<'static, str> {
         let mut tick = time::interval(PROGRESS);
-        let mut look = time::interval(Duration::from_millis(200));
+        let mut look = time::interval(LOOK);
         let Ok(mut terminated) = signal(SignalKind::terminate()) else {
             return "can't listen to SIGTERM".into();
         };
@@ -401,7 +417,8 @@ impl Node {
                 _ = look.tick() => self.look(),
                 _ = terminated.recv(), if until.is_none() => {
                     log("is to end: finishes what runs");
-                    until = Some(Instant::now() + grace);
+                    // However long that is, if it is a time at all.
+                    until = Some(Instant::now().checked_add(grace));
                     self.give_back().await;
                 }
             }
@@ -410,8 +427,10 @@ impl Node {
             } else {
                 self.begin();
             }
+            let is_late =
+                |until: Option<Instant>| until.is_some_and(|until| Instant::now() >= until);
             if let Some(until) = until
-                && (self.running + self.untold == 0 || Instant::now() >= until)
+                && (self.running + self.untold == 0 || is_late(until))
             {
                 return "has ended at SIGTERM".into();
             }
@@ -431,8 +450,13 @@ impl Node {
         let why = format!("its node {why}");
         self.say(&ToParent::Left { node, why }).await;
         let _ = time::timeout(Duration::from_secs(1), self.client.flush()).await;
-        if self.heard.elapsed() >= PARENT_GONE {
-            // Nobody else would.
+        if self.silence < PARENT_GONE || !self.connected {
+            return;
+        }
+        // Nobody else would tidy up; but a parent that is stopped may go on.
+        let asked = self.client.request(self.run.parent(), Bytes::new()).await;
+        let is_gone = asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders);
+        if is_gone {
             let _ = self.jetstream.delete_stream(self.run.store()).await;
             let _ = self.jetstream.delete_object_store(self.run.store()).await;
         }
@@ -440,7 +464,7 @@ impl Node {
 
     /// The parent asks whether this node is there, or says that it must go.
     async fn answer(&mut self, message: Message) {
-        self.heard = Instant::now();
+        self.silence = Duration::ZERO;
         if message.payload.as_ref() == b"leave" {
             self.leaving = Some("was given up by the parent");
         }
@@ -450,30 +474,9 @@ impl Node {
     }
 
     fn hear(&mut self, message: &Message) {
-        self.heard = Instant::now();
+        self.silence = Duration::ZERO;
         match from_bytes(&message.payload) {
-            Some(ToNodes::Cancel { job, running }) => {
-                for held in self.held.values().filter(|held| held.job == job) {
-                    if let Some(local) = held.local {
-                        self.workers.cancel(local, running);
-                    }
-                }
-                let dropped = self.queue.iter().filter(|load| load.job == job);
-                for load in dropped {
-                    self.held.remove(&load.number);
-                }
-                self.queue.retain(|load| load.job != job);
-                let gone: Vec<u64> = self
-                    .held
-                    .iter()
-                    .filter(|(_, held)| held.job == job && held.missing > 0)
-                    .map(|(number, _)| *number)
-                    .collect();
-                for number in gone {
-                    self.held.remove(&number);
-                    self.running -= 1;
-                }
-            }
+            Some(ToNodes::Cancel { job, running }) => self.cancel(job, running),
             Some(ToNodes::Forget(id)) => {
                 let store = self.store.clone();
                 tokio::spawn(async move { store.forget(id).await });
@@ -487,6 +490,28 @@ impl Node {
             }
             Some(ToNodes::Alive { .. }) | None => {}
         }
+    }
+
+    /// Nobody wants what is left of a job; with `running`, not even what has begun.
+    fn cancel(&mut self, job: u64, running: bool) {
+        self.queue.retain(|load| load.job != job);
+        let (workers, ended) = (&self.workers, &mut self.running);
+        self.held.retain(|_, held| {
+            if held.job != job {
+                return true;
+            }
+            if let Some(local) = held.local {
+                workers.cancel(local, running);
+                if held.missing > 0 {
+                    // The rest gets no outcomes.
+                    *ended -= 1;
+                    return false;
+                }
+                return true;
+            }
+            // Of those that the parent was asked about, its answer finds nothing.
+            false
+        });
     }
 
     /// Asks for as many loads as there is room for.
@@ -544,7 +569,8 @@ impl Node {
             ack: ack.clone(),
         };
         // One that begins at once is asked for anyway.
-        if self.held.len() > self.processes {
+        let is_stored = |piece: &Piece| matches!(piece.inputs, Body::Stored(_));
+        if self.held.len() > self.processes || load.pieces.iter().any(is_stored) {
             self.say(&took).await;
         }
         self.held.insert(
@@ -581,9 +607,9 @@ impl Node {
                 }
             }
             Event::Unprepared(number, why) => {
-                if self.held.remove(&number).is_some() {
+                if let Some(held) = self.held.remove(&number) {
                     log(&format!("gives back a load: {why}"));
-                    self.return_loads(vec![number]).await;
+                    self.return_loads(vec![(number, held.ack)]).await;
                 }
             }
             Event::May(loads, answer) => {
@@ -611,7 +637,12 @@ impl Node {
                     }
                 }
             }
+            Event::Outcomes(_, outcomes) if is_broken(&outcomes) => {
+                // That is no outcome of theirs: other nodes may do better.
+                self.leaving = Some("has no workers any more");
+            }
             Event::Outcomes(load, outcomes) => self.tell_outcomes(load, outcomes),
+            Event::Unwanted(job) => self.cancel(job, true),
             Event::Joined => {
                 self.joined = true;
                 log(&format!(
@@ -730,21 +761,29 @@ impl Node {
 
     /// The loads that have not begun go elsewhere.
     async fn give_back(&mut self) {
-        let loads: Vec<u64> = self.queue.drain(..).map(|load| load.number).collect();
-        for load in &loads {
-            self.held.remove(load);
-        }
+        let numbers = self.queue.drain(..).map(|load| load.number);
+        let held = &mut self.held;
+        let loads = numbers.filter_map(|number| Some((number, held.remove(&number)?.ack)));
+        let loads: Vec<_> = loads.collect();
         if !loads.is_empty() {
             self.return_loads(loads).await;
         }
     }
 
-    async fn return_loads(&self, loads: Vec<u64>) {
+    async fn return_loads(&self, loads: Vec<(u64, String)>) {
         let node = self.node.clone();
         self.say(&ToParent::Returned { node, loads }).await;
     }
 
     async fn tell_progress(&self) {
+        if !self.connected {
+            return;
+        }
+        // If it was given up, it must hear so.
+        if self.joined {
+            let node = self.node.clone();
+            self.say(&ToParent::Here { node }).await;
+        }
         for held in self.held.values() {
             let _ = self.client.publish(held.ack.clone(), "+WPI".into()).await;
         }
@@ -752,19 +791,47 @@ impl Node {
 
     /// Looks whether the connection and the parent are there.
     fn look(&mut self) {
+        let now = Instant::now();
+        let passed = now - std::mem::replace(&mut self.looked, now);
         let connected = self.client.connection_state() == Connection::Connected;
+        let connects = link::connects(&self.client);
+        let is_new = std::mem::replace(&mut self.connects, connects) != connects;
         // Pulls don't outlive a connection; and if there is no stream, nobody says so.
-        if connected && !self.connected || Instant::now() >= self.asked_until {
+        if is_new || now >= self.asked_until {
             self.asked = 0;
         }
-        if connected && !self.connected {
+        if is_new {
             // What the parent said meanwhile could not be heard.
-            self.heard = Instant::now();
+            self.silence = Duration::ZERO;
+            self.ask_what_is_wanted();
         }
         self.connected = connected;
-        if connected && self.heard.elapsed() >= PARENT_GONE {
+        if connected {
+            self.silence += passed.min(2 * LOOK);
+        }
+        if self.silence >= PARENT_GONE {
             self.leaving = Some("has not heard of the parent for 15 s");
         }
+    }
+
+    /// That nobody waits for a job any more, may have been said while there was no connection.
+    fn ask_what_is_wanted(&self) {
+        let mut jobs: Vec<u64> = self.held.values().map(|held| held.job).collect();
+        jobs.sort_unstable();
+        jobs.dedup();
+        if jobs.is_empty() {
+            return;
+        }
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let wanted = tell(&client, subject, &ToParent::Wanted(jobs.clone())).await;
+            let wanted = jobs.into_iter().zip(wanted);
+            let unwanted = wanted.filter(|(_, is_wanted)| *is_wanted == 0);
+            for (job, _) in unwanted {
+                let _ = events.send(Event::Unwanted(job));
+            }
+        });
     }
 }
 
@@ -799,6 +866,11 @@ async fn prepare(store: &Store, load: Load) -> io::Result<Prepared> {
     })
 }
 
+/// Whether these inputs have no outcome, since there are no workers.
+fn is_broken(outcomes: &Outcomes) -> bool {
+    matches!(&outcomes.what, What::Failed { failure, .. } if matches!(**failure, Failure::Broken(_)))
+}
+
 /// Outcomes as the parent gets them.
 async fn pack(store: &Store, what: What, name: String) -> Sent {
     let (kind, bytes): (fn(Body) -> Sent, _) = match what {
@@ -815,9 +887,12 @@ async fn pack(store: &Store, what: What, name: String) -> Sent {
 }
 
 /// Tells the parent, until it answers: what was on its way when a server was killed is lost.
-async fn tell(client: &Client, subject: String, what: &ToParent) {
+async fn tell(client: &Client, subject: String, what: &ToParent) -> Bytes {
     let what = Bytes::from(to_bytes(what));
-    while client.request(subject.clone(), what.clone()).await.is_err() {
+    loop {
+        if let Ok(answer) = client.request(subject.clone(), what.clone()).await {
+            return answer.payload;
+        }
         time::sleep(AGAIN / 10).await;
     }
 }

@@ -190,8 +190,10 @@ enum Command {
     },
     Close,
     Terminate,
-    /// Pieces of a load are in these objects.
-    Stored(u64, Vec<Object>),
+    /// A load as it is published, and the objects that parts of it are in.
+    Packed(u64, Bytes, Vec<Object>),
+    /// It is published, or not to be.
+    Published(u64),
     /// A load is too long.
     Refused(u64, Failure),
     /// The stream of this epoch is not there.
@@ -426,7 +428,7 @@ async fn live(
         Ok(Ok((mut thread, denied, said))) => {
             let _ = tell.send(Ok(Joined::default()));
             thread.run(commands, denied, said).await;
-            thread.tidy_up().await;
+            let _ = time::timeout(2 * GOODBYE, thread.tidy_up()).await;
         }
         Ok(Err(why)) => {
             let _ = tell.send(Err(why));
@@ -467,8 +469,11 @@ struct Thread<'a> {
     looked: Instant,
     /// The thread has heard what it said to itself, through the server, since it looked.
     echoed: bool,
-    /// Loads with pieces in the store, and where.
+    /// Loads with pieces in the store, and where; and as they are published, once more if need be.
     stored: HashMap<u64, Vec<Object>>,
+    packed: HashMap<u64, Bytes>,
+    /// Loads that are on their way to the server.
+    publishing: HashSet<u64>,
     /// Results that are being fetched, by their names; and the nodes that they are from.
     fetching: HashMap<String, String>,
     /// Those that were lost meanwhile, and why.
@@ -585,6 +590,8 @@ impl<'a> Thread<'a> {
             looked: Instant::now(),
             echoed: true,
             stored: HashMap::new(),
+            packed: HashMap::new(),
+            publishing: HashSet::new(),
             fetching: HashMap::new(),
             lost_later: HashMap::new(),
             sender,
@@ -659,10 +666,14 @@ impl<'a> Thread<'a> {
                 self.book.end(&Failure::Terminated);
                 self.closing = true;
             }
-            Command::Stored(load, mut objects) if self.book.has_load(load) => {
+            Command::Packed(load, bytes, mut objects) if self.book.has_load(load) => {
+                self.packed.insert(load, bytes);
                 self.stored.entry(load).or_default().append(&mut objects);
             }
-            Command::Stored(_, objects) => self.delete(objects),
+            Command::Packed(_, _, objects) => self.delete(objects),
+            Command::Published(load) => {
+                self.publishing.remove(&load);
+            }
             Command::Refused(load, failure) => self.book.refused(load, failure),
             Command::Vanished(epoch) => self.is_old |= epoch == self.epoch,
             Command::Broken(why) => self.break_down(&why),
@@ -721,10 +732,13 @@ impl<'a> Thread<'a> {
                     self.sinks.remove(&job);
                 }
                 Action::Forget(load) => {
+                    self.packed.remove(&load);
                     if let Some(objects) = self.stored.remove(&load) {
                         self.delete(objects);
                     }
                 }
+                // A server that is away gets another stream when it is back.
+                Action::Acknowledge(_) if self.connected.is_err() => {}
                 Action::Acknowledge(ack) => {
                     let _ = self.client.publish(ack, "+ACK".into()).await;
                 }
@@ -745,32 +759,35 @@ impl<'a> Thread<'a> {
         });
     }
 
-    fn publish(&self, number: u64, job: u64, what: Job, portions: Vec<Portion>) {
+    fn publish(&mut self, number: u64, job: u64, what: Job, portions: Vec<Portion>) {
+        if !self.publishing.insert(number) {
+            return;
+        }
         let (store, jetstream) = (self.store.clone(), self.jetstream.clone());
         let (client, subject) = (self.client.clone(), self.run.work());
         let (sender, patience) = (self.sender.clone(), self.server_timeout);
         let epoch = self.epoch;
+        let packed = self.packed.get(&number).cloned();
         tokio::spawn(async move {
             let vanished = || drop(sender.send(Command::Vanished(epoch)));
             let published = async {
-                let pieces = pack(&store, &sender, number, portions).await?;
-                let load = Load {
-                    number,
-                    job,
-                    what,
-                    pieces,
+                let load = match packed {
+                    Some(load) => load,
+                    None => pack(&store, &sender, number, job, what, portions).await?,
                 };
-                let load = to_bytes(&load).into();
                 send(&client, &jetstream, &subject, load, patience, vanished).await
             };
-            let command = match published.await {
-                Ok(()) => return,
-                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                    Command::Refused(number, Failure::EncodeArguments(error.to_string()))
-                }
-                Err(error) => Command::Broken(error.to_string()),
+            let failed = match published.await {
+                Ok(()) => None,
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Some(
+                    Command::Refused(number, Failure::EncodeArguments(error.to_string())),
+                ),
+                Err(error) => Some(Command::Broken(error.to_string())),
             };
-            let _ = sender.send(command);
+            let _ = sender.send(Command::Published(number));
+            if let Some(failed) = failed {
+                let _ = sender.send(failed);
+            }
         });
     }
 
@@ -849,13 +866,27 @@ impl<'a> Thread<'a> {
                     .collect();
                 self.answer(&message, may.into()).await;
             }
-            ToParent::Returned { node, loads } => self.book.returned(&node, &loads),
+            ToParent::Returned { node, loads } => {
+                for (load, ack) in loads {
+                    // What the node could not get is stored anew.
+                    self.packed.remove(&load);
+                    self.book.returned(&node, load, ack);
+                }
+            }
+            ToParent::Wanted(jobs) => {
+                let wanted = jobs.into_iter();
+                let wanted: Vec<u8> = wanted
+                    .map(|job| u8::from(self.book.is_wanted(job)))
+                    .collect();
+                self.answer(&message, wanted.into()).await;
+            }
             ToParent::Done(done) => {
                 self.heard_of(&done.node).await;
                 self.done(done);
                 self.answer(&message, "known".into()).await;
             }
             ToParent::Left { node, why } => self.lose(&node, &why),
+            ToParent::Here { node } => self.heard_of(&node).await,
             ToParent::Echo => self.echoed = true,
         }
     }
@@ -928,7 +959,11 @@ impl<'a> Thread<'a> {
             Body::Stored(object) => object,
         };
         // A node that did not get the answer tells it twice.
-        if self.fetching.contains_key(&object.name) || !self.book.waits_for(&node, load, first) {
+        if self.fetching.contains_key(&object.name) {
+            return;
+        }
+        if !self.book.waits_for(&node, load, first) {
+            self.delete(vec![object]);
             return;
         }
         self.fetching.insert(object.name.clone(), node.clone());
@@ -984,7 +1019,8 @@ impl<'a> Thread<'a> {
         let echo = to_bytes(&ToParent::Echo);
         tokio::spawn(async move { client.publish(subject, echo.into()).await });
         if ticks.is_multiple_of(4) {
-            self.is_old |= self.book.tick();
+            let publishing = &self.publishing;
+            self.is_old |= self.book.tick(|load| publishing.contains(&load));
             self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;
         }
         let silent: Vec<String> = self
@@ -1178,13 +1214,15 @@ fn failure(count: usize, bytes: &[u8], host: &str) -> What {
     }
 }
 
-/// Inputs as nodes get them: what is long, and what is shared, goes to the store.
+/// A load as nodes get it: what is long, and what is shared, goes to the store.
 async fn pack(
     store: &Store,
     sender: &UnboundedSender<Command>,
     number: u64,
+    job: u64,
+    what: Job,
     portions: Vec<Portion>,
-) -> io::Result<Vec<Piece>> {
+) -> io::Result<Bytes> {
     let mut pieces = Vec::new();
     let mut room = store.room();
     // The one before is on the server yet, and may be read.
@@ -1218,10 +1256,17 @@ async fn pack(
         Body::Here(_) => None,
     });
     let objects: Vec<Object> = objects.collect();
+    let load = Load {
+        number,
+        job,
+        what,
+        pieces,
+    };
+    let load = Bytes::from(to_bytes(&load));
     if !objects.is_empty() {
-        let _ = sender.send(Command::Stored(number, objects));
+        let _ = sender.send(Command::Packed(number, load.clone(), objects));
     }
-    Ok(pieces)
+    Ok(load)
 }
 
 /// Publishes a load, and again while the server does not take it: it may be away, its disk full, or the stream about to be made

@@ -31,6 +31,9 @@ const INLINE_MAX: usize = 256 << 10;
 /// The length of what an object is cut into, in bytes.
 const CHUNK_MAX: usize = 512 << 10;
 
+/// The next part of an object that is read arrives in this time, or never.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// So many chunks are on their way at a time.
 const CHUNKS_MAX: usize = 8;
 
@@ -192,9 +195,19 @@ impl Store {
     async fn get(&self, name: &str) -> io::Result<Vec<u8>> {
         let object = self.objects.get(name).await;
         let mut object = object.map_err(|error| self.failed("give", name, error))?;
-        let mut bytes = Vec::with_capacity(object.info.size.min(RESERVE_MAX));
-        let read = object.read_to_end(&mut bytes).await;
-        read.map_err(|error| self.failed("give", name, error))?;
+        let size = object.info.size;
+        let mut bytes = Vec::with_capacity(size.min(RESERVE_MAX));
+        // What was deleted meanwhile would be waited for without end.
+        while bytes.len() < size {
+            let read = time::timeout(PATIENCE, object.read_buf(&mut bytes)).await;
+            let read = read.map_err(|late| self.failed("give", name, late))?;
+            if read.map_err(|error| self.failed("give", name, error))? == 0 {
+                break;
+            }
+        }
+        if bytes.len() != size {
+            return Err(self.failed("give", name, "it has another length than it should"));
+        }
         Ok(bytes)
     }
 

@@ -58,7 +58,6 @@ pub(crate) struct Join {
     pub(crate) fingerprint: u64,
     pub(crate) tasks: Vec<String>,
     pub(crate) node: NodeId,
-    pub(crate) processes: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -113,10 +112,16 @@ pub(crate) enum ToParent {
     /// These are not to begin here.
     Returned {
         node: String,
-        loads: Vec<u64>,
+        loads: Vec<(u64, String)>,
     },
+    /// A request: does somebody wait for these jobs? The answer is one byte for each, 1 if so.
+    Wanted(Vec<u64>),
     /// A request: inputs of a load have their outcomes. The answer says that the parent knows; it may be told again.
     Done(Done),
+    /// Now and then, whatever happens.
+    Here {
+        node: String,
+    },
     /// From the parent: it hears this if the server is well.
     Echo,
     /// The node takes nothing more.

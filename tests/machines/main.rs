@@ -7,7 +7,7 @@ mod hosts;
 mod support;
 
 use std::env;
-use std::process::{self, Command};
+use std::process::{self, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -281,11 +281,20 @@ fn nodes_may_come_later() {
     let Some(server) = Server::start(&["-js"]) else {
         return;
     };
-    let pool = builder(server.nats("later").nodes(0)).build().unwrap();
+    let pool = builder(server.nats("later").nodes(0)).processes(3);
+    let pool = pool.build().unwrap();
     let result = pool.map_async(square, 0..100);
     assert!(result.get_timeout(Duration::from_millis(300)).is_err());
     let _node = server.node("later", 1);
     assert_eq!(result.get().unwrap().len(), 100);
+    // One that is not told has as many processes as the pool asks for.
+    let mut node = Command::new(env::current_exe().unwrap());
+    let node = node.env("POOL_NODE", format!("{}/later", server.url()));
+    let node = node.env_remove("POOL_NODE_PROCESSES").stderr(Stdio::null());
+    let mut node = node.spawn().unwrap();
+    eventually("it has joined", || pool.processes() == 4);
+    drop(pool);
+    assert!(node.wait().unwrap().success());
 }
 
 #[test]
@@ -327,6 +336,66 @@ fn a_server_that_comes_back_costs_nothing() {
     assert_eq!(results.get().unwrap(), Vec::from_iter(0..300));
     assert!(marks(&file).values().all(|count| *count == 1));
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
+}
+
+#[test]
+fn a_node_that_was_stopped_for_long_harms_nobody() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let sleeper = server.node("sleeper", 1);
+    let _other = server.node("sleeper", 1);
+    let pool = builder(server.nats("sleeper").nodes(2)).build().unwrap();
+    sleeper.signal(libc::SIGSTOP);
+    // Longer than a parent may be silent.
+    thread::sleep(Duration::from_secs(17));
+    sleeper.signal(libc::SIGCONT);
+    let (code, said) = sleeper.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("was given up"), "{said}");
+    // The object store is there yet.
+    let long = vec![1; 1_000_000];
+    assert_eq!(pool.apply(reversed, (long.clone(),)).unwrap(), long);
+}
+
+#[test]
+fn what_is_cancelled_while_the_server_is_away_does_not_go_on() {
+    let _dog = watchdog();
+    let Some(mut server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _node = server.node("deaf", 1);
+    let pool = builder(server.nats("deaf")).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let endless = pool.apply_async(mark, (file.clone(), 1, u64::MAX));
+    eventually("it has begun", || marks(&file).len() == 1);
+    server.kill();
+    assert!(endless.cancel());
+    assert!(matches!(endless.get(), Err(Error::Cancelled)));
+    server.restart();
+    // The only process of the only node is free.
+    assert_eq!(pool.apply(square, (7,)).unwrap(), 49);
+}
+
+#[test]
+fn a_grace_without_end_is_no_harm() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let node = server.node("patient", 1);
+    let pool = builder(server.nats("patient")).grace(Duration::MAX);
+    let pool = pool.build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("marks");
+    let result = pool.apply_async(mark, (file.clone(), 1, 500));
+    eventually("it has begun", || marks(&file).len() == 1);
+    node.signal(libc::SIGTERM);
+    let (code, said) = node.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(result.get().unwrap(), 1);
 }
 
 #[test]
@@ -424,7 +493,7 @@ fn what_can_be_wrong_is_said() {
     let (code, said) = Node::start(&mut program, &server.url(), "other", 1).end();
     assert_eq!(code, Some(1));
     assert!(
-        said.contains("another build") && said.contains("far_parent::hang"),
+        said.contains("another build") && said.contains("far_parent::append"),
         "{said}"
     );
     drop(pool);
