@@ -640,7 +640,9 @@ fn example(name: &str) -> PathBuf {
         // From target/debug/deps/examples-0123456789abcdef to target/debug/examples.
         let profile = this.ancestors().nth(2).expect("two directories");
         let programs = profile.join("examples");
-        if !names().iter().all(|name| is_fresh(&programs.join(name))) {
+        let mut names = names();
+        names.push("cluster".to_owned());
+        if !names.iter().all(|name| is_fresh(&programs.join(name))) {
             build(profile);
         }
         programs
@@ -670,6 +672,8 @@ fn build(profile: &Path) {
             "--quiet",
             "--package",
             "examples",
+            "--package",
+            "pool-nats",
             "--examples",
             "--profile",
         ])
