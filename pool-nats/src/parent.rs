@@ -1,5 +1,6 @@
 //! The parent's side: a thread with the connection, and the workers of the pool as its callers see them.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
@@ -28,7 +29,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
 
 use crate::book::{Action, Book};
-use crate::link::{self, JETSTREAM, Link, Refused};
+use crate::link::{self, JETSTREAM, Link};
 use crate::store::Store;
 use crate::wire::{
     Answer, Body, Done, Join, Load, Object, PROTOCOL, Piece, Reference, Run, Sent, ToNodes,
@@ -198,6 +199,12 @@ enum Command {
     Refused(u64, Failure),
     /// The stream of this epoch is not there.
     Vanished(u64),
+    /// It was made anew, or could not be, over this connection.
+    Renewed {
+        epoch: u64,
+        connects: u64,
+        made: bool,
+    },
     /// The server does not do what a pool needs.
     Broken(String),
     /// What a node has told, with all its bytes, which had this name.
@@ -415,7 +422,7 @@ type Tell = std_mpsc::Sender<Result<Joined, String>>;
 
 /// The life of the thread.
 async fn live(
-    nats: Nats,
+    mut nats: Nats,
     settings: Settings,
     sender: UnboundedSender<Command>,
     commands: UnboundedReceiver<Command>,
@@ -423,20 +430,51 @@ async fn live(
     tell: &Tell,
 ) {
     let timeout = settings.start_timeout;
-    let begun = time::timeout(timeout, Thread::begin(nats, settings, sender, shared, tell)).await;
+    let late = || format!("the server did not answer in {timeout:?}");
+    let connected = link::connect(&nats.url, nats.options.take(), "pool");
+    let link = match time::timeout(timeout, connected).await {
+        Ok(Ok(link)) => link,
+        Ok(Err(refused)) => return drop(tell.send(Err(refused.into_text()))),
+        Err(_) => return drop(tell.send(Err(late()))),
+    };
+    let Link { client, mut denied } = link;
+    let mut jetstream = jetstream::new(client.clone());
+    jetstream.set_timeout(JETSTREAM);
+    let (url, run) = (nats.url.clone(), Run(nats.run.clone()));
+    let made = Cell::new(false);
+    let set_up = Thread::set_up(
+        client,
+        jetstream.clone(),
+        nats,
+        settings,
+        &made,
+        sender,
+        shared,
+        tell,
+    );
+    let begun = tokio::select! {
+        begun = time::timeout(timeout, set_up) => begun.unwrap_or_else(|_| Err(late())),
+        Some(why) = denied.recv() => Err(link::not_allowed(&url, &why)),
+    };
     match begun {
-        Ok(Ok((mut thread, denied, said))) => {
+        Ok((mut thread, said)) => {
             let _ = tell.send(Ok(Joined::default()));
             thread.run(commands, denied, said).await;
             let _ = time::timeout(2 * GOODBYE, thread.tidy_up()).await;
         }
-        Ok(Err(why)) => {
+        Err(why) => {
             let _ = tell.send(Err(why));
-        }
-        Err(_) => {
-            let _ = tell.send(Err(format!("the server did not answer in {timeout:?}")));
+            if made.get() {
+                let _ = time::timeout(GOODBYE, delete(&jetstream, &run)).await;
+            }
         }
     }
+}
+
+/// Deletes all of a run that is on the server.
+async fn delete(jetstream: &jetstream::Context, run: &Run) {
+    let _ = jetstream.delete_stream(run.store()).await;
+    let _ = jetstream.delete_object_store(run.store()).await;
 }
 
 /// A node, as the thread sees it.
@@ -460,6 +498,7 @@ struct Thread<'a> {
     /// How often the stream was made anew; and whether it must be again, for the server was away, or somebody has deleted it.
     epoch: u64,
     is_old: bool,
+    is_renewing: bool,
     book: Book,
     sinks: HashMap<u64, Arc<dyn Sink>>,
     seen: HashMap<String, Seen>,
@@ -492,29 +531,13 @@ struct Thread<'a> {
 }
 
 impl<'a> Thread<'a> {
-    async fn begin(
-        mut nats: Nats,
-        settings: Settings,
-        sender: UnboundedSender<Command>,
-        shared: &'a Shared,
-        tell: &'a Tell,
-    ) -> Result<(Thread<'a>, UnboundedReceiver<String>, Subscriber), String> {
-        let url = nats.url.clone();
-        let link = link::connect(&url, nats.options.take(), "pool").await;
-        let Link { client, mut denied } = link.map_err(Refused::into_text)?;
-        tokio::select! {
-            begun = Self::set_up(client, nats, settings, sender, shared, tell) => {
-                let (thread, said) = begun?;
-                Ok((thread, denied, said))
-            }
-            Some(why) = denied.recv() => Err(link::not_allowed(&url, &why)),
-        }
-    }
-
+    #[expect(clippy::too_many_arguments, reason = "one place calls it")]
     async fn set_up(
         client: Client,
+        jetstream: jetstream::Context,
         nats: Nats,
         mut settings: Settings,
+        made: &Cell<bool>,
         sender: UnboundedSender<Command>,
         shared: &'a Shared,
         tell: &'a Tell,
@@ -527,18 +550,22 @@ impl<'a> Thread<'a> {
                 "the NATS server asks for no authentication: whoever reaches it may run any task of this program"
             );
         }
-        let mut jetstream = jetstream::new(client.clone());
-        jetstream.set_timeout(JETSTREAM);
         let run = Run(nats.run);
-        let asked = client.request(run.parent(), Bytes::new()).await;
-        if asked.is_ok() {
-            return Err(format!("a pool already runs as `{}` on {server}", run.0));
+        match client.request(run.parent(), Bytes::new()).await {
+            Ok(_) => return Err(format!("a pool already runs as `{}` on {server}", run.0)),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
+            Err(error) => {
+                return Err(format!(
+                    "{server}: is there a pool that runs as `{}`? ({error})",
+                    run.0
+                ));
+            }
         }
         let no = |what: &str, error: &dyn fmt::Display| {
             format!("{server}: {what} `{}`: {error}", run.store())
         };
-        let _ = jetstream.delete_stream(run.store()).await;
-        let _ = jetstream.delete_object_store(run.store()).await;
+        delete(&jetstream, &run).await;
+        made.set(true);
         make_stream(&jetstream, &run, 0)
             .await
             .map_err(|error| format!("{server}: {error}"))?;
@@ -583,6 +610,7 @@ impl<'a> Thread<'a> {
             attachments,
             epoch: 0,
             is_old: false,
+            is_renewing: false,
             book: Book::new(nats.max_bytes),
             sinks: HashMap::new(),
             seen: HashMap::new(),
@@ -675,6 +703,11 @@ impl<'a> Thread<'a> {
                 self.publishing.remove(&load);
             }
             Command::Refused(load, failure) => self.book.refused(load, failure),
+            Command::Renewed {
+                epoch,
+                connects,
+                made,
+            } => self.renewed(epoch, connects, made).await,
             Command::Vanished(epoch) => self.is_old |= epoch == self.epoch,
             Command::Broken(why) => self.break_down(&why),
             Command::Fetched {
@@ -902,15 +935,31 @@ impl<'a> Thread<'a> {
     }
 
     /// Makes the stream anew. A server that was killed may have lost loads, or give out those that were done, or none at all.
-    async fn renew(&mut self) {
-        let _ = self.jetstream.delete_stream(self.run.store()).await;
-        let made = make_stream(&self.jetstream, &self.run, self.epoch + 1).await;
-        if made.is_ok() {
-            self.epoch += 1;
+    fn renew(&mut self) {
+        self.is_renewing = true;
+        let (jetstream, run, epoch) = (self.jetstream.clone(), self.run.clone(), self.epoch + 1);
+        let (sender, connects) = (self.sender.clone(), self.connects);
+        tokio::spawn(async move {
+            let _ = jetstream.delete_stream(run.store()).await;
+            let made = make_stream(&jetstream, &run, epoch).await.is_ok();
+            let _ = sender.send(Command::Renewed {
+                epoch,
+                connects,
+                made,
+            });
+        });
+    }
+
+    async fn renewed(&mut self, epoch: u64, connects: u64, made: bool) {
+        self.is_renewing = false;
+        self.notice_connection();
+        // If the server was away once more, so is this stream.
+        if made && connects == self.connects {
+            self.epoch = epoch;
             self.is_old = false;
-            self.store.set_epoch(self.epoch, self.connects);
+            self.store.set_epoch(epoch, connects);
             self.book.publish_all_again();
-            self.tell_nodes(&ToNodes::Alive { epoch: self.epoch }).await;
+            self.tell_nodes(&ToNodes::Alive { epoch }).await;
         }
     }
 
@@ -1012,8 +1061,8 @@ impl<'a> Thread<'a> {
             }
             return;
         }
-        if self.is_old {
-            self.renew().await;
+        if self.is_old && !self.is_renewing {
+            self.renew();
         }
         let (client, subject) = (self.client.clone(), self.run.parent());
         let echo = to_bytes(&ToParent::Echo);
@@ -1154,8 +1203,7 @@ impl<'a> Thread<'a> {
                 }
             }
         }
-        let _ = self.jetstream.delete_stream(self.run.store()).await;
-        let _ = self.jetstream.delete_object_store(self.run.store()).await;
+        delete(&self.jetstream, &self.run).await;
     }
 }
 

@@ -469,6 +469,12 @@ fn what_can_be_wrong_is_said() {
     let text = why(builder(server.nats("taken").nodes(0)));
     assert!(text.contains("already runs as `taken`"), "{text}");
     drop(first);
+    // What was begun of a run that could not be is taken back.
+    let text = why(builder(server.nats("unready")).start_timeout(soon));
+    assert!(text.contains("0 of 1 nodes"), "{text}");
+    eventually("nothing is left on the server", || {
+        server.streams().is_empty()
+    });
 
     let node = server.node("unfit", 1);
     let text = why(builder(server.nats("unfit")).initializer(refuse, ()));
