@@ -277,16 +277,16 @@ impl Book {
         (holder.node == node).then_some(holder)
     }
 
-    /// A node does not begin this load.
-    pub(crate) fn returned(&mut self, node: &str, load: u64, ack: String) {
-        self.hold(node, load, ack);
+    /// A node does not begin this load, though it may: since it could not, or since others may do so sooner.
+    pub(crate) fn returned(&mut self, node: &str, load: u64, ack: String, could_not: bool) {
+        self.hold(node, load, ack.clone());
         if let Some(state) = self.loads.get_mut(&load)
             && let Some(holder) = state
                 .holder
-                .take_if(|holder| holder.node == node && !holder.begun)
+                .take_if(|holder| holder.node == node && holder.ack == ack)
         {
             self.actions.push(Action::Acknowledge(holder.ack));
-            state.returns += 1;
+            state.returns += u32::from(could_not);
             if state.returns < RETURNS_MAX {
                 self.publish_again(load);
             } else {
@@ -308,12 +308,12 @@ impl Book {
         }
     }
 
-    /// To be called once a second. A load that no node has, though there is room for it, is published again: somebody who is
-    /// gone, or stopped, has got it. Those that `is_on_its_way` are not there yet. True: that has not helped, so nothing comes
+    /// To be called once a second. A load that no node has, though there are more workers than loads that nodes have, is published
+    /// again: somebody who is gone, or stopped, has got it. Those that `is_on_its_way` are not there yet. True: that has not helped, so nothing comes
     /// out of the stream.
     pub(crate) fn tick(&mut self, is_on_its_way: impl Fn(u64) -> bool) -> bool {
         let held = self.loads.values().filter(|load| load.holder.is_some());
-        let mut room = (self.workers() * AHEAD).saturating_sub(held.count());
+        let mut room = self.workers().saturating_sub(held.count());
         let mut late = Vec::new();
         let mut is_stuck = false;
         for (number, load) in &mut self.loads {
@@ -970,9 +970,17 @@ mod tests {
                         let given = self.nodes.get_mut(&node).unwrap();
                         if !given.is_empty() {
                             let at = at % given.len();
-                            if !given[at].begun {
-                                let Given { load, ack, .. } = given.remove(at);
-                                self.book.returned(&node, load, ack);
+                            if given[at].told == 0 {
+                                let given = given.remove(at);
+                                if given.begun {
+                                    // It might, but has not.
+                                    for position in &given.positions {
+                                        let begun = self.begun.get_mut(&(given.job, *position));
+                                        *begun.unwrap() -= 1;
+                                    }
+                                }
+                                let could_not = at.is_multiple_of(2);
+                                self.book.returned(&node, given.load, given.ack, could_not);
                             }
                         }
                     }

@@ -52,8 +52,11 @@ const PROGRESS: Duration = Duration::from_secs(4);
 /// The server keeps a pull for so long. A node that is stopped gets loads in vain until then.
 const PULL: Duration = Duration::from_secs(2);
 
-/// So many loads are held for each process, those that run included.
+/// So many loads are held for each process, those that run included, if they are quick; else one.
 const HELD: usize = 3;
+
+/// A quick load takes no longer than this: the next one is asked for while it runs. Others are better run by whoever is free.
+const QUICK: Duration = Duration::from_millis(50);
 
 /// Writes one line to standard error.
 fn log(what: &str) {
@@ -207,7 +210,9 @@ async fn work(
         events,
         held: HashMap::new(),
         queue: VecDeque::new(),
+        ready: VecDeque::new(),
         running: 0,
+        questions: 0,
         asked: 0,
         untold: 0,
         asked_until: Instant::now(),
@@ -218,6 +223,8 @@ async fn work(
         connects: link::connects(client),
         leaving: None,
         results: 0,
+        pace: None,
+        done: Instant::now(),
         joined: false,
     };
     let ready = ToParent::Ready {
@@ -326,6 +333,13 @@ struct Held {
     began: Instant,
 }
 
+impl Held {
+    /// All its outcomes are there, and about to be known to the parent.
+    fn is_done(&self) -> bool {
+        self.local.is_some() && self.missing == 0
+    }
+}
+
 struct Node {
     /// The URL of the server.
     server: String,
@@ -341,8 +355,12 @@ struct Node {
     held: HashMap<u64, Held>,
     /// Those that have not begun.
     queue: VecDeque<Prepared>,
-    /// Loads that run, or are about to.
+    /// Those that may begin, as soon as a worker is free.
+    ready: VecDeque<Prepared>,
+    /// Loads that the workers have.
     running: usize,
+    /// Loads that the parent was asked about, and has not answered.
+    questions: usize,
     /// How many loads the server was asked for.
     asked: usize,
     /// Outcomes that the parent may not know.
@@ -359,6 +377,9 @@ struct Node {
     leaving: Option<&'static str>,
     /// How many results were too long for a message.
     results: u64,
+    /// How long a load takes, about; and when the last one was done.
+    pace: Option<Duration>,
+    done: Instant,
     /// The parent knows that the workers are ready.
     joined: bool,
 }
@@ -414,7 +435,10 @@ impl Node {
                     }
                 }
                 _ = tick.tick() => self.tell_progress().await,
-                _ = look.tick() => self.look(),
+                _ = look.tick() => {
+                    self.look();
+                    self.give_back_what_waits().await;
+                }
                 _ = terminated.recv(), if until.is_none() => {
                     log("is to end: finishes what runs");
                     // However long that is, if it is a time at all.
@@ -430,7 +454,7 @@ impl Node {
             let is_late =
                 |until: Option<Instant>| until.is_some_and(|until| Instant::now() >= until);
             if let Some(until) = until
-                && (self.running + self.untold == 0 || is_late(until))
+                && (self.running + self.questions + self.untold == 0 || is_late(until))
             {
                 return "has ended at SIGTERM".into();
             }
@@ -509,14 +533,16 @@ impl Node {
                 }
                 return true;
             }
-            // Of those that the parent was asked about, its answer finds nothing.
+            // Where it waits, nothing is found of it.
             false
         });
     }
 
     /// Asks for as many loads as there is room for.
     async fn pull(&mut self) {
-        let room = (self.processes * HELD).saturating_sub(self.held.len() + self.asked);
+        let each = if self.is_quick() { HELD } else { 1 };
+        let open = self.held.values().filter(|held| !held.is_done()).count();
+        let room = (self.processes * each).saturating_sub(open + self.asked);
         if room == 0 || !self.joined || !self.connected || self.leaving.is_some() {
             return;
         }
@@ -609,7 +635,7 @@ impl Node {
             Event::Unprepared(number, why) => {
                 if let Some(held) = self.held.remove(&number) {
                     log(&format!("gives back a load: {why}"));
-                    self.return_loads(vec![(number, held.ack)]).await;
+                    self.return_loads(vec![(number, held.ack)], true).await;
                 }
             }
             Event::May(loads, answer) => {
@@ -618,15 +644,15 @@ impl Node {
                     self.ask(loads);
                     return;
                 };
+                self.questions -= loads.len();
                 for (at, load) in loads.into_iter().enumerate() {
-                    let may = answer.get(at) == Some(&1);
-                    if may && self.held.contains_key(&load.number) {
-                        self.submit(load);
+                    if answer.get(at) == Some(&1) {
+                        self.ready.push_back(load);
                     } else {
                         self.held.remove(&load.number);
-                        self.running -= 1;
                     }
                 }
+                self.start();
             }
             Event::Known(load) => {
                 self.untold -= 1;
@@ -653,19 +679,34 @@ impl Node {
         }
     }
 
+    fn is_quick(&self) -> bool {
+        self.pace.is_some_and(|pace| pace <= QUICK)
+    }
+
     /// Gives loads to the workers, if they have too little to do.
     fn begin(&mut self) {
+        self.start();
+        let ahead = usize::from(self.is_quick());
         let mut next = Vec::new();
-        while self.running <= self.processes
+        while self.running + self.ready.len() + self.questions + next.len() < self.processes + ahead
             && let Some(load) = self.queue.pop_front()
         {
             if self.held.contains_key(&load.number) {
-                self.running += 1;
                 next.push(load);
             }
         }
         if !next.is_empty() {
+            self.questions += next.len();
             self.ask(next);
+        }
+    }
+
+    /// Gives those that may begin to workers that are free.
+    fn start(&mut self) {
+        while self.running < self.processes
+            && let Some(load) = self.ready.pop_front()
+        {
+            self.submit(load);
         }
     }
 
@@ -700,8 +741,8 @@ impl Node {
             portions,
             ..
         } = load;
+        // Nobody may want it any more.
         let Some(held) = self.held.get_mut(&number) else {
-            self.running -= 1;
             return;
         };
         held.count = portions.iter().map(|some| some.inputs.count()).sum();
@@ -715,6 +756,7 @@ impl Node {
         match self.workers.submit(what, sink, portions, false) {
             Ok(local) => {
                 held.local = Some(local);
+                self.running += 1;
                 self.workers.notify(local);
             }
             Err(error) => {
@@ -738,6 +780,9 @@ impl Node {
         self.untold += 1;
         if is_over {
             self.running -= 1;
+            self.done = Instant::now();
+            let took = held.began.elapsed();
+            self.pace = Some(self.pace.map_or(took, |pace| (3 * pace + took) / 4));
         }
         self.results += 1;
         let name = format!("result-{}-{}", self.node, self.results);
@@ -759,20 +804,35 @@ impl Node {
         });
     }
 
+    /// What runs takes longer than was thought.
+    async fn give_back_what_waits(&mut self) {
+        let waits = self.queue.len() + self.ready.len();
+        if waits > 0 && self.running >= self.processes && self.done.elapsed() >= LOOK {
+            self.pace = Some(LOOK);
+            self.give_back().await;
+        }
+    }
+
     /// The loads that have not begun go elsewhere.
     async fn give_back(&mut self) {
-        let numbers = self.queue.drain(..).map(|load| load.number);
+        let waiting = self.ready.drain(..).chain(self.queue.drain(..));
+        let numbers = waiting.map(|load| load.number);
         let held = &mut self.held;
         let loads = numbers.filter_map(|number| Some((number, held.remove(&number)?.ack)));
         let loads: Vec<_> = loads.collect();
         if !loads.is_empty() {
-            self.return_loads(loads).await;
+            self.return_loads(loads, false).await;
         }
     }
 
-    async fn return_loads(&self, loads: Vec<(u64, String)>) {
+    async fn return_loads(&self, loads: Vec<(u64, String)>, could_not: bool) {
         let node = self.node.clone();
-        self.say(&ToParent::Returned { node, loads }).await;
+        let returned = ToParent::Returned {
+            node,
+            loads,
+            could_not,
+        };
+        self.say(&returned).await;
     }
 
     async fn tell_progress(&self) {

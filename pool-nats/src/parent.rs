@@ -899,11 +899,17 @@ impl<'a> Thread<'a> {
                     .collect();
                 self.answer(&message, may.into()).await;
             }
-            ToParent::Returned { node, loads } => {
+            ToParent::Returned {
+                node,
+                loads,
+                could_not,
+            } => {
                 for (load, ack) in loads {
-                    // What the node could not get is stored anew.
-                    self.packed.remove(&load);
-                    self.book.returned(&node, load, ack);
+                    if could_not {
+                        // What it needs is stored anew.
+                        self.packed.remove(&load);
+                    }
+                    self.book.returned(&node, load, ack, could_not);
                 }
             }
             ToParent::Wanted(jobs) => {

@@ -109,10 +109,11 @@ pub(crate) enum ToParent {
         node: String,
         loads: Vec<(u64, String)>,
     },
-    /// These are not to begin here.
+    /// These are not to begin here: since they could not, or since others may do so sooner.
     Returned {
         node: String,
         loads: Vec<(u64, String)>,
+        could_not: bool,
     },
     /// A request: does somebody wait for these jobs? The answer is one byte for each, 1 if so.
     Wanted(Vec<u64>),

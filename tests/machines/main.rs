@@ -399,6 +399,32 @@ fn a_grace_without_end_is_no_harm() {
 }
 
 #[test]
+fn long_tasks_wait_for_nobody() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _nodes = [server.node("long", 1), server.node("long", 1)];
+    let pool = builder(server.nats("long").nodes(2)).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..5 {
+        // Nodes believe that all is quick, and take more than they can run at once.
+        assert_eq!(
+            pool.task(square).chunksize(1).map(0..10_000).unwrap().len(),
+            10_000
+        );
+        let file = directory.path().join(format!("marks-{round}"));
+        let forever = |x| pool.apply_async(mark, (file.clone(), x, u64::MAX));
+        let first = forever(1);
+        let quick = pool.map_async(square, 0..10);
+        assert_eq!(quick.get().unwrap().len(), 10);
+        let second = forever(2);
+        eventually("both have begun", || marks(&file).len() == 2);
+        assert!(first.cancel() && second.cancel());
+    }
+}
+
+#[test]
 fn a_stream_that_somebody_deletes_is_made_anew() {
     let _dog = watchdog();
     let Some(server) = Server::start(&["-js"]) else {
