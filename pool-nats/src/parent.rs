@@ -1203,7 +1203,7 @@ impl<'a> Thread<'a> {
             // Who is gone does not answer.
             while Instant::now() < deadline {
                 let asked = self.client.request(subject.clone(), Bytes::new());
-                match time::timeout(Duration::from_secs(1), asked).await {
+                match time::timeout(PING / 2, asked).await {
                     Ok(Err(_)) => break,
                     _ => time::sleep(Duration::from_millis(10)).await,
                 }
