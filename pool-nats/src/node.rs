@@ -652,7 +652,6 @@ impl Node {
                         self.held.remove(&load.number);
                     }
                 }
-                self.start();
             }
             Event::Known(load) => {
                 self.untold -= 1;
