@@ -23,7 +23,8 @@
 //! It never reaches `main`. It joins the run, or waits for it, and runs its inputs in worker processes of its own, as a pool
 //! of that machine would: `POOL_NODE_PROCESSES` of them (default: what [`processes`](pool_core::PoolBuilder::processes) says, or as
 //! many as there are CPUs for it). Nodes may come and go at any
-//! time. A node ends when the run ends, or 15 seconds after the parent was heard last; at SIGTERM it finishes what runs within the
+//! time. A node ends when the run ends, 15 seconds after the parent was heard last, or when the server has been away 15 seconds longer than
+//! the pool waits for it; at SIGTERM it finishes what runs within the
 //! pool's [`grace`](pool_core::PoolBuilder::grace), and gives back the rest. What it has to say goes to its standard error, one line for
 //! each event.
 //!

@@ -219,6 +219,8 @@ async fn work(
         epoch,
         silence: Duration::ZERO,
         looked: Instant::now(),
+        away: Duration::ZERO,
+        away_max: patience.saturating_add(PARENT_GONE),
         connected: true,
         connects: link::connects(client),
         leaving: None,
@@ -371,6 +373,9 @@ struct Node {
     /// For how long the parent has not been heard, while this node listened: not while it was stopped, or had no connection.
     silence: Duration,
     looked: Instant,
+    /// For how long there has been no connection; and for how long there may be none, until the parent has given up, too.
+    away: Duration,
+    away_max: Duration,
     connected: bool,
     /// How many connections there have been.
     connects: u64,
@@ -867,6 +872,12 @@ impl Node {
         self.connected = connected;
         if connected {
             self.silence += passed.min(2 * LOOK);
+            self.away = Duration::ZERO;
+        } else {
+            self.away += passed.min(2 * LOOK);
+        }
+        if self.away >= self.away_max {
+            self.leaving = Some("has not found the server again");
         }
         if self.silence >= PARENT_GONE {
             self.leaving = Some("has not heard of the parent for 15 s");

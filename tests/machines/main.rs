@@ -455,7 +455,7 @@ fn a_server_that_stays_away_breaks_the_pool() {
     let Some(mut server) = Server::start(&["-js"]) else {
         return;
     };
-    let _node = server.node("away", 1);
+    let node = server.node("away", 1);
     let nats = server.nats("away").server_timeout(Duration::from_secs(1));
     let pool = builder(nats).build().unwrap();
     let hanging = pool.apply_async(hang, ());
@@ -465,6 +465,10 @@ fn a_server_that_stays_away_breaks_the_pool() {
     assert!(error.to_string().contains("NATS server"), "{error}");
     let error = pool.apply(square, (1,)).unwrap_err();
     assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    // Its nodes give up, too.
+    let (code, said) = node.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("has not found the server again"), "{said}");
 }
 
 // ---- errors ---------------------------------------------------------------------------------------
