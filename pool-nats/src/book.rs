@@ -64,7 +64,7 @@ pub(crate) struct Book {
     paces: HashMap<u32, u64>,
     /// Which job is served next.
     turn: u64,
-    /// Loads that are published have no more bytes than this together, unless it is one.
+    /// Once the loads that are published have so many bytes together, no other is.
     bytes_max: usize,
     actions: Vec<Action>,
 }
@@ -165,7 +165,7 @@ impl Book {
         );
     }
 
-    /// False: the job is not open.
+    /// Inputs of a job, if it is open.
     pub(crate) fn push(&mut self, job: u64, inputs: impl Iterator<Item = Portion>, more: bool) {
         let Some(state) = self.jobs.get_mut(&job) else {
             return;

@@ -22,11 +22,10 @@
 //!
 //! It never reaches `main`. It joins the run, or waits for it, and runs its inputs in worker processes of its own, as a pool
 //! of that machine would: `POOL_NODE_PROCESSES` of them (default: what [`processes`](pool_core::PoolBuilder::processes) says, or as
-//! many as there are CPUs for it). Nodes may come and go at any
-//! time. A node ends when the run ends, 15 seconds after the parent was heard last, or when the server has been away 15 seconds longer than
-//! the pool waits for it; at SIGTERM it finishes what runs within the
-//! pool's [`grace`](pool_core::PoolBuilder::grace), and gives back the rest. What it has to say goes to its standard error, one line for
-//! each event.
+//! many as there are CPUs for it). Nodes may come and go at any time. A node ends when the run ends, 15 seconds after the parent was
+//! heard last, or when the server has been away 15 seconds longer than the pool waits for it; at SIGTERM it finishes what runs
+//! within the pool's [`grace`](pool_core::PoolBuilder::grace), and gives back the rest. What it has to say goes to its standard error,
+//! one line for each event.
 //!
 //! [`guide`] says how to run it by ssh, Slurm, Kubernetes or systemd, and what it costs.
 //!
@@ -147,9 +146,9 @@ impl Nats {
         self
     }
 
-    /// Inputs that are on the server, in its stream and its object store, have no more bytes than this together, unless it is
-    /// one chunk; the others wait in the parent until nodes have done some. What tasks share is not counted, nor are results,
-    /// which the parent takes from the server as they come.
+    /// As soon as inputs that are on the server, in its stream and its object store, have so many bytes together, no more are sent until
+    /// nodes have done some; the others wait in the parent. The load that reaches it may pass it. What tasks share is not counted, nor
+    /// are results, which the parent takes from the server as they come.
     ///
     /// Default: 1 GiB. (No more than three loads for each worker are there in any case: some milliseconds of work each.)
     pub fn max_bytes(mut self, bytes: usize) -> Nats {
