@@ -41,6 +41,8 @@ pub enum Error {
     StillOpen,
     /// The result was taken already.
     Taken,
+    /// The other end of a [`channel`](crate::channel()) is gone: of a receiver, all that may send; of a sender, the receiver.
+    Disconnected,
     /// A setting that can't be met.
     InvalidSetting(InvalidSetting),
     /// The arguments, or the result, can't be turned into bytes.
@@ -98,7 +100,9 @@ impl Error {
             Error::WorkerLost(error) => Some(error.place),
             Error::TimeLimit(error) => Some(error.place),
             Error::MemoryLimit(error) => Some(error.place),
-            Error::Encode(error) | Error::Decode(error) if error.what != Side::Shared => {
+            Error::Encode(error) | Error::Decode(error)
+                if !matches!(error.what, Side::Shared | Side::Message) =>
+            {
                 Some(error.place)
             }
             _ => None,
@@ -124,6 +128,7 @@ impl fmt::Display for Error {
                  what `imap` gave to this thread",
             ),
             Error::Taken => f.write_str("the result was taken already"),
+            Error::Disconnected => f.write_str("the other end of the channel is gone"),
             Error::InvalidSetting(error) => error.fmt(f),
             Error::Encode(error) => error.write(f, "encode"),
             Error::Decode(error) => error.write(f, "decode"),
@@ -146,6 +151,7 @@ impl fmt::Debug for Error {
             Error::Closed => "Closed",
             Error::StillOpen => "StillOpen",
             Error::Taken => "Taken",
+            Error::Disconnected => "Disconnected",
             Error::InvalidSetting(_) => "InvalidSetting",
             Error::Encode(_) => "Encode",
             Error::Decode(_) => "Decode",
@@ -395,6 +401,8 @@ pub enum Side {
     Result,
     /// What was to be [shared](crate::Shared).
     Shared,
+    /// What was sent into a [`channel`](crate::channel()).
+    Message,
 }
 
 impl Codec {
@@ -408,6 +416,7 @@ impl Codec {
             Side::Arguments => "the arguments",
             Side::Result => "the result",
             Side::Shared => return write!(f, "`Shared`: can't {verb} the value: {}", self.why),
+            Side::Message => return write!(f, "channel: can't {verb} the message: {}", self.why),
         };
         write!(f, "{}: can't {verb} {what}: {}", self.place, self.why)
     }

@@ -29,6 +29,7 @@
 //!   limit of tasks for each worker.
 //! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
 //!   input, arguments that are lent or bound.
+//! - [`channel`] lets tasks send something while they run: how far they are, parts of their results.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks.
 //! - [`Error`] says what can go wrong, and to whom it happened.
@@ -51,6 +52,7 @@ mod builder;
 mod by_ref;
 mod call;
 mod callback;
+mod channel;
 mod error;
 mod feed;
 mod few;
@@ -80,6 +82,7 @@ pub use pool_worker::param::{Binds, BindsLent, Lends, LendsAll};
 pub use builder::PoolBuilder;
 pub use by_ref::ByRef;
 pub use call::Call;
+pub use channel::{Receiver, Sender, channel};
 pub use error::{
     Broken, Codec, Error, InvalidSetting, MemoryLimit, Panicked, Side, Start, TimeLimit, WorkerLost,
 };

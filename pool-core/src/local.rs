@@ -360,6 +360,9 @@ impl Shared {
         for sleeper in effects.sleepers.drain(..) {
             sleeper.wake();
         }
+        for channel in effects.awaited.drain(..) {
+            channel.wake();
+        }
         effects.freed.clear();
         if !effects.deliveries.is_empty() {
             DELIVERIES.set(DELIVERIES.get() + 1);

@@ -27,6 +27,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
 
+use crate::channel::Channel;
 use crate::codec::CodecError;
 use crate::frames::FRAME_MAX;
 use crate::greeting::{self, Own};
@@ -61,6 +62,8 @@ enum Holder {
 enum Content {
     Short(Arc<Bytes>),
     Long(OwnedFd, usize),
+    /// No bytes: by this a worker may send into the channel.
+    Channel(Arc<Channel>),
 }
 
 /// What a worker is sent of an attachment.
@@ -91,8 +94,25 @@ impl Attachment {
     ///
     /// As [`new`](Attachment::new).
     pub fn of(parts: &[&[u8]], holds: Vec<Arc<Attachment>>) -> io::Result<Arc<Attachment>> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Attachment::with_id(NEXT.fetch_add(1, Ordering::Relaxed), parts, holds)
+        Attachment::with_id(next_id(), parts, holds)
+    }
+
+    /// By which a worker may send into the channel.
+    pub(crate) fn of_channel(channel: &Arc<Channel>) -> Arc<Attachment> {
+        Arc::new(Attachment {
+            id: next_id(),
+            content: Some(Content::Channel(Arc::clone(channel))),
+            holds: Vec::new(),
+            holders: Mutex::default(),
+        })
+    }
+
+    /// The channel, if it is one.
+    pub(crate) fn channel(&self) -> Option<&Arc<Channel>> {
+        match &self.content {
+            Some(Content::Channel(channel)) => Some(channel),
+            _ => None,
+        }
     }
 
     /// The same as one of another process that runs this program, which has this id there. All that is handed to the workers of
@@ -135,7 +155,7 @@ impl Attachment {
                 let mapped = mapped.map_err(no("room for what tasks have in common"))?;
                 Ok(Arc::new(Bytes::Long(mapped)))
             }
-            None => Ok(Arc::new(Bytes::short(&[]))),
+            Some(Content::Channel(_)) | None => Ok(Arc::new(Bytes::short(&[]))),
         }
     }
 
@@ -153,7 +173,7 @@ impl Attachment {
         match &self.content {
             Some(Content::Short(bytes)) => Sent::Short(bytes),
             Some(Content::Long(fd, len)) => Sent::Long(fd.as_fd(), *len),
-            None => Sent::Short(&[]),
+            Some(Content::Channel(_)) | None => Sent::Short(&[]),
         }
     }
 
@@ -177,6 +197,12 @@ impl Attachment {
     pub fn on_drop(&self, tell: impl FnOnce(u64) + Send + 'static) {
         lock(&self.holders).push(Holder::Other(Box::new(tell)));
     }
+}
+
+/// A number for the next one.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Drop for Attachment {
@@ -561,7 +587,12 @@ pub(crate) fn within<'a, R>(
 
 fn open_all(one: &Attachment, all: &mut Kept) {
     if let Entry::Vacant(vacant) = all.entry(one.id) {
-        let bytes = one.bytes().map(|bytes| Rc::new(Attached::of(bytes)));
+        let bytes = one.bytes().map(|bytes| {
+            Rc::new(Attached {
+                channel: one.channel().cloned(),
+                ..Attached::of(bytes)
+            })
+        });
         vacant.insert(bytes.map_err(|error| error.to_string()));
         one.holds.iter().for_each(|other| open_all(other, all));
     }
@@ -585,6 +616,8 @@ pub(crate) struct Attached {
     decoded: RefCell<Vec<Decoded>>,
     /// The whole of it as a value of this type.
     shared: RefCell<Vec<(TypeId, Arc<Held>)>>,
+    /// The channel that it stands for, if that is in this process.
+    channel: Option<Arc<Channel>>,
 }
 
 struct Decoded {
@@ -620,7 +653,12 @@ impl Attached {
             bytes,
             decoded: RefCell::default(),
             shared: RefCell::default(),
+            channel: None,
         }
+    }
+
+    pub(crate) fn channel(&self) -> Option<&Arc<Channel>> {
+        self.channel.as_ref()
     }
 
     #[inline]

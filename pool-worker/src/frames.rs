@@ -44,6 +44,10 @@ pub(crate) const PIECE: u32 = 2;
 /// The tag that announces such a byte string: eight bytes say how long it is.
 pub(crate) const LONG: u32 = 3;
 
+/// Set in the word of a message, in a ring only: no reply, but what a task sends meanwhile. Its first eight bytes are the
+/// id of the channel.
+pub(crate) const MESSAGE: u32 = 1 << 31;
+
 impl Tag {
     pub(crate) fn bits(self) -> u32 {
         match self {

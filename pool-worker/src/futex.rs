@@ -1,9 +1,9 @@
 //! Sleeping until a word of shared memory changes.
 
 #[cfg(pool_shuttle)]
-pub(crate) use self::model::{wait, wake};
+pub(crate) use self::model::{wait, wake, wake_all};
 #[cfg(not(pool_shuttle))]
-pub(crate) use self::real::{wait, wake};
+pub(crate) use self::real::{wait, wake, wake_all};
 
 #[cfg(not(pool_shuttle))]
 mod real {
@@ -32,18 +32,28 @@ mod real {
 
     /// Wakes who sleeps on `word`; one at the most.
     pub(crate) fn wake(word: &AtomicU32) {
-        if futex_wake(word, Flags::empty(), 1).is_err() {
-            wake_again(word);
+        wake_some(word, 1);
+    }
+
+    /// Wakes all who sleep on `word`.
+    pub(crate) fn wake_all(word: &AtomicU32) {
+        wake_some(word, i32::MAX as u32);
+    }
+
+    #[inline]
+    fn wake_some(word: &AtomicU32, most: u32) {
+        if futex_wake(word, Flags::empty(), most).is_err() {
+            wake_again(word, most);
         }
     }
 
     /// A reference is mapped, but its page may be swapped out, and there may be no memory for it at the moment. Who is
     /// to be woken may sleep without a bound.
     #[cold]
-    fn wake_again(word: &AtomicU32) {
+    fn wake_again(word: &AtomicU32, most: u32) {
         for _ in 0..TRIES {
             std::thread::yield_now();
-            if futex_wake(word, Flags::empty(), 1).is_ok() {
+            if futex_wake(word, Flags::empty(), most).is_ok() {
                 return;
             }
         }
@@ -74,7 +84,11 @@ mod model {
         Ok(())
     }
 
-    pub(crate) fn wake(_: &AtomicU32) {
+    pub(crate) fn wake(word: &AtomicU32) {
+        wake_all(word);
+    }
+
+    pub(crate) fn wake_all(_: &AtomicU32) {
         let guard = KERNEL.0.lock().unwrap();
         KERNEL.1.notify_all();
         drop(guard);

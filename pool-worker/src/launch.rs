@@ -10,9 +10,10 @@
 //! exit status, without waiting, for a debugger may hold a dead process. What the worker has replied
 //! stands in its ring, and can be received as before.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::env;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
 use crate::bell::Bell;
+use crate::channel::{Channel, Put};
 use crate::entry::{self, Call, Role, VARIABLE};
 use crate::exit::Exit;
 use crate::fault::Fault;
@@ -30,7 +32,7 @@ use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::process::Process;
 use crate::resident;
-use crate::ring::{Garbled, Glance, ParentEnd, Portion, Progress, Sleeper};
+use crate::ring::{Garbled, Glance, Messages, ParentEnd, Portion, Progress, Sleeper};
 use crate::scarce::{check_descriptors, no, no_process};
 use crate::starve::Starved;
 use crate::sync::Shared;
@@ -73,6 +75,8 @@ pub struct Worker {
     garbled: Option<&'static str>,
     /// It was to be asked to exit, and there was no room to.
     ask_later: bool,
+    /// Into which channels it has sent something that is waited for.
+    awaited: Vec<Arc<Channel>>,
 }
 
 /// What a worker has of what inputs have in common.
@@ -83,6 +87,8 @@ struct Attachments {
     handover: Handover,
     /// Those that it has, by their ids.
     sent: HashSet<u64>,
+    /// Those of them that are channels.
+    channels: HashMap<u64, Arc<Channel>>,
     /// Whose memory was handed over, but was not told.
     handed: Option<u64>,
     /// What the inputs begin with that were sent last.
@@ -260,6 +266,7 @@ impl Launcher {
                 freed: Arc::clone(&self.freed),
                 handover,
                 sent: HashSet::new(),
+                channels: HashMap::new(),
                 handed: None,
                 bound: 0,
                 freed_later: Vec::new(),
@@ -269,6 +276,7 @@ impl Launcher {
             barred: false,
             garbled: None,
             ask_later: false,
+            awaited: Vec::new(),
         };
         self.prepare_setup(&mut worker);
         (worker, Starting(talk))
@@ -362,8 +370,7 @@ impl Worker {
     /// What came of its initializer, if it has said so.
     pub fn set_up(&mut self) -> Option<Result<(), Fault>> {
         let mut replies = VecDeque::new();
-        let received = self.ring.receive(&mut replies);
-        self.believe(received)?;
+        self.receive_all(&mut replies)?;
         let mut reply = replies.pop_front()?;
         match reply.pop()? {
             (Tag::Value, _) => Some(Ok(())),
@@ -425,6 +432,7 @@ impl Worker {
             freed,
             handover,
             sent,
+            channels,
             handed,
             ..
         } = &mut self.attachments;
@@ -447,6 +455,10 @@ impl Worker {
         }
         *handed = None;
         sent.insert(id);
+        if let Some(channel) = attachment.channel() {
+            channels.insert(id, Arc::clone(channel));
+            self.ring.expect_messages();
+        }
         attachment.is_sent_for(freed);
         Ok(true)
     }
@@ -457,6 +469,7 @@ impl Worker {
         let had = self.attachments.sent.remove(&freed.id());
         if had {
             self.attachments.freed_later.push(freed.id());
+            self.attachments.channels.remove(&freed.id());
         }
         had
     }
@@ -554,13 +567,36 @@ impl Worker {
     /// Appends what it has replied: one byte string for each input that it has begun, in order. Gives who
     /// is to be woken for the room that this made.
     pub fn receive(&mut self, replies: &mut VecDeque<Frames>) -> Option<Sleeper> {
-        let received = self.ring.receive(replies);
-        self.believe(received)?;
+        self.receive_all(replies)?;
         self.detach_later();
         if self.ask_later {
             self.ask_to_exit();
         }
         self.ring.sleeper_for_room()
+    }
+
+    /// The same; and what it has sent arrives in its channels.
+    fn receive_all(&mut self, replies: &mut VecDeque<Frames>) -> Option<()> {
+        let mut messages = Vec::new();
+        let received = self.ring.receive(replies, &mut messages);
+        messages.into_iter().for_each(|some| self.pass_on(some));
+        self.believe(received)
+    }
+
+    fn pass_on(&mut self, messages: Messages) {
+        let id = messages.channel;
+        // One that was taken away was needed by nobody any more.
+        let channel = self.attachments.channels.get(&id);
+        match channel.map(|channel| channel.put(messages.into())) {
+            Some(Put::Quietly) => {}
+            Some(Put::Awaited) => self.awaited.extend(channel.cloned()),
+            Some(Put::Closed) | None => self.ring.close_channel(id),
+        }
+    }
+
+    /// The channels whose receivers are to be woken.
+    pub fn awaited(&mut self) -> Vec<Arc<Channel>> {
+        mem::take(&mut self.awaited)
     }
 
     /// A task by its number, and how long an input of it took, if that is news.

@@ -11,6 +11,7 @@
 //! | `zygote` | what forks workers, if they share what it has loaded: both ends |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
+//! | `channel` | what tasks send while they run: both ends |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -24,6 +25,7 @@ compile_error!(
 mod attach;
 mod bell;
 mod buffer;
+mod channel;
 mod clock;
 mod codec;
 mod contain;
@@ -61,6 +63,7 @@ mod zygote;
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use buffer::{Arrived, Buffer};
+pub use channel::{Batch, Channel, Link, SendError, Taken};
 pub use clock::now;
 pub use codec::{
     CodecError, Input, Kept, Primitive, Reader, Tail, array, decode, decode_msgpack,

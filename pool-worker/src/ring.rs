@@ -35,6 +35,16 @@
 //! that it died in. A reply too long for one frame is announced by its length and alignment (`LONG`) and comes in
 //! pieces, the last of which is an ordinary frame. The parent copies what stands, and only then reads the copy.
 //!
+//! # Messages
+//!
+//! What tasks send into channels stands between the replies, as frames whose word is marked (`MESSAGE`): the id of the
+//! channel, then the value. So it arrives before the reply of the input that has sent it, and stands if the worker dies.
+//! Other threads of a task may send, too: they and the thread that replies take turns, by a lock in the worker's memory.
+//!
+//! A worker may have [`WINDOW`] bytes of messages unread in each channel, and one message if that is longer. How much was
+//! read the parent tells in a table of words, `channels`, in the place that the channel's id has there. (Channels that
+//! share a place share a window.) A sender that must wait sleeps on `sender_asleep`, for that or for room in the ring.
+//!
 //! # Sleeping
 //!
 //! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes
@@ -56,13 +66,14 @@
 mod parent;
 mod worker;
 
-pub(crate) use parent::ParentEnd;
+pub(crate) use parent::{Credit, Framed, Messages, ParentEnd};
 pub use parent::{Glance, Portion, Progress, Sleeper};
-pub(crate) use worker::{Body, Came, Replies, Request, Requests, Run};
+pub(crate) use worker::{Body, Came, Gone, Outlet, Replies, Request, Requests, Run};
 
 use std::fmt;
 use std::sync::Arc;
 
+use crate::frames::WORD;
 use crate::sync::{self, AtomicU32, AtomicU64, Shared};
 
 /// The sizes of the rings, in bytes: powers of two.
@@ -93,6 +104,19 @@ pub(crate) struct Words {
     worker: Line<WorkerWords>,
     /// By both: what the worker sleeps for.
     asleep: Line<AtomicU32>,
+    /// By both: whether threads of the worker that send messages sleep.
+    sender_asleep: Line<AtomicU32>,
+    /// By the parent.
+    channels: Line<[ChannelWords; CHANNELS]>,
+}
+
+/// Of the channels that have one place in the table.
+#[repr(C)]
+struct ChannelWords {
+    /// How many bytes of messages were read.
+    taken: AtomicU64,
+    /// The id of one that nobody reads any more.
+    closed: AtomicU64,
 }
 
 #[repr(C)]
@@ -147,8 +171,28 @@ unsafe impl sync::Words for Words {
                 cpu: short(),
             }),
             asleep: Line(short()),
+            sender_asleep: Line(short()),
+            channels: Line(std::array::from_fn(|_| ChannelWords {
+                taken: long(),
+                closed: long(),
+            })),
         }
     }
+}
+
+/// How many places the table of channels has.
+const CHANNELS: usize = if cfg!(pool_shuttle) { 1 } else { 64 };
+
+/// So many bytes of messages may be unread in a channel, of each worker.
+const WINDOW: u64 = if cfg!(pool_shuttle) { 40 } else { 1 << 20 };
+
+fn place_of(channel: u64) -> usize {
+    (channel % CHANNELS as u64) as usize
+}
+
+/// What a message counts for, of so many bytes with the id of its channel.
+fn cost(len: usize) -> u64 {
+    (WORD + len) as u64
 }
 
 /// What the worker sleeps for.

@@ -19,6 +19,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use crate::attach::{self, Attached, Attachment};
 use crate::bell::Bell;
 use crate::buffer::{Arrived, Buffer};
+use crate::channel;
 use crate::clock;
 use crate::codec::{Input, Rest};
 use crate::contain;
@@ -196,6 +197,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     starve::watch(replies.clone());
     let _ = PARENT.set(call.parent);
     let this = lineage();
+    channel::install(replies.clone(), this);
     let ready = voice.greet(
         line,
         call.token.clone(),

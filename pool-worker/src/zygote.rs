@@ -129,7 +129,7 @@ enum Stage {
     Loading,
     Idle,
     /// It was asked for a worker.
-    Forking(Introduced),
+    Forking(Box<Introduced>),
 }
 
 /// What a zygote has said.
@@ -226,7 +226,7 @@ impl Zygote {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => return Err(no("way to ask for a worker")(error)),
         }
-        self.stage = Stage::Forking(introduced);
+        self.stage = Stage::Forking(Box::new(introduced));
         Ok(())
     }
 
@@ -275,7 +275,7 @@ impl Zygote {
             0 => None,
             pid => {
                 let process = Process::adopt(pid, "a worker");
-                Some(process.map(|process| launcher.attend(process, introduced)))
+                Some(process.map(|process| launcher.attend(process, *introduced)))
             }
         }
     }

@@ -4,6 +4,7 @@
 //! a task has begun, the task says so through a [`Gate`](support::Gate), and it goes on when the test
 //! lets it. A test that hangs is ended by its [`watchdog`](support::watchdog).
 
+mod channel;
 mod contain;
 mod cpython;
 mod crash;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
+use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
 
 use crate::backend::{Job, JobId, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
@@ -61,6 +61,8 @@ struct Opened {
 pub(super) struct Effects {
     pub(super) deliveries: Vec<(Arc<dyn Sink>, Outcomes)>,
     pub(super) sleepers: Vec<Sleeper>,
+    /// Channels whose receivers wait for what has come.
+    pub(super) awaited: Vec<Arc<Channel>>,
     /// Attachments that take a while to be given back.
     pub(super) freed: Vec<Noted>,
     pub(super) wake_supervisor: bool,
@@ -190,6 +192,7 @@ impl State {
         self.effects
             .sleepers
             .extend(worker.receive(&mut self.replies));
+        self.effects.awaited.extend(worker.awaited());
         if let Some((task, each)) = worker.new_pace() {
             self.scheduler.observe(task, each);
         }
@@ -205,6 +208,7 @@ impl State {
     pub(super) fn set_up(&mut self, slot: usize, name: &str) -> Option<Result<(), String>> {
         let worker = self.workers[slot].as_mut()?;
         let set_up = worker.set_up();
+        self.effects.awaited.extend(worker.awaited());
         if let Some(why) = worker.garbled() {
             return Some(Err(why.to_owned()));
         }

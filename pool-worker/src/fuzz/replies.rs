@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use arbitrary::{Arbitrary, Unstructured};
 
+use crate::channel::Batch;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::ring::fuzzed::{Fuzzed, Write};
@@ -53,6 +54,7 @@ fn take(ends: &mut Fuzzed, steps: Vec<Step>) {
     // A portion that was sent in part is sent to its end, or taken back.
     let mut pending: Option<(Frames, usize)> = None;
     let mut received = VecDeque::new();
+    let mut messages = Vec::new();
     // Threads look at what was so a while ago.
     let mut glance = ends.parent.glance();
     for step in steps {
@@ -75,9 +77,12 @@ fn take(ends: &mut Fuzzed, steps: Vec<Step>) {
             }
             Step::Send { .. } | Step::SendLong { .. } => {}
             Step::Receive => {
-                if ends.parent.receive(&mut received).is_err() {
+                if ends.parent.receive(&mut received, &mut messages).is_err() {
                     // It is killed.
                     return;
+                }
+                for mut batch in messages.drain(..).map(Batch::from) {
+                    while batch.pop().is_some() {}
                 }
                 for mut frames in received.drain(..) {
                     for _ in 0..frames.count() {

@@ -13,7 +13,7 @@ use std::thread;
 use arbitrary::Arbitrary;
 
 use super::*;
-use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, WORD};
+use crate::frames::{FRAME_MAX, Frames, LONG, MESSAGE, PIECE, WORD};
 use crate::sync::{Ordering, Shared};
 
 pub(crate) struct Fuzzed {
@@ -25,7 +25,7 @@ pub(crate) struct Fuzzed {
 pub(crate) enum Write {
     /// One of the words, also of those that are the parent's.
     Word { which: u8, value: Number },
-    /// Frames behind the replies, as many as there is room for: any tag, and whatever lies there already.
+    /// Frames behind the replies, as many as there is room for: any tag, messages or not, and whatever lies there already.
     Frames { tag: u8, len: u16, times: u16 },
     /// The frame that announces a long reply.
     Long { len: Number },
@@ -184,9 +184,11 @@ impl Write {
                 memory.append(size_of::<u64>(), LONG as u8, &len.to_le_bytes());
             }
             Write::Whole { more, off } => {
+                // Some are messages.
+                let mark = if *off < 0 { 0x80 } else { 0 };
                 let mut rest = FRAME_MAX + 1 + usize::from(*more);
                 let len = (rest as u64).wrapping_add_signed((*off).into());
-                memory.append(size_of::<u64>(), LONG as u8, &len.to_le_bytes());
+                memory.append(size_of::<u64>(), LONG as u8 | mark, &len.to_le_bytes());
                 while rest > FRAME_MAX {
                     memory.append(PIECE_LEN, PIECE as u8, &[]);
                     rest -= PIECE_LEN;
@@ -225,7 +227,8 @@ impl Memory<'_> {
         if room < (WORD + len) as u64 {
             return false;
         }
-        let word = (len as u32) << 2 | u32::from(tag & 3);
+        let mark = if tag & 0x80 == 0 { 0 } else { MESSAGE };
+        let word = (len as u32) << 2 | u32::from(tag & 3) | mark;
         self.write_bytes(end, &word.to_le_bytes());
         self.write_bytes(end.wrapping_add(WORD as u64), bytes);
         self.move_end(end.wrapping_add((WORD + len) as u64));

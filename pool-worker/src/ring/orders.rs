@@ -92,7 +92,7 @@ fn exit(parent: &mut ParentEnd) {
 
 fn receive(parent: &mut ParentEnd) -> usize {
     let mut replies = VecDeque::new();
-    parent.receive(&mut replies).unwrap();
+    parent.receive(&mut replies, &mut Vec::new()).unwrap();
     if let Some(sleeper) = parent.sleeper_for_room() {
         sleeper.wake();
     }

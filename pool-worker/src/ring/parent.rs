@@ -1,19 +1,21 @@
 //! The parent's end of the rings.
 
 use std::collections::VecDeque;
-use std::mem::MaybeUninit;
+use std::fmt;
+use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic;
 use std::time::Duration;
 
 use super::{
-    ANNOUNCED_ALIGN_AT, Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS, Segment,
-    Words, asleep, join, kind, record_len, split,
+    ANNOUNCED_ALIGN_AT, CHANNELS, Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS,
+    Segment, WINDOW, Words, asleep, cost, join, kind, place_of, record_len, split,
 };
 use crate::attach::Sent;
 use crate::buffer::{ALIGN_MAX, Buffer};
 use crate::copy;
-use crate::frames::{FRAME_MAX, Frames, LONG, PIECE, Tag, WORD, read_word};
+use crate::frames::{FRAME_MAX, Frames, LONG, MESSAGE, PIECE, Tag, WORD, read_word};
 use crate::futex;
 use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
@@ -35,6 +37,8 @@ const NO_MEMORY: Garbled = Garbled("no memory for its reply");
 const CUT_SHORT: Garbled = Garbled("a reply is cut short");
 const NO_REPLY: Garbled = Garbled("it has written what is no reply");
 const NOT_AS_LONG: Garbled = Garbled("a reply is not as long as was announced");
+const NO_MESSAGE: Garbled = Garbled("it has sent what is no message");
+const TOO_MUCH: Garbled = Garbled("it has sent more messages than it may");
 
 /// How far a worker is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,21 +88,152 @@ pub(crate) struct ParentEnd {
     cpu: u32,
     pace: u64,
     long: Option<Long>,
+    /// The worker may send messages.
+    sends_messages: bool,
+    /// How many bytes of them have come, by the place of their channel.
+    messages: Box<[u64; CHANNELS]>,
+    credits: Arc<Credits>,
 }
 
-/// A reply that comes in pieces.
+/// A reply or a message that comes in pieces.
 #[derive(Debug)]
 struct Long {
     /// What there is of it.
     bytes: Buffer,
     /// How much is to come, as was announced.
     missing: u64,
+    is_message: bool,
+}
+
+/// Messages that have come, to be sorted by their channels.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    pub(crate) channel: u64,
+    pub(crate) bytes: Framed,
+    pub(crate) credit: Credit,
+}
+
+/// How messages lie in memory.
+#[derive(Debug)]
+pub(crate) enum Framed {
+    /// As in the ring, one behind the other.
+    Many(Vec<u8>),
+    /// One: the id of its channel, and the value.
+    Alone(Buffer),
+}
+
+/// What of a worker's messages was read. What the worker sees of it is a copy.
+struct Credits {
+    segment: Segment,
+    taken: [atomic::AtomicU64; CHANNELS],
+}
+
+impl fmt::Debug for Credits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credits")
+    }
+}
+
+impl Credits {
+    fn give(&self, place: usize, bytes: u64) {
+        let before = self.taken[place].fetch_add(bytes, Ordering::SeqCst);
+        let words = self.segment.words();
+        let shown = &words.channels.0[place].taken;
+        // Another thread may give more at the same time.
+        shown.fetch_max(before.wrapping_add(bytes), Ordering::SeqCst);
+        wake_senders(words);
+    }
+}
+
+/// Wakes the threads of a worker that wait to send messages.
+fn wake_senders(words: &Words) {
+    fence(Ordering::SeqCst);
+    let asleep = &words.sender_asleep.0;
+    if asleep.load(Ordering::Relaxed) != 0 {
+        asleep.store(0, Ordering::SeqCst);
+        futex::wake_all(asleep);
+    }
+}
+
+/// The worker may send so much more into a channel, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Credit {
+    credits: Arc<Credits>,
+    place: usize,
+    bytes: u64,
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        self.credits.give(self.place, self.bytes);
+    }
+}
+
+/// What follows each other in the ring and is of one kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Replies,
+    /// Messages for this channel.
+    Messages(u64),
+}
+
+/// Divides what was copied from the ring.
+struct Division<'a> {
+    bytes: Vec<u8>,
+    /// Where the last ones of one kind begin, what they are, and how many.
+    from: usize,
+    kind: Kind,
+    count: usize,
+    replies: &'a mut VecDeque<Frames>,
+    messages: &'a mut Vec<Messages>,
+}
+
+impl Division<'_> {
+    /// What comes from `at` on is of this kind.
+    fn go_on(&mut self, at: usize, kind: Kind, credits: &Arc<Credits>) {
+        if kind != self.kind {
+            self.cut(at, credits);
+            self.kind = kind;
+        }
+        self.count += 1;
+    }
+
+    /// Hands on what is complete.
+    fn cut(&mut self, at: usize, credits: &Arc<Credits>) {
+        let count = mem::take(&mut self.count);
+        let from = mem::replace(&mut self.from, at);
+        if count == 0 {
+            return;
+        }
+        let bytes = if from == 0 && at == self.bytes.len() {
+            mem::take(&mut self.bytes)
+        } else {
+            self.bytes[from..at].to_vec()
+        };
+        match self.kind {
+            Kind::Replies => self.replies.push_back(Frames::many(bytes, count)),
+            Kind::Messages(channel) => self.messages.push(Messages {
+                channel,
+                credit: Credit {
+                    credits: Arc::clone(credits),
+                    place: place_of(channel),
+                    bytes: bytes.len() as u64,
+                },
+                bytes: Framed::Many(bytes),
+            }),
+        }
+    }
 }
 
 impl ParentEnd {
     pub(crate) fn new(memory: Shared<Words>) -> ParentEnd {
+        let segment = Segment(Arc::new(memory));
+        let credits = Arc::new(Credits {
+            segment: segment.clone(),
+            taken: std::array::from_fn(|_| atomic::AtomicU64::new(0)),
+        });
         ParentEnd {
-            segment: Segment(Arc::new(memory)),
+            segment,
             sent: 0,
             taken: 0,
             received: 0,
@@ -111,6 +246,9 @@ impl ParentEnd {
             cpu: u32::MAX,
             pace: 0,
             long: None,
+            sends_messages: false,
+            messages: Box::new([0; CHANNELS]),
+            credits,
         }
     }
 
@@ -420,6 +558,19 @@ impl ParentEnd {
 
     // ---- replies ------------------------------------------------------------------------------
 
+    /// From now on it may send messages: each is a reason to ring.
+    pub(crate) fn expect_messages(&mut self) {
+        self.sends_messages = true;
+    }
+
+    /// Nobody reads this channel any more.
+    pub(crate) fn close_channel(&self, channel: u64) {
+        let words = self.segment.words();
+        let closed = &words.channels.0[place_of(channel)].closed;
+        closed.store(channel, Ordering::SeqCst);
+        wake_senders(words);
+    }
+
     /// Whether there are replies that were not received.
     pub(crate) fn has_replies(&self) -> bool {
         self.segment.words().replies.0.0.load(Ordering::Acquire) != self.received
@@ -431,7 +582,8 @@ impl ParentEnd {
         let number = words.replies.0.1.load(Ordering::Acquire);
         let end = words.replies.0.0.load(Ordering::Acquire);
         end != self.received
-            && ((self.wake_at.wrapping_sub(number) as i32) <= 0
+            && (self.sends_messages
+                || (self.wake_at.wrapping_sub(number) as i32) <= 0
                 || end.wrapping_sub(self.received) > REPLIES as u64 / 2)
             || self
                 .needs
@@ -448,8 +600,12 @@ impl ParentEnd {
         }
     }
 
-    /// Appends all replies that stand, in order.
-    pub(crate) fn receive(&mut self, replies: &mut VecDeque<Frames>) -> Result<(), Garbled> {
+    /// Appends all replies that stand, in order; and the messages before them.
+    pub(crate) fn receive(
+        &mut self,
+        replies: &mut VecDeque<Frames>,
+        messages: &mut Vec<Messages>,
+    ) -> Result<(), Garbled> {
         let end = self.segment.words().replies.0.0.load(Ordering::Acquire);
         if end.wrapping_sub(self.received) > REPLIES as u64 {
             return Err(Garbled("it has written more replies than fit"));
@@ -457,9 +613,9 @@ impl ParentEnd {
         while self.received != end {
             let stand = (end - self.received) as usize;
             if self.long.is_some() {
-                self.receive_piece(stand, replies)?;
+                self.receive_piece(stand, replies, messages)?;
             } else {
-                self.receive_many(stand, replies)?;
+                self.receive_many(stand, replies, messages)?;
             }
             let taken = &self.segment.words().replies_taken.0;
             taken.store(self.received, Ordering::Release);
@@ -472,35 +628,41 @@ impl ParentEnd {
         &mut self,
         stand: usize,
         replies: &mut VecDeque<Frames>,
+        messages: &mut Vec<Messages>,
     ) -> Result<(), Garbled> {
         let mut bytes = Vec::new();
         self.copy_to_vec(stand, &mut bytes)?;
-        let (mut at, mut count) = (0, 0);
-        while at < bytes.len() {
-            let rest = &bytes[at..];
-            let word = rest.first_chunk().ok_or(CUT_SHORT)?;
-            let (len, tag) = read_word(*word);
+        let mut all = Division {
+            bytes,
+            from: 0,
+            kind: Kind::Replies,
+            count: 0,
+            replies,
+            messages,
+        };
+        let mut at = 0;
+        while at < all.bytes.len() {
+            let rest = &all.bytes[at..];
+            let word = *rest.first_chunk().ok_or(CUT_SHORT)?;
+            let is_message = u32::from_le_bytes(word) & MESSAGE != 0;
+            let (len, tag) = read_word((u32::from_le_bytes(word) & !MESSAGE).to_le_bytes());
             let frame = rest.get(WORD..WORD + len).ok_or(CUT_SHORT)?;
             if tag >= PIECE {
                 let long = frame.first_chunk().filter(|_| tag == LONG);
                 let announced = u64::from_le_bytes(*long.ok_or(NO_REPLY)?);
-                let align_log2 = (announced >> ANNOUNCED_ALIGN_AT) as u32;
-                let missing = announced & ((1 << ANNOUNCED_ALIGN_AT) - 1);
-                // What follows is copied once more, so there may not be many of these in the ring.
-                if missing <= FRAME_MAX as u64 || align_log2 > ALIGN_MAX {
-                    return Err(NO_REPLY);
-                }
-                // A length that lies costs address space, and no more than this.
-                let reserved = usize::try_from(missing).map_or(LONG_MAX, |len| len.min(LONG_MAX));
-                let mut bytes = Buffer::aligned(align_log2);
-                if !bytes.reserve(reserved) {
-                    return Err(NO_MEMORY);
-                }
-                self.long = Some(Long { bytes, missing });
+                self.long = Some(announce(announced, is_message)?);
                 break;
             }
+            let kind = if is_message {
+                let id = frame.first_chunk().filter(|_| tag == Tag::Value.bits());
+                let id = u64::from_le_bytes(*id.ok_or(NO_MESSAGE)?);
+                self.count_message(id, len)?;
+                Kind::Messages(id)
+            } else {
+                Kind::Replies
+            };
+            all.go_on(at, kind, &self.credits);
             at += WORD + len;
-            count += 1;
         }
         let announced = if self.long.is_some() {
             WORD + size_of::<u64>()
@@ -508,18 +670,32 @@ impl ParentEnd {
             0
         };
         self.received += (at + announced) as u64;
-        if count > 0 {
-            bytes.truncate(at);
-            replies.push_back(Frames::many(bytes, count));
+        if announced > 0 {
+            all.bytes.truncate(at);
         }
+        all.cut(at, &self.credits);
         Ok(())
     }
 
-    /// Takes one frame of a long reply.
+    /// A worker that does not keep to its window would fill the memory.
+    fn count_message(&mut self, channel: u64, len: usize) -> Result<(), Garbled> {
+        let place = place_of(channel);
+        let taken = self.credits.taken[place].load(Ordering::SeqCst);
+        let unread = self.messages[place].wrapping_sub(taken);
+        let cost = cost(len);
+        if unread > 0 && unread.saturating_add(cost) > WINDOW {
+            return Err(TOO_MUCH);
+        }
+        self.messages[place] = self.messages[place].wrapping_add(cost);
+        Ok(())
+    }
+
+    /// Takes one frame of a long reply, or of a long message.
     fn receive_piece(
         &mut self,
         stand: usize,
         replies: &mut VecDeque<Frames>,
+        messages: &mut Vec<Messages>,
     ) -> Result<(), Garbled> {
         let mut word = Vec::with_capacity(WORD);
         self.copy_to_vec(WORD.min(stand), &mut word)?;
@@ -549,6 +725,10 @@ impl ParentEnd {
         if long.missing > 0 {
             return Err(NOT_AS_LONG);
         }
+        if long.is_message {
+            messages.push(self.long_message(long.bytes)?);
+            return Ok(());
+        }
         let tag = if tag == Tag::Value.bits() {
             Tag::Value
         } else {
@@ -558,6 +738,20 @@ impl ParentEnd {
         Ok(())
     }
 
+    fn long_message(&mut self, bytes: Buffer) -> Result<Messages, Garbled> {
+        let channel = u64::from_le_bytes(*bytes.first_chunk().ok_or(NO_MESSAGE)?);
+        self.count_message(channel, bytes.len())?;
+        Ok(Messages {
+            channel,
+            credit: Credit {
+                credits: Arc::clone(&self.credits),
+                place: place_of(channel),
+                bytes: cost(bytes.len()),
+            },
+            bytes: Framed::Alone(bytes),
+        })
+    }
+
     /// Who sleeps for the room that was just made; call after [`receive`](ParentEnd::receive).
     pub(crate) fn sleeper_for_room(&mut self) -> Option<Sleeper> {
         if self.received - self.looked_at <= UNLOOKED {
@@ -565,6 +759,9 @@ impl ParentEnd {
         }
         self.looked_at = self.received;
         fence(Ordering::SeqCst);
+        if self.sends_messages {
+            wake_senders(self.segment.words());
+        }
         let asleep = &self.segment.words().asleep.0;
         (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM).then(|| Sleeper(self.segment.clone()))
     }
@@ -629,6 +826,27 @@ impl ParentEnd {
             word.store(at, Ordering::Relaxed);
         }
     }
+}
+
+/// What is announced, if it can be.
+fn announce(announced: u64, is_message: bool) -> Result<Long, Garbled> {
+    let align_log2 = (announced >> ANNOUNCED_ALIGN_AT) as u32;
+    let missing = announced & ((1 << ANNOUNCED_ALIGN_AT) - 1);
+    // What follows is copied once more, so there may not be many of these in the ring.
+    if missing <= FRAME_MAX as u64 || align_log2 > ALIGN_MAX {
+        return Err(NO_REPLY);
+    }
+    // A length that lies costs address space, and no more than this.
+    let reserved = usize::try_from(missing).map_or(LONG_MAX, |len| len.min(LONG_MAX));
+    let mut bytes = Buffer::aligned(align_log2);
+    if !bytes.reserve(reserved) {
+        return Err(NO_MEMORY);
+    }
+    Ok(Long {
+        bytes,
+        missing,
+        is_message,
+    })
 }
 
 /// Whether the ring of requests has so much room by now. More may have been sent since, and taken, too; and a worker

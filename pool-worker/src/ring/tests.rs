@@ -88,7 +88,7 @@ fn serve_one(requests: &mut Requests, replies: &Replies) {
 
 fn received(parent: &mut ParentEnd) -> Vec<Vec<u8>> {
     let mut replies = VecDeque::new();
-    parent.receive(&mut replies).unwrap();
+    parent.receive(&mut replies, &mut Vec::new()).unwrap();
     replies
         .iter()
         .flat_map(|frames| frames.iter().map(|(_, bytes)| bytes.to_vec()))
@@ -311,7 +311,7 @@ fn numbers_arrive_in_memory_that_can_become_theirs() {
     assert_eq!((input.as_ptr().cast(), &input), (at, &numbers));
     ends.replies.write(Tag::Value, &input.into());
     let mut replies = VecDeque::new();
-    ends.parent.receive(&mut replies).unwrap();
+    ends.parent.receive(&mut replies, &mut Vec::new()).unwrap();
     let (_, reply) = replies[0].pop().expect("there is a reply");
     let Arrived::Own(reply) = reply else {
         panic!("it stands alone");
@@ -370,7 +370,10 @@ fn words_that_lie_are_found_out() {
         ends.replies.write(Tag::Value, &vec![1_u8; 100].into());
         lie(ends.parent.segment().words());
         let mut replies = VecDeque::new();
-        assert!(ends.parent.receive(&mut replies).is_err(), "{what}");
+        assert!(
+            ends.parent.receive(&mut replies, &mut Vec::new()).is_err(),
+            "{what}"
+        );
     }
     for taken in [1, u64::MAX] {
         let mut ends = ends();
@@ -418,7 +421,7 @@ fn a_long_reply_is_as_long_as_it_says() {
         let end = &segment.words().replies.0.0;
         end.store(bytes.len() as u64, Ordering::Release);
         let mut replies = VecDeque::new();
-        let received = ends.parent.receive(&mut replies);
+        let received = ends.parent.receive(&mut replies, &mut Vec::new());
         assert_eq!(received.is_ok(), is_good, "{announced}");
         assert_eq!(replies.len(), usize::from(is_good), "{announced}");
     }
@@ -445,6 +448,6 @@ fn whatever_lies_in_the_ring_of_replies_the_parent_reads_it_or_says_no() {
         let words = ends.parent.segment().words();
         words.replies.0.0.store(end as u64, Ordering::Release);
         let mut replies = VecDeque::new();
-        let _ = ends.parent.receive(&mut replies);
+        let _ = ends.parent.receive(&mut replies, &mut Vec::new());
     }
 }

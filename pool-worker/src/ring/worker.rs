@@ -2,17 +2,17 @@
 
 use std::process;
 use std::slice;
-use std::sync::Arc;
 use std::sync::atomic;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    ANNOUNCED_ALIGN_AT, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, Words, asleep, join,
-    kind, record_len, split,
+    ANNOUNCED_ALIGN_AT, CHANNELS, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, WINDOW, Words,
+    asleep, cost, join, kind, place_of, record_len, split,
 };
 use crate::bell::Bell;
 use crate::buffer::Buffer;
 use crate::copy;
-use crate::frames::{self, FRAME_MAX, LONG, PIECE, Tag, WORD};
+use crate::frames::{self, FRAME_MAX, LONG, MESSAGE, PIECE, Tag, WORD};
 use crate::futex;
 use crate::spin::{Spin, spin_for_piece};
 use crate::starve::Starved;
@@ -266,6 +266,29 @@ pub(crate) struct Replies {
     bell: Bell,
     /// How far the parent had read when this was last looked up.
     taken: Arc<atomic::AtomicU64>,
+    turns: Arc<Turns>,
+}
+
+/// Who writes into the ring. As long as tasks send nothing, that is one thread.
+#[derive(Debug, Default)]
+struct Turns {
+    are_taken: atomic::AtomicBool,
+    lock: Mutex<()>,
+}
+
+impl Turns {
+    #[inline]
+    fn take(&self) -> Option<MutexGuard<'_, ()>> {
+        let are_taken = self.are_taken.load(atomic::Ordering::Relaxed);
+        are_taken.then(|| self.lock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// On which word a thread sleeps that waits for room in the ring of replies.
+#[derive(Debug, Clone, Copy)]
+enum Sleeps {
+    AsWorker,
+    AsSender,
 }
 
 impl Replies {
@@ -290,6 +313,7 @@ impl Replies {
             segment,
             bell,
             taken: Arc::default(),
+            turns: Arc::default(),
         };
         (requests, replies)
     }
@@ -350,24 +374,22 @@ impl Replies {
     /// Writes one frame that is no reply to an input, and is not counted.
     pub(crate) fn write_aside(&self, tag: Tag, bytes: &[u8]) {
         debug_assert!(bytes.len() <= FRAME_MAX);
-        self.put(tag.bits(), bytes);
+        let _turn = self.turns.take();
+        self.put(tag.bits(), bytes, Sleeps::AsWorker);
     }
 
     /// Writes the reply to the input that was begun last.
     #[inline]
     pub(crate) fn write(&self, tag: Tag, buffer: &Buffer) {
+        let _turn = self.turns.take();
         let mut bytes: &[u8] = buffer;
         if bytes.len() > FRAME_MAX {
             let align = u64::from(buffer.align_log2()) << ANNOUNCED_ALIGN_AT;
-            self.put(LONG, &(bytes.len() as u64 | align).to_le_bytes());
+            let announced = bytes.len() as u64 | align;
+            self.put(LONG, &announced.to_le_bytes(), Sleeps::AsWorker);
+            bytes = self.put_pieces(bytes, Sleeps::AsWorker);
         }
-        while bytes.len() > FRAME_MAX {
-            let (piece, rest) = bytes.split_at(PIECE_LEN);
-            self.put(PIECE, piece);
-            self.ring_if_crowded();
-            bytes = rest;
-        }
-        self.put(tag.bits(), bytes);
+        self.put(tag.bits(), bytes, Sleeps::AsWorker);
         let words = self.segment.words();
         let count = &words.replies.0.1;
         let number = count.load(Ordering::Relaxed).wrapping_add(1);
@@ -381,6 +403,33 @@ impl Replies {
         }
     }
 
+    /// Gives what is left of these bytes for an ordinary frame.
+    fn put_pieces<'b>(&self, mut bytes: &'b [u8], sleeps: Sleeps) -> &'b [u8] {
+        while bytes.len() > FRAME_MAX {
+            let (piece, rest) = bytes.split_at(PIECE_LEN);
+            self.put(PIECE, piece, sleeps);
+            self.ring_if_crowded();
+            bytes = rest;
+        }
+        bytes
+    }
+
+    /// Writes a message: the id of its channel, and the value.
+    fn write_message(&self, mut bytes: &[u8]) {
+        let turn = self.turns.take();
+        let mut mark = MESSAGE;
+        if bytes.len() > FRAME_MAX {
+            let len = bytes.len() as u64;
+            self.put(LONG | MESSAGE, &len.to_le_bytes(), Sleeps::AsSender);
+            bytes = self.put_pieces(bytes, Sleeps::AsSender);
+            mark = 0;
+        }
+        self.put(Tag::Value.bits() | mark, bytes, Sleeps::AsSender);
+        drop(turn);
+        fence(Ordering::SeqCst);
+        self.bell.ring();
+    }
+
     fn ring_if_crowded(&self) {
         if !self.has_room(REPLIES / 2) {
             fence(Ordering::SeqCst);
@@ -390,10 +439,13 @@ impl Replies {
 
     /// Appends a frame, which then stands.
     #[inline]
-    fn put(&self, tag: u32, bytes: &[u8]) {
+    fn put(&self, tag: u32, bytes: &[u8], sleeps: Sleeps) {
         let len = WORD + bytes.len();
         if !self.has_room(len) {
-            self.wait_for_room(len);
+            match sleeps {
+                Sleeps::AsWorker => self.wait_for_room(len),
+                Sleeps::AsSender => self.sleep_as_sender(|| self.has_room(len)),
+            }
         }
         let replies = &self.segment.words().replies.0.0;
         let end = replies.load(Ordering::Relaxed);
@@ -428,17 +480,41 @@ impl Replies {
     #[inline]
     fn has_room(&self, len: usize) -> bool {
         let words = self.segment.words();
-        let end = words.replies.0.0.load(Ordering::Relaxed);
-        let room = |taken: u64| (REPLIES as u64).checked_sub(end.wrapping_sub(taken));
+        // Another thread may write meanwhile: what was taken is looked at first, so that the end is not before it.
+        let room = |taken: u64| {
+            let end = words.replies.0.0.load(Ordering::Relaxed);
+            (REPLIES as u64).checked_sub(end.wrapping_sub(taken))
+        };
         let has = |room: Option<u64>| room.is_some_and(|room| room >= len as u64);
-        has(room(self.taken.load(atomic::Ordering::Relaxed))) || {
+        has(room(self.taken.load(atomic::Ordering::Acquire))) || {
             let taken = words.replies_taken.0.load(Ordering::Acquire);
-            self.taken.store(taken, atomic::Ordering::Relaxed);
+            self.taken.store(taken, atomic::Ordering::Release);
             let room = room(taken);
             if room.is_none() {
                 give_up();
             }
             has(room)
+        }
+    }
+
+    /// Sleeps until this is so, which the parent makes it. The parent is woken.
+    #[cold]
+    fn sleep_as_sender(&self, is_so: impl Fn() -> bool) {
+        self.bell.ring();
+        if spin_for_piece(&is_so, || self.parent_is_elsewhere()) {
+            return;
+        }
+        let asleep = &self.segment.words().sender_asleep.0;
+        while !is_so() {
+            asleep.store(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if is_so() {
+                break;
+            }
+            self.bell.ring();
+            if futex::wait(asleep, 1, None).is_err() {
+                std::thread::yield_now();
+            }
         }
     }
 
@@ -463,5 +539,71 @@ impl Replies {
             }
         }
         asleep.store(asleep::NO, Ordering::Relaxed);
+    }
+}
+
+/// Nobody reads the channel any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+/// Sends messages, from any thread of the worker.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    replies: Replies,
+    /// How many bytes were sent, by the place of their channel.
+    sent: [atomic::AtomicU64; CHANNELS],
+}
+
+impl Outlet {
+    /// From now on other threads may write into the ring.
+    pub(crate) fn new(replies: &Replies) -> Outlet {
+        let are_taken = &replies.turns.are_taken;
+        are_taken.store(true, atomic::Ordering::Relaxed);
+        Outlet {
+            replies: replies.clone(),
+            sent: std::array::from_fn(|_| atomic::AtomicU64::new(0)),
+        }
+    }
+
+    /// Sends a message: the id of its channel, and the value. Waits while too much is unread.
+    pub(crate) fn send(&self, channel: u64, bytes: &[u8]) -> Result<(), Gone> {
+        let place = &self.replies.segment.words().channels.0[place_of(channel)];
+        let is_gone = || place.closed.load(Ordering::Relaxed) == channel;
+        let cost = cost(bytes.len());
+        loop {
+            if is_gone() {
+                return Err(Gone);
+            }
+            // What was reserved is sent, for the parent counts along.
+            if self.reserve(channel, cost) {
+                self.replies.write_message(bytes);
+                return Ok(());
+            }
+            self.replies
+                .sleep_as_sender(|| is_gone() || self.may_send(channel, cost));
+        }
+    }
+
+    fn may_send(&self, channel: u64, cost: u64) -> bool {
+        let sent = self.sent[place_of(channel)].load(atomic::Ordering::Relaxed);
+        self.fits(channel, sent, cost)
+    }
+
+    /// Whether so much may be sent behind what was sent.
+    fn fits(&self, channel: u64, sent: u64, cost: u64) -> bool {
+        let place = &self.replies.segment.words().channels.0[place_of(channel)];
+        let unread = sent.wrapping_sub(place.taken.load(Ordering::Acquire));
+        unread == 0 || unread.saturating_add(cost) <= WINDOW
+    }
+
+    fn reserve(&self, channel: u64, cost: u64) -> bool {
+        let counter = &self.sent[place_of(channel)];
+        let relaxed = atomic::Ordering::Relaxed;
+        counter
+            .fetch_update(relaxed, relaxed, |sent| {
+                self.fits(channel, sent, cost)
+                    .then(|| sent.wrapping_add(cost))
+            })
+            .is_ok()
     }
 }

@@ -1,0 +1,351 @@
+//! Channels: what tasks send while they run.
+//!
+//! A channel is an [`Attachment`] without bytes: whoever holds that may send, or gives it to a task that may. So it is known
+//! when nobody can any more: see [`Attachment::on_drop`]. What a worker sends stands in its ring of replies (`ring`, *Messages*);
+//! whoever collects that puts it into the [`Channel`], where the receiver takes it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use serde::de::{self, Deserialize, Deserializer};
+use serde::ser::{self, Serializer};
+
+use crate::attach::{self, Attachment};
+use crate::codec::CodecError;
+use crate::encode::OTHER;
+use crate::frames::{MESSAGE, WORD, read_word};
+use crate::lineage::lineage;
+use crate::ring::{Credit, Framed, Gone, Messages, Outlet, Replies};
+
+/// In front of each message: the id of its channel.
+const ID: usize = size_of::<u64>();
+
+// ---- where messages arrive ------------------------------------------------------------------------
+
+/// Where the messages of one channel wait for their receiver.
+pub struct Channel {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// A forked copy of this process gets no messages.
+    owner: u32,
+}
+
+#[derive(Default)]
+struct State {
+    batches: VecDeque<Batch>,
+    /// How many threads wait for one.
+    waiting: usize,
+    /// Nobody can send any more.
+    is_over: bool,
+    /// Nobody receives any more.
+    is_closed: bool,
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Channel")
+    }
+}
+
+/// What became of messages that were put into a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// Nobody waits for them.
+    Quietly,
+    /// Somebody does, and is to be [woken](Channel::wake).
+    Awaited,
+    /// Nobody will ever read them.
+    Closed,
+}
+
+/// What comes of waiting for messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// There are some.
+    Some,
+    /// There were none in time.
+    Late,
+    /// There are none, and nobody can send any more.
+    Over,
+}
+
+impl Channel {
+    /// A channel, and what may send into it.
+    ///
+    /// # Errors
+    ///
+    /// None by now; making one may need more than memory some day.
+    pub fn open() -> io::Result<(Arc<Channel>, Link)> {
+        let channel = Arc::new(Channel {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            owner: lineage(),
+        });
+        let attachment = Attachment::of_channel(&channel);
+        let ending = Arc::clone(&channel);
+        attachment.on_drop(move |_| ending.end());
+        let link = Link::Here {
+            channel: Arc::clone(&channel),
+            attachment: Some(attachment),
+        };
+        Ok((channel, link))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts messages behind the others. Does not wait, and runs nothing of the user's.
+    pub(crate) fn put(&self, batch: Batch) -> Put {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Put::Closed;
+        }
+        state.batches.push_back(batch);
+        if state.waiting > 0 {
+            Put::Awaited
+        } else {
+            Put::Quietly
+        }
+    }
+
+    /// Wakes those who wait.
+    pub fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Nobody can send any more.
+    fn end(&self) {
+        self.lock().is_over = true;
+        self.changed.notify_all();
+    }
+
+    /// Nobody receives any more. Gives what was not received.
+    pub fn close(&self) -> VecDeque<Batch> {
+        let mut state = self.lock();
+        state.is_closed = true;
+        std::mem::take(&mut state.batches)
+    }
+
+    /// Moves all messages that are there behind `batches`; waits for some, but not beyond the deadline.
+    pub fn take(&self, batches: &mut VecDeque<Batch>, deadline: Option<Instant>) -> Taken {
+        let mut state = self.lock();
+        loop {
+            if !state.batches.is_empty() {
+                batches.append(&mut state.batches);
+                return Taken::Some;
+            }
+            if state.is_over || lineage() != self.owner {
+                return Taken::Over;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state.waiting += 1;
+            state = match left {
+                Some(left) if left.is_zero() => {
+                    state.waiting -= 1;
+                    return Taken::Late;
+                }
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => {
+                    let waited = self.changed.wait(state);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+            state.waiting -= 1;
+        }
+    }
+}
+
+/// Messages that came together.
+#[derive(Debug)]
+pub struct Batch {
+    framed: Framed,
+    /// How much of that was read.
+    at: usize,
+    /// The worker may send more once all is read.
+    _credit: Option<Credit>,
+}
+
+impl From<Messages> for Batch {
+    fn from(messages: Messages) -> Batch {
+        Batch {
+            framed: messages.bytes,
+            at: 0,
+            _credit: Some(messages.credit),
+        }
+    }
+}
+
+impl Batch {
+    /// Shows the next message.
+    #[inline]
+    pub fn pop(&mut self) -> Option<&[u8]> {
+        match &self.framed {
+            Framed::Many(bytes) => {
+                let rest = bytes.get(self.at..)?;
+                let (word, rest) = rest.split_first_chunk::<WORD>()?;
+                let word = u32::from_le_bytes(*word) & !MESSAGE;
+                let (len, _) = read_word(word.to_le_bytes());
+                self.at += WORD + len;
+                rest.get(ID..len)
+            }
+            Framed::Alone(bytes) if self.at == 0 => {
+                self.at = bytes.len();
+                bytes.get(ID..)
+            }
+            Framed::Alone(_) => None,
+        }
+    }
+}
+
+// ---- who sends ------------------------------------------------------------------------------------
+
+/// What may send into a channel.
+#[derive(Debug, Clone)]
+pub enum Link {
+    /// In the process of the channel.
+    Here {
+        /// The channel.
+        channel: Arc<Channel>,
+        /// By which workers get it; none, in a task that runs in this process: it was given the link for itself alone.
+        attachment: Option<Arc<Attachment>>,
+    },
+    /// In a worker: the id of the channel.
+    There(u64),
+}
+
+/// Why something was not sent.
+#[derive(Debug)]
+pub enum SendError {
+    /// It can't be encoded.
+    Encode(String),
+    /// Nobody receives any more.
+    Closed,
+}
+
+/// What a worker sends by.
+static REPLIES: OnceLock<(Replies, u32)> = OnceLock::new();
+static OUTLET: OnceLock<Outlet> = OnceLock::new();
+
+/// This process is a worker, of this lineage.
+pub(crate) fn install(replies: Replies, lineage: u32) {
+    let _ = REPLIES.set((replies, lineage));
+}
+
+/// What the worker sends by, in the worker itself.
+fn outlet() -> Option<&'static Outlet> {
+    let (replies, owner) = REPLIES.get()?;
+    // A copy of it that a task has made must not write into the same ring.
+    (lineage() == *owner).then(|| OUTLET.get_or_init(|| Outlet::new(replies)))
+}
+
+impl Link {
+    /// Sends what `encode` appends. In a worker it waits while the receiver has too much to read.
+    ///
+    /// # Errors
+    ///
+    /// If that can't be encoded, or nobody receives any more.
+    pub fn send(
+        &self,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+    ) -> Result<(), SendError> {
+        let mut bytes = BUFFER.take();
+        bytes.clear();
+        let id = match self {
+            Link::Here { .. } => 0,
+            Link::There(id) => *id,
+        };
+        bytes.extend_from_slice(&id.to_le_bytes());
+        let encoded = encode(&mut bytes).map_err(|error| {
+            let why = error.to_string();
+            SendError::Encode(why.replace(OTHER, "a channel does not carry it"))
+        });
+        let sent = encoded.and_then(|()| match self {
+            Link::Here { channel, .. } => channel.put_one(std::mem::take(&mut bytes)),
+            Link::There(id) => match outlet() {
+                Some(outlet) => outlet.send(*id, &bytes).map_err(|Gone| SendError::Closed),
+                None => Err(SendError::Closed),
+            },
+        });
+        if bytes.capacity() <= KEEP {
+            BUFFER.set(bytes);
+        }
+        sent
+    }
+
+    /// What travels in its place.
+    ///
+    /// # Errors
+    ///
+    /// If it does not travel to a worker, or came to this process as a task's argument itself.
+    pub fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Link::Here {
+            attachment: Some(attachment),
+            ..
+        } = self
+        else {
+            return Err(ser::Error::custom(
+                "a `Sender` that a task was given can't be passed on to another process: make a channel of the task's own",
+            ));
+        };
+        if !attach::is_collecting() {
+            return Err(ser::Error::custom(
+                "a `Sender` travels to workers of a pool only, as an argument of a task or in one",
+            ));
+        }
+        attach::refer_to(attachment);
+        to.serialize_u64(attachment.id())
+    }
+
+    /// What came in its place.
+    ///
+    /// # Errors
+    ///
+    /// If it is not a task's argument.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Link, D::Error> {
+        let id = u64::deserialize(from)?;
+        let attached = attach::find(id).map_err(de::Error::custom)?;
+        if let Some(channel) = attached.channel() {
+            return Ok(Link::Here {
+                channel: Arc::clone(channel),
+                attachment: None,
+            });
+        }
+        match outlet() {
+            Some(_) => Ok(Link::There(id)),
+            None => Err(de::Error::custom("a `Sender` came to what is no worker")),
+        }
+    }
+}
+
+impl Channel {
+    /// One message, from this process.
+    fn put_one(&self, bytes: Vec<u8>) -> Result<(), SendError> {
+        let put = self.put(Batch {
+            framed: Framed::Alone(bytes.into()),
+            at: 0,
+            _credit: None,
+        });
+        match put {
+            Put::Quietly => Ok(()),
+            Put::Awaited => {
+                self.wake();
+                Ok(())
+            }
+            Put::Closed => Err(SendError::Closed),
+        }
+    }
+}
+
+/// A larger buffer is given back after use, in bytes.
+const KEEP: usize = 64 << 10;
+
+thread_local! {
+    static BUFFER: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+}

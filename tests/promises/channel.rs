@@ -1,0 +1,416 @@
+//! What tasks send while they run arrives: in order, before the outcome, once, whatever becomes of the worker.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use pool_core::{Error, Sender, channel, pool_task};
+use serde::{Deserialize, Serialize};
+
+use crate::support::{Gate, builder, checked, pool, signal, square, stand, watchdog, works};
+
+/// More than a worker may have unread.
+const TOO_MANY: u64 = 200_000;
+
+#[pool_task]
+fn count_to(last: u64, progress: Sender<u64>) -> u64 {
+    (1..=last).for_each(|number| progress.send(number).expect("somebody listens"));
+    last
+}
+
+#[test]
+fn messages_come_in_order_and_then_no_more() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(count_to, (1000, sender));
+    assert!(receiver.eq(1..=1000));
+    assert_eq!(result.get().unwrap(), 1000);
+}
+
+#[pool_task]
+fn say_who(id: u64, count: u64, to: Sender<(u64, u64)>) {
+    (0..count).for_each(|number| to.send((id, number)).expect("somebody listens"));
+}
+
+#[test]
+fn messages_are_there_before_the_outcome() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let inputs = (0..500).map(|id| (id, id % 7, sender.clone()));
+    pool.starmap(say_who, inputs).unwrap();
+    let mut next = BTreeMap::new();
+    while let Ok((id, number)) = receiver.try_recv() {
+        let expected: &mut u64 = next.entry(id).or_default();
+        assert_eq!(number, *expected);
+        *expected += 1;
+    }
+    for id in 0..500 {
+        assert_eq!(next.get(&id).copied().unwrap_or(0), id % 7);
+    }
+    // There is still a sender, here.
+    assert!(matches!(receiver.try_recv(), Err(Error::Timeout)));
+    let late = receiver.recv_timeout(Duration::from_millis(5));
+    assert!(matches!(late, Err(Error::Timeout)));
+    drop(sender);
+    assert!(matches!(receiver.recv(), Err(Error::Disconnected)));
+    assert!(matches!(receiver.try_recv(), Err(Error::Disconnected)));
+}
+
+#[test]
+fn a_slow_reader_slows_down_the_sender_and_nobody_else() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(count_to, (TOO_MANY, sender));
+    // The other worker does all of this, and sends what is read.
+    for _ in 0..10 {
+        works(&pool);
+        let (sender, receiver) = channel().unwrap();
+        pool.apply(count_to, (3, sender)).unwrap();
+        assert!(receiver.eq(1..=3));
+    }
+    assert!(!result.ready());
+    assert!(receiver.eq(1..=TOO_MANY));
+    assert_eq!(result.get().unwrap(), TOO_MANY);
+}
+
+#[test]
+fn one_that_waits_for_its_reader_can_be_stopped() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(count_to, (TOO_MANY, sender));
+    assert_eq!(receiver.recv().unwrap(), 1);
+    assert!(result.cancel());
+    let limit = Duration::from_millis(300);
+    let (sender, second) = channel().unwrap();
+    let limited = pool
+        .task(count_to)
+        .time_limit(limit)
+        .apply((TOO_MANY, sender));
+    assert!(matches!(limited, Err(Error::TimeLimit(_))));
+    works(&pool);
+    // What was sent is there, and the channels are at their ends.
+    for receiver in [receiver, second] {
+        let numbers: Vec<u64> = receiver.collect();
+        assert!(numbers.len() < TOO_MANY as usize);
+        assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+    }
+}
+
+#[pool_task]
+fn send_long(lens: Vec<usize>, to: Sender<Vec<u8>>) -> usize {
+    for (number, len) in lens.iter().enumerate() {
+        to.send(vec![number as u8; *len]).expect("somebody listens");
+    }
+    lens.len()
+}
+
+#[test]
+fn messages_may_be_long() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let lens = vec![
+        0,
+        40_000,
+        1,
+        3 << 20,
+        100,
+        1 << 20,
+        32 << 20,
+        7,
+        32 * 1024,
+        32 * 1024 - 8,
+    ];
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(send_long, (lens.clone(), sender));
+    for (number, (message, len)) in receiver.zip(&lens).enumerate() {
+        assert_eq!(message.len(), *len);
+        assert!(message.iter().all(|byte| *byte == number as u8));
+    }
+    assert_eq!(result.get().unwrap(), lens.len());
+}
+
+#[pool_task]
+fn send_until_gone(to: Sender<u64>) -> u64 {
+    for number in 0.. {
+        match to.send(number) {
+            Ok(()) => {}
+            Err(Error::Disconnected) => return number,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    0
+}
+
+#[test]
+fn a_receiver_that_is_gone_is_told_to_senders() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let here = sender.clone();
+    let result = pool.apply_async(send_until_gone, (sender,));
+    assert_eq!(receiver.recv().unwrap(), 0);
+    drop(receiver);
+    assert!(result.get().unwrap() > 0);
+    assert!(matches!(here.send(1), Err(Error::Disconnected)));
+    // While it waits for the reader.
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let result = pool.apply_async(count_then_die_slowly, (sender,));
+    assert!(!result.wait_timeout(Duration::from_millis(200)));
+    drop(receiver);
+    assert!(result.get().unwrap());
+    works(&pool);
+}
+
+/// Whether it was told that nobody reads.
+#[pool_task]
+fn count_then_die_slowly(to: Sender<u64>) -> bool {
+    (0..TOO_MANY).any(|number| matches!(to.send(number), Err(Error::Disconnected)))
+}
+
+#[pool_task]
+fn send_and_die(last: u64, to: Sender<u64>) {
+    (1..=last).for_each(|number| to.send(number).expect("somebody listens"));
+    process::abort();
+}
+
+#[test]
+fn what_was_sent_before_a_death_arrives_and_the_channel_ends() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(send_and_die, (3000, sender));
+    assert!(receiver.eq(1..=3000));
+    assert!(matches!(result.get(), Err(Error::WorkerLost(_))));
+    // Runs again, and sends again.
+    let (sender, receiver) = channel().unwrap();
+    let again = pool.task(send_and_die).retries(2);
+    let result = again.apply_async((2, sender));
+    assert!(receiver.eq([1, 2, 1, 2, 1, 2]));
+    assert!(matches!(result.get(), Err(Error::WorkerLost(lost)) if lost.attempts() == 3));
+}
+
+#[pool_task]
+fn send_from_threads(threads: u64, each: u64, to: Sender<(u64, u64)>) -> Vec<u8> {
+    thread::scope(|scope| {
+        for id in 0..threads {
+            let to = to.clone();
+            scope.spawn(move || {
+                (0..each).for_each(|number| to.send((id, number)).expect("somebody listens"));
+            });
+        }
+    });
+    vec![1; 100_000]
+}
+
+#[test]
+fn all_threads_of_a_task_may_send() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let inputs = (0..4).map(|_| (4, 20_000, sender.clone()));
+    let result = pool.starmap_async(send_from_threads, inputs.collect::<Vec<_>>());
+    drop(sender);
+    let mut last = BTreeMap::<u64, Vec<u64>>::new();
+    for (id, number) in receiver {
+        last.entry(id).or_default().push(number);
+    }
+    for numbers in last.values() {
+        // Four inputs, each in order.
+        assert_eq!(numbers.len(), 4 * 20_000);
+        let firsts = numbers.iter().filter(|number| **number == 0).count();
+        assert_eq!(firsts, 4);
+        let sum: u64 = numbers.iter().sum();
+        assert_eq!(sum, 4 * (0..20_000).sum::<u64>());
+    }
+    assert!(
+        result
+            .get()
+            .unwrap()
+            .iter()
+            .all(|bytes| bytes.len() == 100_000)
+    );
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    count: u64,
+    to: Option<Sender<String>>,
+}
+
+#[pool_task]
+fn carry_out(order: Order) {
+    let to = order.to.expect("there is one");
+    (0..order.count).for_each(|number| to.send(number.to_string()).expect("somebody listens"));
+}
+
+#[pool_task]
+fn bound(to: &Sender<u64>, number: u64) {
+    to.send(number).expect("somebody listens");
+}
+
+#[test]
+fn a_sender_travels_as_any_argument_does() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let order = Order {
+        count: 3,
+        to: Some(sender),
+    };
+    pool.map(carry_out, [order]).unwrap();
+    assert!(receiver.eq(["0", "1", "2"]));
+    let (sender, receiver) = channel().unwrap();
+    let call = pool.task(bound).partial((sender,));
+    call.map(0..1000).unwrap();
+    drop(call);
+    let mut all: Vec<u64> = receiver.collect();
+    all.sort_unstable();
+    assert!(all.into_iter().eq(0..1000));
+}
+
+static KEPT: OnceLock<Sender<u64>> = OnceLock::new();
+
+#[pool_task]
+fn keep(sender: Sender<u64>) {
+    sender.send(0).expect("somebody listens");
+    KEPT.set(sender).expect("once");
+}
+
+#[pool_task]
+fn send_by_kept(number: u64) {
+    let kept = KEPT.get().expect("it was kept");
+    kept.send(number).expect("somebody listens");
+}
+
+#[test]
+fn an_initializer_may_keep_a_sender_for_all_tasks() {
+    let _dog = watchdog();
+    let (sender, receiver) = channel().unwrap();
+    let pool = checked(builder().processes(2).initializer(keep, (sender,)).build());
+    pool.map(send_by_kept, 1..=100).unwrap();
+    let mut all: Vec<u64> = (0..102).map(|_| receiver.recv().unwrap()).collect();
+    all.sort_unstable();
+    assert!(all[2..].iter().copied().eq(1..=100));
+    assert!(matches!(receiver.try_recv(), Err(Error::Timeout)));
+    drop(pool);
+    assert_eq!(receiver.count(), 0);
+}
+
+#[pool_task]
+fn pass_on(to: Sender<u64>) -> Result<u64, String> {
+    let pool = pool_core::Pool::with_processes(1).map_err(|error| error.to_string())?;
+    pool.apply(count_to, (3, to))
+        .map_err(|error| error.to_string())
+}
+
+#[pool_task]
+fn give_back(to: Sender<u64>) -> Sender<u64> {
+    to
+}
+
+#[derive(Serialize, Deserialize)]
+struct Flat {
+    #[serde(flatten)]
+    rest: BTreeMap<String, u64>,
+}
+
+#[test]
+fn what_can_not_be_is_refused_with_a_reason() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let (sender, receiver) = channel().unwrap();
+    let why = pool.apply(pass_on, (sender.clone(),)).unwrap().unwrap_err();
+    assert!(why.contains("can't be passed on"), "{why}");
+    let error = pool.apply(give_back, (sender.clone(),)).unwrap_err();
+    assert!(matches!(error, Error::Encode(_)), "{error}");
+    let error = postcard::to_stdvec(&sender).unwrap_err();
+    assert!(!error.to_string().is_empty());
+    drop((sender, receiver));
+    let (sender, _receiver) = channel().unwrap();
+    let error = sender
+        .send(Flat {
+            rest: BTreeMap::new(),
+        })
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("channel: can't encode the message"),
+        "{text}"
+    );
+    assert!(text.ends_with("a channel does not carry it"), "{text}");
+}
+
+#[pool_task]
+fn send_and_stand(gate: &Path, to: Sender<u64>) {
+    to.send(1).expect("somebody listens");
+    stand(gate, 1);
+    to.send(2).expect("somebody listens");
+}
+
+#[test]
+fn a_message_does_not_wait_for_the_outcome() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let gate = Gate::new();
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(send_and_stand, (gate.path(), sender));
+    // Nobody waits for the task.
+    assert_eq!(receiver.recv().unwrap(), 1);
+    let held = gate.accept();
+    assert!(matches!(receiver.try_recv(), Err(Error::Timeout)));
+    held.release();
+    assert_eq!(receiver.recv().unwrap(), 2);
+    result.get().unwrap();
+    assert!(matches!(receiver.recv(), Err(Error::Disconnected)));
+}
+
+#[test]
+fn a_channel_ends_with_its_pool() {
+    let _dog = watchdog();
+    let busy = pool(1);
+    let (sender, receiver) = channel().unwrap();
+    let gate = Gate::new();
+    let results: Vec<_> = (0..5)
+        .map(|_| busy.apply_async(send_and_stand, (gate.path(), sender.clone())))
+        .collect();
+    drop(sender);
+    let held = gate.accept();
+    busy.terminate();
+    assert!(receiver.eq([1]));
+    held.wait_until_gone();
+    for result in results {
+        assert!(matches!(result.get(), Err(Error::Terminated)));
+    }
+}
+
+/// Workers are killed while they send. What each input has sent is a beginning of what it would have sent.
+#[test]
+fn killed_workers_lose_nothing_that_stood_and_send_nothing_twice() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let inputs: Vec<_> = (0..400).map(|id| (id, 300, sender.clone())).collect();
+    let results = pool.starmap_async(say_who, inputs);
+    drop(sender);
+    let mut next = BTreeMap::<u64, u64>::new();
+    for (at, (id, number)) in receiver.enumerate() {
+        let expected = next.entry(id).or_default();
+        assert_eq!(number, *expected, "of input {id}");
+        *expected += 1;
+        if at % 10_000 == 5000
+            && let Some(pid) = pool.worker_pids().get(at / 10_000 % 2)
+        {
+            signal(*pid, libc::SIGKILL);
+        }
+    }
+    results.wait();
+    assert!(next.values().filter(|count| **count == 300).count() > 380);
+    assert_eq!(pool.apply(square, (3,)).unwrap(), 9);
+}
