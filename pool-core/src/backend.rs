@@ -176,6 +176,8 @@ pub struct Options {
     pub time_limit: Option<Duration>,
     /// How often an input is run again.
     pub retries: Retries,
+    /// Jobs of higher priority go first; those that came first, among equals.
+    pub priority: i32,
 }
 
 /// Encoded inputs of a job, one behind the other.
@@ -548,6 +550,14 @@ pub trait Workers: Debug + Send + Sync {
     /// By default nothing: they are delivered by other threads anyway.
     fn notify(&self, job: JobId) {
         let _ = job;
+    }
+
+    /// The same of a part of the outcomes: from now on, and until it is called again, the job's outcomes are to be delivered as soon
+    /// as what is wanted is there, though nobody may wait. (There is a stream of them.)
+    ///
+    /// By default nothing, as [`notify`](Workers::notify).
+    fn notify_of(&self, job: JobId, want: Want) {
+        let _ = (job, want);
     }
 
     /// How many inputs of this task are worth giving to one worker at once. So many and some more are drawn ahead for

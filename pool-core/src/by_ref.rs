@@ -75,6 +75,11 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         ByRef(self.0.time_limit(limit))
     }
 
+    /// [`Call::priority`].
+    pub fn priority(self, priority: i32) -> Self {
+        ByRef(self.0.priority(priority))
+    }
+
     /// [`Call::retries`].
     pub fn retries(self, retries: impl Into<Retries>) -> Self {
         ByRef(self.0.retries(retries))
@@ -165,6 +170,17 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.each(inputs.into_iter(), encode)
     }
 
+    /// [`Call::map_results_async`].
+    pub fn map_results_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
+    where
+        O::Params: OneParam<T>,
+        I: IntoIterator<Item = S>,
+        S: Lends<<O::Params as OneParam<T>>::Lent>,
+    {
+        let encode = open::lend_one::<T, O::Params, S>;
+        self.0.start_each(inputs.into_iter(), encode)
+    }
+
     /// [`Call::imap`].
     pub fn imap<S, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
@@ -216,6 +232,18 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         S: LendsAll<O::Params>,
     {
         self.0.each(inputs.into_iter(), open::lend_all)
+    }
+
+    /// [`Call::starmap_results_async`].
+    pub fn starmap_results_async<S, I>(
+        &self,
+        inputs: I,
+    ) -> AsyncResult<Vec<Result<T::Output, Error>>>
+    where
+        I: IntoIterator<Item = S>,
+        S: LendsAll<O::Params>,
+    {
+        self.0.start_each(inputs.into_iter(), open::lend_all)
     }
 
     /// [`Call::istarmap`].

@@ -16,7 +16,7 @@ use crate::by_ref::ByRef;
 use crate::error::{Codec, Error, Place, Side};
 use crate::feed::{self, Feed};
 use crate::few::Few;
-use crate::handle::{self, AsyncResult, Gather, Held};
+use crate::handle::{self, AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered};
 use crate::open::{self, Encode, Left, OneArgument, Open};
@@ -88,6 +88,7 @@ impl<'p, T: Task> Call<'p, T> {
                 chunksize: None,
                 time_limit: T::TIME_LIMIT.or(pool.defaults().time_limit),
                 retries: T::RETRIES.map_or(pool.defaults().retries, Retries::new),
+                priority: 0,
             },
             bound: Ok(None),
             open: PhantomData,
@@ -179,6 +180,17 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         self
     }
 
+    /// Inputs of a call with a higher priority begin before those of the others; among equals, those that were accepted first.
+    /// So a call that somebody waits for need not wait until a large [`map_async`](Call::map_async) is through.
+    ///
+    /// What has begun is not stopped for it, nor are the inputs of a [chunk](Call::chunksize) torn apart.
+    ///
+    /// Default: 0. Negative ones come after it.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.options.priority = priority;
+        self
+    }
+
     /// [`Pool::apply`] with these options.
     ///
     /// # Errors
@@ -223,6 +235,16 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         I: IntoIterator<Item = A>,
     {
         self.each(inputs.into_iter(), open::give_one::<T, O>)
+    }
+
+    /// Like [`map_results`](Call::map_results), but the outcomes are there later. All inputs are drawn at once. The result itself is
+    /// an error only if the pool did not take the call.
+    pub fn map_results_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
+    where
+        O::Args: OneArgument<T, Argument = A>,
+        I: IntoIterator<Item = A>,
+    {
+        self.start_each(inputs.into_iter(), open::give_one::<T, O>)
     }
 
     /// [`Pool::imap`] with these options.
@@ -270,6 +292,15 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         I: IntoIterator<Item = O::Args>,
     {
         self.each(inputs.into_iter(), O::encode)
+    }
+
+    /// Like [`starmap_results`](Call::starmap_results), but the outcomes are there later: see
+    /// [`map_results_async`](Call::map_results_async).
+    pub fn starmap_results_async<I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
+    where
+        I: IntoIterator<Item = O::Args>,
+    {
+        self.start_each(inputs.into_iter(), O::encode)
     }
 
     /// [`Pool::istarmap`] with these options.
@@ -401,6 +432,24 @@ impl<T: Task, O> Call<'_, T, O> {
         inputs: impl Iterator<Item = X>,
         encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
     ) -> AsyncResult<Vec<T::Output>> {
+        self.begin(inputs, encode, decode_all::<T>)
+    }
+
+    /// The same, with every outcome.
+    pub(crate) fn start_each<X>(
+        &self,
+        inputs: impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+    ) -> AsyncResult<Vec<Result<T::Output, Error>>> {
+        self.begin(inputs, encode, decode_each::<T>)
+    }
+
+    fn begin<X, R>(
+        &self,
+        inputs: impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+        decode: Decode<R>,
+    ) -> AsyncResult<R> {
         let gather = Gather::new(0);
         let mut id = None;
         let sent = self
@@ -422,7 +471,7 @@ impl<T: Task, O> Call<'_, T, O> {
         if let Err(error) = sent {
             gather.refuse(error);
         }
-        AsyncResult::new(gather, decode_all::<T>, self.pool.engine(), id)
+        AsyncResult::new(gather, decode, self.pool.engine(), id)
     }
 
     /// Draws inputs as the workers get on, and shows `each` outcome in the order of the inputs, as they
@@ -576,6 +625,13 @@ fn decode_all<T: Task>(outcomes: Held<'_>) -> Result<Vec<T::Output>, Error> {
     let mut failed = None;
     outcomes.for_each(|index, outcome| keep::<T>(&mut results, &mut failed, index, outcome));
     failed.map_or(Ok(results), Err)
+}
+
+/// Every outcome.
+fn decode_each<T: Task>(outcomes: Held<'_>) -> Result<Vec<Result<T::Output, Error>>, Error> {
+    let mut results = Vec::with_capacity(outcomes.count());
+    outcomes.for_each(|index, outcome| results.push(decode::<T>(outcome, Some(index))));
+    Ok(results)
 }
 
 /// Adds a result to the others, or notes the first error, after which nothing is added.

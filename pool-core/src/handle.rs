@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::mem;
-use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,11 +128,7 @@ impl Gather {
             engine.callbacks.start();
         }
         if let Some(waker) = waker {
-            // A user's waker may panic, and this may be a thread that others need.
-            let woken = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
-            if let Err(payload) = woken {
-                mem::forget(payload);
-            }
+            sync::wake(waker);
         }
     }
 
@@ -226,7 +221,8 @@ pub(crate) type Decode<R> = fn(Held<'_>) -> Result<R, Error>;
 /// result is there, under any executor. The value is moved out once.
 ///
 /// Dropping it does not stop the work, not even in a `select` or under a timeout; the result is thrown
-/// away. [`cancel`](AsyncResult::cancel) stops it: `select` over `&mut result`, then cancel.
+/// away. With [`cancel_on_drop`](AsyncResult::cancel_on_drop) it does, and [`cancel`](AsyncResult::cancel) stops it at once.
+/// [`as_completed`](crate::as_completed) takes many of them as they finish.
 ///
 /// # Examples
 ///
@@ -255,6 +251,23 @@ pub struct AsyncResult<R> {
     /// None, if the call was refused.
     job: Option<JobId>,
     usage: Mutex<Usage>,
+    /// Stops the work when it is dropped.
+    on_drop: Option<Box<CancelOnDrop>>,
+}
+
+/// Nobody wants the result of this any more, when it is dropped.
+struct CancelOnDrop {
+    gather: Arc<Gather>,
+    engine: Arc<Engine>,
+    job: JobId,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if !self.gather.is_over() {
+            self.engine.workers.cancel(self.job, true);
+        }
+    }
 }
 
 /// What was done with the result so far.
@@ -285,6 +298,7 @@ impl<R> AsyncResult<R> {
             engine: Arc::clone(engine),
             job,
             usage: Mutex::default(),
+            on_drop: None,
         }
     }
 
@@ -304,8 +318,10 @@ impl<R> AsyncResult<R> {
             gather,
             decode,
             engine,
+            on_drop,
             ..
         } = self;
+        drop(on_drop);
         engine.decode(|| use_up(gather, decode))
     }
 
@@ -371,6 +387,40 @@ impl<R> AsyncResult<R> {
         Held::Borrowed(&self.gather.lock().outcomes).is_cancelled()
     }
 
+    /// From now on dropping this stops the work, as [`cancel`](AsyncResult::cancel) does, but without waiting: for a request whose client
+    /// goes away, a branch of a `select` that loses, a future under a timeout.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn endless() { loop { std::thread::park(); } }
+    ///
+    /// #[pool_task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(1)?;
+    /// let request = pool.apply_async(endless, ()).cancel_on_drop();
+    /// drop(request);
+    /// // The only worker is free again: another one.
+    /// assert_eq!(pool.apply(square, (3,))?, 9);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cancel_on_drop(mut self) -> Self {
+        self.on_drop = self.job.map(|job| {
+            Box::new(CancelOnDrop {
+                gather: Arc::clone(&self.gather),
+                engine: Arc::clone(&self.engine),
+                job,
+            })
+        });
+        self
+    }
+
     /// Calls `callback` with the result once it is there, if the call succeeds. Once, on a thread of
     /// the pool's own; it gets a value of its own, so it may run before or after
     /// [`get`](AsyncResult::get) returns.
@@ -409,6 +459,30 @@ impl<R> AsyncResult<R> {
         self
     }
 
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// None, if the call was refused.
+    pub(crate) fn job(&self) -> Option<JobId> {
+        self.job
+    }
+
+    /// Has this waker woken when the result is there, instead of the one before. False: it is there.
+    pub(crate) fn wake(&self, waker: &Waker) -> bool {
+        let mut state = self.gather.lock();
+        if self.gather.is_over() {
+            return false;
+        }
+        // A future that has moved to another task is woken there, and only there.
+        let before = state.listeners().waker.replace(waker.clone());
+        drop(state);
+        if before.is_none() {
+            self.notify();
+        }
+        true
+    }
+
     /// The result matters, though no thread may wait for it.
     fn notify(&self) {
         if let Some(job) = self.job {
@@ -428,7 +502,7 @@ impl<R> AsyncResult<R> {
     }
 
     /// Call when the result is there.
-    fn take(&self) -> Result<R, Error> {
+    pub(crate) fn take(&self) -> Result<R, Error> {
         if mem::replace(&mut self.lock().taken, true) {
             return Err(Error::Taken);
         }
@@ -460,18 +534,8 @@ impl<R> Future for AsyncResult<R> {
     type Output = Result<R, Error>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        {
-            let mut state = self.gather.lock();
-            if !self.gather.is_over() {
-                // A future that has moved to another task is woken there, and only there.
-                let waker = &mut state.listeners().waker;
-                let before = waker.replace(context.waker().clone());
-                drop(state);
-                if before.is_none() {
-                    self.notify();
-                }
-                return Poll::Pending;
-            }
+        if self.wake(context.waker()) {
+            return Poll::Pending;
         }
         Poll::Ready(self.take())
     }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::time::Instant;
 
 use crate::backend::{JobId, Next, Outcomes, Sink, Waiter, Waiting, Want, Workers};
-use crate::sync::{Parker, lock};
+use crate::sync::{self, Parker, lock};
 
 /// The sink of a call whose caller consumes outcomes as they come.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ struct Arrived {
     /// The consumer waits for so many.
     enough: usize,
     follower: Option<Arc<Parker>>,
+    /// A future that waits for any.
+    waker: Option<Waker>,
 }
 
 impl Inbox {
@@ -42,6 +45,17 @@ impl Inbox {
         workers.wait(job, want, Waiter(self), deadline)
     }
 
+    /// Has this waker woken when something arrives. False: something has.
+    #[cfg(feature = "futures")]
+    pub(crate) fn wake(&self, waker: &Waker) -> bool {
+        let mut arrived = lock(&self.0);
+        if arrived.count > 0 {
+            return false;
+        }
+        arrived.waker = Some(waker.clone());
+        true
+    }
+
     /// Whether anything has arrived.
     pub(crate) fn has_some(&self) -> bool {
         lock(&self.0).count > 0
@@ -53,11 +67,18 @@ impl Sink for Inbox {
         let mut arrived = lock(&self.0);
         arrived.count += outcomes.count();
         arrived.outcomes.push(outcomes);
-        if arrived.count >= arrived.enough
-            && let Some(follower) = arrived.follower.clone()
-        {
-            drop(arrived);
+        let waker = arrived.waker.take();
+        let follower = if arrived.count >= arrived.enough {
+            arrived.follower.clone()
+        } else {
+            None
+        };
+        drop(arrived);
+        if let Some(follower) = follower {
             follower.wake();
+        }
+        if let Some(waker) = waker {
+            sync::wake(waker);
         }
     }
 }

@@ -5,7 +5,11 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::panic::{self, AssertUnwindSafe};
+#[cfg(feature = "futures")]
+use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(feature = "futures")]
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pool_worker::Task;
@@ -35,8 +39,12 @@ const SHORT: usize = 32;
 /// result is there.
 ///
 /// If the input iterator panics, the results of all inputs before are yielded first, then the panic goes
-/// on. If the pool is terminated or breaks on the way, there is one item for each input that it took,
-/// then the error once for all the rest, those already drawn among them, then `None`.
+/// on. If the pool is terminated or breaks on the way, each input that is left yields that error, so there is one item for each
+/// input as ever; but of an iterator that may be endless (one without an upper [`size_hint`](Iterator::size_hint)) the
+/// error comes once, then `None`. A call that is refused from the start yields the error once, too.
+///
+/// It knows how many are left ([`ExactSizeIterator`]) if the inputs do: a `Vec`, an array, a `Range<usize>`. It holds the pool's
+/// workers, not the [`Pool`], so it may outlive that, and go to another thread if the inputs may.
 ///
 /// Dropped before its end, it takes back what has not begun; what runs is run to its end, and its
 /// results are thrown away.
@@ -62,8 +70,7 @@ pub struct Imap<T: Task, I: Iterator> {
 
 /// The results of [`Pool::imap_unordered`] or [`Pool::istarmap_unordered`], as they are finished.
 ///
-/// As [`Imap`], but for the order. An error tells which input it belongs to:
-/// [`Error::index`](crate::Error::index).
+/// As [`Imap`], but for the order. [`indexed`](ImapUnordered::indexed) tells which input each result belongs to.
 pub struct ImapUnordered<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
@@ -88,7 +95,14 @@ macro_rules! results {
             /// `Some(Err(Error::Timeout))` if it is not there in time: nothing is lost, ask again.
             /// `None` if there are no more. The time that the input iterator takes is not limited.
             pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<T::Output, Error>> {
-                self.stream.next(Instant::now().checked_add(timeout))
+                let next = self.stream.next(Instant::now().checked_add(timeout));
+                next.map(|(_, result)| result)
+            }
+
+            /// The same as a stream, for async programs.
+            #[cfg(feature = "futures")]
+            pub fn stream(self) -> ImapStream<T, I> {
+                ImapStream(self.stream)
             }
         }
 
@@ -96,7 +110,7 @@ macro_rules! results {
             type Item = Result<T::Output, Error>;
 
             fn next(&mut self) -> Option<Self::Item> {
-                self.stream.next(None)
+                self.stream.next(None).map(|(_, result)| result)
             }
 
             fn size_hint(&self) -> (usize, Option<usize>) {
@@ -104,15 +118,13 @@ macro_rules! results {
             }
         }
 
+        impl<T: Task, I: ExactSizeIterator> ExactSizeIterator for $name<T, I> {}
+
         impl<T: Task, I: Iterator> FusedIterator for $name<T, I> {}
 
         impl<T: Task, I: Iterator> fmt::Debug for $name<T, I> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name))
-                    .field("task", &T::NAME)
-                    .field("drawn", &self.stream.drawn)
-                    .field("consumed", &self.stream.consumed)
-                    .finish_non_exhaustive()
+                self.stream.debug(stringify!($name), f)
             }
         }
     };
@@ -120,6 +132,93 @@ macro_rules! results {
 
 results!(Imap, Order::AsGiven(InOrder::default()));
 results!(ImapUnordered, Order::AsFinished(AsTheyCome::default()));
+
+impl<T: Task, I: Iterator> ImapUnordered<T, I> {
+    /// With the position of its input before each result.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn length(text: &str) -> usize { text.len() }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let texts = ["one", "three"].map(str::to_owned);
+    /// let mut lengths = [0; 2];
+    /// for (index, length) in pool.imap_unordered(length, texts).indexed() {
+    ///     lengths[index] = length?;
+    /// }
+    /// assert_eq!(lengths, [3, 5]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn indexed(self) -> Indexed<T, I> {
+        Indexed {
+            stream: self.stream,
+        }
+    }
+}
+
+/// What [`ImapUnordered::indexed`] gives: results as they are finished, with the positions of their inputs.
+pub struct Indexed<T: Task, I: Iterator> {
+    stream: Stream<T, I>,
+}
+
+impl<T: Task, I: Iterator> Iterator for Indexed<T, I> {
+    type Item = (usize, Result<T::Output, Error>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.stream.next(None)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.stream.size_hint()
+    }
+}
+
+impl<T: Task, I: ExactSizeIterator> ExactSizeIterator for Indexed<T, I> {}
+
+impl<T: Task, I: Iterator> FusedIterator for Indexed<T, I> {}
+
+impl<T: Task, I: Iterator> fmt::Debug for Indexed<T, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stream.debug("Indexed", f)
+    }
+}
+
+/// What [`Imap::stream`] and [`ImapUnordered::stream`] give: the same results, as a [`Stream`](futures_core::Stream).
+///
+/// Inputs are drawn where it is polled, so an input iterator that waits holds up the executor's thread.
+#[cfg(feature = "futures")]
+pub struct ImapStream<T: Task, I: Iterator>(Stream<T, I>);
+
+#[cfg(feature = "futures")]
+impl<T: Task, I: Iterator> futures_core::Stream for ImapStream<T, I> {
+    type Item = Result<T::Output, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.get_mut().0.poll_next(context);
+        next.map(|next| next.map(|(_, result)| result))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+// Nothing in it is ever pinned.
+#[cfg(feature = "futures")]
+impl<T: Task, I: Iterator> Unpin for ImapStream<T, I> {}
+
+#[cfg(feature = "futures")]
+impl<T: Task, I: Iterator> fmt::Debug for ImapStream<T, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.debug("ImapStream", f)
+    }
+}
 
 /// What has arrived, in the order in which it is yielded.
 #[derive(Debug)]
@@ -152,28 +251,56 @@ impl Order {
     }
 }
 
-/// What both iterators do.
+/// A result, with the position of its input.
+type Item<T> = (usize, Result<<T as Task>::Output, Error>);
+
+/// What all of them do.
 struct Stream<T, I: Iterator> {
     engine: Arc<Engine>,
     inbox: Arc<Inbox>,
     order: Order,
     arrived: Vec<Outcomes>,
     feed: Option<Feed>,
-    /// `None` once they have ended.
+    /// `None` once they have ended, or the pool takes no more of them.
     inputs: Option<I>,
     encode: Encode<I::Item>,
     drawn: usize,
     consumed: usize,
     /// What comes behind the last result.
-    finally: Option<Finally>,
+    finally: Option<Finally<I>>,
     task: PhantomData<fn() -> T>,
 }
 
-enum Finally {
-    /// The pool took no more inputs.
-    Refused(Error),
+enum Finally<I> {
+    /// The pool took no more inputs: so many that were drawn, and those that are still to be drawn.
+    Refused {
+        error: Error,
+        count: usize,
+        rest: Option<I>,
+    },
     /// The input iterator panicked.
     Panicked(Box<dyn Any + Send>),
+}
+
+impl<I: Iterator> Finally<I> {
+    /// The error, once for all inputs.
+    fn once(error: Error) -> Self {
+        Finally::Refused {
+            error,
+            count: 1,
+            rest: None,
+        }
+    }
+
+    /// How many items that is.
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let Finally::Refused { count, rest, .. } = self else {
+            return (1, Some(1));
+        };
+        let (least, most) = rest.as_ref().map_or((0, Some(0)), I::size_hint);
+        let most = most.and_then(|most| most.checked_add(*count));
+        (least.saturating_add(*count), most)
+    }
 }
 
 impl<T: Task, I: Iterator> Stream<T, I> {
@@ -201,7 +328,7 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         };
         match feed(sink) {
             Ok(feed) => stream.feed = Some(feed),
-            Err(error) => stream.end(Some(Finally::Refused(error))),
+            Err(error) => stream.end(Some(Finally::once(error))),
         }
         stream
     }
@@ -252,72 +379,159 @@ impl<T: Task, I: Iterator> Stream<T, I> {
                 more
             }
             Err(error) => {
-                self.end(Some(panicked.unwrap_or(Finally::Refused(error))));
+                let inputs = self.inputs.take();
+                let has_begun = self.drawn > 0;
+                let finally = panicked.unwrap_or_else(|| match inputs {
+                    Some(rest) if has_begun && rest.size_hint().1.is_some() => Finally::Refused {
+                        error,
+                        count,
+                        rest: more.then_some(rest),
+                    },
+                    _ => Finally::once(error),
+                });
+                self.end(Some(finally));
                 false
             }
         }
     }
 
-    fn end(&mut self, finally: Option<Finally>) {
+    fn end(&mut self, finally: Option<Finally<I>>) {
         self.inputs = None;
         self.finally = finally;
     }
 
-    fn next(&mut self, deadline: Option<Instant>) -> Option<Result<T::Output, Error>> {
+    fn next(&mut self, deadline: Option<Instant>) -> Option<Item<T>> {
         loop {
             self.draw();
             if self.consumed < self.drawn {
                 return Some(self.next_drawn(deadline));
             }
-            match self.finally.take() {
-                Some(Finally::Refused(error)) => return Some(Err(error)),
+            if let Some(next) = self.next_undrawn() {
+                return next;
+            }
+        }
+    }
+
+    #[cfg(feature = "futures")]
+    fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Item<T>>> {
+        loop {
+            self.draw();
+            if self.consumed == self.drawn {
+                if let Some(next) = self.next_undrawn() {
+                    return Poll::Ready(next);
+                }
+                continue;
+            }
+            if let Some(next) = self.next_arrived() {
+                return Poll::Ready(Some(next));
+            }
+            let Some(id) = self.feed.as_ref().and_then(Feed::id) else {
+                return Poll::Ready(Some(self.give_up()));
+            };
+            if self.inbox.wake(context.waker()) {
+                let want = self.order.want(self.consumed);
+                self.engine.workers.notify_of(id, want);
+                return Poll::Pending;
+            }
+            // Something has arrived, though perhaps not what is next.
+        }
+    }
+
+    /// What comes behind all that was drawn. `None`: more is to be drawn.
+    fn next_undrawn(&mut self) -> Option<Option<Item<T>>> {
+        match &mut self.finally {
+            Some(Finally::Refused { error, count, rest }) => {
+                let error = error.clone();
+                if *count > 0 {
+                    *count -= 1;
+                } else if rest.as_mut().and_then(Iterator::next).is_none() {
+                    self.finally = None;
+                    return Some(None);
+                }
+                Some(Some((self.count_one(), Err(error))))
+            }
+            Some(Finally::Panicked(_)) => match self.finally.take() {
                 Some(Finally::Panicked(payload)) => panic::resume_unwind(payload),
-                None if self.inputs.is_none() => return None,
-                // Nothing was drawn, yet there is more: the iterator gave nothing in its time.
-                None => {}
+                _ => Some(None),
+            },
+            None if self.inputs.is_none() => Some(None),
+            // Nothing was drawn, yet there is more: the iterator gave nothing in its time.
+            None => None,
+        }
+    }
+
+    /// Counts an input that was not accepted. Gives its position.
+    fn count_one(&mut self) -> usize {
+        self.drawn += 1;
+        self.consumed += 1;
+        self.consumed - 1
+    }
+
+    /// Nobody works for the pool: this is a forked copy of its process.
+    fn give_up(&mut self) -> Item<T> {
+        self.consumed += 1;
+        (self.consumed - 1, Err(Error::Terminated))
+    }
+
+    /// The next result, if it is here.
+    fn next_arrived(&mut self) -> Option<Item<T>> {
+        loop {
+            if let Some((index, outcome)) = self.order.pop() {
+                self.consumed += 1;
+                let decode = || decode::<T>(outcome, Some(index));
+                return Some((index, self.engine.decode(decode)));
+            }
+            if self.inbox.take(&mut self.arrived) == 0 {
+                return None;
+            }
+            for outcomes in self.arrived.drain(..) {
+                self.order.add(outcomes);
             }
         }
     }
 
     /// The next result, of which there is one to come.
-    fn next_drawn(&mut self, deadline: Option<Instant>) -> Result<T::Output, Error> {
+    fn next_drawn(&mut self, deadline: Option<Instant>) -> Item<T> {
         loop {
-            if let Some((index, outcome)) = self.order.pop() {
-                self.consumed += 1;
-                let decode = || decode::<T>(outcome, Some(index));
-                return self.engine.decode(decode);
-            }
-            if self.inbox.take(&mut self.arrived) > 0 {
-                for outcomes in self.arrived.drain(..) {
-                    self.order.add(outcomes);
-                }
-                continue;
+            if let Some(next) = self.next_arrived() {
+                return next;
             }
             let Some(id) = self.feed.as_ref().and_then(Feed::id) else {
-                return Err(Error::Terminated);
+                return self.give_up();
             };
             let want = self.order.want(self.consumed);
             if !self
                 .inbox
                 .wait(1, &*self.engine.workers, id, want, deadline)
             {
-                return Err(if deadline.is_some() {
-                    Error::Timeout
+                return if deadline.is_some() {
+                    (self.consumed, Err(Error::Timeout))
                 } else {
-                    // In a forked copy of the process nobody works for the pool.
-                    Error::Terminated
-                });
+                    self.give_up()
+                };
             }
         }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let drawn = self.drawn - self.consumed + usize::from(self.finally.is_some());
-        let (least, most) = self.inputs.as_ref().map_or((0, Some(0)), I::size_hint);
+        let drawn = self.drawn - self.consumed;
+        let (least, most) = match (&self.finally, &self.inputs) {
+            (Some(finally), _) => finally.size_hint(),
+            (None, Some(inputs)) => inputs.size_hint(),
+            (None, None) => (0, Some(0)),
+        };
         (
             least.saturating_add(drawn),
             most.and_then(|most| most.checked_add(drawn)),
         )
+    }
+
+    fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("task", &T::NAME)
+            .field("drawn", &self.drawn)
+            .field("consumed", &self.consumed)
+            .finish_non_exhaustive()
     }
 }
 

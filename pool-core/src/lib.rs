@@ -53,6 +53,7 @@ mod by_ref;
 mod call;
 mod callback;
 mod channel;
+mod completed;
 mod error;
 mod feed;
 mod few;
@@ -60,6 +61,7 @@ pub mod guide;
 mod handle;
 mod inbox;
 mod iter;
+mod join;
 mod local;
 mod open;
 mod pool;
@@ -83,11 +85,15 @@ pub use builder::PoolBuilder;
 pub use by_ref::ByRef;
 pub use call::Call;
 pub use channel::{Receiver, Sender, channel};
+pub use completed::{AsCompleted, as_completed};
 pub use error::{
     Broken, Codec, Error, InvalidSetting, MemoryLimit, Panicked, Side, Start, TimeLimit, WorkerLost,
 };
 pub use handle::AsyncResult;
-pub use iter::{Imap, ImapUnordered};
+#[cfg(feature = "futures")]
+pub use iter::ImapStream;
+pub use iter::{Imap, ImapUnordered, Indexed};
+pub use join::Join;
 pub use open::{Left, OneArgument, Open};
 pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};

@@ -262,8 +262,13 @@ impl Workers for LocalWorkers {
     }
 
     fn notify(&self, job: JobId) {
+        self.notify_of(job, Want::All);
+    }
+
+    fn notify_of(&self, job: JobId, want: Want) {
         if self.is_ours() {
-            self.shared.update(|state| state.scheduler.notify(job));
+            self.shared
+                .update(|state| state.scheduler.notify(job, want));
         }
     }
 

@@ -13,6 +13,7 @@ use crate::callback::Callbacks;
 use crate::error::Error;
 use crate::handle::AsyncResult;
 use crate::iter::{Imap, ImapUnordered};
+use crate::join::Join;
 use crate::open::OneArgument;
 
 /// A pool of worker processes.
@@ -60,6 +61,16 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
+    /// Waits until the workers are gone and every callback that was due has run.
+    pub(crate) fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        self.workers.join(deadline)?;
+        if self.callbacks.wait(deadline) {
+            Ok(())
+        } else {
+            Err(Error::Timeout)
+        }
+    }
+
     /// Decodes results, within the limit.
     #[inline]
     pub(crate) fn decode<R>(&self, decode: impl FnOnce() -> R) -> R {
@@ -272,13 +283,20 @@ impl Pool {
         self.join_until(Instant::now().checked_add(timeout))
     }
 
+    /// As [`join`](Pool::join), for async programs: no thread of the executor is held up. It does not borrow the pool.
+    ///
+    /// One thread waits meanwhile, from the first time that the future is polled until the workers are gone. It does not notice an
+    /// [`Imap`] that only this thread could consume.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Pool::join); [`Error::Start`] if there can be no such thread.
+    pub fn join_async(&self) -> Join {
+        Join::new(&self.engine)
+    }
+
     fn join_until(&self, deadline: Option<Instant>) -> Result<(), Error> {
-        self.engine.workers.join(deadline)?;
-        if self.engine.callbacks.wait(deadline) {
-            Ok(())
-        } else {
-            Err(Error::Timeout)
-        }
+        self.engine.join(deadline)
     }
 
     pub(crate) fn workers(&self) -> &Arc<dyn Workers> {

@@ -2,7 +2,7 @@
 //!
 //! # Jobs
 //!
-//! A [`job`] is a queue of inputs. Older jobs go first. What is sent to a worker at once is a *portion*: as
+//! A [`job`] is a queue of inputs. Those of higher priority go first, and older ones among equals. What is sent to a worker at once is a *portion*: as
 //! many inputs as take about a millisecond, and fewer towards the end of the job. A *chunk* is what a
 //! caller with an explicit chunk size wants kept together; then a portion is made of whole chunks. Who
 //! gets which portion is decided in [`decide`]; here is what follows from each event.
@@ -448,6 +448,9 @@ impl Scheduler {
             self.jobs.push(id, inputs);
             self.finish_if_done(id);
             self.dispatch();
+            if self.jobs.has_priorities() {
+                self.overtake(id);
+            }
         }
     }
 
@@ -460,9 +463,9 @@ impl Scheduler {
         self.jobs.forget_want(id);
     }
 
-    /// The end of this job matters, though no thread may wait for it.
-    pub(crate) fn notify(&mut self, id: JobId) {
-        self.jobs.notify(id);
+    /// This of the job matters, though no thread may wait for it.
+    pub(crate) fn notify(&mut self, id: JobId, want: Want) {
+        self.jobs.notify(id, want);
     }
 
     /// Ends a job; see `Backend::cancel`.

@@ -719,3 +719,181 @@ fn a_waker_that_panics_harms_nothing_else() {
     assert_eq!(result.get().unwrap(), 7);
     works(&pool);
 }
+
+// ---- at home in async programs ---------------------------------------------------------------------
+
+#[test]
+fn a_handle_that_is_dropped_stops_its_work_if_it_was_told_to() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let gate = Gate::new();
+    let running = pool.apply_async(wait_at, (gate.path(), 0)).cancel_on_drop();
+    let waiting = pool.apply_async(wait_at, (gate.path(), 1)).cancel_on_drop();
+    let held = gate.accept();
+    drop(waiting);
+    drop(running);
+    held.wait_until_gone();
+    works(&pool);
+    // Neither of them runs any more, nor ever will.
+    assert_eq!(gate.count_callers(), 0);
+    // One whose result is there is none the worse for it.
+    let done = pool.apply_async(square, (3,)).cancel_on_drop();
+    done.wait();
+    assert_eq!(done.get().unwrap(), 9);
+    let done = pool.apply_async(square, (4,)).cancel_on_drop();
+    assert_eq!(pollster::block_on(done).unwrap(), 16);
+    drop(pool.map_async(square, 0..100).cancel_on_drop());
+    drop(pool.map_async(square, Vec::<u64>::new()).cancel_on_drop());
+    works(&pool);
+}
+
+#[test]
+fn results_as_they_are_completed() {
+    let _dog = watchdog();
+    let (one, other) = (pool(2), pool(1));
+    let gate = Gate::new();
+    let mut calls = vec![one.apply_async(wait_at, (gate.path(), 100))];
+    let held = gate.accept();
+    calls.extend((0..50).map(|x| one.apply_async(square, (x,))));
+    calls.extend((0..50).map(|x| other.apply_async(square, (x,))));
+    calls.push(other.apply_async(fail, ("on purpose".to_owned(),)));
+    other.close();
+    calls.push(other.apply_async(square, (1,)));
+    let mut seen = vec![0; calls.len()];
+    let mut completed = pool_core::as_completed(calls);
+    for left in (1..103).rev() {
+        let (index, result) = completed.next().unwrap();
+        assert_eq!(completed.len(), left);
+        seen[index] += 1;
+        match index {
+            1..=100 => assert_eq!(result.unwrap(), ((index - 1) % 50).pow(2) as u64),
+            101 => assert!(matches!(result, Err(Error::Panicked(_)))),
+            102 => assert!(matches!(result, Err(Error::Closed))),
+            _ => panic!("{index} is held"),
+        }
+    }
+    let late = completed.next_timeout(SHORT).unwrap();
+    assert!(matches!(late, Err(Error::Timeout)));
+    held.release();
+    let (index, result) = completed.next_timeout(Duration::MAX).unwrap().unwrap();
+    assert_eq!((index, result.unwrap()), (0, 100));
+    assert!(completed.next().is_none());
+    assert!(completed.next_timeout(SHORT).is_none());
+    seen[index] += 1;
+    assert!(seen.into_iter().all(|times| times == 1));
+    assert!(
+        pool_core::as_completed(Vec::<pool_core::AsyncResult<u64>>::new())
+            .next()
+            .is_none()
+    );
+}
+
+#[test]
+fn every_outcome_later() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    let results = pool.task(odd_only).map_results_async(0..100).get().unwrap();
+    assert_eq!(results.len(), 100);
+    for (index, result) in results.iter().enumerate() {
+        match result {
+            Ok(value) => assert_eq!((*value, index % 2), (index as u64, 1)),
+            Err(error) => assert_eq!((error.index(), index % 2), (Some(index), 0)),
+        }
+    }
+    let inputs = [(1_u64,), (2,)];
+    let results = pool
+        .task(odd_only)
+        .starmap_results_async(inputs)
+        .get()
+        .unwrap();
+    assert!(results[0].is_ok() && results[1].is_err());
+    let results = pool.task(odd_only).by_ref().map_results_async(&[3, 4]);
+    assert_eq!(
+        results
+            .get()
+            .unwrap()
+            .iter()
+            .filter(|result| result.is_ok())
+            .count(),
+        1
+    );
+    let empty = pool.task(odd_only).map_results_async(0..0);
+    assert!(empty.get().unwrap().is_empty());
+    pool.close();
+    let refused = pool.task(odd_only).map_results_async(0..3);
+    assert!(matches!(refused.get(), Err(Error::Closed)));
+}
+
+#[pool_task]
+fn odd_only(x: u64) -> u64 {
+    assert!(x % 2 == 1, "{x} is even");
+    x
+}
+
+#[test]
+fn a_pool_is_joined_by_a_future() {
+    let _dog = watchdog();
+    let pool = pool(2);
+    assert!(matches!(
+        pollster::block_on(pool.join_async()),
+        Err(Error::StillOpen)
+    ));
+    let gate = Gate::new();
+    let result = pool.apply_async(wait_at, (gate.path(), 5));
+    let held = gate.accept();
+    pool.close();
+    let mut joined = pin!(pool.join_async());
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(joined.as_mut().poll(&mut context).is_pending());
+    assert!(joined.as_mut().poll(&mut context).is_pending());
+    held.release();
+    pollster::block_on(joined).unwrap();
+    assert_eq!(result.get().unwrap(), 5);
+    assert!(pool.worker_pids().is_empty());
+    // It does not need the pool.
+    pollster::block_on(pool.join_async()).unwrap();
+    let later = pool.join_async();
+    drop(pool);
+    pollster::block_on(later).unwrap();
+}
+
+#[test]
+fn results_as_a_stream() {
+    use futures::{Stream, StreamExt};
+    let _dog = watchdog();
+    let pool = pool(2);
+    for chunk in [1, 7] {
+        let stream = pool.task(square).chunksize(chunk).imap(0..500).stream();
+        let all: Vec<u64> = pollster::block_on(stream.map(Result::unwrap).collect());
+        assert!(all.into_iter().eq((0..500).map(|x| x * x)));
+        let call = pool.task(square).chunksize(chunk);
+        let stream = call.imap_unordered(0..500).stream();
+        assert_eq!(stream.size_hint(), (500, Some(500)));
+        let mut all: Vec<u64> = pollster::block_on(stream.map(Result::unwrap).collect());
+        all.sort_unstable();
+        assert!(all.into_iter().eq((0..500).map(|x| x * x)));
+    }
+    // Endless inputs are drawn as they are needed; the rest is taken back.
+    let stream = pool.imap(square, 0..).stream();
+    let some: Vec<u64> = pollster::block_on(stream.take(10).map(Result::unwrap).collect());
+    assert!(some.into_iter().eq((0..10).map(|x| x * x)));
+    // It waits without a thread.
+    let gate = Gate::new();
+    let mut stream = pool
+        .istarmap(wait_at, [(gate.path(), 1), (gate.path(), 2)])
+        .stream();
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(stream.poll_next_unpin(&mut context).is_pending());
+    let (first, second) = (gate.accept(), gate.accept());
+    let (first, second) = if first.id == 1 {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    second.release();
+    assert!(stream.poll_next_unpin(&mut context).is_pending());
+    first.release();
+    let both: Vec<u64> = pollster::block_on(stream.map(Result::unwrap).collect());
+    assert_eq!(both, [1, 2]);
+    works(&pool);
+}

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::iter;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -326,6 +327,83 @@ fn the_size_of_what_is_left_is_known() {
     assert_eq!(results.size_hint(), (0, Some(0)));
     assert!(results.next().is_none());
     assert_eq!(pool.imap(square, 0..).size_hint().1, None);
+}
+
+#[test]
+fn an_exact_size_stays_true_whatever_becomes_of_the_pool() {
+    let _dog = watchdog();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for unordered in [false, true] {
+        let pool = Arc::new(pool(2));
+        let inputs: Vec<_> = (0..1000)
+            .map(|line| (file.path().to_owned(), line))
+            .collect();
+        let call = pool.task(mark).chunksize(3);
+        let mut results: Box<dyn ExactSizeIterator<Item = _> + Send> = if unordered {
+            Box::new(call.istarmap_unordered(inputs))
+        } else {
+            Box::new(call.istarmap(inputs))
+        };
+        // Another thread goes on where this one was, and has the pool.
+        let others = Arc::clone(&pool);
+        let consumer = thread::spawn(move || {
+            for left in (990..1000).rev() {
+                results.next().unwrap().unwrap();
+                assert_eq!(results.len(), left);
+            }
+            others.terminate();
+            let mut last = results.len();
+            for result in results.by_ref() {
+                assert!(
+                    matches!(result, Ok(_) | Err(Error::Terminated)),
+                    "{result:?}"
+                );
+                last -= 1;
+            }
+            assert_eq!((last, results.len()), (0, 0));
+            assert!(results.next().is_none());
+        });
+        consumer.join().unwrap();
+    }
+}
+
+#[test]
+fn results_outlive_their_pool() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let mut results = pool.imap(square, vec![1, 2, 3]);
+    assert_eq!(results.next().unwrap().unwrap(), 1);
+    drop(pool);
+    let rest: Vec<_> = results.collect();
+    assert_eq!(rest.len(), 2);
+}
+
+#[test]
+fn one_result_of_two_tells_where_its_input_stood() {
+    let _dog = watchdog();
+    let pool = pool(3);
+    let inputs: Vec<u64> = (0..1000).rev().collect();
+    let results = pool.imap_unordered(square, inputs.clone()).indexed();
+    assert_eq!(results.len(), 1000);
+    let mut seen = vec![false; 1000];
+    for (index, result) in results {
+        assert_eq!(result.unwrap(), inputs[index] * inputs[index]);
+        assert!(!std::mem::replace(&mut seen[index], true));
+    }
+    assert!(seen.into_iter().all(|seen| seen));
+    // Also those that fail, and those that are not accepted any more.
+    let file = Path::new("/nowhere/at/all");
+    let results = pool.istarmap_unordered(mark, vec![(file.to_owned(), 1); 50]);
+    let mut indices: Vec<usize> = results
+        .indexed()
+        .inspect(|_| pool.terminate())
+        .map(|(index, result)| {
+            assert!(result.is_err());
+            index
+        })
+        .collect();
+    indices.sort_unstable();
+    assert!(indices.into_iter().eq(0..50));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use pool_core::{Call, Error, Pool, pool_task};
 
 use crate::support::{
-    Gate, Held, append, lines, multiply, pool, square, stand, wait_at, watchdog, who, works,
+    Gate, Held, append, lines, mark, multiply, pool, square, stand, wait_at, watchdog, who, works,
 };
 
 /// Inputs of very different length: the first of every few is the longest.
@@ -343,4 +343,29 @@ fn many_inputs() {
     assert_eq!(products.len(), 100_000);
     let sum: u64 = pool.imap(square, 0..50_000).map(Result::unwrap).sum();
     assert_eq!(sum, (0..50_000u64).map(|x| x * x).sum::<u64>());
+}
+
+#[test]
+fn a_call_that_is_urgent_does_not_wait_behind_one_that_is_not() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let gate = Gate::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let first = pool.apply_async(wait_at, (gate.path(), 0));
+    let held = gate.accept();
+    let many = |numbers: std::ops::Range<u64>| numbers.map(|n| (file.path().to_owned(), n));
+    let later = pool.task(mark).priority(-1).starmap_async(many(100..120));
+    let usual = pool.starmap_async(mark, many(0..50));
+    let urgent = pool
+        .task(mark)
+        .priority(7)
+        .apply_async((file.path().to_owned(), 77));
+    held.release();
+    for result in [later, usual] {
+        result.get().unwrap();
+    }
+    urgent.get().unwrap();
+    first.get().unwrap();
+    let expected: Vec<u64> = [77].into_iter().chain(0..50).chain(100..120).collect();
+    assert_eq!(lines(file.path()), expected);
 }

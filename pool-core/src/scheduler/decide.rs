@@ -401,6 +401,23 @@ impl Scheduler {
         true
     }
 
+    /// Takes back from busy workers what they have not begun of jobs that this one has priority over, if it would have to
+    /// wait long for that.
+    pub(super) fn overtake(&mut self, id: JobId) {
+        let Some(queue) = self.jobs.get(id).filter(|queue| !queue.pending.is_empty()) else {
+            return;
+        };
+        let priority = queue.job.options.priority;
+        for slot in 0..self.slots.len() {
+            let state = &self.slots[slot];
+            let last = state.given.back();
+            let is_lower = last.is_some_and(|given| given.options.priority < priority);
+            if is_lower && state.backlog() >= BACKLOG && self.can_share(state) {
+                self.recall(slot);
+            }
+        }
+    }
+
     /// Whether the slot may have something to give away: more than what runs, and more than the
     /// rest of one explicit chunk.
     fn can_share(&self, slot: &Slot) -> bool {

@@ -1,5 +1,6 @@
 //! Jobs: what was accepted and is not finished.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::mem;
 use std::time::Duration;
@@ -85,12 +86,14 @@ impl PendingQueue {
     }
 }
 
+/// Which job comes first: the lower one. Of equal priority the older one does.
+type Rank = (Reverse<i32>, u64);
+
 /// One job.
 #[derive(Debug)]
 pub(super) struct Queue {
     serial: u32,
-    /// Older jobs have lower ages.
-    age: u64,
+    rank: Rank,
     pub(super) job: Job,
     pub(super) pending: PendingQueue,
     /// How many inputs that is.
@@ -108,8 +111,8 @@ pub(super) struct Queue {
     /// How many threads wait for outcomes, and for which.
     waiting: usize,
     wanted: Want,
-    /// Its end matters in any case.
-    notify: bool,
+    /// What matters in any case.
+    notify: Option<Want>,
     /// It is in `waiting`.
     listed: bool,
 }
@@ -119,7 +122,7 @@ impl Queue {
         if self.waiting > 0 {
             return Some(self.wanted);
         }
-        self.notify.then_some(Want::All)
+        self.notify
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -139,12 +142,14 @@ pub(super) struct Jobs {
     places: Vec<Option<Queue>>,
     free: Vec<u32>,
     opened: u64,
-    /// Those with pending inputs, the oldest first; and some that have none any more.
-    waiting: VecDeque<(u64, JobId)>,
+    /// Those with pending inputs, in the order of their ranks; and some that have none any more.
+    waiting: VecDeque<(Rank, JobId)>,
     /// How many have a [`want`](Queue::want).
     wanted: usize,
     /// How many have inputs that rest, at the most.
     resting: usize,
+    /// There was one with another priority than most have.
+    has_priorities: bool,
 }
 
 impl Jobs {
@@ -176,7 +181,7 @@ impl Jobs {
         };
         self.places[place as usize] = Some(Queue {
             serial: id.serial,
-            age: self.opened,
+            rank: (Reverse(job.options.priority), self.opened),
             job,
             pending: PendingQueue::default(),
             pending_inputs: 0,
@@ -187,11 +192,17 @@ impl Jobs {
             last_portion: first_portion,
             waiting: 0,
             wanted: Want::All,
-            notify: false,
+            notify: None,
             listed: false,
         });
         self.opened += 1;
+        self.has_priorities |= job.options.priority != 0;
         id
+    }
+
+    /// Whether one may have priority over another.
+    pub(super) fn has_priorities(&self) -> bool {
+        self.has_priorities
     }
 
     /// Adds inputs behind the others.
@@ -276,15 +287,15 @@ impl Jobs {
             return;
         }
         queue.listed = true;
-        let age = queue.age;
+        let rank = queue.rank;
         let place = match self.waiting.back() {
-            Some((last, _)) if *last > age => self.waiting.partition_point(|(at, _)| *at < age),
+            Some((last, _)) if *last > rank => self.waiting.partition_point(|(at, _)| *at < rank),
             _ => self.waiting.len(),
         };
-        self.waiting.insert(place, (age, id));
+        self.waiting.insert(place, (rank, id));
     }
 
-    /// The oldest job with inputs that nobody has.
+    /// The first job with inputs that nobody has.
     pub(super) fn next(&mut self) -> Option<JobId> {
         while let Some((_, id)) = self.waiting.front() {
             let id = *id;
@@ -333,8 +344,8 @@ impl Jobs {
         self.change(id, |queue| queue.waiting = queue.waiting.saturating_sub(1));
     }
 
-    pub(super) fn notify(&mut self, id: JobId) {
-        self.change(id, |queue| queue.notify = true);
+    pub(super) fn notify(&mut self, id: JobId, want: Want) {
+        self.change(id, |queue| queue.notify = Some(want));
     }
 
     fn change(&mut self, id: JobId, change: impl FnOnce(&mut Queue)) {

@@ -402,6 +402,7 @@ enum Step {
         chunksize: Option<usize>,
         retries: Retries,
         limit_ms: Option<u64>,
+        priority: i32,
         more: bool,
     },
     Push(Index, usize, bool),
@@ -444,9 +445,9 @@ fn step() -> impl Strategy<Value = Step> {
     let slot = any::<Index>;
     let some = proptest::option::of::<std::ops::Range<usize>>;
     prop_oneof![
-        6 => (0..20usize, some(1..4), retries(), proptest::option::of(1..50u64), any::<bool>()).prop_map(
-            |(count, chunksize, retries, limit_ms, more)| {
-                Step::Submit { count, chunksize, retries, limit_ms, more }
+        6 => (0..20usize, some(1..4), retries(), proptest::option::of(1..50u64), -1..2_i32, any::<bool>()).prop_map(
+            |(count, chunksize, retries, limit_ms, priority, more)| {
+                Step::Submit { count, chunksize, retries, limit_ms, priority, more }
             },
         ),
         3 => (slot(), 0..6usize, any::<bool>()).prop_map(|(i, n, more)| Step::Push(i, n, more)),
@@ -496,12 +497,14 @@ fn take_step(world: &mut World, step: &Step) {
             chunksize,
             retries,
             limit_ms,
+            priority,
             more,
         } => {
             let options = Options {
                 chunksize: *chunksize,
                 time_limit: limit_ms.map(Duration::from_millis),
                 retries: *retries,
+                priority: *priority,
             };
             let count = match (chunksize, more) {
                 (Some(size), true) => count.next_multiple_of(*size),
@@ -805,6 +808,53 @@ fn a_limit_does_not_count_the_time_in_which_the_program_was_stopped() {
     world.age(Duration::from_millis(300));
     world.act();
     assert!(world.slots[0].as_ref().unwrap().killed);
+}
+
+fn urgent(priority: i32) -> Options {
+    Options {
+        priority,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn higher_priorities_go_first_and_older_ones_among_equals() {
+    let mut world = ready(1);
+    let jobs = [0, -1, 3, 0, 3].map(|priority| {
+        let id = world.submit(1, urgent(priority), false).unwrap();
+        world.act();
+        id
+    });
+    let mut order = Vec::new();
+    while let Some(given) = world.scheduler.slots[0].given.front() {
+        order.push(jobs.iter().position(|id| *id == given.job).unwrap());
+        world.begin(0);
+        world.tell(0, true);
+        world.act();
+    }
+    // The first had been given to the worker before there were others.
+    assert_eq!(order, [0, 2, 4, 3, 1]);
+}
+
+#[test]
+fn what_has_not_begun_is_taken_back_for_what_has_priority() {
+    let mut world = ready(2);
+    // Of such a pace a worker gets one input more than it runs.
+    world.scheduler.observe(0, Duration::from_millis(20));
+    world.submit(20, Options::default(), false).unwrap();
+    world.act();
+    world.begin(0);
+    world.begin(1);
+    assert_eq!(queue_of(&world, 0).len(), 1);
+    let id = world.submit(2, urgent(1), false).unwrap();
+    world.act();
+    for slot in 0..2 {
+        let given: Vec<_> = world.scheduler.slots[slot].given.iter().collect();
+        assert_eq!(given.len(), 2);
+        assert_eq!(given[1].job, id);
+    }
+    world.scheduler.close();
+    world.run_to_the_end();
 }
 
 #[test]
@@ -1179,7 +1229,7 @@ fn somebody_is_to_look_when_a_waiting_thread_has_what_it_wants() {
     assert_eq!(world.scheduler.wake_at(0), Some(3));
     world.scheduler.forget_want(first);
     assert_eq!(world.scheduler.wake_at(0), Some(8));
-    world.scheduler.notify(first);
+    world.scheduler.notify(first, Want::All);
     assert_eq!(world.scheduler.wake_at(0), Some(4));
 }
 

@@ -1,0 +1,194 @@
+//! [`as_completed`]: many results, in the order in which they are finished.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Waiter, Waiting, Want};
+use crate::error::Error;
+use crate::handle::AsyncResult;
+use crate::sync::{Parker, lock};
+
+/// Yields the results of many calls as they are finished, each with its position among `results`; as Python's
+/// `concurrent.futures.as_completed`. The calls may be of several pools.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, as_completed, pool_task};
+///
+/// #[pool_task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::with_processes(2)?;
+/// let calls = (0..10).map(|x| pool.apply_async(square, (x,)));
+/// for (index, result) in as_completed(calls) {
+///     assert_eq!(result?, (index * index) as u64);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub fn as_completed<R>(results: impl IntoIterator<Item = AsyncResult<R>>) -> AsCompleted<R> {
+    let finished = Arc::new(Finished::default());
+    let results: Vec<_> = results.into_iter().map(Some).collect();
+    for (index, result) in results.iter().flatten().enumerate() {
+        let one = Arc::new(One {
+            index,
+            finished: Arc::clone(&finished),
+        });
+        if !result.wake(&Waker::from(Arc::clone(&one))) {
+            finished.add(index);
+        }
+    }
+    AsCompleted {
+        left: results.len(),
+        first_open: 0,
+        results,
+        finished,
+    }
+}
+
+/// What [`as_completed`] gives: an iterator over the results, which waits for each.
+///
+/// Dropped before its end, it drops the results that it has not yielded: their work goes on, unless they were told to
+/// [cancel it](AsyncResult::cancel_on_drop).
+pub struct AsCompleted<R> {
+    /// Those that were not yielded.
+    results: Vec<Option<AsyncResult<R>>>,
+    left: usize,
+    /// All before this one were yielded.
+    first_open: usize,
+    finished: Arc<Finished>,
+}
+
+/// Tells that one of the results is there.
+struct One {
+    index: usize,
+    finished: Arc<Finished>,
+}
+
+impl Wake for One {
+    fn wake(self: Arc<Self>) {
+        self.finished.add(self.index);
+    }
+}
+
+/// The positions of those that are there.
+#[derive(Debug, Default)]
+struct Finished(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    indices: VecDeque<usize>,
+    follower: Option<Arc<Parker>>,
+}
+
+impl Finished {
+    fn add(&self, index: usize) {
+        let mut state = lock(&self.0);
+        state.indices.push_back(index);
+        if let Some(follower) = state.follower.clone() {
+            drop(state);
+            follower.wake();
+        }
+    }
+
+    fn pop(&self) -> Option<usize> {
+        lock(&self.0).indices.pop_front()
+    }
+}
+
+impl Waiting for Finished {
+    fn is_over(&self) -> bool {
+        !lock(&self.0).indices.is_empty()
+    }
+
+    fn tell(&self, parker: &Arc<Parker>, wake: bool) {
+        lock(&self.0).follower = wake.then(|| Arc::clone(parker));
+    }
+}
+
+impl<R> AsCompleted<R> {
+    /// Waits for the next result, but no longer than `timeout`.
+    ///
+    /// `Some(Err(Error::Timeout))` if there is none in time: nothing is lost, ask again. `None` if there are no more.
+    #[expect(clippy::type_complexity, reason = "it says what it is")]
+    pub fn next_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Option<Result<(usize, Result<R, Error>), Error>> {
+        match self.next_until(Instant::now().checked_add(timeout)) {
+            None if self.left > 0 => Some(Err(Error::Timeout)),
+            next => next.map(Ok),
+        }
+    }
+
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<(usize, Result<R, Error>)> {
+        while self.left > 0 {
+            if let Some(index) = self.finished.pop() {
+                let result = self.results[index].take()?;
+                self.left -= 1;
+                // It may have been taken before.
+                return Some((index, result.take()));
+            }
+            if !self.wait(deadline) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Waits until one of them is there. This thread works for the pool of the first one meanwhile.
+    fn wait(&mut self, deadline: Option<Instant>) -> bool {
+        while let Some(None) = self.results.get(self.first_open) {
+            self.first_open += 1;
+        }
+        let open = self.results.get(self.first_open).and_then(Option::as_ref);
+        let waiter = Waiter(&*self.finished);
+        match open.and_then(|result| Some((result, result.job()?))) {
+            Some((result, job)) => {
+                let workers = &result.engine().workers;
+                workers.wait(job, Want::All, waiter, deadline)
+            }
+            None => waiter.sleep(deadline),
+        }
+    }
+}
+
+impl<R> Iterator for AsCompleted<R> {
+    type Item = (usize, Result<R, Error>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_until(None);
+        if next.is_none() && self.left > 0 {
+            // In a forked copy of the process nobody works for the pool.
+            let open = self.results.iter_mut().enumerate();
+            let mut open = open.filter_map(|(index, result)| Some((index, result.take()?)));
+            self.left -= 1;
+            return open
+                .next()
+                .map(|(index, _)| (index, Err(Error::Terminated)));
+        }
+        next
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl<R> ExactSizeIterator for AsCompleted<R> {}
+
+impl<R> FusedIterator for AsCompleted<R> {}
+
+impl<R> fmt::Debug for AsCompleted<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsCompleted")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}
