@@ -589,6 +589,14 @@ pub trait Workers: Debug + Send + Sync {
     /// How many workers there are when all is well.
     fn count(&self) -> usize;
 
+    /// Whether what tasks send into a [`channel`](crate::channel()) arrives. If not, a [`Sender`](crate::Sender) is refused as an
+    /// argument.
+    ///
+    /// By default not.
+    fn carries_channels(&self) -> bool {
+        false
+    }
+
     /// The numbers, as in [`WorkerId::pid`], of those that are on this machine.
     ///
     /// By default none.

@@ -142,7 +142,7 @@ impl PoolBuilder {
             Ok(task) if !task.attachments.is_empty() => {
                 let why = "a `Shared` can't be an argument of a preload task, nor in one: give it the value, which all \
                            workers will share anyway";
-                self.failed = Some(Error::arguments::<T>(why.to_owned()));
+                self.failed = Some(Error::arguments(T::NAME, why.to_owned()));
             }
             Ok(task) => self.settings.preload = Some(task),
             Err(error) => self.failed = Some(error),
@@ -332,7 +332,7 @@ impl PoolBuilder {
 fn prepare<T: Task>(args: T::Args) -> Result<Preparation, Error> {
     let mut arguments = Vec::new();
     let (tail, attachments) = pool_worker::collect(|| T::encode_args(args, &mut arguments));
-    let tail = tail.map_err(|error| Error::arguments::<T>(error.to_string()))?;
+    let tail = tail.map_err(|error| Error::arguments(T::NAME, error.to_string()))?;
     arguments.extend_from_slice(tail.as_deref().map_or(&[], |tail| tail));
     Ok(Preparation {
         task: T::number(),

@@ -371,6 +371,7 @@ impl<T: Task, O> Call<'_, T, O> {
             task: T::number(),
             options: self.options,
         };
+        feed::check_channels(&**workers, &inputs, T::NAME)?;
         let sink = Arc::clone(gather) as Arc<dyn Sink>;
         let id = workers.submit(job, sink, inputs, false)?;
         if let Some(error) = failed {
@@ -553,7 +554,7 @@ fn bind<'a, T: Task>(
     before: Option<Arc<Attachment>>,
     encode: impl FnOnce(&mut Vec<u8>) -> Result<&'a [u8], CodecError>,
 ) -> Result<Option<Arc<Attachment>>, Error> {
-    let no_memory = |error: io::Error| Error::arguments::<T>(error.to_string());
+    let no_memory = |error: io::Error| Error::arguments(T::NAME, error.to_string());
     let mut holds = Vec::new();
     let mut bytes = Vec::new();
     if let Some(before) = &before {
@@ -561,7 +562,7 @@ fn bind<'a, T: Task>(
         bytes.extend_from_slice(&before.bytes().map_err(no_memory)?);
     }
     let (encoded, referred) = pool_worker::collect(|| encode(&mut bytes));
-    let rest = encoded.map_err(|error| Error::arguments::<T>(error.to_string()))?;
+    let rest = encoded.map_err(|error| Error::arguments(T::NAME, error.to_string()))?;
     if bytes.is_empty() {
         return Ok(None);
     }

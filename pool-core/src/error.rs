@@ -4,7 +4,7 @@ use std::error;
 use std::fmt;
 use std::time::Duration;
 
-use pool_worker::{Exit, Panic, Task};
+use pool_worker::{Exit, Panic};
 
 use crate::backend::WorkerId;
 
@@ -83,12 +83,9 @@ impl Error {
     }
 
     /// The arguments of a call that has one input, or of all of its inputs, can't be encoded.
-    pub(crate) fn arguments<T: Task>(why: String) -> Error {
+    pub(crate) fn arguments(task: &'static str, why: String) -> Error {
         Error::Encode(Codec {
-            place: Place {
-                task: T::NAME,
-                index: None,
-            },
+            place: Place { task, index: None },
             what: Side::Arguments,
             why,
         })

@@ -47,6 +47,25 @@ pub(crate) fn check(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
+/// # Errors
+///
+/// [`Error::Encode`] if a channel is among the arguments, and what is sent there would not arrive.
+pub(crate) fn check_channels(
+    workers: &dyn Workers,
+    portions: &Few<Portion>,
+    task: &'static str,
+) -> Result<(), Error> {
+    let mut inputs = portions.iter().map(|portion| &portion.inputs);
+    let has_channel = |inputs: &Frames| inputs.attachments().any(|attached| attached.has_channel());
+    if inputs.any(|inputs| inputs.has_attachments() && has_channel(inputs))
+        && !workers.carries_channels()
+    {
+        let why = "the backend of this pool does not carry what a `Sender` sends";
+        return Err(Error::arguments(task, why.to_owned()));
+    }
+    Ok(())
+}
+
 /// Feeds one job. Dropped before the end of its inputs (because the caller's iterator panicked, or
 /// the caller lost interest), it takes back what has not begun.
 #[derive(Debug)]
@@ -54,6 +73,8 @@ pub(crate) struct Feed {
     workers: Arc<dyn Workers>,
     sink: Arc<dyn Sink>,
     job: Job,
+    /// That of the task.
+    name: &'static str,
     /// What all inputs begin with.
     bound: Option<Arc<Attachment>>,
     hint: usize,
@@ -128,6 +149,7 @@ impl Feed {
             workers: Arc::clone(workers),
             sink,
             job: Job { task, options },
+            name: T::NAME,
             bound,
             hint: workers.hint(task),
             id: None,
@@ -245,6 +267,7 @@ impl Feed {
             let inputs = mem::take(&mut batch.last);
             batch.add(batch.first, inputs);
         }
+        check_channels(&*self.workers, &batch.portions, self.name)?;
         self.bytes = self.bytes.saturating_add(batch.bytes);
         match self.id {
             None => {

@@ -325,6 +325,10 @@ impl Workers for LocalWorkers {
         self.shared.processes
     }
 
+    fn carries_channels(&self) -> bool {
+        true
+    }
+
     fn pids(&self) -> Vec<u32> {
         if !self.is_ours() {
             return Vec::new();

@@ -164,6 +164,11 @@ impl Attachment {
         &self.holds
     }
 
+    /// Whether it stands for a channel, or refers to one that does.
+    pub fn has_channel(&self) -> bool {
+        self.channel().is_some() || self.holds.iter().any(|other| other.has_channel())
+    }
+
     /// Tells it from all others of this process.
     pub fn id(&self) -> u64 {
         self.id

@@ -175,4 +175,8 @@ impl Workers for Here {
     fn count(&self) -> usize {
         self.count
     }
+
+    fn carries_channels(&self) -> bool {
+        true
+    }
 }
