@@ -5,8 +5,12 @@
 
 #[cfg(pool_shuttle)]
 pub(crate) use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(pool_shuttle)]
+pub(crate) use shuttle::sync::{Mutex, MutexGuard};
 #[cfg(not(pool_shuttle))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(not(pool_shuttle))]
+pub(crate) use std::sync::{Mutex, MutexGuard};
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -8,6 +8,7 @@ use shuttle::thread;
 
 use super::*;
 use crate::bell::Bell;
+use crate::channel::Batch;
 use crate::frames::{Frames, Tag};
 use crate::sync::Shared;
 
@@ -217,5 +218,104 @@ fn the_collector_is_woken_once_and_not_missed() {
             bell.sleep_as_collector(wakes, None);
         }
         worker.join().unwrap();
+    });
+}
+
+/// Gives how many messages for this channel have come, and how many replies.
+fn receive_all(parent: &mut ParentEnd, channel: u64) -> (usize, usize) {
+    let (mut replies, mut messages) = (VecDeque::new(), Vec::new());
+    parent.receive(&mut replies, &mut messages).unwrap();
+    if let Some(sleeper) = parent.sleeper_for_room() {
+        sleeper.wake();
+    }
+    let mut sent = 0;
+    for some in messages {
+        assert_eq!(some.channel, channel);
+        let mut batch = Batch::from(some);
+        while batch.pop().is_some() {
+            sent += 1;
+        }
+    }
+    (sent, replies.iter().map(Frames::count).sum())
+}
+
+/// A thread of a task sends more than its window and the ring hold, while the worker replies.
+#[test]
+fn who_sends_messages_is_woken_for_room_and_when_they_were_read() {
+    const MESSAGES: usize = 4;
+    model(|| {
+        let Ends {
+            mut parent,
+            requests,
+            replies,
+            bell,
+        } = ends();
+        parent.expect_messages();
+        let outlet = Outlet::new(&replies);
+        let worker = thread::spawn(move || serve(requests, replies));
+        let sender = thread::spawn(move || {
+            let mut message = 7_u64.to_le_bytes().to_vec();
+            message.extend([1, 2, 3, 4]);
+            for _ in 0..MESSAGES {
+                assert_eq!(outlet.send(7, &message), Ok(()));
+            }
+        });
+        assert!(send(&mut parent, &inputs(2, 4)));
+        let mut received = (0, 0);
+        while received != (MESSAGES, 2) {
+            let (messages, replies) = receive_all(&mut parent, 7);
+            received = (received.0 + messages, received.1 + replies);
+            if received == (MESSAGES, 2) {
+                break;
+            }
+            parent.set_wake_at(2);
+            bell.listen_as_leader();
+            if !parent.has_reason_to_ring() {
+                bell.sleep_as_leader(None);
+            }
+            bell.attend();
+        }
+        sender.join().unwrap();
+        exit(&mut parent);
+        assert_eq!(worker.join().unwrap(), 2);
+    });
+}
+
+/// It waits for a reader that goes away.
+#[test]
+fn who_waits_for_a_reader_is_told_that_there_is_none() {
+    model(|| {
+        let Ends {
+            mut parent,
+            replies,
+            bell,
+            ..
+        } = ends();
+        parent.expect_messages();
+        let outlet = Outlet::new(&replies);
+        let sender = thread::spawn(move || {
+            let mut message = 7_u64.to_le_bytes().to_vec();
+            message.extend([1, 2, 3, 4]);
+            while outlet.send(7, &message) == Ok(()) {}
+        });
+        let mut kept = Vec::new();
+        while kept.is_empty() {
+            parent.receive(&mut VecDeque::new(), &mut kept).unwrap();
+            bell.listen_as_leader();
+            if !parent.has_reason_to_ring() {
+                bell.sleep_as_leader(None);
+            }
+            bell.attend();
+        }
+        parent.close_channel(7);
+        // What was on its way is dropped unread.
+        drop(kept);
+        loop {
+            let (messages, _) = receive_all(&mut parent, 7);
+            if messages == 0 {
+                break;
+            }
+        }
+        sender.join().unwrap();
     });
 }

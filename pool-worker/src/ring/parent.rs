@@ -122,6 +122,14 @@ pub(crate) enum Framed {
     Alone(Buffer),
 }
 
+impl Messages {
+    /// What they count for.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> u64 {
+        self.credit.bytes
+    }
+}
+
 /// What of a worker's messages was read. What the worker sees of it is a copy.
 struct Credits {
     segment: Segment,

@@ -2,12 +2,14 @@
 //! write harms the parent.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::bell::Bell;
 use crate::buffer::{Arrived, Buffer};
+use crate::channel::Batch;
 use crate::frames::{self, FRAME_MAX, Frames, LONG, PIECE, Tag, WORD};
 use crate::sync::{Ordering, Shared};
 
@@ -450,4 +452,124 @@ fn whatever_lies_in_the_ring_of_replies_the_parent_reads_it_or_says_no() {
         let mut replies = VecDeque::new();
         let _ = ends.parent.receive(&mut replies, &mut Vec::new());
     }
+}
+
+// ---- messages -------------------------------------------------------------------------------------
+
+fn message(channel: u64, text: &[u8]) -> Vec<u8> {
+    [&channel.to_le_bytes()[..], text].concat()
+}
+
+/// What has come, in order: of replies only the text.
+fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<(u64, Vec<u8>)>) {
+    let (mut replies, mut messages) = (VecDeque::new(), Vec::new());
+    parent.receive(&mut replies, &mut messages).unwrap();
+    let replies = replies.iter().flat_map(Frames::iter);
+    let replies = replies.map(|(_, bytes)| bytes.to_vec()).collect();
+    let mut texts = Vec::new();
+    for some in messages {
+        let channel = some.channel;
+        let mut batch = Batch::from(some);
+        while let Some(text) = batch.pop() {
+            texts.push((channel, text.to_vec()));
+        }
+    }
+    (replies, texts)
+}
+
+#[test]
+fn messages_are_told_from_replies_and_keep_their_order() {
+    let mut ends = ends();
+    ends.parent.expect_messages();
+    let outlet = Outlet::new(&ends.replies);
+    for round in 0..300_usize {
+        let inputs = frames(&[vec![1; round], vec![2; 3]]);
+        assert!(ends.parent.send(portion(&inputs)).unwrap());
+        let texts: Vec<(u64, Vec<u8>)> = (0..round % 9)
+            .map(|number| (1 + number as u64 / 3, vec![number as u8; round * number]))
+            .collect();
+        for (channel, text) in &texts {
+            assert_eq!(outlet.send(*channel, &message(*channel, text)), Ok(()));
+        }
+        serve(&mut ends);
+        let (replies, messages) = received_all(&mut ends.parent);
+        assert_eq!(replies, [vec![1; round], vec![2; 3]], "{round}");
+        assert_eq!(messages, texts, "{round}");
+    }
+}
+
+#[test]
+fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
+    let mut ends = ends();
+    ends.parent.expect_messages();
+    let outlet = Arc::new(Outlet::new(&ends.replies));
+    let text = vec![7; 1000];
+    let count = 3 * WINDOW as usize / text.len();
+    let sending = Arc::clone(&outlet);
+    let long = message(1, &text);
+    let sender = thread::spawn(move || {
+        for _ in 0..count {
+            assert_eq!(sending.send(1, &long), Ok(()));
+        }
+    });
+    let (mut unread, mut bytes) = (Vec::new(), 0);
+    let full = WINDOW - cost(8 + text.len());
+    while bytes < full {
+        let mut messages = Vec::new();
+        ends.parent
+            .receive(&mut VecDeque::new(), &mut messages)
+            .unwrap();
+        if let Some(sleeper) = ends.parent.sleeper_for_room() {
+            sleeper.wake();
+        }
+        bytes += messages.iter().map(Messages::size).sum::<u64>();
+        unread.extend(messages);
+    }
+    assert!(bytes <= WINDOW);
+    assert!(!sender.is_finished());
+    assert_eq!(outlet.send(2, &message(2, b"other")), Ok(()));
+    // One that is longer than all that may be unread goes when nothing is.
+    let longest = message(3, &vec![1; 2 * WINDOW as usize]);
+    let also = Arc::clone(&outlet);
+    let longest = thread::spawn(move || also.send(3, &longest));
+    drop(unread);
+    let mut seen = bytes / cost(8 + text.len());
+    let mut others = Vec::new();
+    while seen < count as u64 || others.len() < 2 {
+        for (channel, text) in received_all(&mut ends.parent).1 {
+            match channel {
+                1 => seen += 1,
+                _ => others.push((channel, text.len())),
+            }
+        }
+        if let Some(sleeper) = ends.parent.sleeper_for_room() {
+            sleeper.wake();
+        }
+    }
+    sender.join().unwrap();
+    assert_eq!(longest.join().unwrap(), Ok(()));
+    others.sort_unstable();
+    assert_eq!(others, [(2, 5), (3, 2 * WINDOW as usize)]);
+    ends.parent.close_channel(1);
+    assert_eq!(outlet.send(1, &message(1, b"gone")), Err(Gone));
+}
+
+#[test]
+fn a_worker_that_sends_more_than_it_may_is_given_up() {
+    let mut ends = ends();
+    let text = message(1, &[7; 30_000]);
+    let mut kept = Vec::new();
+    let refused = (0..WINDOW as usize / 30_000 + 2).find_map(|_| {
+        // It does not ask whether it may.
+        ends.replies.write_message(&text);
+        let received = ends.parent.receive(&mut VecDeque::new(), &mut kept);
+        ends.parent.sleeper_for_room();
+        received.err()
+    });
+    assert_eq!(
+        refused,
+        Some(Garbled("it has sent more messages than it may"))
+    );
+    let sizes = kept.iter().map(Messages::size).sum::<u64>();
+    assert!(sizes <= WINDOW);
 }

@@ -3,7 +3,7 @@
 use std::process;
 use std::slice;
 use std::sync::atomic;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::{
     ANNOUNCED_ALIGN_AT, CHANNELS, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, WINDOW, Words,
@@ -16,7 +16,7 @@ use crate::frames::{self, FRAME_MAX, LONG, MESSAGE, PIECE, Tag, WORD};
 use crate::futex;
 use crate::spin::{Spin, spin_for_piece};
 use crate::starve::Starved;
-use crate::sync::{Ordering, Shared, fence, this_cpu};
+use crate::sync::{Mutex, MutexGuard, Ordering, Shared, fence, this_cpu};
 
 /// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
 /// it is finished, and is not lost waiting.
@@ -415,7 +415,7 @@ impl Replies {
     }
 
     /// Writes a message: the id of its channel, and the value.
-    fn write_message(&self, mut bytes: &[u8]) {
+    pub(super) fn write_message(&self, mut bytes: &[u8]) {
         let turn = self.turns.take();
         let mut mark = MESSAGE;
         if bytes.len() > FRAME_MAX {
