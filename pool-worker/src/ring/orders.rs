@@ -299,8 +299,11 @@ fn who_waits_for_a_reader_is_told_that_there_is_none() {
             while outlet.send(7, &message) == Ok(()) {}
         });
         let mut kept = Vec::new();
-        while kept.is_empty() {
+        loop {
             parent.receive(&mut VecDeque::new(), &mut kept).unwrap();
+            if !kept.is_empty() {
+                break;
+            }
             bell.listen_as_leader();
             if !parent.has_reason_to_ring() {
                 bell.sleep_as_leader(None);

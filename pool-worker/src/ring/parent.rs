@@ -122,9 +122,9 @@ pub(crate) enum Framed {
     Alone(Buffer),
 }
 
+#[cfg(all(test, not(pool_shuttle)))]
 impl Messages {
     /// What they count for.
-    #[cfg(test)]
     pub(super) fn size(&self) -> u64 {
         self.credit.bytes
     }

@@ -486,14 +486,22 @@ impl Replies {
             (REPLIES as u64).checked_sub(end.wrapping_sub(taken))
         };
         let has = |room: Option<u64>| room.is_some_and(|room| room >= len as u64);
-        has(room(self.taken.load(atomic::Ordering::Acquire))) || {
-            let taken = words.replies_taken.0.load(Ordering::Acquire);
+        if has(room(self.taken.load(atomic::Ordering::Acquire))) {
+            return true;
+        }
+        let mut taken = words.replies_taken.0.load(Ordering::Acquire);
+        loop {
             self.taken.store(taken, atomic::Ordering::Release);
             let room = room(taken);
-            if room.is_none() {
+            if room.is_some() {
+                return has(room);
+            }
+            // More was written than fits, unless more was taken since.
+            let now = words.replies_taken.0.load(Ordering::Acquire);
+            if now == taken {
                 give_up();
             }
-            has(room)
+            taken = now;
         }
     }
 
