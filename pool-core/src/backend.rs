@@ -28,6 +28,12 @@
 //! what [refers](Frames::attachments) to it, make it anew there by [`Attachment::with_id`], and hang it on the inputs there by
 //! [`Frames::attach`]. Let go of it there when nobody holds it here any more: [`Attachment::on_drop`].
 //!
+//! An attachment may stand for a [`channel`](crate::channel()) instead of bytes: [`Attachment::channel`]. There it is made anew by
+//! [`Channel::of_other`], and what is sent into it is [taken](Channel::take_now) there and [given](Channel::give) to the channel here, before the
+//! outcomes of the inputs that have sent it: what inputs send is in the channel before their outcomes are delivered. The channel here ends when
+//! nobody holds its attachment, so keep that as long as inputs that refer to it have no outcomes. A backend that does all this says that it
+//! [carries channels](Workers::carries_channels).
+//!
 //! The other machine may run what it gets on a [`Local`] of its own, with the same [`Settings`]: it has the same trait. How that
 //! process gets there: started with `POOL_NODE=scheme://…` in its environment, this same program does not reach `main`, but
 //! calls the function that [`node!`](crate::node) has registered for the scheme.
@@ -49,7 +55,7 @@ use crate::error::{
 use crate::sync::Parker;
 
 pub use pool_worker::{
-    Attachment, Bytes, Exit, Frames, NodeKind, Tag, fingerprint, lineage, tasks,
+    Attachment, Batch, Bytes, Channel, Exit, Frames, NodeKind, Tag, fingerprint, lineage, tasks,
 };
 
 pub use self::inline::Inline;

@@ -98,9 +98,9 @@ impl Attachment {
     }
 
     /// By which a worker may send into the channel.
-    pub(crate) fn of_channel(channel: &Arc<Channel>) -> Arc<Attachment> {
+    pub(crate) fn of_channel(id: u64, channel: &Arc<Channel>) -> Arc<Attachment> {
         Arc::new(Attachment {
-            id: next_id(),
+            id,
             content: Some(Content::Channel(Arc::clone(channel))),
             holds: Vec::new(),
             holders: Mutex::default(),
@@ -108,7 +108,7 @@ impl Attachment {
     }
 
     /// The channel, if it is one.
-    pub(crate) fn channel(&self) -> Option<&Arc<Channel>> {
+    pub fn channel(&self) -> Option<&Arc<Channel>> {
         match &self.content {
             Some(Content::Channel(channel)) => Some(channel),
             _ => None,
@@ -205,7 +205,7 @@ impl Attachment {
 }
 
 /// A number for the next one.
-fn next_id() -> u64 {
+pub(crate) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -31,7 +31,11 @@ pub struct Channel {
     changed: Condvar,
     /// A forked copy of this process gets no messages.
     owner: u32,
+    /// Told of messages, if they are for another process.
+    relay: Option<Relay>,
 }
+
+type Relay = Box<dyn Fn(&Channel) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -79,12 +83,8 @@ impl Channel {
     ///
     /// None by now; making one may need more than memory some day.
     pub fn open() -> io::Result<(Arc<Channel>, Link)> {
-        let channel = Arc::new(Channel {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            owner: lineage(),
-        });
-        let attachment = Attachment::of_channel(&channel);
+        let channel = Arc::new(Channel::new(None));
+        let attachment = Attachment::of_channel(attach::next_id(), &channel);
         let ending = Arc::clone(&channel);
         attachment.on_drop(move |_| ending.end());
         let link = Link::Here {
@@ -92,6 +92,22 @@ impl Channel {
             attachment: Some(attachment),
         };
         Ok((channel, link))
+    }
+
+    fn new(relay: Option<Relay>) -> Channel {
+        Channel {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            owner: lineage(),
+            relay,
+        }
+    }
+
+    /// The same as one of another process, which has this id there: what workers of this process send into it is kept here, until it is
+    /// [taken](Channel::take_now) to be [given](Channel::give) to that one. `tell` is called when there is something, in any
+    /// thread, which it must not hold up.
+    pub fn of_other(id: u64, tell: impl Fn(&Channel) + Send + Sync + 'static) -> Arc<Attachment> {
+        Attachment::of_channel(id, &Arc::new(Channel::new(Some(Box::new(tell)))))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -105,7 +121,7 @@ impl Channel {
             return Put::Closed;
         }
         state.batches.push_back(batch);
-        if state.waiting > 0 {
+        if state.waiting > 0 || self.relay.is_some() {
             Put::Awaited
         } else {
             Put::Quietly
@@ -114,7 +130,34 @@ impl Channel {
 
     /// Wakes those who wait.
     pub fn wake(&self) {
-        self.changed.notify_all();
+        match &self.relay {
+            Some(tell) => tell(self),
+            None => self.changed.notify_all(),
+        }
+    }
+
+    /// All messages that are there.
+    pub fn take_now(&self) -> VecDeque<Batch> {
+        std::mem::take(&mut self.lock().batches)
+    }
+
+    /// Puts messages of [another process](Channel::of_other) behind the others, as [`Batch::to_bytes`] has written them. `read` is called
+    /// when they are read, or nobody will ever read them. False: that is so.
+    pub fn give(&self, mut bytes: Vec<u8>, read: impl FnOnce() + Send + 'static) -> bool {
+        let is_alone = bytes.pop() == Some(ALONE);
+        let put = self.put(Batch {
+            framed: if is_alone {
+                Framed::Alone(bytes.into())
+            } else {
+                Framed::Many(bytes)
+            },
+            at: 0,
+            _paid: Paid::Other(Told(Some(Box::new(read)))),
+        });
+        if put == Put::Awaited {
+            self.wake();
+        }
+        put != Put::Closed
     }
 
     /// Nobody can send any more.
@@ -168,21 +211,58 @@ pub struct Batch {
     framed: Framed,
     /// How much of that was read.
     at: usize,
-    /// The worker may send more once all is read.
-    _credit: Option<Credit>,
+    /// Whoever has sent them may send more once all is read.
+    _paid: Paid,
 }
+
+/// What is dropped when messages were read.
+#[derive(Debug)]
+enum Paid {
+    Nobody,
+    Worker(#[expect(dead_code, reason = "its drop is its use")] Credit),
+    Other(#[expect(dead_code, reason = "its drop is its use")] Told),
+}
+
+/// Tells when it is dropped.
+struct Told(Option<Box<dyn FnOnce() + Send>>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell();
+        }
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
+}
+
+/// The last byte of what [`Batch::to_bytes`] writes.
+const MANY: u8 = 0;
+const ALONE: u8 = 1;
 
 impl From<Messages> for Batch {
     fn from(messages: Messages) -> Batch {
         Batch {
             framed: messages.bytes,
             at: 0,
-            _credit: Some(messages.credit),
+            _paid: Paid::Worker(messages.credit),
         }
     }
 }
 
 impl Batch {
+    /// All of them as one byte string, for another process.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match &self.framed {
+            Framed::Many(bytes) => [bytes, &[MANY][..]].concat(),
+            Framed::Alone(bytes) => [bytes, &[ALONE][..]].concat(),
+        }
+    }
+
     /// Shows the next message.
     #[inline]
     pub fn pop(&mut self) -> Option<&[u8]> {
@@ -330,7 +410,7 @@ impl Channel {
         let put = self.put(Batch {
             framed: Framed::Alone(bytes.into()),
             at: 0,
-            _credit: None,
+            _paid: Paid::Nobody,
         });
         match put {
             Put::Quietly => Ok(()),

@@ -457,7 +457,7 @@ impl Worker {
         sent.insert(id);
         if let Some(channel) = attachment.channel() {
             channels.insert(id, Arc::clone(channel));
-            self.ring.expect_messages();
+            self.ring.expect_messages(true);
         }
         attachment.is_sent_for(freed);
         Ok(true)
@@ -469,7 +469,10 @@ impl Worker {
         let had = self.attachments.sent.remove(&freed.id());
         if had {
             self.attachments.freed_later.push(freed.id());
-            self.attachments.channels.remove(&freed.id());
+            let channels = &mut self.attachments.channels;
+            if channels.remove(&freed.id()).is_some() && channels.is_empty() {
+                self.ring.expect_messages(false);
+            }
         }
         had
     }

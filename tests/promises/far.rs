@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Instant;
 
 use pool_core::Error;
 use pool_core::backend::{
-    Attachment, Backend, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion, Settings,
-    Sink, Waiter, Want, What, Workers,
+    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion,
+    Settings, Sink, Waiter, Want, What, Workers,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,16 +24,20 @@ impl Backend for Far {
         let (forget, forgotten) = mpsc::channel();
         let store = Arc::new(Mutex::new(Store {
             kept: HashMap::new(),
+            channels: HashMap::new(),
             forget,
         }));
         let keeper = Arc::downgrade(&store);
         thread::spawn(move || {
             // Until there are no workers, and nobody has what they had.
             for id in forgotten {
-                let kept = keeper
-                    .upgrade()
-                    .and_then(|store| lock(&store).kept.remove(&id));
-                drop(kept);
+                let Some(store) = keeper.upgrade() else {
+                    return;
+                };
+                let mut store = lock(&store);
+                let gone = (store.kept.remove(&id), store.channels.remove(&id));
+                drop(store);
+                drop(gone);
             }
         });
         let mut there: Settings = travel(&settings);
@@ -44,6 +48,10 @@ impl Backend for Far {
         Ok(Arc::new(FarWorkers {
             there: Box::new(Local).start(there)?,
             store,
+            sinks: Mutex::default(),
+            held: settings
+                .initializer
+                .map_or_else(Vec::new, |task| task.attachments),
         }))
     }
 }
@@ -63,6 +71,8 @@ fn travel_as_bytes(frames: &Frames) -> Frames {
 struct Store {
     /// By their ids.
     kept: HashMap<u64, Arc<Attachment>>,
+    /// Those that are channels.
+    channels: HashMap<u64, Arc<FarChannel>>,
     /// What nobody holds here any more.
     forget: Sender<u64>,
 }
@@ -73,15 +83,55 @@ impl Store {
         if let Some(there) = self.kept.get(&here.id()) {
             return Arc::clone(there);
         }
-        let holds = here.holds().iter().map(|one| self.fetch(one)).collect();
-        let bytes = here.bytes().expect("there is memory").to_vec();
-        let there = Attachment::with_id(here.id(), &[&bytes], holds).expect("there is memory");
+        let there = match here.channel() {
+            Some(channel) => self.open(here.id(), channel),
+            None => {
+                let holds = here.holds().iter().map(|one| self.fetch(one)).collect();
+                let bytes = here.bytes().expect("there is memory").to_vec();
+                Attachment::with_id(here.id(), &[&bytes], holds).expect("there is memory")
+            }
+        };
         let forget = self.forget.clone();
         here.on_drop(move |id| {
             let _ = forget.send(id);
         });
         self.kept.insert(here.id(), Arc::clone(&there));
         there
+    }
+}
+
+impl Store {
+    /// A channel whose messages come here.
+    fn open(&mut self, id: u64, here: &Arc<Channel>) -> Arc<Attachment> {
+        let way = Arc::new(Mutex::new(Arc::clone(here)));
+        let moved = Arc::clone(&way);
+        let there = Channel::of_other(id, move |there| move_all(there, &moved));
+        let channel = Arc::clone(there.channel().expect("it is one"));
+        self.channels.insert(
+            id,
+            Arc::new(FarChannel {
+                there: channel,
+                way,
+            }),
+        );
+        there
+    }
+}
+
+#[derive(Debug)]
+struct FarChannel {
+    there: Arc<Channel>,
+    way: Arc<Mutex<Arc<Channel>>>,
+}
+
+/// Messages come here, one thread after the other.
+fn move_all(there: &Channel, way: &Mutex<Arc<Channel>>) {
+    let here = lock(way);
+    for batch in there.take_now() {
+        let bytes = travel(&batch.to_bytes());
+        if !here.give(bytes, move || drop(batch)) {
+            there.close();
+        }
     }
 }
 
@@ -93,12 +143,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct FarWorkers {
     there: Arc<dyn Workers>,
     store: Arc<Mutex<Store>>,
+    sinks: Mutex<HashMap<JobId, Weak<FarSink>>>,
+    /// What workers have as long as there are any.
+    #[expect(dead_code, reason = "its drop is its use")]
+    held: Vec<Arc<Attachment>>,
 }
 
 impl FarWorkers {
-    fn send(&self, inputs: Few<Portion>) -> Few<Portion> {
+    /// Inputs as they are there. What they refer to is held here as long as they have no outcomes.
+    fn send(&self, inputs: Few<Portion>, sink: &FarSink) -> Few<Portion> {
         let mut store = lock(&self.store);
         let send = |Portion { first, inputs }: Portion| {
+            lock(&sink.held).extend(inputs.attachments().cloned());
             let mut there = travel_as_bytes(&inputs);
             let bound = inputs.bound().map(|bound| store.fetch(bound));
             let held: Vec<_> = inputs.held().iter().map(|one| store.fetch(one)).collect();
@@ -114,7 +170,11 @@ impl FarWorkers {
 
 /// Gives outcomes back to the sink here.
 #[derive(Debug)]
-struct FarSink(Arc<dyn Sink>);
+struct FarSink {
+    here: Arc<dyn Sink>,
+    store: Arc<Mutex<Store>>,
+    held: Mutex<Vec<Arc<Attachment>>>,
+}
 
 #[derive(Serialize, Deserialize)]
 enum Sent {
@@ -124,6 +184,11 @@ enum Sent {
 
 impl Sink for FarSink {
     fn deliver(self: Arc<Self>, outcomes: Outcomes) {
+        // What was sent before is there before.
+        let channels: Vec<_> = lock(&self.store).channels.values().cloned().collect();
+        for channel in channels {
+            move_all(&channel.there, &channel.way);
+        }
         let sent = travel(&match &outcomes.what {
             What::Replies(replies) => Sent::Replies(replies.to_bytes()),
             What::Failed { count, failure } => Sent::Failed(*count, (**failure).clone()),
@@ -138,7 +203,7 @@ impl Sink for FarSink {
             },
         };
         let first = outcomes.first;
-        Arc::clone(&self.0).deliver(Outcomes { first, what });
+        Arc::clone(&self.here).deliver(Outcomes { first, what });
     }
 }
 
@@ -150,13 +215,27 @@ impl Workers for FarWorkers {
         inputs: Few<Portion>,
         more: bool,
     ) -> Result<JobId, Error> {
-        let sink = Arc::new(FarSink(sink));
-        self.there
-            .submit(travel(&job), sink, self.send(inputs), more)
+        let sink = Arc::new(FarSink {
+            here: sink,
+            store: Arc::clone(&self.store),
+            held: Mutex::default(),
+        });
+        let inputs = self.send(inputs, &sink);
+        let known = Arc::downgrade(&sink);
+        let job = self.there.submit(travel(&job), sink, inputs, more)?;
+        let mut sinks = lock(&self.sinks);
+        sinks.retain(|_, sink| sink.strong_count() > 0);
+        sinks.insert(job, known);
+        Ok(job)
     }
 
     fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
-        self.there.push(job, self.send(inputs), more)
+        let sink = lock(&self.sinks).get(&job).and_then(Weak::upgrade);
+        match sink {
+            Some(sink) => self.there.push(job, self.send(inputs, &sink), more),
+            // It has ended. That is said there.
+            None => self.there.push(job, Few::default(), more),
+        }
     }
 
     fn cancel(&self, job: JobId, running: bool) {
@@ -171,8 +250,16 @@ impl Workers for FarWorkers {
         self.there.notify(job);
     }
 
+    fn notify_of(&self, job: JobId, want: Want) {
+        self.there.notify_of(job, want);
+    }
+
     fn hint(&self, task: u32) -> usize {
         self.there.hint(task)
+    }
+
+    fn carries_channels(&self) -> bool {
+        true
     }
 
     fn close(&self) {

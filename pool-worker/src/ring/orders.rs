@@ -250,7 +250,7 @@ fn who_sends_messages_is_woken_for_room_and_when_they_were_read() {
             replies,
             bell,
         } = ends();
-        parent.expect_messages();
+        parent.expect_messages(true);
         let outlet = Outlet::new(&replies);
         let worker = thread::spawn(move || serve(requests, replies));
         let sender = thread::spawn(move || {
@@ -291,7 +291,7 @@ fn who_waits_for_a_reader_is_told_that_there_is_none() {
             bell,
             ..
         } = ends();
-        parent.expect_messages();
+        parent.expect_messages(true);
         let outlet = Outlet::new(&replies);
         let sender = thread::spawn(move || {
             let mut message = 7_u64.to_le_bytes().to_vec();

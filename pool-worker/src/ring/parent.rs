@@ -566,9 +566,9 @@ impl ParentEnd {
 
     // ---- replies ------------------------------------------------------------------------------
 
-    /// From now on it may send messages: each is a reason to ring.
-    pub(crate) fn expect_messages(&mut self) {
-        self.sends_messages = true;
+    /// From now on it may send messages, each of which is a reason to ring; or may not.
+    pub(crate) fn expect_messages(&mut self, may_send: bool) {
+        self.sends_messages = may_send;
     }
 
     /// Nobody reads this channel any more.
@@ -767,9 +767,7 @@ impl ParentEnd {
         }
         self.looked_at = self.received;
         fence(Ordering::SeqCst);
-        if self.sends_messages {
-            wake_senders(self.segment.words());
-        }
+        wake_senders(self.segment.words());
         let asleep = &self.segment.words().asleep.0;
         (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM).then(|| Sleeper(self.segment.clone()))
     }

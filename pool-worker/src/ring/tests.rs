@@ -460,8 +460,11 @@ fn message(channel: u64, text: &[u8]) -> Vec<u8> {
     [&channel.to_le_bytes()[..], text].concat()
 }
 
+/// A channel, and what was sent there.
+type Sent = (u64, Vec<u8>);
+
 /// What has come, in order: of replies only the text.
-fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<(u64, Vec<u8>)>) {
+fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<Sent>) {
     let (mut replies, mut messages) = (VecDeque::new(), Vec::new());
     parent.receive(&mut replies, &mut messages).unwrap();
     let replies = replies.iter().flat_map(Frames::iter);
@@ -480,12 +483,12 @@ fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<(u64, Vec<u8>)>) {
 #[test]
 fn messages_are_told_from_replies_and_keep_their_order() {
     let mut ends = ends();
-    ends.parent.expect_messages();
+    ends.parent.expect_messages(true);
     let outlet = Outlet::new(&ends.replies);
     for round in 0..300_usize {
         let inputs = frames(&[vec![1; round], vec![2; 3]]);
         assert!(ends.parent.send(portion(&inputs)).unwrap());
-        let texts: Vec<(u64, Vec<u8>)> = (0..round % 9)
+        let texts: Vec<Sent> = (0..round % 9)
             .map(|number| (1 + number as u64 / 3, vec![number as u8; round * number]))
             .collect();
         for (channel, text) in &texts {
@@ -501,7 +504,7 @@ fn messages_are_told_from_replies_and_keep_their_order() {
 #[test]
 fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
     let mut ends = ends();
-    ends.parent.expect_messages();
+    ends.parent.expect_messages(true);
     let outlet = Arc::new(Outlet::new(&ends.replies));
     let text = vec![7; 1000];
     let count = 3 * WINDOW as usize / text.len();
