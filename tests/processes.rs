@@ -31,6 +31,7 @@ const MISSED: &str = env!("CARGO_BIN_EXE_missed");
 const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
 const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+const MESSAGES: &str = env!("CARGO_BIN_EXE_messages");
 /// What workers may be.
 const KINDS: [&str; 6] = [
     "",
@@ -554,6 +555,20 @@ fn chaos_costs_what_it_hits_and_nothing_else() {
         let home = Home::new(CHAOS);
         let output = home.program(arguments).output();
         assert!(output.status.success(), "{}", text(&output.stdout));
+        home.await_nobody();
+        home.assert_no_files();
+    }
+}
+
+#[test]
+fn messages_that_stand_arrive_whatever_becomes_of_their_senders() {
+    for arguments in [
+        &["--messages", "200000", "--kill-every-ms", "20"][..],
+        &["--messages", "100000", "--kill-every-ms", "5", "--retries", "3"],
+    ] {
+        let home = Home::new(MESSAGES);
+        let output = home.program(arguments).output();
+        assert!(output.status.success(), "{}", text(&output.stderr));
         home.await_nobody();
         home.assert_no_files();
     }
