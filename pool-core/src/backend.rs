@@ -96,8 +96,8 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// What is run once for all workers of a machine, before there are any.
     pub preload: Option<Preparation>,
-    /// What each worker runs before its first input.
-    pub initializer: Option<Preparation>,
+    /// What each worker runs before its first input, in order.
+    pub initializers: Vec<Preparation>,
     /// How many inputs a worker may take before a fresh one takes its place.
     pub max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
@@ -122,7 +122,7 @@ impl Default for Settings {
         Settings {
             workers: None,
             preload: None,
-            initializer: None,
+            initializers: Vec::new(),
             max_tasks: None,
             start_timeout: Duration::from_secs(30),
             give_up_after: Duration::from_secs(30),
@@ -132,6 +132,19 @@ impl Default for Settings {
             contained: false,
             decode_stack: pool_worker::STACK_DEFAULT,
         }
+    }
+}
+
+impl Settings {
+    /// What workers run that may have [attachments](Preparation::attachments). All of these are for each worker, whichever they
+    /// hang on.
+    pub fn preparations(&self) -> impl Iterator<Item = &Preparation> {
+        self.initializers.iter()
+    }
+
+    /// The same, to hang attachments on.
+    pub fn preparations_mut(&mut self) -> impl Iterator<Item = &mut Preparation> {
+        self.initializers.iter_mut()
     }
 }
 
@@ -293,7 +306,10 @@ fn read_fault(bytes: &[u8]) -> Failure {
         Some(Fault::Panicked(panic)) => Failure::Panicked(panic),
         Some(Fault::Decode(why) | Fault::Unknown(why)) => Failure::DecodeArguments(why),
         Some(Fault::Encode(why)) => Failure::EncodeResult(why),
-        None => Failure::EncodeResult("the worker has written what is no reply".to_owned()),
+        // An input is not run for its effect.
+        Some(Fault::Returned(_)) | None => {
+            Failure::EncodeResult("the worker has written what is no reply".to_owned())
+        }
     }
 }
 
@@ -445,6 +461,7 @@ pub(crate) fn task_failed(what: &str, name: &str, fault: &Fault) -> String {
         Fault::Decode(why) => format!("the arguments of {what} `{name}` can't be decoded: {why}"),
         Fault::Encode(why) => format!("the result of {what} `{name}` can't be encoded: {why}"),
         Fault::Unknown(why) => why.clone(),
+        Fault::Returned(why) => format!("{what} `{name}` failed: {why}"),
     }
 }
 

@@ -128,7 +128,7 @@ impl PoolBuilder {
     ///
     /// # What can go wrong
     ///
-    /// If the task panics, exits, or is not through in [`start_timeout`](PoolBuilder::start_timeout), `build` fails and says
+    /// If the task returns `Err`, panics, exits, or is not through in [`start_timeout`](PoolBuilder::start_timeout), `build` fails and says
     /// why. If the process that forks is killed later, or does not answer, workers live on; another takes its place and runs
     /// the task again, and workers that it forks share memory with each other. If the task fails then, that counts as workers that do
     /// not start ([`give_up_after`](PoolBuilder::give_up_after)).
@@ -151,14 +151,32 @@ impl PoolBuilder {
     }
 
     /// A task that every worker runs once, before its first task; one that takes another's place
-    /// does so too. What it returns is ignored; what it leaves behind in `static` variables is there
-    /// for the tasks.
+    /// does so too. What it leaves behind in `static` variables is there for the tasks.
     ///
-    /// Default: none. If it panics, exits, or is not through in time, [`build`](PoolBuilder::build)
-    /// fails and says why.
+    /// Several add up: they run in the order in which they are given here.
+    ///
+    /// Default: none. If one returns `Err`, panics, exits, or is not through in
+    /// [time](PoolBuilder::start_timeout), [`build`](PoolBuilder::build) fails and says why: with the text of the error,
+    /// which is that of its `Display`, or else of its `Debug`. In a worker that takes another's place that is a start that has
+    /// failed ([`give_up_after`](PoolBuilder::give_up_after)). What else a task returns is ignored.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn check_port(port: &str) -> Result<(), String> {
+    ///     port.parse::<u16>().map(drop).map_err(|error| format!("{port} is no port: {error}"))
+    /// }
+    ///
+    /// let pool = Pool::builder().processes(1).initializer(check_port, ("http".to_owned(),)).build();
+    /// let why = pool.unwrap_err().to_string();
+    /// assert!(why.contains("check_port` failed: http is no port: invalid digit"), "{why}");
+    /// ```
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         match prepare::<T>(args) {
-            Ok(task) => self.settings.initializer = Some(task),
+            Ok(task) => self.settings.initializers.push(task),
             Err(error) => self.failed = Some(error),
         }
         self
@@ -289,8 +307,8 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
-    /// arguments of the initializer or of the preload task can't be encoded; [`Error::Start`] tells why a worker did not
-    /// start, or how its initializer or the preload task failed.
+    /// arguments of an initializer or of the preload task can't be encoded; [`Error::Start`] tells why a worker did not
+    /// start, or how an initializer or the preload task failed.
     pub fn build(self) -> Result<Pool, Error> {
         let settings = self.settings;
         let invalid = |setting, why| Err(Error::invalid_setting(setting, why));

@@ -96,8 +96,8 @@ pub use shared::Shared;
 pub mod __private {
     pub use pool_worker::param::{Array, Block, Described, DescribedSlice, Plain, Slice, Unsized};
     pub use pool_worker::{
-        Arrived, Buffer, CodecError, Input, Number, Reader, Registration, RunError, Tail, Task,
-        array, decode, decode_msgpack, decode_output_block, encode, encode_block,
+        Arrived, Buffer, CodecError, Input, Number, Outcome, Reader, Registration, RunError, Tail,
+        Task, Tell, array, decode, decode_msgpack, decode_output_block, encode, encode_block,
         encode_last_block, encode_msgpack, encode_output_array, encode_output_block,
         give_last_block, inventory,
     };

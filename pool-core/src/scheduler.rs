@@ -133,8 +133,8 @@ pub(crate) struct Rules {
     pub(crate) max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
     pub(crate) start_timeout: Duration,
-    /// What a worker does before it is ready, for messages.
-    pub(crate) during: String,
+    /// The names of what a worker runs before it is ready, for messages.
+    pub(crate) initializers: Vec<String>,
     /// How long no worker may be any good before the pool is broken.
     pub(crate) give_up_after: Duration,
     /// How long after SIGTERM a worker that is past a limit is killed.
@@ -148,6 +148,19 @@ impl Rules {
     /// Whether workers are replaced though they are well.
     fn recycles(&self) -> bool {
         self.max_tasks.is_some() || self.max_memory.is_some()
+    }
+
+    /// What a worker that has not worked was at, for messages: the initializer behind so many that were through, or any.
+    fn during(&self, initialized: Option<usize>) -> String {
+        let names = match (&self.initializers[..], initialized) {
+            (names, Some(next)) if next < names.len() => &names[next..=next],
+            (names, _) => names,
+        };
+        match names {
+            [] => String::new(),
+            [name] => format!(" (initializer `{name}`)"),
+            names => format!(" (initializers `{}`)", names.join("`, `")),
+        }
     }
 
     /// How many slots there are for workers that are on duty, or will be. Where workers are recycled, each has an
@@ -178,6 +191,8 @@ pub(crate) struct End {
     pub(crate) exit: Exit,
     /// How many inputs it had begun, if that can be believed.
     pub(crate) begun: Option<u32>,
+    /// How many of its initializers were through.
+    pub(crate) initialized: usize,
     /// It aborted because an allocation failed.
     pub(crate) starved: Option<Starved>,
 }

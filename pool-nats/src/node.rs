@@ -171,10 +171,10 @@ async fn work(
     let settings = store.unpack(settings).await.map_err(text)?;
     let settings = from_bytes::<Settings>(&settings);
     let mut settings = settings.ok_or("can't read the settings of the pool")?;
-    if let Some(initializer) = &mut settings.initializer {
+    if let Some(first) = settings.preparations_mut().next() {
         for reference in &attachments {
             let fetched = store.fetch(reference).await;
-            initializer.attachments.push(fetched.map_err(text)?);
+            first.attachments.push(fetched.map_err(text)?);
         }
     }
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);

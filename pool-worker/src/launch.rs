@@ -40,7 +40,7 @@ const PROGRAM: &str = "/proc/self/exe";
 
 const NO_MEMORY: Garbled = Garbled("it can't be handed memory that tasks have in common");
 
-const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
+const NO_FAULT: Garbled = Garbled("what it says of an initializer can't be read");
 
 /// What all workers of a pool have in common.
 #[derive(Debug)]
@@ -73,6 +73,9 @@ pub struct Worker {
     garbled: Option<&'static str>,
     /// It was to be asked to exit, and there was no room to.
     ask_later: bool,
+    /// How many initializers it has, and of how many it has said that they are through.
+    initializers: usize,
+    initialized: usize,
 }
 
 /// What a worker has of what inputs have in common.
@@ -165,7 +168,7 @@ impl Launcher {
             bell,
             bell_fd,
             introduction: Introduction {
-                initializer: setup.as_ref().map(Setup::len),
+                setup: setup.as_ref().map(Setup::len),
                 attachments: setup.as_ref().map_or(0, |setup| setup.held().len()),
                 cpus,
                 tells_memory,
@@ -269,6 +272,8 @@ impl Launcher {
             barred: false,
             garbled: None,
             ask_later: false,
+            initializers: self.setup.as_ref().map_or(0, |setup| setup.initializers()),
+            initialized: 0,
         };
         self.prepare_setup(&mut worker);
         (worker, Starting(talk))
@@ -359,19 +364,31 @@ impl Worker {
         self.process.pidfd()
     }
 
-    /// What came of its initializer, if it has said so.
+    /// What came of its initializers, if it has said so.
     pub fn set_up(&mut self) -> Option<Result<(), Fault>> {
         let mut replies = VecDeque::new();
         let received = self.ring.receive(&mut replies);
         self.believe(received)?;
-        let mut reply = replies.pop_front()?;
-        match reply.pop()? {
-            (Tag::Value, _) => Some(Ok(())),
-            (Tag::Fault, bytes) => match Fault::from_bytes(&bytes) {
-                Some(fault) => Some(Err(fault)),
-                None => self.believe(Err(NO_FAULT)),
-            },
+        for mut reply in replies {
+            while let Some((tag, bytes)) = reply.pop() {
+                if tag == Tag::Fault {
+                    return match Fault::from_bytes(&bytes) {
+                        Some(fault) => Some(Err(fault)),
+                        None => self.believe(Err(NO_FAULT)),
+                    };
+                }
+                self.initialized += 1;
+                if self.initialized >= self.initializers {
+                    return Some(Ok(()));
+                }
+            }
         }
+        None
+    }
+
+    /// How many of its initializers are through, as far as it has [said](Worker::set_up).
+    pub fn initialized(&self) -> usize {
+        self.initialized
     }
 
     /// Gives it a portion, as far as there is room; true if all of it is sent. Otherwise give the same

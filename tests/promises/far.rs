@@ -37,7 +37,7 @@ impl Backend for Far {
             }
         });
         let mut there: Settings = travel(&settings);
-        if let (Some(here), Some(there)) = (&settings.initializer, &mut there.initializer) {
+        for (here, there) in settings.preparations().zip(there.preparations_mut()) {
             let attachments = here.attachments.iter();
             there.attachments = attachments.map(|one| lock(&store).fetch(one)).collect();
         }

@@ -7,11 +7,12 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{AsyncResult, Error, Pool, PoolBuilder, pool_task, worker};
+use pool_core::{AsyncResult, Error, Pool, PoolBuilder, Shared, pool_task, worker};
+use serde::{Deserialize, Serialize};
 
 use crate::leaks;
 use crate::support::{
@@ -650,6 +651,183 @@ fn build_says_why_an_initializer_failed() {
         let pids: Vec<u32> = lines(&file).into_iter().map(|pid| pid as u32).collect();
         leaks::none_left(&pids);
         assert!(pids.len() <= 4, "{how}: an endless succession: {pids:?}");
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Dumped {
+    port: u16,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Mute;
+
+type Checked<E> = Result<u32, E>;
+
+#[pool_task]
+fn returns_a_string(text: &str) -> Checked<String> {
+    Err(text.to_owned())
+}
+
+#[pool_task]
+fn returns_an_option(fails: bool) -> Option<Result<u32, String>> {
+    fails.then(|| Err("nobody looks into that".to_owned()))
+}
+
+#[test]
+fn an_initializer_that_returns_an_error_has_failed() {
+    let _dog = watchdog();
+
+    #[pool_task]
+    fn returns_shown() -> Result<(), Box<str>> {
+        Err("no database".into())
+    }
+    #[pool_task]
+    fn returns_dumped() -> Checked<Dumped> {
+        Err(Dumped { port: 5432 })
+    }
+    #[pool_task]
+    fn returns_mute() -> Result<Mute, Mute> {
+        Err(Mute)
+    }
+
+    let is_said = |builder: PoolBuilder, parts: &[&str]| {
+        let error = builder.processes(2).build().unwrap_err();
+        assert!(matches!(error, Error::Start(_)), "{error:?}");
+        let text = error.to_string();
+        for part in parts {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+    };
+    let text = "no such thing".to_owned();
+    is_said(
+        builder().initializer(returns_a_string, (text,)),
+        &["returns_a_string` failed: no such thing"],
+    );
+    is_said(
+        builder().initializer(returns_shown, ()),
+        &["its initializer", "returns_shown` failed: no database"],
+    );
+    is_said(
+        builder().initializer(returns_dumped, ()),
+        &["returns_dumped` failed: Dumped { port: 5432 }"],
+    );
+    is_said(
+        builder().initializer(returns_mute, ()),
+        &["returns_mute` failed: it returned an error that can't be shown"],
+    );
+    is_said(
+        builder().preload(returns_shown, ()),
+        &["the preload task", "returns_shown` failed: no database"],
+    );
+    let long = "all at once ".repeat(50_000);
+    is_said(
+        builder().initializer(returns_a_string, (long,)),
+        &["returns_a_string` failed: all at once all"],
+    );
+    let pool = checked(
+        builder()
+            .processes(1)
+            .initializer(returns_an_option, (true,))
+            .build(),
+    );
+    works(&pool);
+    // As a task of a call it returns what it returns.
+    let returned = pool.apply(returns_a_string, ("back".to_owned(),)).unwrap();
+    assert_eq!(returned, Err("back".to_owned()));
+}
+
+#[pool_task]
+fn fail_the_third_time(file: &Path) -> Result<(), String> {
+    append(file, u64::from(process::id()));
+    let times = lines(file).len();
+    if times > 2 {
+        return Err(format!("no more workers, after {times}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_replacement_whose_initializer_returns_an_error_has_not_started() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("started");
+    let builder = builder()
+        .processes(2)
+        .give_up_after(Duration::from_millis(500))
+        .initializer(fail_the_third_time, (file.clone(),));
+    let pool = checked(builder.build());
+    works(&pool);
+    for pid in pool.worker_pids() {
+        signal(pid, libc::SIGKILL);
+        leaks::wait_until_dead(pid);
+    }
+    let error = pool.map(square, 0..10).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("failed: no more workers, after"), "{text}");
+}
+
+static STEPS: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+#[pool_task]
+fn take_step(numbers: &[u64], more: Shared<[u64]>) {
+    assert!(numbers.as_ptr().is_aligned());
+    let mut steps = STEPS.lock().unwrap();
+    steps.extend(numbers);
+    steps.extend(&more[..]);
+}
+
+#[pool_task]
+fn steps_taken() -> Vec<u64> {
+    STEPS.lock().unwrap().clone()
+}
+
+#[test]
+fn initializers_add_up_and_run_in_order() -> Result<(), Error> {
+    let _dog = watchdog();
+    let (one, two) = (
+        Shared::copy_from(&[2_u64][..])?,
+        Shared::copy_from(&[4_u64][..])?,
+    );
+    let pool = checked(
+        builder()
+            .processes(2)
+            .initializer(take_step, (vec![1], one.clone()))
+            .initializer(returns_an_option, (false,))
+            .initializer(take_step, (vec![3], two))
+            .initializer(take_step, (vec![5, 6], one))
+            .build(),
+    );
+    let all = pool.task(steps_taken).starmap((0..20).map(|_| ()))?;
+    assert!(all.iter().all(|steps| *steps == [1, 2, 3, 4, 5, 6, 2]));
+    Ok(())
+}
+
+#[pool_task]
+fn does_no_harm(_: &str) {}
+
+#[test]
+fn of_several_initializers_the_one_is_named_that_failed() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    for how in ["panic", "exit", "kill", "hang"] {
+        let file = directory.path().join(how);
+        let mut builder = builder()
+            .processes(1)
+            .initializer(does_no_harm, ("first".to_owned(),))
+            .initializer(fail_to_start, (how.to_owned(), file))
+            .initializer(returns_a_string, ("last".to_owned(),));
+        if how == "hang" {
+            builder = builder.start_timeout(Duration::from_secs(1));
+        }
+        let text = builder.build().unwrap_err().to_string();
+        assert!(text.contains("fail_to_start"), "{how}: {text}");
+        assert!(!text.contains("does_no_harm"), "{how}: {text}");
+        assert!(!text.contains("returns_a_string"), "{how}: {text}");
     }
 }
 

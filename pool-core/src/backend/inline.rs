@@ -5,11 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use pool_worker::Fault;
-
 use super::{
-    Backend, Few, Frames, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, Tag, What,
-    Workers, task_failed,
+    Backend, Few, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What, Workers,
+    task_failed,
 };
 use crate::error::Error;
 use crate::sync::lock;
@@ -18,8 +16,8 @@ use crate::sync::lock;
 /// that is to see what a task does.
 ///
 /// Arguments and results are encoded and decoded as ever, and panics are caught. What takes a process of its own is not there: a
-/// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. The
-/// initializer runs once, in the thread that builds the pool.
+/// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. Initializers
+/// run once, in the thread that builds the pool.
 ///
 /// # Examples
 ///
@@ -43,7 +41,7 @@ impl Backend for Inline {
         if let Some(preload) = settings.preload {
             prepare("the preload task", preload)?;
         }
-        if let Some(initializer) = settings.initializer {
+        for initializer in settings.initializers {
             prepare("the initializer", initializer)?;
         }
         Ok(Arc::new(Here {
@@ -61,17 +59,8 @@ fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
         arguments,
         attachments,
     } = preparation;
-    let mut inputs = Frames::alone(Tag::Value, arguments);
-    inputs.attach(None, &attachments);
-    let mut prepared = Ok(());
-    pool_worker::run_here(task, inputs, |mut reply| {
-        if let Some((Tag::Fault, bytes)) = reply.pop()
-            && let Some(fault) = Fault::from_bytes(&bytes)
-        {
-            prepared = Err(Error::start(task_failed(what, &name, &fault)));
-        }
-    });
-    prepared
+    pool_worker::prepare_here(task, &arguments, &attachments)
+        .map_err(|fault| Error::start(task_failed(what, &name, &fault)))
 }
 
 /// The thread that calls.

@@ -62,7 +62,7 @@ impl World {
             cpus: 2,
             max_tasks,
             start_timeout: Duration::from_secs(30),
-            during: String::new(),
+            initializers: Vec::new(),
             give_up_after: Duration::from_secs(30),
             grace: Duration::from_millis(100),
             memory_limit: None,
@@ -310,6 +310,7 @@ impl World {
                 pid: 1,
                 exit: Exit::Signal(9),
                 begun: Some(process.begun),
+                initialized: 0,
                 starved: None,
             };
             self.scheduler.died(slot, end, self.now);
