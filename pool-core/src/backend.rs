@@ -46,6 +46,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{
     Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, WorkerLost,
 };
+use crate::scheduler::LEAVE_MAX;
 use crate::sync::Parker;
 
 pub use pool_worker::{
@@ -98,6 +99,8 @@ pub struct Settings {
     pub preload: Option<Preparation>,
     /// What each worker runs before its first input, in order.
     pub initializers: Vec<Preparation>,
+    /// What each worker runs when it leaves in good order, in order.
+    pub finalizers: Vec<Preparation>,
     /// How many inputs a worker may take before a fresh one takes its place.
     pub max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
@@ -123,6 +126,7 @@ impl Default for Settings {
             workers: None,
             preload: None,
             initializers: Vec::new(),
+            finalizers: Vec::new(),
             max_tasks: None,
             start_timeout: Duration::from_secs(30),
             give_up_after: Duration::from_secs(30),
@@ -139,12 +143,20 @@ impl Settings {
     /// What workers run that may have [attachments](Preparation::attachments). All of these are for each worker, whichever they
     /// hang on.
     pub fn preparations(&self) -> impl Iterator<Item = &Preparation> {
-        self.initializers.iter()
+        self.initializers.iter().chain(&self.finalizers)
     }
 
     /// The same, to hang attachments on.
     pub fn preparations_mut(&mut self) -> impl Iterator<Item = &mut Preparation> {
-        self.initializers.iter_mut()
+        self.initializers.iter_mut().chain(&mut self.finalizers)
+    }
+
+    /// How long a worker that leaves may take for its finalizers and exit handlers.
+    pub fn leave_max(&self) -> Duration {
+        let each = self.finalizers.iter();
+        each.map(|task| task.time_limit.unwrap_or(LEAVE_MAX))
+            .reduce(Duration::saturating_add)
+            .unwrap_or(LEAVE_MAX)
     }
 }
 
@@ -160,6 +172,8 @@ pub struct Preparation {
     /// What they refer to. Not serialized: see [Other machines](self#other-machines).
     #[serde(skip)]
     pub attachments: Vec<Arc<Attachment>>,
+    /// How long it may run, if the task says so. This is for finalizers.
+    pub time_limit: Option<Duration>,
 }
 
 /// One accepted piece of work, for as long as it is not finished. A backend numbers its jobs as it likes.

@@ -182,6 +182,74 @@ impl PoolBuilder {
         self
     }
 
+    /// A task that every worker runs once, when it leaves in good order: it writes what it has gathered, or says goodbye to a
+    /// server. It runs before the exit handlers of the process, and what it prints is printed.
+    ///
+    /// A worker leaves in good order
+    ///
+    /// - after [`close`](Pool::close), when there is no more work; [`join`](Pool::join) waits for that;
+    /// - when another takes its place ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child),
+    ///   [`max_memory_per_child`](PoolBuilder::max_memory_per_child));
+    /// - if it has nothing to do when the pool is terminated or dropped. Then it is killed after 200 ms, whatever it is at.
+    ///
+    /// Otherwise the finalizer does not run: in a worker that dies, is killed, or runs an input when it is stopped. So put
+    /// nothing there that must happen.
+    ///
+    /// Several add up: they run in the order in which they are given here. Together with the exit handlers they may take as
+    /// long as `#[pool_task(time_limit = "30s")]` of each says, where 10 seconds stand for one that says nothing; then the
+    /// worker is killed. Meanwhile others work, but a pool whose workers are replaced faster than they leave waits for them.
+    ///
+    /// Its arguments may hold a [`Shared`](crate::Shared). What comes of it, a panic or an `Err`, is told to nobody, and harms
+    /// nothing; the others run nevertheless.
+    ///
+    /// Default: none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::fs;
+    /// use std::path::Path;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// static SEEN: AtomicU64 = AtomicU64::new(0);
+    ///
+    /// #[pool_task]
+    /// fn look(_: u64) {
+    ///     SEEN.fetch_add(1, Ordering::Relaxed);
+    /// }
+    ///
+    /// #[pool_task]
+    /// fn write_report(directory: &Path) -> std::io::Result<()> {
+    ///     let name = std::process::id().to_string();
+    ///     fs::write(directory.join(name), SEEN.load(Ordering::Relaxed).to_string())
+    /// }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = std::env::temp_dir().join(format!("finalizer-{}", std::process::id()));
+    /// # fs::create_dir_all(&directory)?;
+    ///
+    /// let pool = Pool::builder().processes(2).finalizer(write_report, (directory.clone(),)).build()?;
+    /// pool.map(look, 0..100)?;
+    /// pool.close();
+    /// pool.join()?;
+    ///
+    /// let mut seen = 0;
+    /// for report in fs::read_dir(&directory)? {
+    ///     seen += fs::read_to_string(report?.path())?.parse::<u64>()?;
+    /// }
+    /// assert_eq!(seen, 100);
+    /// # fs::remove_dir_all(&directory)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn finalizer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
+        match prepare::<T>(args) {
+            Ok(task) => self.settings.finalizers.push(task),
+            Err(error) => self.failed = Some(error),
+        }
+        self
+    }
+
     /// How many inputs a worker may take before a fresh one takes its place, so that what tasks
     /// leak is given back. A chunk that was begun is finished first.
     ///
@@ -307,7 +375,7 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
-    /// arguments of an initializer or of the preload task can't be encoded; [`Error::Start`] tells why a worker did not
+    /// arguments of an initializer, a finalizer or the preload task can't be encoded; [`Error::Start`] tells why a worker did not
     /// start, or how an initializer or the preload task failed.
     pub fn build(self) -> Result<Pool, Error> {
         let settings = self.settings;
@@ -357,5 +425,6 @@ fn prepare<T: Task>(args: T::Args) -> Result<Preparation, Error> {
         name: T::NAME.to_owned(),
         arguments,
         attachments,
+        time_limit: T::TIME_LIMIT,
     })
 }

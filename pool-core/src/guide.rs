@@ -179,7 +179,7 @@
 //!
 //! Every worker pays for it, in time and in memory, and so does every worker that replaces another. Its arguments lie in shared
 //! memory as long as the pool lives, for those that come later; so give it the name of a file rather than what is in it. A
-//! `Shared` may be among them.
+//! `Shared` may be among them. Its counterpart is a [`finalizer`](crate::PoolBuilder::finalizer), which runs when a worker leaves.
 //!
 //! # `preload`: loaded once, before there are workers
 //!

@@ -25,8 +25,9 @@
 //!   ([`apply_async`](Pool::apply_async) and the others).
 //! - [`guide`] says how to get data to workers, and what each way costs: lent ([`ByRef`]), bound
 //!   ([`Call::partial`]), in shared memory ([`Shared`]), or loaded before there are tasks.
-//! - [`Pool::builder`] has the settings of a pool: its size, an initializer, what is loaded once for all workers, a
-//!   limit of tasks for each worker.
+//! - [`Pool::builder`] has the settings of a pool: its size, what each worker runs before its first task
+//!   ([`initializer`](PoolBuilder::initializer)) and after its last ([`finalizer`](PoolBuilder::finalizer)), what is loaded
+//!   once for all workers, a limit of tasks for each worker.
 //! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
 //!   input, arguments that are lent or bound.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or

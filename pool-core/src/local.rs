@@ -121,6 +121,8 @@ impl LocalWorkers {
             grace: settings.grace,
             memory_limit: settings.memory_limit,
             max_memory: settings.max_memory,
+            leave_max: settings.leave_max(),
+            finalizes: !settings.finalizers.is_empty(),
         };
         let tells_memory = settings.max_memory.is_some();
         let setup = set_up(&settings).transpose().map_err(start_error)?;
@@ -204,7 +206,8 @@ fn set_up(settings: &Settings) -> Option<io::Result<Setup>> {
     let held: Vec<_> = preparations
         .flat_map(|task| task.attachments.iter().map(Arc::clone))
         .collect();
-    Some(Setup::new(&steps(&settings.initializers), &held))
+    let (initializers, finalizers) = (steps(&settings.initializers), steps(&settings.finalizers));
+    Some(Setup::new(&initializers, &finalizers, &held))
 }
 
 /// The numbers of tasks, and their arguments.

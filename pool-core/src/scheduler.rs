@@ -84,8 +84,8 @@ const MISSES_MAX: u32 = 5;
 /// long.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A worker that was let go has this long for its exit handlers.
-const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// A worker that was let go has this long for its finalizers and exit handlers, if nobody says otherwise.
+pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What the caller of the scheduler must do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +142,10 @@ pub(crate) struct Rules {
     /// How much memory a worker may have while it runs an input, and how much afterwards.
     pub(crate) memory_limit: Option<u64>,
     pub(crate) max_memory: Option<u64>,
+    /// How long a worker that was let go may take to end.
+    pub(crate) leave_max: Duration,
+    /// It has that time even if others wait for its place, since it has something to do.
+    pub(crate) finalizes: bool,
 }
 
 impl Rules {

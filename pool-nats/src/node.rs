@@ -180,6 +180,7 @@ async fn work(
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
     let grace = settings.grace;
+    let leave_max = (!settings.finalizers.is_empty()).then(|| settings.leave_max());
     let workers = match start(settings).await {
         Ok(workers) => workers,
         Err(error) => {
@@ -241,7 +242,15 @@ async fn work(
     });
     let why = serving.serve(received, asked, told, pulled, grace).await;
     serving.say_goodbye(&why).await;
-    let ended = tokio::task::spawn_blocking(move || workers.shut_down()).await;
+    let is_idle = serving.running == 0;
+    let ended = tokio::task::spawn_blocking(move || {
+        if let Some(leave_max) = leave_max.filter(|_| is_idle) {
+            workers.close();
+            let _ = workers.join(std::time::Instant::now().checked_add(leave_max));
+        }
+        workers.shut_down();
+    });
+    let ended = ended.await;
     ended.map_err(text)?;
     Ok(why)
 }

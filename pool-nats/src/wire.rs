@@ -81,7 +81,7 @@ pub(crate) struct Welcome {
     pub(crate) epoch: u64,
     /// How long a node tries to store a result.
     pub(crate) patience: Duration,
-    /// What the arguments of initializers refer to.
+    /// What the arguments of initializers and finalizers refer to.
     pub(crate) attachments: Vec<Reference>,
 }
 

@@ -4,10 +4,10 @@
 //! # The conversation
 //!
 //! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and four or five
-//! descriptors: the memory of its rings, the bell, the line, where attachments come, and the arguments of its initializers. The *line* is the
-//! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there are initializers, the parent
+//! descriptors: the memory of its rings, the bell, the line, where attachments come, and the arguments of both. The *line* is the
+//! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there are initializers, or finalizers, the parent
 //! answers with [`Control::Setup`] over a channel that came with the hello; and the worker writes what came of each into
-//! its ring of replies, as if it were the result of an input. From then on everything goes through the rings.
+//! its ring of replies, as if it were the result of an input. What it is to run when it leaves comes with that. From then on everything goes through the rings.
 //!
 //! The arguments are memory of ours and not of ipc-channel's, whose own panics where a system call fails, and with it
 //! the thread that starts workers would.
@@ -94,6 +94,8 @@ enum Control {
 pub(crate) struct Steps {
     /// Before its first task.
     pub(crate) initializers: Vec<Step>,
+    /// When it leaves in good order.
+    pub(crate) finalizers: Vec<Step>,
 }
 
 /// A task that is run for its effect, and where its arguments lie among those of all.
@@ -120,7 +122,7 @@ impl Step {
 /// Numbers among arguments are read in place if they are aligned so.
 const ALIGN: usize = 16;
 
-/// What every worker of a pool runs before its first task.
+/// What every worker of a pool runs before its first task, and after its last.
 pub struct Setup {
     steps: Steps,
     len: usize,
@@ -142,19 +144,24 @@ impl Setup {
     /// # Errors
     ///
     /// If there is no shared memory for the arguments.
-    pub fn new(initializers: &[(u32, &[u8])], held: &[Arc<Attachment>]) -> io::Result<Setup> {
+    pub fn new(
+        initializers: &[(u32, &[u8])],
+        finalizers: &[(u32, &[u8])],
+        held: &[Arc<Attachment>],
+    ) -> io::Result<Setup> {
         let mut all = Vec::new();
         add_all(held, &mut all);
         let (mut parts, mut len) = (Vec::new(), 0);
         let steps = Steps {
             initializers: lay_out(initializers, &mut parts, &mut len),
+            finalizers: lay_out(finalizers, &mut parts, &mut len),
         };
         let made = (len > 0).then(|| Constant::create("pool-arguments", &parts));
         let made = made.transpose();
         Ok(Setup {
             steps,
             len,
-            args: made.map_err(no("shared memory for the arguments of the initializer"))?,
+            args: made.map_err(no("shared memory for the arguments of initializers"))?,
             held: all,
         })
     }
@@ -459,7 +466,7 @@ pub(crate) struct Handed {
     pub(crate) line: Speaker,
     /// Where attachments come.
     pub(crate) attachments: OwnedFd,
-    /// The arguments of its initializers.
+    /// The arguments of its initializers and finalizers.
     pub(crate) args: Option<OwnedFd>,
 }
 

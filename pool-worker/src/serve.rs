@@ -27,7 +27,7 @@ use crate::entry::{Call, Role};
 use crate::fault::{Fault, Panic};
 use crate::flush::{Flusher, flush_stdout_in_time};
 use crate::frames::{FRAME_MAX, Frames, Tag};
-use crate::greeting::{self, Handed, Step, Steps, Voice};
+use crate::greeting::{self, Handed, Step, Voice};
 use crate::leave;
 use crate::lineage::lineage;
 use crate::memory::Constant;
@@ -98,6 +98,7 @@ pub(crate) fn serve(mut call: Call) {
             leave::watch();
             worker.run();
             leave::be_gone();
+            worker.finalize();
             // The process ends, and everything with it.
             mem::forget(worker);
         }
@@ -184,6 +185,9 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let aborting = cfg!(panic = "abort").then(|| (Arc::clone(voice), replies.clone()));
     unwind::install(move |panic| {
         if let Some((voice, replies)) = &aborting {
+            if FINALIZING.get().is_some() {
+                return;
+            }
             let fault = Fault::Panicked(panic);
             if INITIALIZED.get().is_some() {
                 replies.write(Tag::Fault, &fault.to_bytes().into());
@@ -197,14 +201,15 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let _ = PARENT.set(call.parent);
     let this = lineage();
     let steps = voice.greet(line, call.token.clone(), introduction.setup.is_some())?;
-    if let Some(Steps { initializers }) = steps {
+    let mut finalizers = Vec::new();
+    if let Some(steps) = steps {
         for _ in 0..introduction.attachments {
             match requests.next(|| ()) {
                 Request::Attach(id, came) => keep(&attachments, id, came),
                 _ => process::abort(),
             }
         }
-        let is_ready = initialize(&initializers, args.as_ref(), |result| {
+        let is_ready = initialize(&steps.initializers, args.as_ref(), |result| {
             match result {
                 Ok(()) => replies.write_aside(Tag::Value, &[]),
                 Err(fault) => replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX)),
@@ -215,6 +220,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         if !is_ready {
             process::exit(0);
         }
+        finalizers = steps.finalizers;
     }
     let _ = INITIALIZED.set(());
     Ok(Worker {
@@ -230,6 +236,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             forgotten: Vec::new(),
         },
         attachments,
+        args: args.filter(|_| !finalizers.is_empty()),
+        finalizers,
     })
 }
 
@@ -291,10 +299,16 @@ pub(crate) fn end_if_copy_of(worker: u32) {
 /// Set when the initializers are through.
 static INITIALIZED: OnceLock<()> = OnceLock::new();
 
+/// Set when nothing runs any more but finalizers.
+static FINALIZING: OnceLock<()> = OnceLock::new();
+
 struct Worker {
     requests: Requests,
     runner: Runner,
     attachments: attach::Receiver,
+    finalizers: Vec<Step>,
+    /// Their arguments are in there.
+    args: Option<Constant>,
 }
 
 impl Worker {
@@ -320,6 +334,14 @@ impl Worker {
             if let Some(buffer) = runner.large.take() {
                 requests.recycle(buffer);
             }
+        }
+    }
+
+    /// Runs what it is to run as it leaves. What comes of it is told to nobody.
+    fn finalize(&self) {
+        let _ = FINALIZING.set(());
+        for finalizer in &self.finalizers {
+            let _ = run_step(finalizer, self.args.as_ref());
         }
     }
 }

@@ -832,6 +832,171 @@ fn of_several_initializers_the_one_is_named_that_failed() {
 }
 
 #[pool_task]
+fn leave_a_mark(file: &Path, line: u64) -> Result<(), String> {
+    append(file, line);
+    Err("nobody hears that".to_owned())
+}
+
+#[pool_task]
+fn panic_at_the_end() {
+    panic!("nobody hears that");
+}
+
+#[pool_task]
+fn leave_a_sum(file: &Path, numbers: Shared<[u64]>) {
+    append(file, numbers.iter().sum());
+}
+
+/// Stands at the gate, and then adds a line.
+#[pool_task(time_limit = "40s")]
+fn leave_slowly(gate: &Path, file: &Path) {
+    append(file, 1);
+    crate::support::stand(gate, 0);
+    append(file, 2);
+}
+
+#[test]
+fn finalizers_run_in_order_when_the_pool_closes() -> Result<(), Error> {
+    if workers_are_elsewhere() {
+        return Ok(());
+    }
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let numbers = Shared::copy_from(&vec![1_u64; 100_000][..])?;
+    for (contained, preloaded) in [(false, false), (true, false), (false, true)] {
+        let mut builder = builder()
+            .processes(1)
+            .finalizer(leave_a_mark, (file.clone(), 1))
+            .finalizer(panic_at_the_end, ())
+            .finalizer(leave_a_sum, (file.clone(), numbers.clone()))
+            .finalizer(leave_a_mark, (file.clone(), 2));
+        if contained {
+            builder = builder.contain();
+        }
+        if preloaded {
+            builder = builder.preload(does_no_harm, (String::new(),));
+        }
+        let pool = checked(builder.build());
+        works(&pool);
+        assert_eq!(lines(&file), [0; 0]);
+        pool.close();
+        pool.join()?;
+        assert_eq!(lines(&file), [1, 100_000, 2]);
+        std::fs::remove_file(&file).unwrap();
+    }
+    Ok(())
+}
+
+#[test]
+fn finalizers_run_in_workers_that_are_replaced_and_in_idle_ones_at_the_end() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let builder = builder().finalizer(leave_a_mark, (file.clone(), 7));
+    let pool = checked(builder.processes(1).max_tasks_per_child(5).build());
+    let users: HashSet<u32> = pool
+        .map(who, 0..20)
+        .unwrap()
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .collect();
+    pool.close();
+    pool.join().unwrap();
+    if workers_are_elsewhere() {
+        return;
+    }
+    // There may have been an understudy.
+    assert!(lines(&file).len() >= users.len(), "{:?}", lines(&file));
+    for terminate in [false, true] {
+        let file = directory.path().join(terminate.to_string());
+        let builder = crate::support::builder().finalizer(leave_a_mark, (file.clone(), 7));
+        let pool = checked(builder.processes(2).build());
+        works(&pool);
+        if terminate {
+            pool.terminate();
+            pool.join().unwrap();
+        }
+        drop(pool);
+        assert_eq!(lines(&file), [7, 7]);
+    }
+}
+
+#[test]
+fn no_finalizer_runs_in_a_worker_that_is_lost_or_stopped() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let gate = Gate::new();
+    let builder = builder().finalizer(leave_a_mark, (file.clone(), 1));
+    let pool = checked(builder.processes(1).build());
+    let running = pool.apply_async(wait_at, (gate.path(), 0));
+    let held = gate.accept();
+    signal(held.pid, libc::SIGKILL);
+    held.wait_until_gone();
+    assert!(matches!(running.get(), Err(Error::WorkerLost(_))));
+    let running = pool.apply_async(wait_at, (gate.path(), 0));
+    let held = gate.accept();
+    pool.terminate();
+    pool.join().unwrap();
+    held.wait_until_gone();
+    assert!(matches!(running.get(), Err(Error::Terminated)));
+    assert_eq!(lines(&file), [0; 0]);
+}
+
+#[test]
+fn a_finalizer_has_the_time_that_its_task_says() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _dog = watchdog();
+
+    #[pool_task(time_limit = "100ms")]
+    fn never_leaves(file: &Path) {
+        append(file, 1);
+        forever();
+    }
+
+    let directory = tempfile::tempdir().unwrap();
+    let (file, gate) = (directory.path().join("left"), Gate::new());
+    let slow = builder()
+        .processes(1)
+        .max_tasks_per_child(1)
+        .give_up_after(Duration::from_millis(1))
+        .finalizer(leave_slowly, (gate.path(), file.clone()));
+    let pool = checked(slow.build());
+    // Three wait at the gate, and nobody is killed for the others.
+    let results = pool.map_async(square, 0..6);
+    let held: Vec<_> = (0..3).map(|_| gate.accept()).collect();
+    assert!(!results.ready());
+    held.into_iter().for_each(crate::support::Held::release);
+    gate.let_through(3);
+    assert_eq!(results.get().unwrap(), [0, 1, 4, 9, 16, 25]);
+    pool.close();
+    // An understudy may leave, too.
+    while pool.join_timeout(SHORT).is_err() {
+        if let Some(held) = gate.poll() {
+            held.release();
+        }
+    }
+    let left = lines(&file);
+    let began = left.iter().filter(|line| **line == 1).count();
+    assert_eq!(left.len(), 2 * began, "{left:?}");
+
+    let builder = builder()
+        .processes(1)
+        .finalizer(never_leaves, (directory.path().join("never"),));
+    let pool = checked(builder.build());
+    works(&pool);
+    pool.close();
+    pool.join().unwrap();
+    assert_eq!(lines(&directory.path().join("never")), [1]);
+}
+
+#[pool_task]
 fn start_once(file: &Path) {
     append(file, u64::from(process::id()));
     assert!(lines(file).len() <= 2, "no more workers today");

@@ -1,6 +1,7 @@
 //! [`Inline`]: no workers at all.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -17,7 +18,7 @@ use crate::sync::lock;
 ///
 /// Arguments and results are encoded and decoded as ever, and panics are caught. What takes a process of its own is not there: a
 /// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. Initializers
-/// run once, in the thread that builds the pool.
+/// run once, in the thread that builds the pool; finalizers once, in the thread that joins or drops it.
 ///
 /// # Examples
 ///
@@ -46,6 +47,7 @@ impl Backend for Inline {
         }
         Ok(Arc::new(Here {
             count: settings.workers.unwrap_or(1),
+            finalizers: Mutex::new(settings.finalizers),
             ..Here::default()
         }))
     }
@@ -58,6 +60,7 @@ fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
         name,
         arguments,
         attachments,
+        ..
     } = preparation;
     pool_worker::prepare_here(task, &arguments, &attachments)
         .map_err(|fault| Error::start(task_failed(what, &name, &fault)))
@@ -70,6 +73,8 @@ struct Here {
     next: AtomicU32,
     closed: AtomicBool,
     terminated: AtomicBool,
+    /// What is to run at the end.
+    finalizers: Mutex<Vec<Preparation>>,
     /// Those that more inputs may come for.
     open: Mutex<HashMap<JobId, Open>>,
 }
@@ -90,6 +95,16 @@ impl Open {
                 });
                 first += 1;
             });
+        }
+    }
+}
+
+impl Here {
+    /// Runs finalizers, once. What comes of them is told to nobody.
+    fn finalize(&self) {
+        let finalizers = mem::take(&mut *lock(&self.finalizers));
+        for finalizer in finalizers {
+            let _ = prepare("a finalizer", finalizer);
         }
     }
 }
@@ -154,11 +169,13 @@ impl Workers for Here {
         if !self.closed.load(Ordering::SeqCst) {
             return Err(Error::StillOpen);
         }
+        self.finalize();
         Ok(())
     }
 
     fn shut_down(&self) {
         self.terminate();
+        self.finalize();
     }
 
     fn count(&self) -> usize {
