@@ -36,6 +36,7 @@ mod inline;
 #[cfg(test)]
 pub(crate) mod memory;
 
+use std::ffi::OsString;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -101,6 +102,8 @@ pub struct Settings {
     pub initializers: Vec<Preparation>,
     /// What each worker runs when it leaves in good order, in order.
     pub finalizers: Vec<Preparation>,
+    /// What the environment of workers has beside that of the process that starts them; of two of one name the last counts.
+    pub env: Vec<(OsString, OsString)>,
     /// How many inputs a worker may take before a fresh one takes its place.
     pub max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
@@ -127,6 +130,7 @@ impl Default for Settings {
             preload: None,
             initializers: Vec::new(),
             finalizers: Vec::new(),
+            env: Vec::new(),
             max_tasks: None,
             start_timeout: Duration::from_secs(30),
             give_up_after: Duration::from_secs(30),

@@ -1,5 +1,6 @@
 //! [`PoolBuilder`]: a pool with settings.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use pool_worker::Task;
@@ -157,7 +158,8 @@ impl PoolBuilder {
     ///
     /// Default: none. If one returns `Err`, panics, exits, or is not through in
     /// [time](PoolBuilder::start_timeout), [`build`](PoolBuilder::build) fails and says why: with the text of the error,
-    /// which is that of its `Display`, or else of its `Debug`. In a worker that takes another's place that is a start that has
+    /// which is that of its `Display`, or else of its `Debug`. (It goes through serde as all that tasks return, so it may be a
+    /// `String`, but no [`std::io::Error`].) In a worker that takes another's place that is a start that has
     /// failed ([`give_up_after`](PoolBuilder::give_up_after)). What else a task returns is ignored.
     ///
     /// # Examples
@@ -220,9 +222,9 @@ impl PoolBuilder {
     /// }
     ///
     /// #[pool_task]
-    /// fn write_report(directory: &Path) -> std::io::Result<()> {
-    ///     let name = std::process::id().to_string();
-    ///     fs::write(directory.join(name), SEEN.load(Ordering::Relaxed).to_string())
+    /// fn write_report(directory: &Path) {
+    ///     let report = directory.join(std::process::id().to_string());
+    ///     fs::write(report, SEEN.load(Ordering::Relaxed).to_string()).expect("there is room");
     /// }
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let directory = std::env::temp_dir().join(format!("finalizer-{}", std::process::id()));
@@ -247,6 +249,48 @@ impl PoolBuilder {
             Ok(task) => self.settings.finalizers.push(task),
             Err(error) => self.failed = Some(error),
         }
+        self
+    }
+
+    /// An environment variable that workers have, and this program need not. It is there from their first instruction on,
+    /// so for libraries that look at it when they are loaded, too; also in the preload task and in pools that tasks have.
+    ///
+    /// May be called several times; the last value of a name counts. Workers inherit the rest of their environment from this
+    /// program.
+    ///
+    /// # Threads of libraries
+    ///
+    /// There are as many workers as CPUs, and many a library starts as many threads as CPUs in each: 64 workers with
+    /// 64 threads each fight for 64 CPUs. So have such a library use one thread:
+    ///
+    /// | variable | of |
+    /// |---|---|
+    /// | `RAYON_NUM_THREADS` | rayon, and what uses its global pool: polars has `POLARS_MAX_THREADS` of its own |
+    /// | `OMP_NUM_THREADS` | OpenMP, thus many C and Fortran libraries |
+    /// | `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` | the linear algebra of OpenBLAS, of Intel's MKL |
+    ///
+    /// Default: nothing but what this program has. A name that is empty or holds `=` or NUL is refused, and so is a value that
+    /// holds NUL; and the library's own variables, `POOL_NODE` and those that begin with `POOL_WORKER_`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn threads() -> Option<String> {
+    ///     std::env::var("RAYON_NUM_THREADS").ok()
+    /// }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder().env("RAYON_NUM_THREADS", "1").env("OMP_NUM_THREADS", "1").build()?;
+    /// assert_eq!(pool.apply(threads, ())?.as_deref(), Some("1"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let variable = (name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.settings.env.push(variable);
         self
     }
 
@@ -404,6 +448,9 @@ impl PoolBuilder {
                 "every pool is without a worker for a moment",
             );
         }
+        for (name, value) in &settings.env {
+            check_variable(name, value)?;
+        }
         feed::check(&self.defaults)?;
         if let Some(error) = self.failed {
             return Err(error);
@@ -412,6 +459,22 @@ impl PoolBuilder {
         let workers = self.backend.start(settings)?;
         Ok(Pool::over(workers, self.defaults, decode_stack))
     }
+}
+
+/// What no environment can hold would end in a panic of `std`, or be another variable than was meant.
+fn check_variable(name: &OsStr, value: &OsStr) -> Result<(), Error> {
+    let invalid = |why| Err(Error::invalid_setting("env", why));
+    let (name_bytes, value_bytes) = (name.as_encoded_bytes(), value.as_encoded_bytes());
+    if name_bytes.is_empty() || name_bytes.contains(&b'=') || name_bytes.contains(&0) {
+        return invalid("the name of a variable is not empty, and holds neither `=` nor NUL");
+    }
+    if value_bytes.contains(&0) {
+        return invalid("the value of a variable holds no NUL");
+    }
+    if pool_worker::is_own_variable(name) {
+        return invalid("`POOL_NODE` and `POOL_WORKER_…` are variables of this library");
+    }
+    Ok(())
 }
 
 /// A task that is run for what it leaves behind.

@@ -41,7 +41,9 @@
 //! Results come in the order of the inputs, but for the `_unordered` ones. If inputs of a
 //! [`map`](Pool::map) fail, the others run nevertheless, and the error is that of the lowest index.
 //! Nothing runs twice, unless [`retries`](Call::retries) are allowed. What a task prints goes where
-//! this program prints; its standard input is empty. A task may have a pool of its own.
+//! this program prints; its standard input is empty. Its command line and its environment are those of this program
+//! ([`PoolBuilder::env`] adds to them), so a `static` that is made of them is the same there; the first of
+//! [`std::env::args`] says which worker it is. A task may have a pool of its own.
 //!
 //! After a `fork` of this process the copy of a pool in the child takes no work and does nothing when
 //! it is dropped.

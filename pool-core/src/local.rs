@@ -33,7 +33,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Freed, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
+use pool_worker::{Freed, Kind, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
 
 use self::preload::Terms;
 use self::state::{Effects, State};
@@ -124,19 +124,17 @@ impl LocalWorkers {
             leave_max: settings.leave_max(),
             finalizes: !settings.finalizers.is_empty(),
         };
-        let tells_memory = settings.max_memory.is_some();
         let setup = set_up(&settings).transpose().map_err(start_error)?;
+        let kind = Kind {
+            setup,
+            tells_memory: settings.max_memory.is_some(),
+            contained: settings.contained,
+            decode_stack: settings.decode_stack,
+            env: settings.env,
+        };
         let (watch, waker) = Watch::new().map_err(start_error)?;
         let freed = Freed::new(waker.clone());
-        let launcher = Launcher::new(
-            processes,
-            cpus,
-            setup,
-            tells_memory,
-            settings.contained,
-            settings.decode_stack,
-            Arc::clone(&freed),
-        );
+        let launcher = Launcher::new(processes, cpus, kind, Arc::clone(&freed));
         let launcher = launcher.map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes,

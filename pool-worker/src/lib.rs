@@ -74,7 +74,7 @@ pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
-pub use launch::{Launcher, Starting, Worker, may_launch};
+pub use launch::{Kind, Launcher, Starting, Worker, is_own_variable, may_launch};
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;

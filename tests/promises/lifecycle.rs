@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::iter;
+use std::os::unix::ffi::OsStrExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -994,6 +996,68 @@ fn a_finalizer_has_the_time_that_its_task_says() {
     pool.close();
     pool.join().unwrap();
     assert_eq!(lines(&directory.path().join("never")), [1]);
+}
+
+static KEPT: Mutex<Vec<Option<OsString>>> = Mutex::new(Vec::new());
+
+#[pool_task]
+fn keep_variable(name: &str) {
+    KEPT.lock().unwrap().push(env::var_os(name));
+}
+
+/// What was kept of variables, and what they are now.
+#[pool_task]
+fn variables(names: Vec<String>) -> (Vec<Option<OsString>>, Vec<Option<OsString>>) {
+    let kept = KEPT.lock().unwrap().clone();
+    (kept, names.iter().map(env::var_os).collect())
+}
+
+#[test]
+fn workers_have_variables_of_their_own() {
+    let _dog = watchdog();
+    let odd = OsStr::from_bytes(b"not \xff UTF-8");
+    let names = ["POOL_TEST_ONE", "POOL_TEST_TWO", "POOL_TEST_THREE"];
+    let values = [Some("last=".into()), Some(odd.to_owned()), None];
+    for preloaded in [false, true] {
+        let mut builder = builder()
+            .processes(2)
+            .env(names[0], "first")
+            .env(names[1], odd)
+            .env(names[0], "last=")
+            .initializer(keep_variable, (names[0].to_owned(),));
+        if preloaded {
+            builder = builder.preload(keep_variable, (names[1].to_owned(),));
+        }
+        let pool = checked(builder.build());
+        let asked = names.map(str::to_owned).to_vec();
+        let (kept, now) = pool.apply(variables, (asked,)).unwrap();
+        assert_eq!(now, values);
+        if preloaded {
+            assert_eq!(kept, [values[1].clone(), values[0].clone()]);
+        } else {
+            assert_eq!(kept, [values[0].clone()]);
+        }
+    }
+    assert!(names.iter().all(|name| env::var_os(name).is_none()));
+}
+
+#[test]
+fn variables_that_no_environment_can_hold_are_refused() {
+    let bad = [
+        ("", "x"),
+        ("A=B", "x"),
+        ("A\0B", "x"),
+        ("A", "x\0y"),
+        ("POOL_NODE", "nats://x/y"),
+        ("POOL_WORKER_0_1", "1:2:3"),
+    ];
+    for (name, value) in bad {
+        let error = builder().processes(1).env(name, value).build().unwrap_err();
+        match &error {
+            Error::InvalidSetting(invalid) => assert_eq!(invalid.setting(), "env"),
+            other => panic!("{name:?}: {other}"),
+        }
+    }
 }
 
 #[pool_task]

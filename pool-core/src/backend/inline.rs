@@ -19,6 +19,7 @@ use crate::sync::lock;
 /// Arguments and results are encoded and decoded as ever, and panics are caught. What takes a process of its own is not there: a
 /// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. Initializers
 /// run once, in the thread that builds the pool; finalizers once, in the thread that joins or drops it.
+/// [`PoolBuilder::env`](crate::PoolBuilder::env) does nothing: there is no environment but that of this program.
 ///
 /// # Examples
 ///
