@@ -47,6 +47,13 @@ mod tests {
 
     use super::*;
 
+    /// As `#[pool_task]` asks.
+    macro_rules! error_of {
+        ($result:expr) => {
+            (&&&&Outcome(&$result)).error()
+        };
+    }
+
     #[derive(Debug)]
     struct Shown;
 
@@ -66,11 +73,11 @@ mod tests {
     #[test]
     fn an_error_tells_what_it_can() {
         let shown: Alias = Err(Shown);
-        assert_eq!((&&&&Outcome(&shown)).error().as_deref(), Some("shown"));
+        assert_eq!(error_of!(shown).as_deref(), Some("shown"));
         let dumped: Result<(), Dumped> = Err(Dumped);
-        assert_eq!((&&&&Outcome(&dumped)).error().as_deref(), Some("Dumped"));
+        assert_eq!(error_of!(dumped).as_deref(), Some("Dumped"));
         let mute: Result<Mute, Mute> = Err(Mute);
-        let error = (&&&&Outcome(&mute)).error();
+        let error = error_of!(mute);
         assert_eq!(
             error.as_deref(),
             Some("it returned an error that can't be shown")
@@ -80,9 +87,9 @@ mod tests {
     #[test]
     fn whatever_else_is_no_error() {
         let fine: Alias = Ok(1);
-        assert_eq!((&&&&Outcome(&fine)).error(), None);
-        assert_eq!((&&&&Outcome(&Some(Mute))).error(), None);
-        assert_eq!((&&&&Outcome(&Mute)).error(), None);
-        assert_eq!((&&&&Outcome(&())).error(), None);
+        assert_eq!(error_of!(fine), None);
+        assert_eq!(error_of!(Some(Mute)), None);
+        assert_eq!(error_of!(Mute), None);
+        assert_eq!(error_of!(()), None);
     }
 }
