@@ -581,7 +581,7 @@ fn variable(name: &str) -> Option<String> {
 fn leave(file: &Path, text: Shared<str>) {
     let number: u64 = text.parse().expect("a number");
     // Longer than idle workers have when a pool is just dropped.
-    mark(file, number, 400);
+    assert_eq!(mark(file, number, 400), number);
 }
 
 #[test]
