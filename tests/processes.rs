@@ -232,10 +232,8 @@ fn workers_can_be_told_apart_from_outside() {
     let name = held.home.program.file_name().expect("it has one").display();
     for (index, pid) in held.pids.iter().enumerate() {
         let command = proc(*pid, "cmdline");
-        assert_eq!(
-            command.trim_end_matches('\0'),
-            format!("pool-worker {index} of {name}")
-        );
+        // The arguments of the parent follow.
+        assert_eq!(command, format!("pool-worker {index} of {name}\x003\0"));
         assert_eq!(proc(*pid, "comm").trim(), format!("pool-worker-{index}"));
     }
 }
@@ -464,6 +462,25 @@ fn workers_that_are_let_go_and_killed_leave_nothing() {
 }
 
 #[test]
+fn workers_have_the_command_line_of_their_parent() {
+    let long = "x".repeat(100 << 10);
+    let arguments = ["arguments", "--flag", "", &long, "last one"];
+    let home = Home::new(CORNERS);
+    home.program(&arguments).fine();
+    home.program(&["arguments"]).fine();
+    let mut odd = home.program(&arguments);
+    odd.0.arg(OsStr::from_bytes(b"not \xff UTF-8"));
+    odd.fine();
+}
+
+#[test]
+fn what_a_finalizer_prints_is_printed() {
+    let output = Home::new(CORNERS).program(&["finalizers"]).output();
+    let said = text(&output.stdout);
+    assert_eq!(said.matches("goodbye").count(), 2, "{said}");
+}
+
+#[test]
 fn initializers_that_do_what_they_should_not_break_no_pool() {
     Home::new(CORNERS).program(&["initializers"]).fine();
 }
@@ -564,7 +581,14 @@ fn chaos_costs_what_it_hits_and_nothing_else() {
 fn messages_that_stand_arrive_whatever_becomes_of_their_senders() {
     for arguments in [
         &["--messages", "200000", "--kill-every-ms", "20"][..],
-        &["--messages", "100000", "--kill-every-ms", "5", "--retries", "3"],
+        &[
+            "--messages",
+            "100000",
+            "--kill-every-ms",
+            "5",
+            "--retries",
+            "3",
+        ],
     ] {
         let home = Home::new(MESSAGES);
         let output = home.program(arguments).output();

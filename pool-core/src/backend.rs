@@ -42,6 +42,7 @@ mod inline;
 #[cfg(test)]
 pub(crate) mod memory;
 
+use std::ffi::OsString;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +53,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{
     Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, WorkerLost,
 };
+use crate::scheduler::LEAVE_MAX;
 use crate::sync::Parker;
 
 pub use pool_worker::{
@@ -102,8 +104,12 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// What is run once for all workers of a machine, before there are any.
     pub preload: Option<Preparation>,
-    /// What each worker runs before its first input.
-    pub initializer: Option<Preparation>,
+    /// What each worker runs before its first input, in order.
+    pub initializers: Vec<Preparation>,
+    /// What each worker runs when it leaves in good order, in order.
+    pub finalizers: Vec<Preparation>,
+    /// What the environment of workers has beside that of the process that starts them; of two of one name the last counts.
+    pub env: Vec<(OsString, OsString)>,
     /// How many inputs a worker may take before a fresh one takes its place.
     pub max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
@@ -128,7 +134,9 @@ impl Default for Settings {
         Settings {
             workers: None,
             preload: None,
-            initializer: None,
+            initializers: Vec::new(),
+            finalizers: Vec::new(),
+            env: Vec::new(),
             max_tasks: None,
             start_timeout: Duration::from_secs(30),
             give_up_after: Duration::from_secs(30),
@@ -138,6 +146,27 @@ impl Default for Settings {
             contained: false,
             decode_stack: pool_worker::STACK_DEFAULT,
         }
+    }
+}
+
+impl Settings {
+    /// What workers run that may have [attachments](Preparation::attachments). All of these are for each worker, whichever they
+    /// hang on.
+    pub fn preparations(&self) -> impl Iterator<Item = &Preparation> {
+        self.initializers.iter().chain(&self.finalizers)
+    }
+
+    /// The same, to hang attachments on.
+    pub fn preparations_mut(&mut self) -> impl Iterator<Item = &mut Preparation> {
+        self.initializers.iter_mut().chain(&mut self.finalizers)
+    }
+
+    /// How long a worker that leaves may take for its finalizers and exit handlers.
+    pub fn leave_max(&self) -> Duration {
+        let each = self.finalizers.iter();
+        each.map(|task| task.time_limit.unwrap_or(LEAVE_MAX))
+            .reduce(Duration::saturating_add)
+            .unwrap_or(LEAVE_MAX)
     }
 }
 
@@ -153,6 +182,8 @@ pub struct Preparation {
     /// What they refer to. Not serialized: see [Other machines](self#other-machines).
     #[serde(skip)]
     pub attachments: Vec<Arc<Attachment>>,
+    /// How long it may run, if the task says so. This is for finalizers.
+    pub time_limit: Option<Duration>,
 }
 
 /// One accepted piece of work, for as long as it is not finished. A backend numbers its jobs as it likes.
@@ -301,7 +332,10 @@ fn read_fault(bytes: &[u8]) -> Failure {
         Some(Fault::Panicked(panic)) => Failure::Panicked(panic),
         Some(Fault::Decode(why) | Fault::Unknown(why)) => Failure::DecodeArguments(why),
         Some(Fault::Encode(why)) => Failure::EncodeResult(why),
-        None => Failure::EncodeResult("the worker has written what is no reply".to_owned()),
+        // An input is not run for its effect.
+        Some(Fault::Returned(_)) | None => {
+            Failure::EncodeResult("the worker has written what is no reply".to_owned())
+        }
     }
 }
 
@@ -453,6 +487,7 @@ pub(crate) fn task_failed(what: &str, name: &str, fault: &Fault) -> String {
         Fault::Decode(why) => format!("the arguments of {what} `{name}` can't be decoded: {why}"),
         Fault::Encode(why) => format!("the result of {what} `{name}` can't be encoded: {why}"),
         Fault::Unknown(why) => why.clone(),
+        Fault::Returned(why) => format!("{what} `{name}` failed: {why}"),
     }
 }
 

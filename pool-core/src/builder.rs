@@ -1,5 +1,6 @@
 //! [`PoolBuilder`]: a pool with settings.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use pool_worker::Task;
@@ -128,7 +129,7 @@ impl PoolBuilder {
     ///
     /// # What can go wrong
     ///
-    /// If the task panics, exits, or is not through in [`start_timeout`](PoolBuilder::start_timeout), `build` fails and says
+    /// If the task returns `Err`, panics, exits, or is not through in [`start_timeout`](PoolBuilder::start_timeout), `build` fails and says
     /// why. If the process that forks is killed later, or does not answer, workers live on; another takes its place and runs
     /// the task again, and workers that it forks share memory with each other. If the task fails then, that counts as workers that do
     /// not start ([`give_up_after`](PoolBuilder::give_up_after)).
@@ -151,16 +152,145 @@ impl PoolBuilder {
     }
 
     /// A task that every worker runs once, before its first task; one that takes another's place
-    /// does so too. What it returns is ignored; what it leaves behind in `static` variables is there
-    /// for the tasks.
+    /// does so too. What it leaves behind in `static` variables is there for the tasks.
     ///
-    /// Default: none. If it panics, exits, or is not through in time, [`build`](PoolBuilder::build)
-    /// fails and says why.
+    /// Several add up: they run in the order in which they are given here.
+    ///
+    /// Default: none. If one returns `Err`, panics, exits, or is not through in
+    /// [time](PoolBuilder::start_timeout), [`build`](PoolBuilder::build) fails and says why: with the text of the error,
+    /// which is that of its `Display`, or else of its `Debug`. (It goes through serde as all that tasks return, so it may be a
+    /// `String`, but no [`std::io::Error`].) In a worker that takes another's place that is a start that has
+    /// failed ([`give_up_after`](PoolBuilder::give_up_after)). What else a task returns is ignored.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn check_port(port: &str) -> Result<(), String> {
+    ///     port.parse::<u16>().map(drop).map_err(|error| format!("{port} is no port: {error}"))
+    /// }
+    ///
+    /// let pool = Pool::builder().processes(1).initializer(check_port, ("http".to_owned(),)).build();
+    /// let why = pool.unwrap_err().to_string();
+    /// assert!(why.contains("check_port` failed: http is no port: invalid digit"), "{why}");
+    /// ```
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         match prepare::<T>(args) {
-            Ok(task) => self.settings.initializer = Some(task),
+            Ok(task) => self.settings.initializers.push(task),
             Err(error) => self.failed = Some(error),
         }
+        self
+    }
+
+    /// A task that every worker runs once, when it leaves in good order: it writes what it has gathered, or says goodbye to a
+    /// server. It runs before the exit handlers of the process, and what it prints is printed.
+    ///
+    /// A worker leaves in good order
+    ///
+    /// - after [`close`](Pool::close), when there is no more work; [`join`](Pool::join) waits for that;
+    /// - when another takes its place ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child),
+    ///   [`max_memory_per_child`](PoolBuilder::max_memory_per_child));
+    /// - if it has nothing to do when the pool is terminated or dropped. Then it is killed after 200 ms, whatever it is at.
+    ///
+    /// Otherwise the finalizer does not run: in a worker that dies, is killed, or runs an input when it is stopped. So put
+    /// nothing there that must happen.
+    ///
+    /// Several add up: they run in the order in which they are given here. Together with the exit handlers they may take as
+    /// long as `#[pool_task(time_limit = "30s")]` of each says, where 10 seconds stand for one that says nothing; then the
+    /// worker is killed. Meanwhile others work, but a pool whose workers are replaced faster than they leave waits for them.
+    ///
+    /// Its arguments may hold a [`Shared`](crate::Shared). What comes of it, a panic or an `Err`, is told to nobody, and harms
+    /// nothing; the others run nevertheless.
+    ///
+    /// Default: none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::fs;
+    /// use std::path::Path;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// static SEEN: AtomicU64 = AtomicU64::new(0);
+    ///
+    /// #[pool_task]
+    /// fn look(_: u64) {
+    ///     SEEN.fetch_add(1, Ordering::Relaxed);
+    /// }
+    ///
+    /// #[pool_task]
+    /// fn write_report(directory: &Path) {
+    ///     let report = directory.join(std::process::id().to_string());
+    ///     fs::write(report, SEEN.load(Ordering::Relaxed).to_string()).expect("there is room");
+    /// }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = std::env::temp_dir().join(format!("finalizer-{}", std::process::id()));
+    /// # fs::create_dir_all(&directory)?;
+    ///
+    /// let pool = Pool::builder().processes(2).finalizer(write_report, (directory.clone(),)).build()?;
+    /// pool.map(look, 0..100)?;
+    /// pool.close();
+    /// pool.join()?;
+    ///
+    /// let mut seen = 0;
+    /// for report in fs::read_dir(&directory)? {
+    ///     seen += fs::read_to_string(report?.path())?.parse::<u64>()?;
+    /// }
+    /// assert_eq!(seen, 100);
+    /// # fs::remove_dir_all(&directory)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn finalizer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
+        match prepare::<T>(args) {
+            Ok(task) => self.settings.finalizers.push(task),
+            Err(error) => self.failed = Some(error),
+        }
+        self
+    }
+
+    /// An environment variable that workers have, and this program need not. It is there from their first instruction on,
+    /// so for libraries that look at it when they are loaded, too; also in the preload task and in pools that tasks have.
+    ///
+    /// May be called several times; the last value of a name counts. Workers inherit the rest of their environment from this
+    /// program.
+    ///
+    /// # Threads of libraries
+    ///
+    /// There are as many workers as CPUs, and many a library starts as many threads as CPUs in each: 64 workers with
+    /// 64 threads each fight for 64 CPUs. So have such a library use one thread:
+    ///
+    /// | variable | of |
+    /// |---|---|
+    /// | `RAYON_NUM_THREADS` | rayon, and what uses its global pool: polars has `POLARS_MAX_THREADS` of its own |
+    /// | `OMP_NUM_THREADS` | OpenMP, thus many C and Fortran libraries |
+    /// | `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` | the linear algebra of OpenBLAS, of Intel's MKL |
+    ///
+    /// Default: nothing but what this program has. A name that is empty or holds `=` or NUL is refused, and so is a value that
+    /// holds NUL; and the library's own variables, `POOL_NODE` and those that begin with `POOL_WORKER_`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn threads() -> Option<String> {
+    ///     std::env::var("RAYON_NUM_THREADS").ok()
+    /// }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder().env("RAYON_NUM_THREADS", "1").env("OMP_NUM_THREADS", "1").build()?;
+    /// assert_eq!(pool.apply(threads, ())?.as_deref(), Some("1"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        let variable = (name.as_ref().to_owned(), value.as_ref().to_owned());
+        self.settings.env.push(variable);
         self
     }
 
@@ -289,8 +419,8 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
-    /// arguments of the initializer or of the preload task can't be encoded; [`Error::Start`] tells why a worker did not
-    /// start, or how its initializer or the preload task failed.
+    /// arguments of an initializer, a finalizer or the preload task can't be encoded; [`Error::Start`] tells why a worker did not
+    /// start, or how an initializer or the preload task failed.
     pub fn build(self) -> Result<Pool, Error> {
         let settings = self.settings;
         let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
@@ -318,6 +448,9 @@ impl PoolBuilder {
                 "every pool is without a worker for a moment",
             );
         }
+        for (name, value) in &settings.env {
+            check_variable(name, value)?;
+        }
         feed::check(&self.defaults)?;
         if let Some(error) = self.failed {
             return Err(error);
@@ -326,6 +459,22 @@ impl PoolBuilder {
         let workers = self.backend.start(settings)?;
         Ok(Pool::over(workers, self.defaults, decode_stack))
     }
+}
+
+/// What no environment can hold would end in a panic of `std`, or be another variable than was meant.
+fn check_variable(name: &OsStr, value: &OsStr) -> Result<(), Error> {
+    let invalid = |why| Err(Error::invalid_setting("env", why));
+    let (name_bytes, value_bytes) = (name.as_encoded_bytes(), value.as_encoded_bytes());
+    if name_bytes.is_empty() || name_bytes.contains(&b'=') || name_bytes.contains(&0) {
+        return invalid("the name of a variable is not empty, and holds neither `=` nor NUL");
+    }
+    if value_bytes.contains(&0) {
+        return invalid("the value of a variable holds no NUL");
+    }
+    if pool_worker::is_own_variable(name) {
+        return invalid("`POOL_NODE` and `POOL_WORKER_…` are variables of this library");
+    }
+    Ok(())
 }
 
 /// A task that is run for what it leaves behind.
@@ -339,5 +488,6 @@ fn prepare<T: Task>(args: T::Args) -> Result<Preparation, Error> {
         name: T::NAME.to_owned(),
         arguments,
         attachments,
+        time_limit: T::TIME_LIMIT,
     })
 }

@@ -15,6 +15,7 @@
 //! | what can't be sent: a connection, a cache, a handle | [an initializer](#initializer-what-each-worker-has-for-itself) | made in each worker, and in memory for each |
 //! | what is large and not just numbers: a map, an index, a model | [`preload`](#preload-loaded-once-before-there-are-workers) | made once; in memory once, until a worker writes to it |
 //! | files | [their names](#files) | what the task reads |
+//! | what a library is told by its environment: how many threads to start | [`env`](crate::PoolBuilder::env) | nothing |
 //!
 //! For some kilobytes an argument is good enough. For more it depends on how many tasks read it, and how long they take: a
 //! table of 10 MiB may well be sent with each of ten tasks that run for seconds.
@@ -179,7 +180,7 @@
 //!
 //! Every worker pays for it, in time and in memory, and so does every worker that replaces another. Its arguments lie in shared
 //! memory as long as the pool lives, for those that come later; so give it the name of a file rather than what is in it. A
-//! `Shared` may be among them.
+//! `Shared` may be among them. Its counterpart is a [`finalizer`](crate::PoolBuilder::finalizer), which runs when a worker leaves.
 //!
 //! # `preload`: loaded once, before there are workers
 //!

@@ -25,8 +25,9 @@
 //!   ([`apply_async`](Pool::apply_async) and the others).
 //! - [`guide`] says how to get data to workers, and what each way costs: lent ([`ByRef`]), bound
 //!   ([`Call::partial`]), in shared memory ([`Shared`]), or loaded before there are tasks.
-//! - [`Pool::builder`] has the settings of a pool: its size, an initializer, what is loaded once for all workers, a
-//!   limit of tasks for each worker.
+//! - [`Pool::builder`] has the settings of a pool: its size, what each worker runs before its first task
+//!   ([`initializer`](PoolBuilder::initializer)) and after its last ([`finalizer`](PoolBuilder::finalizer)), what is loaded
+//!   once for all workers, a limit of tasks for each worker.
 //! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
 //!   input, arguments that are lent or bound.
 //! - [`channel`] lets tasks send something while they run: how far they are, parts of their results.
@@ -41,7 +42,9 @@
 //! Results come in the order of the inputs, but for the `_unordered` ones. If inputs of a
 //! [`map`](Pool::map) fail, the others run nevertheless, and the error is that of the lowest index.
 //! Nothing runs twice, unless [`retries`](Call::retries) are allowed. What a task prints goes where
-//! this program prints; its standard input is empty. A task may have a pool of its own.
+//! this program prints; its standard input is empty. Its command line and its environment are those of this program
+//! ([`PoolBuilder::env`] adds to them), so a `static` that is made of them is the same there; the first of
+//! [`std::env::args`] says which worker it is. A task may have a pool of its own.
 //!
 //! After a `fork` of this process the copy of a pool in the child takes no work and does nothing when
 //! it is dropped.
@@ -105,8 +108,8 @@ pub use shared::Shared;
 pub mod __private {
     pub use pool_worker::param::{Array, Block, Described, DescribedSlice, Plain, Slice, Unsized};
     pub use pool_worker::{
-        Arrived, Buffer, CodecError, Input, Number, Reader, Registration, RunError, Tail, Task,
-        array, decode, decode_msgpack, decode_output_block, encode, encode_block,
+        Arrived, Buffer, CodecError, Input, Number, Outcome, Reader, Registration, RunError, Tail,
+        Task, Tell, array, decode, decode_msgpack, decode_output_block, encode, encode_block,
         encode_last_block, encode_msgpack, encode_output_array, encode_output_block,
         give_last_block, inventory,
     };

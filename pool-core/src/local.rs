@@ -25,6 +25,7 @@ mod supervisor;
 
 use std::cell::Cell;
 use std::fmt;
+use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,11 +33,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Freed, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
+use pool_worker::{Freed, Kind, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
 
 use self::preload::Terms;
 use self::state::{Effects, State};
-use crate::backend::{Backend, Job, JobId, Portion, Settings, Sink, Waiter, Want, Workers};
+use crate::backend::{
+    Backend, Job, JobId, Portion, Preparation, Settings, Sink, Waiter, Want, Workers,
+};
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
 use crate::scheduler::{Mode, Rules};
@@ -77,8 +80,8 @@ struct LocalWorkers {
 struct Shared {
     processes: usize,
     cpus: usize,
-    /// The name of the initializer, for messages.
-    initializer_name: String,
+    /// The names of the initializers, for messages.
+    initializers: Vec<String>,
     launcher: Launcher,
     /// How workers are forked, if they are.
     preload: Option<Terms>,
@@ -106,44 +109,37 @@ impl LocalWorkers {
     fn start(settings: Settings) -> Result<LocalWorkers, Error> {
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let processes = settings.workers.unwrap_or(cpus);
-        let initializer_name = settings.initializer.as_ref();
-        let initializer_name = initializer_name.map_or(String::new(), |task| task.name.clone());
-        let during = match settings.initializer {
-            Some(_) => format!(" (initializer `{initializer_name}`)"),
-            None => String::new(),
-        };
+        let initializers = settings.initializers.iter();
+        let initializers: Vec<String> = initializers.map(|task| task.name.clone()).collect();
         let rules = Rules {
             slots: processes,
             cpus,
             max_tasks: settings.max_tasks,
             start_timeout: settings.start_timeout,
-            during,
+            initializers: initializers.clone(),
             give_up_after: settings.give_up_after,
             grace: settings.grace,
             memory_limit: settings.memory_limit,
             max_memory: settings.max_memory,
+            leave_max: settings.leave_max(),
+            finalizes: !settings.finalizers.is_empty(),
         };
-        let tells_memory = settings.max_memory.is_some();
-        let setup = settings
-            .initializer
-            .map(|task| Setup::new(task.task, &task.arguments, task.attachments));
-        let setup = setup.transpose().map_err(start_error)?;
+        let setup = set_up(&settings).transpose().map_err(start_error)?;
+        let kind = Kind {
+            setup,
+            tells_memory: settings.max_memory.is_some(),
+            contained: settings.contained,
+            decode_stack: settings.decode_stack,
+            env: settings.env,
+        };
         let (watch, waker) = Watch::new().map_err(start_error)?;
         let freed = Freed::new(waker.clone());
-        let launcher = Launcher::new(
-            processes,
-            cpus,
-            setup,
-            tells_memory,
-            settings.contained,
-            settings.decode_stack,
-            Arc::clone(&freed),
-        );
+        let launcher = Launcher::new(processes, cpus, kind, Arc::clone(&freed));
         let launcher = launcher.map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes,
             cpus,
-            initializer_name,
+            initializers,
             state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
             launcher,
             preload: settings.preload.map(|task| Terms {
@@ -201,7 +197,24 @@ impl LocalWorkers {
     }
 }
 
-fn start_error(error: std::io::Error) -> Error {
+/// What workers run beside inputs, if anything.
+fn set_up(settings: &Settings) -> Option<io::Result<Setup>> {
+    settings.preparations().next()?;
+    let preparations = settings.preparations();
+    let held: Vec<_> = preparations
+        .flat_map(|task| task.attachments.iter().map(Arc::clone))
+        .collect();
+    let (initializers, finalizers) = (steps(&settings.initializers), steps(&settings.finalizers));
+    Some(Setup::new(&initializers, &finalizers, &held))
+}
+
+/// The numbers of tasks, and their arguments.
+fn steps(tasks: &[Preparation]) -> Vec<(u32, &[u8])> {
+    let all = tasks.iter();
+    all.map(|task| (task.task, &task.arguments[..])).collect()
+}
+
+fn start_error(error: io::Error) -> Error {
     Error::Start(Start(error.to_string()))
 }
 

@@ -84,8 +84,8 @@ const MISSES_MAX: u32 = 5;
 /// long.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A worker that was let go has this long for its exit handlers.
-const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// A worker that was let go has this long for its finalizers and exit handlers, if nobody says otherwise.
+pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What the caller of the scheduler must do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,8 +133,8 @@ pub(crate) struct Rules {
     pub(crate) max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
     pub(crate) start_timeout: Duration,
-    /// What a worker does before it is ready, for messages.
-    pub(crate) during: String,
+    /// The names of what a worker runs before it is ready, for messages.
+    pub(crate) initializers: Vec<String>,
     /// How long no worker may be any good before the pool is broken.
     pub(crate) give_up_after: Duration,
     /// How long after SIGTERM a worker that is past a limit is killed.
@@ -142,12 +142,29 @@ pub(crate) struct Rules {
     /// How much memory a worker may have while it runs an input, and how much afterwards.
     pub(crate) memory_limit: Option<u64>,
     pub(crate) max_memory: Option<u64>,
+    /// How long a worker that was let go may take to end.
+    pub(crate) leave_max: Duration,
+    /// It has that time even if others wait for its place, since it has something to do.
+    pub(crate) finalizes: bool,
 }
 
 impl Rules {
     /// Whether workers are replaced though they are well.
     fn recycles(&self) -> bool {
         self.max_tasks.is_some() || self.max_memory.is_some()
+    }
+
+    /// What a worker that has not worked was at, for messages: the initializer behind so many that were through, or any.
+    fn during(&self, initialized: Option<usize>) -> String {
+        let names = match (&self.initializers[..], initialized) {
+            (names, Some(next)) if next < names.len() => &names[next..=next],
+            (names, _) => names,
+        };
+        match names {
+            [] => String::new(),
+            [name] => format!(" (initializer `{name}`)"),
+            names => format!(" (initializers `{}`)", names.join("`, `")),
+        }
     }
 
     /// How many slots there are for workers that are on duty, or will be. Where workers are recycled, each has an
@@ -178,6 +195,8 @@ pub(crate) struct End {
     pub(crate) exit: Exit,
     /// How many inputs it had begun, if that can be believed.
     pub(crate) begun: Option<u32>,
+    /// How many of its initializers were through.
+    pub(crate) initialized: usize,
     /// It aborted because an allocation failed.
     pub(crate) starved: Option<Starved>,
 }

@@ -378,22 +378,34 @@ fn run(
         .iter()
         .zip(&locals)
         .map(|(param, local)| param.pass(local));
-    let result = quote!(#call(#(#passed),*));
-    let encode = match output {
+    let call = quote!(#call(#(#passed),*));
+    let result = quote!(__pool_task_result);
+    let answer = match output {
         None => quote! {
-            #private::encode::<()>(&#result, __pool_task_output)
+            #private::encode::<()>(&#call, __pool_task_output)
                 .map(|()| ::core::option::Option::None)
                 .map_err(#private::RunError::Encode)
         },
-        Some(output) => output.encode_output(&private.at(output.span()), &result),
+        Some(output) => {
+            let encode = output.encode_output(&private.at(output.span()), &result);
+            quote! {
+                let #result = #call;
+                if __pool_task_for_effect {
+                    use #private::Tell as _;
+                    return #private::RunError::returned((&&&&#private::Outcome(&#result)).error());
+                }
+                #encode
+            }
+        }
     };
     quote! {
         fn __pool_task_run(
             __pool_task_input: #private::Input<'_>,
             __pool_task_output: &mut ::std::vec::Vec<::core::primitive::u8>,
+            __pool_task_for_effect: ::core::primitive::bool,
         ) -> ::core::result::Result<::core::option::Option<#private::Buffer>, #private::RunError> {
             #read
-            #encode
+            #answer
         }
     }
 }

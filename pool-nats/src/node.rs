@@ -171,15 +171,16 @@ async fn work(
     let settings = store.unpack(settings).await.map_err(text)?;
     let settings = from_bytes::<Settings>(&settings);
     let mut settings = settings.ok_or("can't read the settings of the pool")?;
-    if let Some(initializer) = &mut settings.initializer {
+    if let Some(first) = settings.preparations_mut().next() {
         for reference in &attachments {
             let fetched = store.fetch(reference).await;
-            initializer.attachments.push(fetched.map_err(text)?);
+            first.attachments.push(fetched.map_err(text)?);
         }
     }
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
     let grace = settings.grace;
+    let leave_max = (!settings.finalizers.is_empty()).then(|| settings.leave_max());
     let workers = match start(settings).await {
         Ok(workers) => workers,
         Err(error) => {
@@ -241,7 +242,15 @@ async fn work(
     });
     let why = serving.serve(received, asked, told, pulled, grace).await;
     serving.say_goodbye(&why).await;
-    let ended = tokio::task::spawn_blocking(move || workers.shut_down()).await;
+    let is_idle = serving.running == 0;
+    let ended = tokio::task::spawn_blocking(move || {
+        if let Some(leave_max) = leave_max.filter(|_| is_idle) {
+            workers.close();
+            let _ = workers.join(std::time::Instant::now().checked_add(leave_max));
+        }
+        workers.shut_down();
+    });
+    let ended = ended.await;
     ended.map_err(text)?;
     Ok(why)
 }

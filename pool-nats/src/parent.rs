@@ -536,7 +536,7 @@ impl<'a> Thread<'a> {
         client: Client,
         jetstream: jetstream::Context,
         nats: Nats,
-        mut settings: Settings,
+        settings: Settings,
         made: &Cell<bool>,
         sender: UnboundedSender<Command>,
         shared: &'a Shared,
@@ -588,8 +588,10 @@ impl<'a> Thread<'a> {
         let said = said
             .map_err(|error| format!("{server}: can't subscribe to {}: {error}", run.parent()))?;
         let mut attachments = Vec::new();
-        if let Some(initializer) = &mut settings.initializer {
-            for attachment in &initializer.attachments {
+        let mut ids = HashSet::new();
+        let preparations = settings.preparations();
+        for attachment in preparations.flat_map(|preparation| &preparation.attachments) {
+            if ids.insert(attachment.id()) {
                 let shared = store.share(attachment, |_| ()).await;
                 attachments.push(shared.map_err(|error| format!("{server}: {error}"))?);
             }

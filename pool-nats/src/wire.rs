@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// The consumer of the stream that all nodes pull from. Each time that the stream is made anew it has another name, so that
 /// nobody acknowledges what was in the one before.
@@ -81,7 +81,7 @@ pub(crate) struct Welcome {
     pub(crate) epoch: u64,
     /// How long a node tries to store a result.
     pub(crate) patience: Duration,
-    /// What the arguments of the initializer refer to.
+    /// What the arguments of initializers and finalizers refer to.
     pub(crate) attachments: Vec<Reference>,
 }
 

@@ -27,6 +27,9 @@ pub(crate) const VARIABLE: &str = concat!(
     env!("CARGO_PKG_VERSION_MINOR")
 );
 
+/// How that name begins, whatever the version.
+pub(crate) const VARIABLES: &str = "POOL_WORKER_";
+
 /// What the variable says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
@@ -120,7 +123,7 @@ extern "C" fn enter(argc: c_int, argv: *const *const c_char, envp: *const *const
 
 /// Says that a process is to run the work of another one, which may be on another machine, and where that is found:
 /// `scheme://…`.
-const NODE: &str = "POOL_NODE";
+pub(crate) const NODE: &str = "POOL_NODE";
 
 /// What makes a process a node of the backend whose addresses have this scheme.
 #[derive(Debug)]

@@ -13,6 +13,8 @@ pub enum Fault {
     Encode(String),
     /// The worker does not know the task.
     Unknown(String),
+    /// It was run for its effect, and returned an error.
+    Returned(String),
 }
 
 /// A panic, as the worker's panic hook saw it.
@@ -57,6 +59,7 @@ impl Fault {
             Fault::Decode(why) => Fault::Decode(cut(why)),
             Fault::Encode(why) => Fault::Encode(cut(why)),
             Fault::Unknown(why) => Fault::Unknown(cut(why)),
+            Fault::Returned(why) => Fault::Returned(cut(why)),
         };
         short.to_bytes()
     }

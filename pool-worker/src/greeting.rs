@@ -4,10 +4,10 @@
 //! # The conversation
 //!
 //! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and four or five
-//! descriptors: the memory of its rings, the bell, the line, where attachments come, and the arguments of its initializer. The *line* is the
-//! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there is an initializer, the parent
-//! answers with [`Control::Setup`] over a channel that came with the hello; and the worker writes what came of it into
-//! its ring of replies, as if it were the result of an input. From then on everything goes through the rings.
+//! descriptors: the memory of its rings, the bell, the line, where attachments come, and the arguments of both. The *line* is the
+//! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there are initializers, or finalizers, the parent
+//! answers with [`Control::Setup`] over a channel that came with the hello; and the worker writes what came of each into
+//! its ring of replies, as if it were the result of an input. What it is to run when it leaves comes with that. From then on everything goes through the rings.
 //!
 //! The arguments are memory of ours and not of ipc-channel's, whose own panics where a system call fails, and with it
 //! the thread that starts workers would.
@@ -46,19 +46,18 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::attach::Attachment;
-use crate::fault::Fault;
 use crate::memory::Constant;
 use crate::registry;
 use crate::scarce::no;
 
 /// Must be the same on both sides; they are the same binary, so a difference is a fault of ours.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// What a worker is told first, besides its descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Introduction {
     /// Whether to wait for [`Control::Setup`] before the first task; how many bytes of arguments it has.
-    pub(crate) initializer: Option<usize>,
+    pub(crate) setup: Option<usize>,
     /// How many attachments come before that.
     pub(crate) attachments: usize,
     /// How many CPUs the pool may use.
@@ -87,12 +86,45 @@ const UNFIT: u8 = 2;
 /// What the parent says.
 #[derive(Debug, Serialize, Deserialize)]
 enum Control {
-    Setup { task: u32 },
+    Setup(Steps),
 }
 
-/// What every worker of a pool runs before its first task.
-pub struct Setup {
+/// What a worker runs beside tasks, in order.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Steps {
+    /// Before its first task.
+    pub(crate) initializers: Vec<Step>,
+    /// When it leaves in good order.
+    pub(crate) finalizers: Vec<Step>,
+}
+
+/// A task that is run for its effect, and where its arguments lie among those of all.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Step {
     task: u32,
+    at: usize,
+    len: usize,
+}
+
+impl Step {
+    /// The number of the task.
+    pub(crate) fn task(&self) -> u32 {
+        self.task
+    }
+
+    /// Its arguments.
+    pub(crate) fn arguments<'a>(&self, all: Option<&'a Constant>) -> &'a [u8] {
+        let all = all.map_or(&[][..], Constant::bytes);
+        all.get(self.at..self.at + self.len).unwrap_or_default()
+    }
+}
+
+/// Numbers among arguments are read in place if they are aligned so.
+const ALIGN: usize = 16;
+
+/// What every worker of a pool runs before its first task, and after its last.
+pub struct Setup {
+    steps: Steps,
     len: usize,
     /// The bytes, which all workers share; none, if there are none.
     args: Option<OwnedFd>,
@@ -107,22 +139,36 @@ impl fmt::Debug for Setup {
 }
 
 impl Setup {
-    /// A task's number, its encoded arguments, which all workers share, and what they refer to.
+    /// The numbers of tasks, each with its encoded arguments, which all workers share; and what those refer to.
     ///
     /// # Errors
     ///
     /// If there is no shared memory for the arguments.
-    pub fn new(task: u32, args: &[u8], held: Vec<Arc<Attachment>>) -> io::Result<Setup> {
+    pub fn new(
+        initializers: &[(u32, &[u8])],
+        finalizers: &[(u32, &[u8])],
+        held: &[Arc<Attachment>],
+    ) -> io::Result<Setup> {
         let mut all = Vec::new();
-        add_all(&held, &mut all);
-        let made = (!args.is_empty()).then(|| Constant::create("pool-arguments", &[args]));
+        add_all(held, &mut all);
+        let (mut parts, mut len) = (Vec::new(), 0);
+        let steps = Steps {
+            initializers: lay_out(initializers, &mut parts, &mut len),
+            finalizers: lay_out(finalizers, &mut parts, &mut len),
+        };
+        let made = (len > 0).then(|| Constant::create("pool-arguments", &parts));
         let made = made.transpose();
         Ok(Setup {
-            task,
-            len: args.len(),
-            args: made.map_err(no("shared memory for the arguments of the initializer"))?,
+            steps,
+            len,
+            args: made.map_err(no("shared memory for the arguments of initializers"))?,
             held: all,
         })
+    }
+
+    /// How many initializers there are.
+    pub(crate) fn initializers(&self) -> usize {
+        self.steps.initializers.len()
     }
 
     /// How many bytes of arguments.
@@ -134,6 +180,22 @@ impl Setup {
     pub(crate) fn held(&self) -> &[Arc<Attachment>] {
         &self.held
     }
+}
+
+/// Puts arguments behind the `len` bytes that there are, with gaps between them that keep them aligned.
+fn lay_out<'a>(tasks: &[(u32, &'a [u8])], parts: &mut Vec<&'a [u8]>, len: &mut usize) -> Vec<Step> {
+    let lay = |(task, args): &(u32, &'a [u8])| {
+        let gap = len.wrapping_neg() % ALIGN;
+        parts.extend([&[0; ALIGN][..gap], args]);
+        let at = *len + gap;
+        *len = at + args.len();
+        Step {
+            task: *task,
+            at,
+            len: args.len(),
+        }
+    };
+    tasks.iter().map(lay).collect()
 }
 
 /// Adds these and what they refer to, each once, and behind what it refers to.
@@ -188,7 +250,7 @@ pub enum Said {
     Gone,
     /// It takes tasks.
     Ready,
-    /// Its initializer has come to an end, unless it lies: its ring tells to which.
+    /// An initializer has come to an end, unless it lies: its ring tells to which.
     SetUp,
     /// That it can't be a worker, or what no worker of ours says. It should be killed.
     Unfit(String),
@@ -311,7 +373,7 @@ impl Talk {
                 };
                 let control = hello.control.ok_or("it has no ear for its initializer")?;
                 control
-                    .send(Control::Setup { task: setup.task })
+                    .send(Control::Setup(setup.steps.clone()))
                     .map_err(|error| {
                         // It may be gone, and have said why.
                         let why = self.last_word();
@@ -404,7 +466,7 @@ pub(crate) struct Handed {
     pub(crate) line: Speaker,
     /// Where attachments come.
     pub(crate) attachments: OwnedFd,
-    /// The arguments of its initializer.
+    /// The arguments of its initializers and finalizers.
     pub(crate) args: Option<OwnedFd>,
 }
 
@@ -509,7 +571,7 @@ pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let mut fds = fds.into_iter().flatten();
     let mut next = || fds.next().ok_or_else(broken);
     let (rings, bell, line, attachments) = (next()?, next()?, next()?, next()?);
-    let args = match introduction.initializer {
+    let args = match introduction.setup {
         None | Some(0) => None,
         Some(_) => Some(next()?),
     };
@@ -530,18 +592,15 @@ impl AsFd for Voice {
 }
 
 impl Voice {
-    /// Says hello; then waits for what to set up, if the introduction has said so, and does it. The parent
-    /// learns what came of that by `reply`.
+    /// Says hello; then waits for what to set up, if the introduction has said that there is something.
     pub(crate) fn greet(
         &self,
         line: Speaker,
         token: String,
-        initializer: bool,
-        initialize: impl FnOnce(u32) -> Result<(), Fault>,
-        reply: impl FnOnce(&Result<(), Fault>),
-    ) -> io::Result<bool> {
+        has_setup: bool,
+    ) -> io::Result<Option<Steps>> {
         let unheard = no("way to greet its parent");
-        let (control, controls) = if initializer {
+        let (control, controls) = if has_setup {
             let (control, controls) = ipc::channel().map_err(&unheard)?;
             (Some(control), Some(controls))
         } else {
@@ -560,7 +619,7 @@ impl Voice {
         drop(line);
         self.announce().map_err(unheard)?;
         let Some(controls) = controls else {
-            return Ok(true);
+            return Ok(None);
         };
         let setup = loop {
             match controls.recv() {
@@ -568,21 +627,14 @@ impl Voice {
                 setup => break setup,
             }
         };
-        let setup = match setup {
-            Ok(setup) => setup,
+        match setup {
+            Ok(Control::Setup(steps)) => Ok(Some(steps)),
             Err(error) => {
                 // Were it closed now, the parent would see that before it hears why.
                 mem::forget(controls);
-                return Err(no("word of its initializer")(io::Error::other(error)));
+                Err(no("word of its initializer")(io::Error::other(error)))
             }
-        };
-        drop(controls);
-        let Control::Setup { task } = setup;
-        let result = initialize(task);
-        reply(&result);
-        // An initializer may have closed the socket. That it is closed tells the parent as much.
-        let _ = self.announce();
-        Ok(result.is_ok())
+        }
     }
 
     /// Has the parent look for what was said.

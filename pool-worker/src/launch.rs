@@ -12,6 +12,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +26,7 @@ use std::time::Duration;
 use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
 use crate::bell::Bell;
 use crate::channel::{Channel, Put};
-use crate::entry::{self, Call, Role, VARIABLE};
+use crate::entry::{self, Call, NODE, Role, VARIABLE, VARIABLES};
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
@@ -42,7 +43,22 @@ const PROGRAM: &str = "/proc/self/exe";
 
 const NO_MEMORY: Garbled = Garbled("it can't be handed memory that tasks have in common");
 
-const NO_FAULT: Garbled = Garbled("what it says of its initializer can't be read");
+const NO_FAULT: Garbled = Garbled("what it says of an initializer can't be read");
+
+/// What workers of a pool are like.
+#[derive(Debug)]
+pub struct Kind {
+    /// What each runs before its first task, and after its last.
+    pub setup: Option<Setup>,
+    /// Each is to say after each input how much memory it has in use.
+    pub tells_memory: bool,
+    /// What they start shall end with them.
+    pub contained: bool,
+    /// How much of the stack a value may take while it is decoded, in bytes.
+    pub decode_stack: usize,
+    /// What their environment has beside that of this process; of two of one name the last counts.
+    pub env: Vec<(OsString, OsString)>,
+}
 
 /// What all workers of a pool have in common.
 #[derive(Debug)]
@@ -53,6 +69,7 @@ pub struct Launcher {
     introduction: Introduction,
     setup: Option<Arc<Setup>>,
     contained: bool,
+    env: Vec<(OsString, OsString)>,
     freed: Arc<Freed>,
     /// How many workers there are at a time.
     workers: usize,
@@ -77,6 +94,9 @@ pub struct Worker {
     ask_later: bool,
     /// Into which channels it has sent something that is waited for.
     awaited: Vec<Arc<Channel>>,
+    /// How many initializers it has, and of how many it has said that they are through.
+    initializers: usize,
+    initialized: usize,
 }
 
 /// What a worker has of what inputs have in common.
@@ -146,32 +166,28 @@ pub fn may_launch() -> io::Result<()> {
 }
 
 impl Launcher {
-    /// For so many workers, that run `setup` before their first task. `cpus`: how many the pool may use.
-    /// `tells_memory`: each is to say after each input how much memory it has in use. `contained`: what they start shall
-    /// end with them. `decode_stack`: how much of the stack a value may take while it is decoded, in bytes. `freed` tells
-    /// what they need not keep.
+    /// For so many workers of this kind. `cpus`: how many the pool may use. `freed` tells what they need not keep.
     ///
     /// # Errors
     ///
     /// If this process must not start workers ([`may_launch`]), may not open the descriptors that so many need, or
     /// has no memory left.
-    pub fn new(
-        workers: usize,
-        cpus: usize,
-        setup: Option<Setup>,
-        tells_memory: bool,
-        contained: bool,
-        decode_stack: usize,
-        freed: Arc<Freed>,
-    ) -> io::Result<Launcher> {
+    pub fn new(workers: usize, cpus: usize, kind: Kind, freed: Arc<Freed>) -> io::Result<Launcher> {
         may_launch()?;
+        let Kind {
+            setup,
+            tells_memory,
+            contained,
+            decode_stack,
+            env,
+        } = kind;
         check_descriptors(workers)?;
         let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
             bell_fd,
             introduction: Introduction {
-                initializer: setup.as_ref().map(Setup::len),
+                setup: setup.as_ref().map(Setup::len),
                 attachments: setup.as_ref().map_or(0, |setup| setup.held().len()),
                 cpus,
                 tells_memory,
@@ -179,6 +195,7 @@ impl Launcher {
             },
             setup: setup.map(Arc::new),
             contained,
+            env,
             freed,
             workers,
             started: AtomicU64::new(0),
@@ -201,7 +218,7 @@ impl Launcher {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
         let call = self.call(index)?;
-        let mut child = spawn(&title(index), &call, stdin)?;
+        let mut child = self.spawn(&title(index), &call, stdin)?;
         // What it needs next is made while it starts.
         self.introduce(socket, line, call.token)
             .and_then(|introduced| {
@@ -277,6 +294,8 @@ impl Launcher {
             garbled: None,
             ask_later: false,
             awaited: Vec::new(),
+            initializers: self.setup.as_ref().map_or(0, |setup| setup.initializers()),
+            initialized: 0,
         };
         self.prepare_setup(&mut worker);
         (worker, Starting(talk))
@@ -289,7 +308,24 @@ impl Launcher {
             ..self.call(0)?
         };
         let longest = title(self.workers.saturating_sub(1)).chars().count();
-        spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
+        self.spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
+    }
+
+    /// It has the arguments of this process, for whatever in it parses the command line.
+    fn spawn(&self, title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
+        let env = self.env.iter().map(|(name, value)| (name, value));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that starts processes"
+        )]
+        Command::new(PROGRAM)
+            .arg0(title)
+            .args(env::args_os().skip(1))
+            .envs(env)
+            .env(VARIABLE, call.to_variable())
+            .stdin(Stdio::from(stdin))
+            .spawn()
+            .map_err(no_process("process for a worker"))
     }
 
     /// Sends a worker that starts what its initializer needs; false if there is no room for all of it yet.
@@ -314,20 +350,13 @@ pub(crate) struct Introduced {
     talk: Talk,
 }
 
-fn spawn(title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that starts processes"
-    )]
-    Command::new(PROGRAM)
-        .arg0(title)
-        .env(VARIABLE, call.to_variable())
-        .stdin(Stdio::from(stdin))
-        .spawn()
-        .map_err(no_process("process for a worker"))
+/// Whether a variable of this name tells a process of this library what it is to be.
+pub fn is_own_variable(name: &OsStr) -> bool {
+    let own = name.as_encoded_bytes();
+    own.starts_with(VARIABLES.as_bytes()) || own == NODE.as_bytes()
 }
 
-/// What `ps` shows: "pool-worker 3 of wordcount".
+/// What `ps` shows before the arguments: "pool-worker 3 of wordcount".
 pub(crate) fn title(index: usize) -> String {
     format!("pool-worker {index} of {}", program())
 }
@@ -367,18 +396,30 @@ impl Worker {
         self.process.pidfd()
     }
 
-    /// What came of its initializer, if it has said so.
+    /// What came of its initializers, if it has said so.
     pub fn set_up(&mut self) -> Option<Result<(), Fault>> {
         let mut replies = VecDeque::new();
         self.receive_all(&mut replies)?;
-        let mut reply = replies.pop_front()?;
-        match reply.pop()? {
-            (Tag::Value, _) => Some(Ok(())),
-            (Tag::Fault, bytes) => match Fault::from_bytes(&bytes) {
-                Some(fault) => Some(Err(fault)),
-                None => self.believe(Err(NO_FAULT)),
-            },
+        for mut reply in replies {
+            while let Some((tag, bytes)) = reply.pop() {
+                if tag == Tag::Fault {
+                    return match Fault::from_bytes(&bytes) {
+                        Some(fault) => Some(Err(fault)),
+                        None => self.believe(Err(NO_FAULT)),
+                    };
+                }
+                self.initialized += 1;
+                if self.initialized >= self.initializers {
+                    return Some(Ok(()));
+                }
+            }
         }
+        None
+    }
+
+    /// How many of its initializers are through, as far as it has [said](Worker::set_up).
+    pub fn initialized(&self) -> usize {
+        self.initialized
     }
 
     /// Gives it a portion, as far as there is room; true if all of it is sent. Otherwise give the same

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `param`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, how its parameters travel, which ones this binary has, how values become bytes, why not |
+//! | `task`, `param`, `registry`, `codec`, `encode`, `decode`, `outcome`, `fault` | what a task is, how its parameters travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `zygote` | what forks workers, if they share what it has loaded: both ends |
@@ -44,6 +44,7 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+mod outcome;
 pub mod param;
 mod process;
 mod registry;
@@ -76,13 +77,14 @@ pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
-pub use launch::{Launcher, Starting, Worker, may_launch};
+pub use launch::{Kind, Launcher, Starting, Worker, is_own_variable, may_launch};
 pub use lineage::lineage;
+pub use outcome::{Outcome, Tell};
 pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
 pub use ring::{Glance, Portion, Progress, Sleeper};
 pub use scarce::no_thread;
-pub use serve::{index, run_here};
+pub use serve::{index, prepare_here, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
 pub use task::Task;

@@ -8,8 +8,9 @@ use crate::buffer::Buffer;
 use crate::codec::{CodecError, Input};
 
 /// The function that `#[pool_task]` emits for the worker: decode, call, encode. The result is appended; or given back, if
-/// it is a long block.
-pub type Run = fn(Input<'_>, &mut Vec<u8>) -> Result<Option<Buffer>, RunError>;
+/// it is a long block. If the last argument is true, the task is run for its effect: nothing is encoded, and a result that is
+/// an error is one.
+pub type Run = fn(Input<'_>, &mut Vec<u8>, bool) -> Result<Option<Buffer>, RunError>;
 
 /// Why a task gave no result, other than by a panic.
 #[derive(Debug, Clone)]
@@ -18,6 +19,15 @@ pub enum RunError {
     Decode(CodecError),
     /// The result could not be encoded.
     Encode(CodecError),
+    /// The task returned an error, with this text, where it was run for its effect.
+    Returned(String),
+}
+
+impl RunError {
+    /// What follows from what a task [tells](crate::Tell) that was run for its effect.
+    pub fn returned(error: Option<String>) -> Result<Option<Buffer>, RunError> {
+        error.map_or(Ok(None), |error| Err(RunError::Returned(error)))
+    }
 }
 
 /// One task of this binary.
@@ -83,7 +93,12 @@ impl Registration {
         args: Input<'_>,
         out: &mut Vec<u8>,
     ) -> Result<Option<Buffer>, RunError> {
-        (self.run)(args, out)
+        (self.run)(args, out, false)
+    }
+
+    /// The same for its effect.
+    pub(crate) fn run_for_effect(&self, args: Input<'_>) -> Result<(), RunError> {
+        (self.run)(args, &mut Vec::new(), true).map(drop)
     }
 }
 

@@ -25,10 +25,10 @@ use crate::codec::{Input, Rest};
 use crate::contain;
 use crate::decode;
 use crate::entry::{Call, Role};
-use crate::fault::Fault;
+use crate::fault::{Fault, Panic};
 use crate::flush::{Flusher, flush_stdout_in_time};
 use crate::frames::{FRAME_MAX, Frames, Tag};
-use crate::greeting::{self, Handed, Voice};
+use crate::greeting::{self, Handed, Step, Voice};
 use crate::leave;
 use crate::lineage::lineage;
 use crate::memory::Constant;
@@ -99,6 +99,7 @@ pub(crate) fn serve(mut call: Call) {
             leave::watch();
             worker.run();
             leave::be_gone();
+            worker.finalize();
             // The process ends, and everything with it.
             mem::forget(worker);
         }
@@ -177,14 +178,17 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
     drop(bell);
-    let args = args.map(|fd| Constant::open(&fd, introduction.initializer.unwrap_or_default()));
+    let args = args.map(|fd| Constant::open(&fd, introduction.setup.unwrap_or_default()));
     let args = args.transpose();
-    let args = args.map_err(no("memory for the arguments of its initializer"))?;
+    let args = args.map_err(no("memory for the arguments of its initializers"))?;
     let (mut requests, replies) = Replies::open(memory, rung, call.index);
     // Where a panic aborts, the hook has the last word.
     let aborting = cfg!(panic = "abort").then(|| (Arc::clone(voice), replies.clone()));
     unwind::install(move |panic| {
         if let Some((voice, replies)) = &aborting {
+            if FINALIZING.get().is_some() {
+                return;
+            }
             let fault = Fault::Panicked(panic);
             if INITIALIZED.get().is_some() {
                 replies.write(Tag::Fault, &fault.to_bytes().into());
@@ -198,34 +202,29 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let _ = PARENT.set(call.parent);
     let this = lineage();
     channel::install(replies.clone(), this);
-    let ready = voice.greet(
-        line,
-        call.token.clone(),
-        introduction.initializer.is_some(),
-        |task| {
-            for _ in 0..introduction.attachments {
-                match requests.next(|| ()) {
-                    Request::Attach(id, came) => keep(&attachments, id, came),
-                    _ => process::abort(),
-                }
+    let steps = voice.greet(line, call.token.clone(), introduction.setup.is_some())?;
+    let mut finalizers = Vec::new();
+    if let Some(steps) = steps {
+        for _ in 0..introduction.attachments {
+            match requests.next(|| ()) {
+                Request::Attach(id, came) => keep(&attachments, id, came),
+                _ => process::abort(),
             }
-            let bytes = args.as_ref().map_or(&[][..], Constant::bytes);
-            let input = Input::new(Rest::Shared(bytes), None);
-            let result = call_for_effect(task, input);
-            drop(args);
-            end_if_copy_of(this);
-            flush_stdout_in_time();
-            result
-        },
-        |result| match result {
-            Ok(()) => replies.write_aside(Tag::Value, &[]),
-            Err(fault) => replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX)),
-        },
-    )?;
-    let _ = INITIALIZED.set(());
-    if !ready {
-        process::exit(0);
+        }
+        let is_ready = initialize(&steps.initializers, args.as_ref(), |result| {
+            match result {
+                Ok(()) => replies.write_aside(Tag::Value, &[]),
+                Err(fault) => replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX)),
+            }
+            // An initializer may have closed the socket. That it is closed tells the parent as much.
+            let _ = voice.announce();
+        });
+        if !is_ready {
+            process::exit(0);
+        }
+        finalizers = steps.finalizers;
     }
+    let _ = INITIALIZED.set(());
     Ok(Worker {
         requests,
         runner: Runner {
@@ -239,7 +238,36 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             forgotten: Vec::new(),
         },
         attachments,
+        args: args.filter(|_| !finalizers.is_empty()),
+        finalizers,
     })
+}
+
+/// Runs initializers, and says what came of each; at least once that all is well. False: one has failed.
+fn initialize(
+    initializers: &[Step],
+    args: Option<&Constant>,
+    mut say: impl FnMut(Result<(), Fault>),
+) -> bool {
+    if initializers.is_empty() {
+        say(Ok(()));
+    }
+    initializers.iter().all(|initializer| {
+        let result = run_step(initializer, args);
+        let is_well = result.is_ok();
+        say(result);
+        is_well
+    })
+}
+
+/// Runs a task for its effect. What it has printed is printed.
+fn run_step(step: &Step, args: Option<&Constant>) -> Result<(), Fault> {
+    let this = lineage();
+    let input = Input::new(Rest::Shared(step.arguments(args)), None);
+    let result = call_for_effect(step.task(), input);
+    end_if_copy_of(this);
+    flush_stdout_in_time();
+    result
 }
 
 /// The process that this one is a worker of.
@@ -270,13 +298,19 @@ pub(crate) fn end_if_copy_of(worker: u32) {
     }
 }
 
-/// Set when the initializer is through.
+/// Set when the initializers are through.
 static INITIALIZED: OnceLock<()> = OnceLock::new();
+
+/// Set when nothing runs any more but finalizers.
+static FINALIZING: OnceLock<()> = OnceLock::new();
 
 struct Worker {
     requests: Requests,
     runner: Runner,
     attachments: attach::Receiver,
+    finalizers: Vec<Step>,
+    /// Their arguments are in there.
+    args: Option<Constant>,
 }
 
 impl Worker {
@@ -302,6 +336,14 @@ impl Worker {
             if let Some(buffer) = runner.large.take() {
                 requests.recycle(buffer);
             }
+        }
+    }
+
+    /// Runs what it is to run as it leaves. What comes of it is told to nobody.
+    fn finalize(&self) {
+        let _ = FINALIZING.set(());
+        for finalizer in &self.finalizers {
+            let _ = run_step(finalizer, self.args.as_ref());
         }
     }
 }
@@ -333,17 +375,24 @@ pub(crate) fn call_task(
     args: Input<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Buffer>, Fault> {
-    match unwind::catch(|| task.run(args, out)) {
-        Ok(Ok(block)) => Ok(block),
-        Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
-        Ok(Err(RunError::Encode(error))) => Err(Fault::Encode(error.to_string())),
-        Err(panic) => Err(Fault::Panicked(panic)),
-    }
+    what_came(unwind::catch(|| task.run(args, out)))
 }
 
-/// Runs a task whose result nobody wants.
+/// Runs a task whose result nobody wants, unless it is an error.
 pub(crate) fn call_for_effect(task: u32, args: Input<'_>) -> Result<(), Fault> {
-    call_task(find(task)?, args, &mut Vec::new()).map(drop)
+    let task = find(task)?;
+    what_came(unwind::catch(|| task.run_for_effect(args)))
+}
+
+#[inline]
+fn what_came<T>(result: Result<Result<T, RunError>, Panic>) -> Result<T, Fault> {
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
+        Ok(Err(RunError::Encode(error))) => Err(Fault::Encode(error.to_string())),
+        Ok(Err(RunError::Returned(error))) => Err(Fault::Returned(error)),
+        Err(panic) => Err(Fault::Panicked(panic)),
+    }
 }
 
 /// Runs inputs of a task in this process, whether it is a worker or not, and gives the reply to each, in order. (Of a panic
@@ -361,6 +410,17 @@ pub fn run_here(task: u32, mut inputs: Frames, mut reply: impl FnMut(Frames)) {
             });
         }
     });
+}
+
+/// Runs a task for its effect in this process, as [`run_here`] does: with these arguments, which refer to what is held.
+///
+/// # Errors
+///
+/// If it panics or returns an error, or if the arguments can't be decoded.
+pub fn prepare_here(task: u32, arguments: &[u8], held: &[Arc<Attachment>]) -> Result<(), Fault> {
+    attach::within(held.iter(), || {
+        call_for_effect(task, Input::new(Rest::Shared(arguments), None))
+    })
 }
 
 fn run_one_here(task: &Registration, bound: Option<&Attached>, input: Arrived<'_>) -> Frames {

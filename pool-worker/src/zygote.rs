@@ -592,10 +592,12 @@ fn where_own_number_is_kept() -> *mut libc::pid_t {
     if is_it { word } else { ptr::null_mut() }
 }
 
-/// What `ps` shows of this process: the memory of its only argument.
+/// What `ps` shows of this process before the arguments: the memory of the name of the program. The arguments stay as they are.
 struct Title {
     at: usize,
     len: usize,
+    /// There are no arguments behind it.
+    is_last: bool,
 }
 
 impl Title {
@@ -607,10 +609,15 @@ impl Title {
             .map_or("", |(_, fields)| fields)
             .split_whitespace();
         let mut ends = fields.skip(45).map(|end| end.parse().unwrap_or(0));
-        let (at, end) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
+        let (at, end): (usize, usize) = (ends.next().unwrap_or(0), ends.next().unwrap_or(0));
+        let all = end.saturating_sub(at);
+        let line = fs::read("/proc/self/cmdline").unwrap_or_default();
+        let len = line.iter().position(|byte| *byte == 0);
+        let len = len.map_or(0, |len| len + 1).min(all);
         Title {
             at,
-            len: end.saturating_sub(at),
+            len,
+            is_last: len == all,
         }
     }
 
@@ -620,12 +627,13 @@ impl Title {
             return;
         }
         let place = ptr::with_exposed_provenance_mut::<u8>(self.at);
-        // SAFETY: the kernel has put the argument there for the program, which has one thread.
+        // SAFETY: the kernel has put the name there for the program, which has one thread.
         let place = unsafe { std::slice::from_raw_parts_mut(place, self.len) };
         place.fill(0);
         place[..title.len()].copy_from_slice(title.as_bytes());
-        // By this the kernel knows that the title ends before its place does.
-        if title.len() + 1 < self.len {
+        // By this the kernel knows that the title ends before its place does. Where arguments follow, there are empty ones
+        // between it and them, to those who read the command line from outside.
+        if self.is_last && title.len() + 1 < self.len {
             place[self.len - 1] = b' ';
         }
     }

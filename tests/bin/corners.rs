@@ -6,11 +6,13 @@
 )]
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::hint::black_box;
 use std::io;
 use std::path::Path;
 use std::process;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,8 @@ fn main() -> Result<(), Error> {
         "too-many" => too_many(),
         "recycled" => recycled(),
         "initializers" => initializers(),
+        "finalizers" => finalizers(),
+        "arguments" => arguments(),
         "lying-clock" => lying_clock(),
         "other-user" => other_user(),
         "paused" => paused(),
@@ -330,6 +334,67 @@ fn initializers() -> Result<(), Error> {
     }
     let pool = builder().initializer(hold_output_at_start, ()).build()?;
     assert_eq!(pool.apply_async(square, (3,)).get_timeout(SOON)?, 9);
+    Ok(())
+}
+
+/// Prints what is not the end of a line.
+#[pool_task]
+fn say_goodbye() {
+    print!("goodbye ");
+}
+
+fn finalizers() -> Result<(), Error> {
+    let pool = Pool::builder().processes(2).finalizer(say_goodbye, ());
+    let pool = pool.build()?;
+    works(&pool)?;
+    pool.close();
+    pool.join()
+}
+
+static ARGUMENTS: LazyLock<Vec<OsString>> = LazyLock::new(|| env::args_os().skip(1).collect());
+
+#[pool_task]
+fn take_arguments() {
+    LazyLock::force(&ARGUMENTS);
+}
+
+/// The title, and the rest as it is now and as a static has it.
+#[pool_task]
+fn own_arguments() -> (String, Vec<OsString>, Vec<OsString>) {
+    let mut all = env::args_os();
+    let title = all.next().unwrap_or_default();
+    let title = title.to_string_lossy().into_owned();
+    (title, all.collect(), ARGUMENTS.clone())
+}
+
+#[pool_task]
+fn arguments_of_nested() -> (String, Vec<OsString>, Vec<OsString>) {
+    let pool = Pool::with_processes(1).expect("it starts");
+    pool.apply(own_arguments, ()).expect("it runs")
+}
+
+/// What a worker knows of the command line.
+fn arguments() -> Result<(), Error> {
+    let builder = || Pool::builder().processes(2);
+    let program = env::current_exe().expect("it has a name");
+    let name = program.file_name().expect("a file").display().to_string();
+    let same = |pool: &Pool| -> Result<(), Error> {
+        let (title, now, kept) = pool.apply(own_arguments, ())?;
+        assert!(title.starts_with("pool-worker "), "{title}");
+        assert!(title.ends_with(&format!(" of {name}")), "{title}");
+        assert_eq!((&now, &kept), (&*ARGUMENTS, &*ARGUMENTS));
+        let (_, now, kept) = pool.apply(arguments_of_nested, ())?;
+        assert_eq!((&now, &kept), (&*ARGUMENTS, &*ARGUMENTS));
+        Ok(())
+    };
+    same(&builder().build()?)?;
+    same(&builder().preload(take_arguments, ()).build()?)?;
+    for contained in [builder(), builder().preload(take_arguments, ())] {
+        match contained.contain().build() {
+            Ok(pool) => same(&pool)?,
+            Err(error) => assert!(error.to_string().contains("contained"), "{error}"),
+        }
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod hosts;
 mod support;
 
 use std::env;
+use std::path::Path;
 use std::process::{self, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
@@ -569,6 +570,43 @@ fn keep(bytes: Vec<u8>) {
 #[pool_task]
 fn shout(len: usize) {
     panic!("{}", "long ".repeat(len / 5));
+}
+
+#[pool_task]
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok()
+}
+
+#[pool_task]
+fn leave(file: &Path, text: Shared<str>) {
+    let number: u64 = text.parse().expect("a number");
+    // Longer than idle workers have when a pool is just dropped.
+    assert_eq!(mark(file, number, 400), number);
+}
+
+#[test]
+fn nodes_have_finalizers_and_variables_too() {
+    let _dog = watchdog();
+    let Some(server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let node = server.node("leaving", 2);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let (one, two) = ("1".to_owned(), Shared::<str>::copy_from("2").unwrap());
+    let pool = builder(server.nats("leaving"))
+        .env("POOL_TEST_NODE", &one)
+        .finalizer(mark, (file.clone(), 1, 0))
+        .finalizer(leave, (file.clone(), two))
+        .build()
+        .unwrap();
+    assert_eq!(pool.apply(square, (3,)).unwrap(), 9);
+    let seen = pool.apply(variable, ("POOL_TEST_NODE".to_owned(),));
+    assert_eq!(seen.unwrap(), Some(one));
+    pool.close();
+    pool.join().unwrap();
+    assert_eq!(node.end().0, Some(0));
+    assert_eq!(marks(&file), [(1, 2), (2, 2)].into());
 }
 
 #[test]

@@ -41,17 +41,19 @@ impl Backend for Far {
             }
         });
         let mut there: Settings = travel(&settings);
-        if let (Some(here), Some(there)) = (&settings.initializer, &mut there.initializer) {
+        for (here, there) in settings.preparations().zip(there.preparations_mut()) {
             let attachments = here.attachments.iter();
             there.attachments = attachments.map(|one| lock(&store).fetch(one)).collect();
         }
+        let held = settings
+            .preparations()
+            .flat_map(|task| task.attachments.clone());
+        let held = held.collect();
         Ok(Arc::new(FarWorkers {
             there: Box::new(Local).start(there)?,
             store,
             sinks: Mutex::default(),
-            held: settings
-                .initializer
-                .map_or_else(Vec::new, |task| task.attachments),
+            held,
         }))
     }
 }

@@ -102,6 +102,11 @@ fn refuse() {
     panic!("not today");
 }
 
+#[pool_task]
+fn decline() -> Result<(), String> {
+    Err("nor tomorrow".to_owned())
+}
+
 #[test]
 fn the_initializer_runs_once_and_may_fail() {
     let table = Shared::copy_from(&[1_u64, 7][..]).unwrap();
@@ -118,6 +123,12 @@ fn the_initializer_runs_once_and_may_fail() {
         why.contains("refuse` panicked") && why.contains("not today"),
         "{why}"
     );
+    let declined = Pool::builder()
+        .backend(Inline)
+        .initializer(decline, ())
+        .build();
+    let why = declined.unwrap_err().to_string();
+    assert!(why.contains("decline` failed: nor tomorrow"), "{why}");
 }
 
 #[test]

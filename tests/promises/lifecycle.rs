@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::iter;
+use std::os::unix::ffi::OsStrExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{AsyncResult, Error, Pool, PoolBuilder, pool_task, worker};
+use pool_core::{AsyncResult, Error, Pool, PoolBuilder, Shared, pool_task, worker};
+use serde::{Deserialize, Serialize};
 
 use crate::leaks;
 use crate::support::{
@@ -650,6 +653,410 @@ fn build_says_why_an_initializer_failed() {
         let pids: Vec<u32> = lines(&file).into_iter().map(|pid| pid as u32).collect();
         leaks::none_left(&pids);
         assert!(pids.len() <= 4, "{how}: an endless succession: {pids:?}");
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Dumped {
+    port: u16,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Mute;
+
+type Checked<E> = Result<u32, E>;
+
+#[pool_task]
+fn returns_a_string(text: &str) -> Checked<String> {
+    Err(text.to_owned())
+}
+
+#[pool_task]
+fn returns_an_option(fails: bool) -> Option<Result<u32, String>> {
+    fails.then(|| Err("nobody looks into that".to_owned()))
+}
+
+#[test]
+fn an_initializer_that_returns_an_error_has_failed() {
+    let _dog = watchdog();
+
+    #[pool_task]
+    fn returns_shown() -> Result<(), Box<str>> {
+        Err("no database".into())
+    }
+    #[pool_task]
+    fn returns_dumped() -> Checked<Dumped> {
+        Err(Dumped { port: 5432 })
+    }
+    #[pool_task]
+    fn returns_mute() -> Result<Mute, Mute> {
+        Err(Mute)
+    }
+
+    let is_said = |builder: PoolBuilder, parts: &[&str]| {
+        let error = builder.processes(2).build().unwrap_err();
+        assert!(matches!(error, Error::Start(_)), "{error:?}");
+        let text = error.to_string();
+        for part in parts {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+    };
+    let text = "no such thing".to_owned();
+    is_said(
+        builder().initializer(returns_a_string, (text,)),
+        &["returns_a_string` failed: no such thing"],
+    );
+    is_said(
+        builder().initializer(returns_shown, ()),
+        &["its initializer", "returns_shown` failed: no database"],
+    );
+    is_said(
+        builder().initializer(returns_dumped, ()),
+        &["returns_dumped` failed: Dumped { port: 5432 }"],
+    );
+    is_said(
+        builder().initializer(returns_mute, ()),
+        &["returns_mute` failed: it returned an error that can't be shown"],
+    );
+    is_said(
+        builder().preload(returns_shown, ()),
+        &["the preload task", "returns_shown` failed: no database"],
+    );
+    let long = "all at once ".repeat(50_000);
+    is_said(
+        builder().initializer(returns_a_string, (long,)),
+        &["returns_a_string` failed: all at once all"],
+    );
+    let pool = checked(
+        builder()
+            .processes(1)
+            .initializer(returns_an_option, (true,))
+            .build(),
+    );
+    works(&pool);
+    // As a task of a call it returns what it returns.
+    let returned = pool.apply(returns_a_string, ("back".to_owned(),)).unwrap();
+    assert_eq!(returned, Err("back".to_owned()));
+}
+
+#[pool_task]
+fn fail_the_third_time(file: &Path) -> Result<(), String> {
+    append(file, u64::from(process::id()));
+    let times = lines(file).len();
+    if times > 2 {
+        return Err(format!("no more workers, after {times}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_replacement_whose_initializer_returns_an_error_has_not_started() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("started");
+    let builder = builder()
+        .processes(2)
+        .give_up_after(Duration::from_millis(500))
+        .initializer(fail_the_third_time, (file.clone(),));
+    let pool = checked(builder.build());
+    works(&pool);
+    for pid in pool.worker_pids() {
+        signal(pid, libc::SIGKILL);
+        leaks::wait_until_dead(pid);
+    }
+    let error = pool.map(square, 0..10).unwrap_err();
+    assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("failed: no more workers, after"), "{text}");
+}
+
+static STEPS: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+#[pool_task]
+fn take_step(numbers: &[u64], more: Shared<[u64]>) {
+    assert!(numbers.as_ptr().is_aligned());
+    let mut steps = STEPS.lock().unwrap();
+    steps.extend(numbers);
+    steps.extend(&more[..]);
+}
+
+#[pool_task]
+fn steps_taken() -> Vec<u64> {
+    STEPS.lock().unwrap().clone()
+}
+
+#[test]
+fn initializers_add_up_and_run_in_order() -> Result<(), Error> {
+    let _dog = watchdog();
+    let (one, two) = (
+        Shared::copy_from(&[2_u64][..])?,
+        Shared::copy_from(&[4_u64][..])?,
+    );
+    let pool = checked(
+        builder()
+            .processes(2)
+            .initializer(take_step, (vec![1], one.clone()))
+            .initializer(returns_an_option, (false,))
+            .initializer(take_step, (vec![3], two))
+            .initializer(take_step, (vec![5, 6], one))
+            .build(),
+    );
+    let all = pool.task(steps_taken).starmap((0..20).map(|_| ()))?;
+    assert!(all.iter().all(|steps| *steps == [1, 2, 3, 4, 5, 6, 2]));
+    Ok(())
+}
+
+#[pool_task]
+fn does_no_harm(_: &str) {}
+
+#[test]
+fn of_several_initializers_the_one_is_named_that_failed() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    for how in ["panic", "exit", "kill", "hang"] {
+        let file = directory.path().join(how);
+        let mut builder = builder()
+            .processes(1)
+            .initializer(does_no_harm, ("first".to_owned(),))
+            .initializer(fail_to_start, (how.to_owned(), file))
+            .initializer(returns_a_string, ("last".to_owned(),));
+        if how == "hang" {
+            builder = builder.start_timeout(Duration::from_secs(1));
+        }
+        let text = builder.build().unwrap_err().to_string();
+        assert!(text.contains("fail_to_start"), "{how}: {text}");
+        assert!(!text.contains("does_no_harm"), "{how}: {text}");
+        assert!(!text.contains("returns_a_string"), "{how}: {text}");
+    }
+}
+
+#[pool_task]
+fn leave_a_mark(file: &Path, line: u64) -> Result<(), String> {
+    append(file, line);
+    Err("nobody hears that".to_owned())
+}
+
+#[pool_task]
+fn panic_at_the_end() {
+    panic!("nobody hears that");
+}
+
+#[pool_task]
+fn leave_a_sum(file: &Path, numbers: Shared<[u64]>) {
+    append(file, numbers.iter().sum());
+}
+
+/// Stands at the gate, and then adds a line.
+#[pool_task(time_limit = "40s")]
+fn leave_slowly(gate: &Path, file: &Path) {
+    append(file, 1);
+    crate::support::stand(gate, 0);
+    append(file, 2);
+}
+
+#[test]
+fn finalizers_run_in_order_when_the_pool_closes() -> Result<(), Error> {
+    if workers_are_elsewhere() {
+        return Ok(());
+    }
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let numbers = Shared::copy_from(&vec![1_u64; 100_000][..])?;
+    for (contained, preloaded) in [(false, false), (true, false), (false, true)] {
+        let mut builder = builder()
+            .processes(1)
+            .finalizer(leave_a_mark, (file.clone(), 1))
+            .finalizer(panic_at_the_end, ())
+            .finalizer(leave_a_sum, (file.clone(), numbers.clone()))
+            .finalizer(leave_a_mark, (file.clone(), 2));
+        if contained {
+            builder = builder.contain();
+        }
+        if preloaded {
+            builder = builder.preload(does_no_harm, (String::new(),));
+        }
+        let pool = checked(builder.build());
+        works(&pool);
+        assert_eq!(lines(&file), [0; 0]);
+        pool.close();
+        pool.join()?;
+        assert_eq!(lines(&file), [1, 100_000, 2]);
+        std::fs::remove_file(&file).unwrap();
+    }
+    Ok(())
+}
+
+#[test]
+fn finalizers_run_in_workers_that_are_replaced_and_in_idle_ones_at_the_end() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let builder = builder().finalizer(leave_a_mark, (file.clone(), 7));
+    let pool = checked(builder.processes(1).max_tasks_per_child(5).build());
+    let users: HashSet<u32> = pool
+        .map(who, 0..20)
+        .unwrap()
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .collect();
+    pool.close();
+    pool.join().unwrap();
+    if workers_are_elsewhere() {
+        return;
+    }
+    // There may have been an understudy.
+    assert!(lines(&file).len() >= users.len(), "{:?}", lines(&file));
+    for terminate in [false, true] {
+        let file = directory.path().join(terminate.to_string());
+        let builder = crate::support::builder().finalizer(leave_a_mark, (file.clone(), 7));
+        let pool = checked(builder.processes(2).build());
+        works(&pool);
+        if terminate {
+            pool.terminate();
+            pool.join().unwrap();
+        }
+        drop(pool);
+        assert_eq!(lines(&file), [7, 7]);
+    }
+}
+
+#[test]
+fn no_finalizer_runs_in_a_worker_that_is_lost_or_stopped() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("left");
+    let gate = Gate::new();
+    let builder = builder().finalizer(leave_a_mark, (file.clone(), 1));
+    let pool = checked(builder.processes(1).build());
+    let running = pool.apply_async(wait_at, (gate.path(), 0));
+    let held = gate.accept();
+    signal(held.pid, libc::SIGKILL);
+    held.wait_until_gone();
+    assert!(matches!(running.get(), Err(Error::WorkerLost(_))));
+    let running = pool.apply_async(wait_at, (gate.path(), 0));
+    let held = gate.accept();
+    pool.terminate();
+    pool.join().unwrap();
+    held.wait_until_gone();
+    assert!(matches!(running.get(), Err(Error::Terminated)));
+    assert_eq!(lines(&file), [0; 0]);
+}
+
+#[test]
+fn a_finalizer_has_the_time_that_its_task_says() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _dog = watchdog();
+
+    #[pool_task(time_limit = "100ms")]
+    fn never_leaves(file: &Path) {
+        append(file, 1);
+        forever();
+    }
+
+    let directory = tempfile::tempdir().unwrap();
+    let (file, gate) = (directory.path().join("left"), Gate::new());
+    let slow = builder()
+        .processes(1)
+        .max_tasks_per_child(1)
+        .give_up_after(Duration::from_millis(1))
+        .finalizer(leave_slowly, (gate.path(), file.clone()));
+    let pool = checked(slow.build());
+    // Three wait at the gate, and nobody is killed for the others.
+    let results = pool.map_async(square, 0..6);
+    let held: Vec<_> = (0..3).map(|_| gate.accept()).collect();
+    assert!(!results.ready());
+    held.into_iter().for_each(crate::support::Held::release);
+    gate.let_through(3);
+    assert_eq!(results.get().unwrap(), [0, 1, 4, 9, 16, 25]);
+    pool.close();
+    // An understudy may leave, too.
+    while pool.join_timeout(SHORT).is_err() {
+        if let Some(held) = gate.poll() {
+            held.release();
+        }
+    }
+    let left = lines(&file);
+    let began = left.iter().filter(|line| **line == 1).count();
+    assert_eq!(left.len(), 2 * began, "{left:?}");
+
+    let builder = builder()
+        .processes(1)
+        .finalizer(never_leaves, (directory.path().join("never"),));
+    let pool = checked(builder.build());
+    works(&pool);
+    pool.close();
+    pool.join().unwrap();
+    assert_eq!(lines(&directory.path().join("never")), [1]);
+}
+
+static KEPT: Mutex<Vec<Option<OsString>>> = Mutex::new(Vec::new());
+
+#[pool_task]
+fn keep_variable(name: &str) {
+    KEPT.lock().unwrap().push(env::var_os(name));
+}
+
+/// What was kept of variables, and what they are now.
+#[pool_task]
+fn variables(names: Vec<String>) -> (Vec<Option<OsString>>, Vec<Option<OsString>>) {
+    let kept = KEPT.lock().unwrap().clone();
+    (kept, names.iter().map(env::var_os).collect())
+}
+
+#[test]
+fn workers_have_variables_of_their_own() {
+    let _dog = watchdog();
+    let odd = OsStr::from_bytes(b"not \xff UTF-8");
+    let names = ["POOL_TEST_ONE", "POOL_TEST_TWO", "POOL_TEST_THREE"];
+    let values = [Some("last=".into()), Some(odd.to_owned()), None];
+    for preloaded in [false, true] {
+        let mut builder = builder()
+            .processes(2)
+            .env(names[0], "first")
+            .env(names[1], odd)
+            .env(names[0], "last=")
+            .initializer(keep_variable, (names[0].to_owned(),));
+        if preloaded {
+            builder = builder.preload(keep_variable, (names[1].to_owned(),));
+        }
+        let pool = checked(builder.build());
+        let asked = names.map(str::to_owned).to_vec();
+        let (kept, now) = pool.apply(variables, (asked,)).unwrap();
+        assert_eq!(now, values);
+        if preloaded {
+            assert_eq!(kept, [values[1].clone(), values[0].clone()]);
+        } else {
+            assert_eq!(kept, [values[0].clone()]);
+        }
+    }
+    assert!(names.iter().all(|name| env::var_os(name).is_none()));
+}
+
+#[test]
+fn variables_that_no_environment_can_hold_are_refused() {
+    let bad = [
+        ("", "x"),
+        ("A=B", "x"),
+        ("A\0B", "x"),
+        ("A", "x\0y"),
+        ("POOL_NODE", "nats://x/y"),
+        ("POOL_WORKER_0_1", "1:2:3"),
+    ];
+    for (name, value) in bad {
+        let error = builder().processes(1).env(name, value).build().unwrap_err();
+        match &error {
+            Error::InvalidSetting(invalid) => assert_eq!(invalid.setting(), "env"),
+            other => panic!("{name:?}: {other}"),
+        }
     }
 }
 

@@ -458,22 +458,25 @@ fn names_show_who_is_who() {
     let pool = checked(runs.builder().processes(11).build());
     let program = std::env::args().next().expect("it has a name");
     let program = Path::new(&program).file_name().expect("a file").display();
-    let named = |pid: u32| proc(pid, "cmdline").trim_end_matches('\0').to_owned();
+    // The arguments of the parent follow.
+    let named = |pid: u32| {
+        let line = proc(pid, "cmdline");
+        line.split('\0').next().unwrap_or_default().to_owned()
+    };
     for (index, pid) in pool.worker_pids().into_iter().enumerate() {
         assert_eq!(named(pid), format!("pool-worker {index} of {program}"));
         assert_eq!(proc(pid, "comm").trim(), format!("pool-worker-{index}"));
     }
     assert_eq!(named(runs.zygote()), format!("pool-zygote of {program}"));
     assert_eq!(proc(runs.zygote(), "comm").trim(), "pool-zygote");
-    let seen = pool.apply(own_arguments, ()).expect("it runs");
+    let seen = pool.apply(own_title, ()).expect("it runs");
     assert!(seen.ends_with(&format!(" of {program}")), "{seen}");
     assert!(seen.starts_with("pool-worker "), "{seen}");
 }
 
 #[pool_task]
-fn own_arguments() -> String {
-    let arguments: Vec<_> = std::env::args().collect();
-    arguments.join("|")
+fn own_title() -> String {
+    std::env::args().next().unwrap_or_default()
 }
 
 /// What a worker is to itself and to the system.

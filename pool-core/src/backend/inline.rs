@@ -1,15 +1,14 @@
 //! [`Inline`]: no workers at all.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use pool_worker::Fault;
-
 use super::{
-    Backend, Few, Frames, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, Tag, What,
-    Workers, task_failed,
+    Backend, Few, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What, Workers,
+    task_failed,
 };
 use crate::error::Error;
 use crate::sync::lock;
@@ -18,8 +17,9 @@ use crate::sync::lock;
 /// that is to see what a task does.
 ///
 /// Arguments and results are encoded and decoded as ever, and panics are caught. What takes a process of its own is not there: a
-/// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. The
-/// initializer runs once, in the thread that builds the pool.
+/// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. Initializers
+/// run once, in the thread that builds the pool; finalizers once, in the thread that joins or drops it.
+/// [`PoolBuilder::env`](crate::PoolBuilder::env) does nothing: there is no environment but that of this program.
 ///
 /// # Examples
 ///
@@ -43,11 +43,12 @@ impl Backend for Inline {
         if let Some(preload) = settings.preload {
             prepare("the preload task", preload)?;
         }
-        if let Some(initializer) = settings.initializer {
+        for initializer in settings.initializers {
             prepare("the initializer", initializer)?;
         }
         Ok(Arc::new(Here {
             count: settings.workers.unwrap_or(1),
+            finalizers: Mutex::new(settings.finalizers),
             ..Here::default()
         }))
     }
@@ -60,18 +61,10 @@ fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
         name,
         arguments,
         attachments,
+        ..
     } = preparation;
-    let mut inputs = Frames::alone(Tag::Value, arguments);
-    inputs.attach(None, &attachments);
-    let mut prepared = Ok(());
-    pool_worker::run_here(task, inputs, |mut reply| {
-        if let Some((Tag::Fault, bytes)) = reply.pop()
-            && let Some(fault) = Fault::from_bytes(&bytes)
-        {
-            prepared = Err(Error::start(task_failed(what, &name, &fault)));
-        }
-    });
-    prepared
+    pool_worker::prepare_here(task, &arguments, &attachments)
+        .map_err(|fault| Error::start(task_failed(what, &name, &fault)))
 }
 
 /// The thread that calls.
@@ -81,6 +74,8 @@ struct Here {
     next: AtomicU32,
     closed: AtomicBool,
     terminated: AtomicBool,
+    /// What is to run at the end.
+    finalizers: Mutex<Vec<Preparation>>,
     /// Those that more inputs may come for.
     open: Mutex<HashMap<JobId, Open>>,
 }
@@ -101,6 +96,16 @@ impl Open {
                 });
                 first += 1;
             });
+        }
+    }
+}
+
+impl Here {
+    /// Runs finalizers, once. What comes of them is told to nobody.
+    fn finalize(&self) {
+        let finalizers = mem::take(&mut *lock(&self.finalizers));
+        for finalizer in finalizers {
+            let _ = prepare("a finalizer", finalizer);
         }
     }
 }
@@ -165,11 +170,13 @@ impl Workers for Here {
         if !self.closed.load(Ordering::SeqCst) {
             return Err(Error::StillOpen);
         }
+        self.finalize();
         Ok(())
     }
 
     fn shut_down(&self) {
         self.terminate();
+        self.finalize();
     }
 
     fn count(&self) -> usize {

@@ -204,14 +204,15 @@ impl State {
         true
     }
 
-    /// What came of the initializer of a worker, if it has said so.
-    pub(super) fn set_up(&mut self, slot: usize, name: &str) -> Option<Result<(), String>> {
+    /// What came of the initializers of a worker, which have these names, if it has said so.
+    pub(super) fn set_up(&mut self, slot: usize, names: &[String]) -> Option<Result<(), String>> {
         let worker = self.workers[slot].as_mut()?;
         let set_up = worker.set_up();
         self.effects.awaited.extend(worker.awaited());
         if let Some(why) = worker.garbled() {
             return Some(Err(why.to_owned()));
         }
+        let name = names.get(worker.initialized()).map_or("", String::as_str);
         set_up.map(|result| result.map_err(|fault| task_failed("its initializer", name, &fault)))
     }
 

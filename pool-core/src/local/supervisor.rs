@@ -310,7 +310,7 @@ impl Supervisor<'_> {
             let is_set_up = match said {
                 Said::Nothing => None,
                 Said::Ready => Some(Ok(())),
-                Said::SetUp | Said::Gone => state.set_up(slot, &self.shared.initializer_name),
+                Said::SetUp | Said::Gone => state.set_up(slot, &self.shared.initializers),
                 Said::Unfit(why) => Some(Err(why)),
             };
             match is_set_up {
@@ -366,6 +366,7 @@ impl Supervisor<'_> {
                 pid: worker.pid(),
                 exit,
                 begun: (!progress.overwritten).then_some(progress.begun),
+                initialized: worker.initialized(),
                 starved: worker
                     .starved()
                     .filter(|_| exit.signal_name() == Some("SIGABRT")),

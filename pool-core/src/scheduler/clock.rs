@@ -6,8 +6,8 @@ use pool_worker::Progress;
 
 use super::slot::{Phase, Reason};
 use super::{
-    Action, LEAVE_MAX, LOOK_AGAIN, LOOKS_TO_KILL, LOOKS_TO_SHUN, Mode, PROVED, STOPPED_MIN,
-    STOPS_MAX, Scheduler, Time,
+    Action, LOOK_AGAIN, LOOKS_TO_KILL, LOOKS_TO_SHUN, Mode, PROVED, STOPPED_MIN, STOPS_MAX,
+    Scheduler, Time,
 };
 
 impl Scheduler {
@@ -34,7 +34,7 @@ impl Scheduler {
                 Phase::Starting { until: Some(until) } if until > now => soonest(until),
                 Phase::Starting { until: Some(_) } => self.kill(slot, Reason::Late),
                 Phase::Leaving { until: None } => {
-                    let until = now + LEAVE_MAX;
+                    let until = now.saturating_add(self.rules.leave_max);
                     self.slots[slot].phase = Phase::Leaving { until: Some(until) };
                     soonest(until);
                 }

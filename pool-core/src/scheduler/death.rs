@@ -23,6 +23,7 @@ impl Scheduler {
             pid,
             exit,
             begun,
+            initialized,
             starved,
         } = end;
         let open = self.slots[slot].open;
@@ -30,7 +31,7 @@ impl Scheduler {
         let mut state = self.vacate(slot);
         state.open = open;
         if state.ready_since.is_none() {
-            let during = &self.rules.during;
+            let during = self.rules.during(Some(initialized));
             let why = state.why.unwrap_or_else(|| match state.phase {
                 Phase::Dying(Reason::Late) => {
                     format!("process {pid} was not ready in time{during}")
@@ -125,7 +126,7 @@ impl Scheduler {
         back.retain(|given| self.is_wanted(given));
         self.put_back(back);
         if begun == Some(0) {
-            let during = &self.rules.during;
+            let during = self.rules.during(None);
             self.note_failure(
                 slot,
                 format!("process {pid} {exit} before it had done anything{during}"),

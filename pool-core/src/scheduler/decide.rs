@@ -458,8 +458,12 @@ impl Scheduler {
         }
     }
 
-    /// Too many are leaving: the one that has had the longest time for it has no more.
+    /// Too many are leaving: the one that has had the longest time for it has no more, unless it runs finalizers. Then its
+    /// place is not free before it has left.
     fn hurry(&mut self) {
+        if self.rules.finalizes {
+            return;
+        }
         let exits = self.rules.pairs()..self.slots.len();
         let leaving = exits.filter_map(|exit| match self.slots[exit].phase {
             Phase::Leaving { until } => Some((until.unwrap_or(Time::MAX), exit)),

@@ -176,9 +176,10 @@ impl Slot {
         )
     }
 
-    /// Whether it is good for something, as far as is known.
+    /// Whether it is good for something, as far as is known; or its place soon will be.
     pub(super) fn is_promising(&self) -> bool {
-        self.failures == 0 && (self.is_coming() || matches!(self.phase, Phase::Overdue { .. }))
+        let lasts = matches!(self.phase, Phase::Overdue { .. } | Phase::Leaving { .. });
+        self.failures == 0 && (self.is_coming() || lasts)
     }
 
     pub(super) fn has_process(&self) -> bool {

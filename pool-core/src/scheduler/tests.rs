@@ -57,16 +57,22 @@ struct World {
 
 impl World {
     fn new(slots: usize, max_tasks: Option<usize>) -> World {
+        World::with(slots, max_tasks, false)
+    }
+
+    fn with(slots: usize, max_tasks: Option<usize>, finalizes: bool) -> World {
         let rules = Rules {
             slots,
             cpus: 2,
             max_tasks,
             start_timeout: Duration::from_secs(30),
-            during: String::new(),
+            initializers: Vec::new(),
             give_up_after: Duration::from_secs(30),
             grace: Duration::from_millis(100),
             memory_limit: None,
             max_memory: None,
+            leave_max: LEAVE_MAX,
+            finalizes,
         };
         let seats = rules.seats();
         let mut world = World {
@@ -310,6 +316,7 @@ impl World {
                 pid: 1,
                 exit: Exit::Signal(9),
                 begun: Some(process.begun),
+                initialized: 0,
                 starved: None,
             };
             self.scheduler.died(slot, end, self.now);
@@ -563,9 +570,10 @@ proptest! {
         slots in 1..4usize,
         room in prop_oneof![1..8usize, Just(10_000)],
         max_tasks in proptest::option::of(1..10usize),
+        finalizes: bool,
         steps in steps(),
     ) {
-        let mut world = World::new(slots, max_tasks);
+        let mut world = World::with(slots, max_tasks, finalizes);
         world.room = room;
         for step in steps {
             take_step(&mut world, &step);
@@ -1098,6 +1106,40 @@ fn workers_that_hang_as_they_leave_hold_nobody_up() {
         }
         assert!(world.outcomes.len() > round / 2, "{round}");
     }
+}
+
+#[test]
+fn workers_that_run_finalizers_are_waited_for() {
+    let mut world = World::with(1, Some(1), true);
+    world.scheduler.rules.leave_max = Duration::from_secs(100);
+    world.submit(20, Options::default(), false).unwrap();
+    world.act();
+    for slot in [0, 1, 0, 1] {
+        for slot in 0..2 {
+            world.start(slot, true);
+            world.become_ready(slot);
+            world.act();
+        }
+        world.begin(slot);
+        world.tell(slot, true);
+        world.act();
+    }
+    assert_eq!(world.outcomes.len(), 3);
+    // All three places are taken by those who leave: nobody is killed for that, and nobody is started.
+    world.age(Duration::ZERO);
+    world.age(Duration::from_secs(99));
+    world.act();
+    assert!(world.wanted.is_empty());
+    let all = world.slots.iter().flatten();
+    assert!(all.clone().all(|process| process.asked && !process.killed));
+    assert_eq!(all.count(), 3);
+    world.die(0);
+    world.act();
+    assert_eq!(world.wanted.len(), 1);
+    world.age(Duration::from_secs(1));
+    world.act();
+    let all = world.slots.iter().flatten();
+    assert!(all.clone().all(|process| process.killed));
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub fn frames(data: &[u8]) {
 fn report(kind: u8, [text, location, backtrace]: [String; 3], are_known: [bool; 2], most: usize) {
     // A head, and something of each text.
     let most = most.max(64);
-    let fault = match kind % 4 {
+    let fault = match kind % 5 {
         0 => Fault::Panicked(Panic {
             message: text,
             location: are_known[0].then_some(location),
@@ -85,7 +85,8 @@ fn report(kind: u8, [text, location, backtrace]: [String; 3], are_known: [bool; 
         }),
         1 => Fault::Decode(text),
         2 => Fault::Encode(text),
-        _ => Fault::Unknown(text),
+        3 => Fault::Unknown(text),
+        _ => Fault::Returned(text),
     };
     assert_eq!(Fault::from_bytes(&fault.to_bytes()).as_ref(), Some(&fault));
     let short = fault.to_bytes_within(most);
