@@ -60,6 +60,7 @@ pub mod guide;
 mod link;
 mod node;
 mod parent;
+mod relay;
 mod store;
 mod wire;
 

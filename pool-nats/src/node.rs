@@ -28,6 +28,7 @@ use tokio::time;
 
 use crate::Url;
 use crate::link::{self, JETSTREAM, Link, Refused};
+use crate::relay::Relays;
 use crate::store::Store;
 use crate::wire::{
     Answer, Body, Done, Join, Load, NodeId, PROTOCOL, Piece, Run, Sent, ToNodes, ToParent, Welcome,
@@ -168,12 +169,13 @@ async fn work(
         epoch,
     )
     .await?;
+    let relays = Relays::new(client.clone(), run.parent(), node.id.clone());
     let settings = store.unpack(settings).await.map_err(text)?;
     let settings = from_bytes::<Settings>(&settings);
     let mut settings = settings.ok_or("can't read the settings of the pool")?;
     if let Some(first) = settings.preparations_mut().next() {
         for reference in &attachments {
-            let fetched = store.fetch(reference).await;
+            let fetched = store.fetch(reference, &relays).await;
             first.attachments.push(fetched.map_err(text)?);
         }
     }
@@ -205,6 +207,7 @@ async fn work(
         run: run.clone(),
         node: node.id.clone(),
         store,
+        relays,
         workers: Arc::clone(&workers),
         processes,
         inbox,
@@ -329,6 +332,8 @@ struct Prepared {
     job: u64,
     what: Job,
     portions: Vec<Portion>,
+    /// Into which they may send.
+    channels: Vec<u64>,
 }
 
 /// A load that was pulled.
@@ -339,6 +344,7 @@ struct Held {
     local: Option<JobId>,
     missing: usize,
     count: usize,
+    channels: Vec<u64>,
     /// How many times the parent was told of outcomes and has not answered.
     untold: usize,
     began: Instant,
@@ -359,6 +365,7 @@ struct Node {
     run: Run,
     node: String,
     store: Store,
+    relays: Relays,
     workers: Arc<dyn Workers>,
     processes: usize,
     inbox: String,
@@ -516,6 +523,7 @@ impl Node {
         match from_bytes(&message.payload) {
             Some(ToNodes::Cancel { job, running }) => self.cancel(job, running),
             Some(ToNodes::Forget(id)) => {
+                self.relays.forget(id);
                 let store = self.store.clone();
                 tokio::spawn(async move { store.forget(id).await });
             }
@@ -621,14 +629,16 @@ impl Node {
                 local: None,
                 missing: 0,
                 count: 0,
+                channels: Vec::new(),
                 untold: 0,
                 began: Instant::now(),
             },
         );
         let (store, events) = (self.store.clone(), self.events.clone());
+        let relays = self.relays.clone();
         tokio::spawn(async move {
             let number = load.number;
-            let event = match prepare(&store, load).await {
+            let event = match prepare(&store, &relays, load).await {
                 Ok(prepared) => Event::Prepared(Box::new(prepared)),
                 Err(error) => {
                     time::sleep(AGAIN).await;
@@ -752,6 +762,7 @@ impl Node {
             number,
             what,
             portions,
+            channels,
             ..
         } = load;
         // Nobody may want it any more.
@@ -760,6 +771,7 @@ impl Node {
         };
         held.count = portions.iter().map(|some| some.inputs.count()).sum();
         held.missing = held.count;
+        held.channels = channels;
         held.began = Instant::now();
         let sink = Arc::new(ToNode {
             load: number,
@@ -799,11 +811,13 @@ impl Node {
         }
         self.results += 1;
         let name = format!("result-{}-{}", self.node, self.results);
-        let store = self.store.clone();
+        let (store, relays) = (self.store.clone(), self.relays.clone());
+        let channels = held.channels.clone();
         let (node, first) = (self.node.clone(), outcomes.first);
         let (client, subject) = (self.client.clone(), self.run.parent());
         let events = self.events.clone();
         tokio::spawn(async move {
+            relays.flush(&channels).await;
             let done = ToParent::Done(Done {
                 node,
                 load,
@@ -914,8 +928,9 @@ impl Node {
     }
 }
 
-async fn prepare(store: &Store, load: Load) -> io::Result<Prepared> {
+async fn prepare(store: &Store, relays: &Relays, load: Load) -> io::Result<Prepared> {
     let mut portions = Vec::new();
+    let mut channels = Vec::new();
     for piece in load.pieces {
         let Piece {
             first,
@@ -926,15 +941,18 @@ async fn prepare(store: &Store, load: Load) -> io::Result<Prepared> {
         let bytes = store.unpack(inputs).await?;
         let mut inputs = Frames::from_bytes(bytes)
             .ok_or_else(|| io::Error::other("its inputs can't be read"))?;
-        let bound = match &bound {
-            Some(bound) => Some(store.fetch(bound).await?),
+        let piece_bound = bound;
+        let bound = match &piece_bound {
+            Some(bound) => Some(store.fetch(bound, relays).await?),
             None => None,
         };
         let mut fetched = Vec::new();
         for reference in &held {
-            fetched.push(store.fetch(reference).await?);
+            fetched.push(store.fetch(reference, relays).await?);
         }
         inputs.attach(bound.as_ref(), &fetched);
+        let references = piece_bound.iter().chain(&held);
+        references.for_each(|reference| reference.add_channels(&mut channels));
         portions.push(Portion { first, inputs });
     }
     Ok(Prepared {
@@ -942,6 +960,7 @@ async fn prepare(store: &Store, load: Load) -> io::Result<Prepared> {
         job: load.job,
         what: load.what,
         portions,
+        channels,
     })
 }
 

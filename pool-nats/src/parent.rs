@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -17,13 +18,13 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::object_store;
 use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self};
-use async_nats::{Client, Message, Subscriber};
+use async_nats::{Client, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use pool_core::Error;
 use pool_core::backend::{
-    self, Failure, Few, Frames, Job, JobId, Outcomes, Portion, Settings, Sink, Waiter, Want, What,
-    Workers,
+    self, Attachment, Failure, Few, Frames, Job, JobId, Outcomes, Portion, Settings, Sink, Waiter,
+    Want, What, Workers,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
@@ -33,7 +34,7 @@ use crate::link::{self, JETSTREAM, Link};
 use crate::store::Store;
 use crate::wire::{
     Answer, Body, Done, Join, Load, Object, PROTOCOL, Piece, Reference, Run, Sent, ToNodes,
-    ToParent, Welcome, consumer, from_bytes, to_bytes,
+    ToParent, Took, Welcome, consumer, from_bytes, to_bytes,
 };
 use crate::{Nats, Url};
 
@@ -52,6 +53,9 @@ const ACK_WAIT: Duration = Duration::from_secs(15);
 
 /// A node that was let in and is not ready in time has so long to say why.
 const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// A channel takes no more from a node while so many bytes are unread.
+const UNREAD_MAX: u64 = 1 << 20;
 
 /// At the end, nodes are waited for so long.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -215,10 +219,34 @@ enum Command {
         outcomes: Outcomes,
         each_ns: u64,
     },
+    /// What a node has sent into a channel; it is to be answered there.
+    Gathered {
+        messages: Incoming,
+        bytes: Vec<u8>,
+    },
     /// A node was asked whether it is there.
     Pinged(String, Ping),
     /// Nobody holds this attachment.
     Dropped(u64),
+}
+
+/// Messages of a node for a channel.
+struct Incoming {
+    node: String,
+    channel: u64,
+    number: u64,
+    reply: Option<Subject>,
+}
+
+/// What a node has sent into a channel.
+#[derive(Debug, Default)]
+struct FromNode {
+    /// The number of the last messages that were taken.
+    taken: u64,
+    /// The number of those that are being fetched.
+    fetching: u64,
+    /// How many bytes were not read.
+    unread: Arc<AtomicU64>,
 }
 
 enum Ping {
@@ -331,6 +359,10 @@ impl Workers for Parent {
         state.feeding.remove(&job);
         let job = number(job);
         let _ = self.commands.send(Command::Cancel { job, running });
+    }
+
+    fn carries_channels(&self) -> bool {
+        true
     }
 
     fn hint(&self, task: u32) -> usize {
@@ -495,6 +527,9 @@ struct Thread<'a> {
     /// What nodes are told when they join.
     settings: Body,
     attachments: Vec<Reference>,
+    /// They, since a channel lives as long as it is held.
+    #[expect(dead_code, reason = "its drop is its use")]
+    held: Vec<Arc<Attachment>>,
     /// How often the stream was made anew; and whether it must be again, for the server was away, or somebody has deleted it.
     epoch: u64,
     is_old: bool,
@@ -515,6 +550,10 @@ struct Thread<'a> {
     publishing: HashSet<u64>,
     /// Results that are being fetched, by their names; and the nodes that they are from.
     fetching: HashMap<String, String>,
+    /// What came for channels, by node and channel.
+    messages: HashMap<(String, u64), FromNode>,
+    /// The nodes that have asked to join, and are not lost.
+    let_in: HashSet<String>,
     /// Those that were lost meanwhile, and why.
     lost_later: HashMap<String, String>,
     sender: UnboundedSender<Command>,
@@ -588,12 +627,14 @@ impl<'a> Thread<'a> {
         let said = said
             .map_err(|error| format!("{server}: can't subscribe to {}: {error}", run.parent()))?;
         let mut attachments = Vec::new();
+        let mut held = Vec::new();
         let mut ids = HashSet::new();
         let preparations = settings.preparations();
         for attachment in preparations.flat_map(|preparation| &preparation.attachments) {
             if ids.insert(attachment.id()) {
                 let shared = store.share(attachment, |_| ()).await;
                 attachments.push(shared.map_err(|error| format!("{server}: {error}"))?);
+                held.push(Arc::clone(attachment));
             }
         }
         let failed = |error: io::Error| format!("{server}: {error}");
@@ -610,6 +651,7 @@ impl<'a> Thread<'a> {
             store,
             settings,
             attachments,
+            held,
             epoch: 0,
             is_old: false,
             is_renewing: false,
@@ -623,6 +665,8 @@ impl<'a> Thread<'a> {
             packed: HashMap::new(),
             publishing: HashSet::new(),
             fetching: HashMap::new(),
+            messages: HashMap::new(),
+            let_in: HashSet::new(),
             lost_later: HashMap::new(),
             sender,
             shared,
@@ -727,8 +771,10 @@ impl<'a> Thread<'a> {
                     self.lose(&node, &why);
                 }
             }
+            Command::Gathered { messages, bytes } => self.gathered(messages, bytes).await,
             Command::Pinged(node, ping) => self.pinged(&node, &ping).await,
             Command::Dropped(id) => {
+                self.messages.retain(|(_, channel), _| *channel != id);
                 let (client, subject) = (self.client.clone(), self.run.nodes());
                 let store = self.store.clone();
                 tokio::spawn(async move {
@@ -839,6 +885,7 @@ impl<'a> Thread<'a> {
                 let answer = match differs(&join) {
                     None => {
                         self.joined.let_in += 1;
+                        self.let_in.insert(join.node.id);
                         let _ = self.tell.send(Ok(self.joined));
                         self.welcome()
                     }
@@ -926,6 +973,25 @@ impl<'a> Thread<'a> {
                 self.done(done);
                 self.answer(&message, "known".into()).await;
             }
+            ToParent::Messages {
+                node,
+                channel,
+                number,
+                messages,
+            } => {
+                // Initializers may send, too.
+                if !self.let_in.contains(&node) {
+                    self.heard_of(&node).await;
+                    return;
+                }
+                let incoming = Incoming {
+                    node,
+                    channel,
+                    number,
+                    reply: message.reply,
+                };
+                self.gather(incoming, messages).await;
+            }
             ToParent::Left { node, why } => self.lose(&node, &why),
             ToParent::Here { node } => self.heard_of(&node).await,
             ToParent::Echo => self.echoed = true,
@@ -985,6 +1051,63 @@ impl<'a> Thread<'a> {
                 let leave = Bytes::from_static(b"leave");
                 let _ = self.client.publish(self.run.node(node), leave).await;
             }
+        }
+    }
+
+    /// Messages have come; or where they are.
+    async fn gather(&mut self, incoming: Incoming, messages: Body) {
+        let object = match messages {
+            Body::Here(bytes) => return self.gathered(incoming, bytes).await,
+            Body::Stored(object) => object,
+        };
+        let key = (incoming.node.clone(), incoming.channel);
+        let known = self.messages.entry(key).or_default();
+        // They may be told again meanwhile, and once more when they were taken.
+        if incoming.number <= known.taken {
+            return self.gathered(incoming, Vec::new()).await;
+        }
+        if std::mem::replace(&mut known.fetching, incoming.number) == incoming.number {
+            return;
+        }
+        let (store, sender) = (self.store.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let bytes = store.fetch_result(&object.name).await.unwrap_or_default();
+            let _ = sender.send(Command::Gathered {
+                messages: incoming,
+                bytes,
+            });
+            store.delete(&object).await;
+        });
+    }
+
+    /// Gives messages to their channel.
+    async fn gathered(&mut self, incoming: Incoming, bytes: Vec<u8>) {
+        let Incoming {
+            node,
+            channel,
+            number,
+            reply,
+        } = incoming;
+        let to = self.store.channel(channel).await;
+        let known = self.messages.entry((node, channel)).or_default();
+        let took = if number <= known.taken {
+            Took::All
+        } else if known.unread.load(Ordering::Relaxed) >= UNREAD_MAX && known.fetching != number {
+            Took::Later
+        } else {
+            known.taken = number;
+            let (len, unread) = (bytes.len() as u64, Arc::clone(&known.unread));
+            unread.fetch_add(len, Ordering::Relaxed);
+            let read = move || {
+                unread.fetch_sub(len, Ordering::Relaxed);
+            };
+            match to {
+                Some(channel) if channel.give(bytes, read) => Took::All,
+                _ => Took::Nothing,
+            }
+        };
+        if let Some(reply) = reply {
+            let _ = self.client.publish(reply, took.to_bytes().into()).await;
         }
     }
 
@@ -1160,6 +1283,8 @@ impl<'a> Thread<'a> {
             self.lost_later.insert(node.to_owned(), why.to_owned());
             return;
         }
+        self.messages.retain(|(of, _), _| of != node);
+        self.let_in.remove(node);
         if self.seen.remove(node).is_some() {
             if let Some(node) = self.book.node(node) {
                 tracing::info!(host = node.host, pid = node.pid, why, "a node has left");

@@ -16,13 +16,14 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use pool_core::backend::Attachment;
+use pool_core::backend::{Attachment, Channel};
 use serde::de::IgnoredAny;
 use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 use tokio::time;
 
 use crate::link;
+use crate::relay::Relays;
 use crate::wire::{Body, Object, Reference};
 
 /// What is longer, in bytes, is in the object store.
@@ -279,17 +280,34 @@ impl Store {
             if known.contains_key(&next.id()) {
                 continue;
             }
-            let bytes = next.bytes()?;
-            let object = self.put(&Reference::to(&next).object(), &bytes).await?;
+            let kept = match next.channel() {
+                Some(channel) => Kept::Channel(Arc::clone(channel)),
+                None => {
+                    let bytes = next.bytes()?;
+                    Kept::There(self.put(&Reference::to(&next).object(), &bytes).await?)
+                }
+            };
             next.on_drop(dropped.clone());
-            known.insert(next.id(), Kept::There(object));
+            known.insert(next.id(), kept);
             todo.extend(next.holds().iter().map(Arc::clone));
         }
         Ok(Reference::to(attachment))
     }
 
+    /// The channel of this process that has this id.
+    pub(crate) async fn channel(&self, id: u64) -> Option<Arc<Channel>> {
+        match self.attachments.lock().await.get(&id) {
+            Some(Kept::Channel(channel)) => Some(Arc::clone(channel)),
+            _ => None,
+        }
+    }
+
     /// The attachment, in memory of this machine.
-    pub(crate) async fn fetch(&self, reference: &Reference) -> io::Result<Arc<Attachment>> {
+    pub(crate) async fn fetch(
+        &self,
+        reference: &Reference,
+        relays: &Relays,
+    ) -> io::Result<Arc<Attachment>> {
         let mut here = self.attachments.lock().await;
         // What is held comes before what holds it.
         let mut todo = vec![(reference, false)];
@@ -300,6 +318,10 @@ impl Store {
             if !is_complete {
                 todo.push((next, true));
                 todo.extend(next.holds.iter().map(|held| (held, false)));
+                continue;
+            }
+            if next.is_channel {
+                here.insert(next.id, Kept::Here(relays.open(self, next.id)));
                 continue;
             }
             let bytes = self.get(&next.object()).await?;
@@ -327,12 +349,14 @@ enum Kept {
     There(Object),
     /// In memory: this is a node.
     Here(Arc<Attachment>),
+    /// A channel of this process: this is the parent.
+    Channel(Arc<Channel>),
 }
 
 impl Kept {
     fn attachment(&self) -> Option<Arc<Attachment>> {
         match self {
-            Kept::There(_) => None,
+            Kept::There(_) | Kept::Channel(_) => None,
             Kept::Here(attachment) => Some(Arc::clone(attachment)),
         }
     }

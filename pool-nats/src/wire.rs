@@ -119,6 +119,14 @@ pub(crate) enum ToParent {
     Wanted(Vec<u64>),
     /// A request: inputs of a load have their outcomes. The answer says that the parent knows; it may be told again.
     Done(Done),
+    /// A request: tasks have sent this into a channel; the answer is a [`Took`]. It has the next number of those from this node for this
+    /// channel, and may be told again.
+    Messages {
+        node: String,
+        channel: u64,
+        number: u64,
+        messages: Body,
+    },
     /// Now and then, whatever happens.
     Here {
         node: String,
@@ -130,6 +138,28 @@ pub(crate) enum ToParent {
         node: String,
         why: String,
     },
+}
+
+/// What the parent says to messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Took {
+    All = 1,
+    /// Too much is unread.
+    Later = 2,
+    /// Nobody will read it.
+    Nothing = 3,
+}
+
+impl Took {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        vec![self as u8]
+    }
+
+    pub(crate) fn of(bytes: &[u8]) -> Option<Took> {
+        [Took::All, Took::Later, Took::Nothing]
+            .into_iter()
+            .find(|took| bytes == [*took as u8])
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -202,10 +232,12 @@ pub(crate) struct Object {
     pub(crate) epoch: Option<u64>,
 }
 
-/// An attachment that is in the object store.
+/// An attachment that is in the object store; or a channel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Reference {
     pub(crate) id: u64,
+    /// It is no object, but a channel.
+    pub(crate) is_channel: bool,
     pub(crate) holds: Vec<Reference>,
 }
 
@@ -213,12 +245,23 @@ impl Reference {
     pub(crate) fn to(attachment: &Attachment) -> Reference {
         Reference {
             id: attachment.id(),
+            is_channel: attachment.channel().is_some(),
             holds: attachment
                 .holds()
                 .iter()
                 .map(|held| Reference::to(held))
                 .collect(),
         }
+    }
+
+    /// Adds the channels among this and what it holds.
+    pub(crate) fn add_channels(&self, channels: &mut Vec<u64>) {
+        if self.is_channel && !channels.contains(&self.id) {
+            channels.push(self.id);
+        }
+        self.holds
+            .iter()
+            .for_each(|held| held.add_channels(channels));
     }
 
     /// The name of its object.
