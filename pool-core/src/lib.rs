@@ -31,7 +31,8 @@
 //!   input, arguments that are lent or bound.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks.
-//! - [`Error`] says what can go wrong, and to whom it happened.
+//! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
+//!   `Result<T, TaskError>`, and use `?` on any error.
 //! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
 //!   debugger for instance.
 //!
@@ -65,6 +66,7 @@ mod retries;
 mod scheduler;
 mod shared;
 mod sync;
+mod task_error;
 #[cfg(test)]
 mod tests;
 pub mod worker;
@@ -90,11 +92,13 @@ pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
 pub use retries::Retries;
 pub use shared::Shared;
+pub use task_error::TaskError;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use pool_worker::param::{Array, Block, Described, DescribedSlice, Plain, Slice, Unsized};
+    pub use pool_worker::returned::{AnyReturned, Returned, Travels};
     pub use pool_worker::{
         Arrived, Buffer, CodecError, Input, Number, Reader, Registration, RunError, Tail, Task,
         array, decode, decode_msgpack, decode_output_block, encode, encode_block,

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `param`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, how its parameters travel, which ones this binary has, how values become bytes, why not |
+//! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, how its parameters and its result travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `zygote` | what forks workers, if they share what it has loaded: both ends |
@@ -46,6 +46,7 @@ pub mod param;
 mod process;
 mod registry;
 mod resident;
+pub mod returned;
 mod ring;
 mod scarce;
 mod serve;

@@ -18,4 +18,5 @@ mod nats;
 mod order;
 mod preload;
 mod support;
+mod task_error;
 mod types;
