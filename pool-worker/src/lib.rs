@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `decode`, `fault` | what a task is, how its parameters and its result travel, which ones this binary has, how values become bytes, why not |
+//! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `msgpack`, `decode`, `part`, `fault` | what a task is, how its parameters and its result travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `zygote` | what forks workers, if they share what it has loaded: both ends |
@@ -42,7 +42,9 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+mod msgpack;
 pub mod param;
+mod part;
 mod process;
 mod registry;
 mod resident;

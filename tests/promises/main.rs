@@ -16,6 +16,7 @@ mod leaks;
 mod lifecycle;
 mod nats;
 mod order;
+mod paths;
 mod preload;
 mod support;
 mod task_error;
