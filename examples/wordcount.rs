@@ -46,7 +46,7 @@ struct Tally {
 fn count_words(batch: &[PathBuf]) -> Tally {
     let mut tally = Tally::default();
     for file in batch {
-        let name = Path::new(file).display();
+        let name = file.display();
         match fs::read(file).map(String::from_utf8) {
             Ok(Ok(text)) if !text.contains('\0') => tally.add(&text),
             Ok(_) => tally.not_text.push(name.to_string()),

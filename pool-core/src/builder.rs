@@ -156,6 +156,11 @@ impl PoolBuilder {
     ///
     /// Default: none. If it panics, exits, or is not through in time, [`build`](PoolBuilder::build)
     /// fails and says why.
+    ///
+    /// A panic hook that it sets ([`std::panic::set_hook`]) is called for panics on threads that tasks start themselves. A panic
+    /// of a task goes to the caller instead, as [`Error::Panicked`] with its location, as it does without a hook. The same is true of
+    /// [`preload`](PoolBuilder::preload). (A hook that a task sets is called for the first panic after that, which is
+    /// reported without its location.)
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         match prepare::<T>(args) {
             Ok(task) => self.settings.initializer = Some(task),

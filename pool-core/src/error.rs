@@ -23,7 +23,8 @@ use crate::backend::WorkerId;
 #[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
-    /// The task panicked. The worker lives on.
+    /// The task panicked. The worker lives on; in a program that is built with `panic = "abort"` another one takes
+    /// its place, and what else ran in it, such as threads of its own, is gone.
     Panicked(Panicked),
     /// The worker died under the task: a crash, `exit`, `abort`, or a signal from outside. Another
     /// worker has taken its place.

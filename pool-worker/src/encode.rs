@@ -7,6 +7,7 @@
 //! together is walked through here. So it sees every part of a value (`part.rs`).
 
 use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
 
 use postcard::Serializer;
 use postcard::ser_flavors::Flavor;
@@ -42,7 +43,7 @@ fn part<T: Serialize + ?Sized>(value: &T, encoder: &mut Encoder<'_, '_>) -> Resu
 #[cold]
 fn refused<T: ?Sized>(value: &T, error: Error, encoder: &mut Encoder<'_, '_>) -> Result<(), Error> {
     match part::odd_path(value) {
-        Some(path) => ser::Serializer::serialize_bytes(encoder.again(), path.as_encoded_bytes()),
+        Some(path) => ser::Serializer::serialize_bytes(encoder.again(), path.as_bytes()),
         None => Err(error),
     }
 }

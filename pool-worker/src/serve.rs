@@ -341,7 +341,10 @@ pub(crate) fn call_task(
 
 /// Runs a task whose result nobody wants.
 pub(crate) fn call_for_effect(task: u32, args: Input<'_>) -> Result<(), Fault> {
-    call_task(find(task)?, args, &mut Vec::new()).map(drop)
+    let result = call_task(find(task)?, args, &mut Vec::new()).map(drop);
+    // Such a task may have set a panic hook.
+    unwind::stay_on_top();
+    result
 }
 
 /// Runs inputs of a task in this process, whether it is a worker or not, and gives the reply to each, in order. (Of a panic

@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod far;
 mod handle;
+mod hooks;
 mod inline;
 mod lazy;
 mod leaks;
