@@ -134,8 +134,8 @@ fn say(why: String) {
     let is_question = why == postcard::Error::WontImplement.to_string();
     WHY.set(Some(if is_question {
         format!(
-            "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `serde_json::Value` and \
-             the like do that): {OTHER}"
+            "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `#[serde(tag = \"…\")]`, \
+             `serde_json::Value` and the like do that): {OTHER}"
         )
     } else {
         why

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::fault::Panic;
 
 type Hook = dyn Fn(&PanicHookInfo<'_>) + Send + Sync;
+type LastWords = dyn Fn(Panic) + Send + Sync;
 
 thread_local! {
     /// The number of the task that runs on this thread; 0 if none does.
@@ -29,7 +30,7 @@ thread_local! {
 }
 
 /// Who hears of a panic after which nothing runs. None: this process has no hook of ours.
-static LAST_WORDS: RwLock<Option<Box<dyn Fn(Panic) + Send + Sync>>> = RwLock::new(None);
+static LAST_WORDS: RwLock<Option<Box<LastWords>>> = RwLock::new(None);
 
 /// Where the hook lies that was put on top last; 0 if it was dropped.
 static TOP: AtomicUsize = AtomicUsize::new(0);

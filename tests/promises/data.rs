@@ -964,6 +964,39 @@ fn give_tagged() -> Tagged {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "of")]
+enum Adjacent {
+    Empty,
+    Number(u32),
+    Sized { width: u32, height: f32 },
+}
+
+#[pool_task]
+fn same_adjacent(value: Adjacent) -> Adjacent {
+    value
+}
+
+#[test]
+fn the_usual_format_carries_a_tag_with_its_content_beside_it() -> Result<(), Error> {
+    let _watchdog = watchdog();
+    let all = [
+        Adjacent::Empty,
+        Adjacent::Number(300),
+        Adjacent::Sized {
+            width: 1,
+            height: 0.5,
+        },
+    ];
+    assert_eq!(pool(1).map(same_adjacent, all.clone())?, all);
+    Ok(())
+}
+
+#[pool_task]
+fn take_tagged(value: Tagged) -> bool {
+    value == Tagged::Empty
+}
+
 /// Each refusal names what carries the type.
 #[test]
 fn what_the_usual_format_refuses_names_the_other() {
@@ -976,6 +1009,7 @@ fn what_the_usual_format_refuses_names_the_other() {
         pool.apply(take_record, (record(Some("note")),))
             .unwrap_err(),
         pool.apply(give_tagged, ()).unwrap_err(),
+        pool.apply(take_tagged, (Tagged::Empty,)).unwrap_err(),
     ];
     for error in refusals {
         let text = error.to_string();

@@ -33,6 +33,7 @@ fn look_described(path: PathBuf) -> Vec<u8> {
 }
 
 #[pool_task]
+#[expect(clippy::ptr_arg, reason = "that is the point")]
 fn look_by_full_path(path: &std::path::PathBuf, name: std::ffi::OsString) -> (Vec<u8>, Vec<u8>) {
     (bytes(path), name.into_vec())
 }
@@ -67,7 +68,7 @@ fn as_an_argument_in_every_kind_of_call() -> Result<(), Error> {
     let relative = OsString::from_vec(vec![0xff]);
     let joined = odd().join(&relative);
     let call = pool.task(join).partial((odd(),));
-    assert_eq!(call.map([relative.clone()])?, [joined.clone()]);
+    assert_eq!(call.map(vec![relative.clone()])?, vec![joined.clone()]);
     let (path, lent) = (odd(), pool.task(join).by_ref());
     assert_eq!(lent.partial((&path,)).map([&relative])?, [joined]);
     works(&pool);
@@ -121,7 +122,7 @@ fn wherever_it_stands() -> Result<(), Error> {
     };
     assert_eq!(pool.apply(same, (job.clone(),))?, job);
     assert_eq!(pool.apply(same_described, (job.clone(),))?, job);
-    assert_eq!(pool.task(same).by_ref().map(&[job.clone()])?, [job]);
+    assert_eq!(pool.task(same).by_ref().map([&job])?, [job]);
     Ok(())
 }
 
