@@ -30,10 +30,13 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
 }
 
 /// Writes a part of a value, or all of it. That it is a path which serde refuses is seen when it has been refused, so that
-/// nothing else pays for it.
-#[inline]
+/// nothing else pays for it. (It is part of every level, for else a deep value would take more of the stack in a build that
+/// is not optimized.)
+#[inline(always)]
 fn part<T: Serialize + ?Sized>(value: &T, encoder: &mut Encoder<'_, '_>) -> Result<(), Error> {
-    part::check::<T, _>()?;
+    if part::is_not_ours::<T>() {
+        return Err(part::refusal::<T, _>());
+    }
     match value.serialize(encoder.again()) {
         Ok(()) => Ok(()),
         Err(error) => refused(value, error, encoder),

@@ -10,6 +10,9 @@ use serde::ser::{
 
 use crate::part;
 
+// What stands between one level of a value and the next is inlined always, for else a deep value would take twice the stack
+// in a build that is not optimized.
+
 /// Appends `value` to `out`, structs with the names of their fields; or gives the message of the first part of it that
 /// fails. Then `out` holds what came before that.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
@@ -26,12 +29,20 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
 struct Part<'a, T: ?Sized>(&'a T);
 
 impl<T: Serialize + ?Sized> Serialize for Part<'_, T> {
+    #[inline(always)]
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        part::check::<T, S::Error>()?;
-        match part::odd_path(self.0) {
-            Some(path) => serializer.serialize_bytes(path.as_bytes()),
-            None => self.0.serialize(InParts(serializer)),
+        if part::is_special(self.0) {
+            return special(self.0, serializer);
         }
+        self.0.serialize(InParts(serializer))
+    }
+}
+
+#[cold]
+fn special<T: ?Sized, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    match part::odd_path(value) {
+        Some(path) => serializer.serialize_bytes(path.as_bytes()),
+        None => Err(part::refusal::<T, S::Error>()),
     }
 }
 
@@ -89,10 +100,12 @@ impl<S: Serializer> Serializer for InParts<S> {
             -> SerializeStructVariant
     }
 
+    #[inline(always)]
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
         self.0.serialize_some(&Part(value))
     }
 
+    #[inline(always)]
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
         self,
         name: &'static str,
@@ -101,6 +114,7 @@ impl<S: Serializer> Serializer for InParts<S> {
         self.0.serialize_newtype_struct(name, &Part(value))
     }
 
+    #[inline(always)]
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
         self,
         name: &'static str,
@@ -127,6 +141,7 @@ macro_rules! elements {
             type Ok = S::Ok;
             type Error = S::Error;
 
+            #[inline(always)]
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
                 self.0.$method(&Part(value))
             }
@@ -151,6 +166,7 @@ macro_rules! fields {
             type Ok = S::Ok;
             type Error = S::Error;
 
+            #[inline(always)]
             fn serialize_field<T: Serialize + ?Sized>(
                 &mut self,
                 key: &'static str,
@@ -176,10 +192,12 @@ impl<S: SerializeMap> SerializeMap for InParts<S> {
     type Ok = S::Ok;
     type Error = S::Error;
 
+    #[inline(always)]
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), S::Error> {
         self.0.serialize_key(&Part(key))
     }
 
+    #[inline(always)]
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
         self.0.serialize_value(&Part(value))
     }

@@ -19,19 +19,18 @@ use std::sync::Arc;
 use serde::de::{self, Visitor};
 use serde::ser;
 
-/// Refuses what can't be sent so, before it does what it does to be sent.
+/// Whether only ipc-channel can send it: known when this is compiled.
 #[inline]
-pub(crate) fn check<T: ?Sized, E: ser::Error>() -> Result<(), E> {
-    // Known when this is compiled. Elements are seen by reference.
+pub(crate) fn is_not_ours<T: ?Sized>() -> bool {
+    // Elements are seen by reference.
     let name = type_name::<T>();
-    if name.starts_with("ipc_channel::ipc::") || name.starts_with("&ipc_channel::ipc::") {
-        return Err(not_ours(name.trim_start_matches('&')));
-    }
-    Ok(())
+    name.starts_with("ipc_channel::ipc::") || name.starts_with("&ipc_channel::ipc::")
 }
 
+/// What is said of that, before it does what it does to be sent.
 #[cold]
-fn not_ours<E: ser::Error>(name: &str) -> E {
+pub(crate) fn refusal<T: ?Sized, E: ser::Error>() -> E {
+    let name = type_name::<T>().trim_start_matches('&');
     E::custom(format_args!(
         "`{name}` goes over channels of ipc-channel only: `pool_core::channel` makes senders that tasks can be given"
     ))
@@ -43,6 +42,11 @@ pub(crate) fn explained(why: String) -> String {
         return format!("{why}, and its type writes it by itself: an `OsString` carries any bytes");
     }
     why
+}
+
+/// Whether this part is not to be written as its type does.
+pub(crate) fn is_special<T: ?Sized>(value: &T) -> bool {
+    is_not_ours::<T>() || odd_path(value).is_some()
 }
 
 /// `value`, if it is a path that serde refuses.
