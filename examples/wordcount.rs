@@ -6,7 +6,6 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -29,8 +28,8 @@ struct Options {
     compare: bool,
 }
 
-/// The names of some files. Not `PathBuf`: of that, serde refuses what is not UTF-8.
-type Batch = Vec<OsString>;
+/// The names of some files.
+type Batch = Vec<PathBuf>;
 const BATCH_BYTES: u64 = 1 << 20;
 const BATCH_FILES: usize = 256;
 
@@ -44,10 +43,10 @@ struct Tally {
 }
 
 #[pool_task]
-fn count_words(batch: &[OsString]) -> Tally {
+fn count_words(batch: &[PathBuf]) -> Tally {
     let mut tally = Tally::default();
     for file in batch {
-        let name = Path::new(file).display();
+        let name = file.display();
         match fs::read(file).map(String::from_utf8) {
             Ok(Ok(text)) if !text.contains('\0') => tally.add(&text),
             Ok(_) => tally.not_text.push(name.to_string()),
@@ -153,7 +152,7 @@ fn find(path: &Path) -> (Vec<Batch>, Vec<String>) {
         };
         match fs::metadata(&file) {
             Ok(data) if data.is_file() => {
-                batch.push(file.into());
+                batch.push(file);
                 bytes += data.len();
             }
             // A directory, a pipe, a device.

@@ -51,7 +51,7 @@ use pool_worker::{Arrived, Fault, Panic};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{
-    Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, WorkerLost,
+    Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, Verb, WorkerLost,
 };
 use crate::scheduler::LEAVE_MAX;
 use crate::sync::Parker;
@@ -427,8 +427,9 @@ impl Failure {
     }
 
     pub(crate) fn at(&self, place: Place) -> Error {
-        let codec = |what, why: &String| Codec {
+        let codec = |place, verb, what, why: &String| Codec {
             place,
+            verb,
             what,
             why: why.clone(),
         };
@@ -437,9 +438,15 @@ impl Failure {
                 place,
                 panic: panic.clone(),
             }),
-            Failure::EncodeArguments(why) => Error::Encode(codec(Side::Arguments, why)),
-            Failure::DecodeArguments(why) => Error::Decode(codec(Side::Arguments, why)),
-            Failure::EncodeResult(why) => Error::Encode(codec(Side::Result, why)),
+            Failure::EncodeArguments(why) => {
+                Error::Encode(codec(place, Verb::Encode, Side::Arguments, why))
+            }
+            Failure::DecodeArguments(why) => {
+                Error::Decode(codec(place, Verb::Decode, Side::Arguments, why))
+            }
+            Failure::EncodeResult(why) => {
+                Error::Encode(codec(place, Verb::Encode, Side::Result, why))
+            }
             Failure::Lost {
                 worker,
                 exit,

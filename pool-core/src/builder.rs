@@ -158,23 +158,29 @@ impl PoolBuilder {
     ///
     /// Default: none. If one returns `Err`, panics, exits, or is not through in
     /// [time](PoolBuilder::start_timeout), [`build`](PoolBuilder::build) fails and says why: with the text of the error,
-    /// which is that of its `Display`, or else of its `Debug`. (It goes through serde as all that tasks return, so it may be a
-    /// `String`, but no [`std::io::Error`].) In a worker that takes another's place that is a start that has
+    /// which is that of its `Display`, or else of its `Debug`. ([`TaskError`](crate::TaskError) is made of any error by `?`.) In a worker that takes another's place that is a start that has
     /// failed ([`give_up_after`](PoolBuilder::give_up_after)). What else a task returns is ignored.
+    ///
+    /// A panic hook that it sets ([`std::panic::set_hook`]) is called for panics on threads that tasks start themselves. A panic
+    /// of a task goes to the caller instead, as [`Error::Panicked`] with its location, as it does without a hook. The same is true of
+    /// [`preload`](PoolBuilder::preload). (A hook that a task sets is called for the first panic after that, which is
+    /// reported without its location.)
     ///
     /// # Examples
     ///
     /// ```
-    /// use pool_core::{Error, Pool, pool_task};
+    /// use std::path::Path;
+    /// use pool_core::{Pool, TaskError, pool_task};
     ///
     /// #[pool_task]
-    /// fn check_port(port: &str) -> Result<(), String> {
-    ///     port.parse::<u16>().map(drop).map_err(|error| format!("{port} is no port: {error}"))
+    /// fn load(words: &Path) -> Result<(), TaskError> {
+    ///     let _words = std::fs::read_to_string(words)?;
+    ///     Ok(())
     /// }
     ///
-    /// let pool = Pool::builder().processes(1).initializer(check_port, ("http".to_owned(),)).build();
+    /// let pool = Pool::builder().initializer(load, ("/no/such/words".into(),)).build();
     /// let why = pool.unwrap_err().to_string();
-    /// assert!(why.contains("check_port` failed: http is no port: invalid digit"), "{why}");
+    /// assert!(why.ends_with("load` failed: No such file or directory (os error 2)"), "{why}");
     /// ```
     pub fn initializer<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         match prepare::<T>(args) {

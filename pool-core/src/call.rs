@@ -13,7 +13,7 @@ use crate::backend::{
     Encoded, Failure, Job, JobId, Options, Outcomes, Portion, Sink, Waiter, Want,
 };
 use crate::by_ref::ByRef;
-use crate::error::{Codec, Error, Place, Side};
+use crate::error::{Codec, Error, Place, Side, Verb};
 use crate::feed::{self, Feed};
 use crate::few::Few;
 use crate::handle::{self, AsyncResult, Decode, Gather, Held};
@@ -595,19 +595,16 @@ pub(crate) fn decode<T: Task>(
     outcome: Encoded<'_>,
     index: Option<usize>,
 ) -> Result<T::Output, Error> {
-    let place = Place {
-        task: T::NAME,
-        index,
-    };
     match outcome {
         Ok(bytes) => T::decode_output(bytes).map_err(|error| {
             Error::Decode(Codec {
-                place,
+                place: Place::of::<T>(index),
+                verb: Verb::Decode,
                 what: Side::Result,
                 why: error.to_string(),
             })
         }),
-        Err(failure) => Err(failure.at(place)),
+        Err(failure) => Err(failure.at(Place::of::<T>(index))),
     }
 }
 

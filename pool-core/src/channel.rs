@@ -11,7 +11,7 @@ use pool_worker::{Batch, Channel, Link, SendError, Taken};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use crate::error::{Codec, Error, Place, Side};
+use crate::error::{Codec, Error, Place, Side, Verb};
 use crate::sync::lock;
 
 /// A way for tasks to send something while they run: how far they are, parts of their results. What Python does with a
@@ -99,17 +99,18 @@ impl<T> Sender<T> {
         let sent = self.link.send(|out| pool_worker::encode(&value, out));
         sent.map_err(|error| match error {
             SendError::Closed => Error::Disconnected,
-            SendError::Encode(why) => Error::Encode(codec(why)),
+            SendError::Encode(why) => Error::Encode(codec(Verb::Encode, why)),
         })
     }
 }
 
-fn codec(why: String) -> Codec {
+fn codec(verb: Verb, why: String) -> Codec {
     Codec {
         place: Place {
-            task: "channel",
+            task: "channel".into(),
             index: None,
         },
+        verb,
         what: Side::Message,
         why,
     }
@@ -191,7 +192,8 @@ impl<T: DeserializeOwned> Receiver<T> {
         loop {
             if let Some(message) = batches.front_mut().and_then(Batch::pop) {
                 let decoded = pool_worker::decode(message);
-                return decoded.map_err(|error| Error::Decode(codec(error.to_string())));
+                return decoded
+                    .map_err(|error| Error::Decode(codec(Verb::Decode, error.to_string())));
             }
             batches.pop_front();
             if batches.is_empty() {

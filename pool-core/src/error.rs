@@ -1,10 +1,12 @@
 //! Everything that can go wrong, as callers see it.
 
+use std::borrow::Cow;
 use std::error;
 use std::fmt;
 use std::time::Duration;
 
-use pool_worker::{Exit, Panic};
+use pool_worker::{Exit, Panic, Task};
+use serde::{Deserialize, Serialize};
 
 use crate::backend::WorkerId;
 
@@ -14,11 +16,15 @@ use crate::backend::WorkerId;
 /// position of the one that failed ([`index`](Error::index)).
 ///
 /// `Debug` gives the name of the variant and the text of `Display`: that is what a `main` that returns
-/// it prints.
-#[derive(Clone)]
+/// it prints. [`source`](error::Error::source) is always `None`, for the text says all there is.
+///
+/// It goes through serde, so a task that uses a pool of its own may return `Result<T, Error>` and use `?`; or, with
+/// other errors beside it, `Result<T, `[`TaskError`](crate::TaskError)`>`.
+#[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
-    /// The task panicked. The worker lives on.
+    /// The task panicked. The worker lives on; in a program that is built with `panic = "abort"` another one takes
+    /// its place, and what else ran in it, such as threads of its own, is gone.
     Panicked(Panicked),
     /// The worker died under the task: a crash, `exit`, `abort`, or a signal from outside. Another
     /// worker has taken its place.
@@ -58,10 +64,12 @@ pub enum Error {
 impl Error {
     /// The name of the task that the error is about.
     pub fn task(&self) -> Option<&str> {
-        self.place().map(|place| place.task)
+        self.place().map(|place| &*place.task)
     }
 
-    /// The position among the inputs of the call, from 0; `None` if the call had just one.
+    /// The position among the inputs of the call, from 0, though there be only one; `None` for
+    /// [`apply`](crate::Pool::apply) and [`apply_async`](crate::Pool::apply_async), which take no inputs but arguments,
+    /// and for what is about the inputs as a whole, such as bound arguments that can't be encoded.
     pub fn index(&self) -> Option<usize> {
         self.place().and_then(|place| place.index)
     }
@@ -79,28 +87,35 @@ impl Error {
     /// This setting of the builder, named as its method is, can't be met, for this reason: for
     /// [backends](crate::backend).
     pub fn invalid_setting(setting: &'static str, why: &'static str) -> Error {
-        Error::InvalidSetting(InvalidSetting { setting, why })
+        Error::InvalidSetting(InvalidSetting {
+            setting: setting.into(),
+            why: why.into(),
+        })
     }
 
     /// The arguments of a call that has one input, or of all of its inputs, can't be encoded.
     pub(crate) fn arguments(task: &'static str, why: String) -> Error {
         Error::Encode(Codec {
-            place: Place { task, index: None },
+            place: Place {
+                task: task.into(),
+                index: None,
+            },
+            verb: Verb::Encode,
             what: Side::Arguments,
             why,
         })
     }
 
-    fn place(&self) -> Option<Place> {
+    fn place(&self) -> Option<&Place> {
         match self {
-            Error::Panicked(error) => Some(error.place),
-            Error::WorkerLost(error) => Some(error.place),
-            Error::TimeLimit(error) => Some(error.place),
-            Error::MemoryLimit(error) => Some(error.place),
+            Error::Panicked(error) => Some(&error.place),
+            Error::WorkerLost(error) => Some(&error.place),
+            Error::TimeLimit(error) => Some(&error.place),
+            Error::MemoryLimit(error) => Some(&error.place),
             Error::Encode(error) | Error::Decode(error)
                 if !matches!(error.what, Side::Shared | Side::Message) =>
             {
-                Some(error.place)
+                Some(&error.place)
             }
             _ => None,
         }
@@ -127,8 +142,7 @@ impl fmt::Display for Error {
             Error::Taken => f.write_str("the result was taken already"),
             Error::Disconnected => f.write_str("the other end of the channel is gone"),
             Error::InvalidSetting(error) => error.fmt(f),
-            Error::Encode(error) => error.write(f, "encode"),
-            Error::Decode(error) => error.write(f, "decode"),
+            Error::Encode(error) | Error::Decode(error) => error.fmt(f),
             Error::Start(error) => error.fmt(f),
             Error::Broken(error) => error.fmt(f),
         }
@@ -160,12 +174,30 @@ impl fmt::Debug for Error {
 }
 
 impl error::Error for Error {}
+impl error::Error for Panicked {}
+impl error::Error for WorkerLost {}
+impl error::Error for TimeLimit {}
+impl error::Error for MemoryLimit {}
+impl error::Error for InvalidSetting {}
+impl error::Error for Codec {}
+impl error::Error for Start {}
+impl error::Error for Broken {}
 
 /// Which task, and which of its inputs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Place {
-    pub(crate) task: &'static str,
+    /// Owned after it has come from another process.
+    pub(crate) task: Cow<'static, str>,
     pub(crate) index: Option<usize>,
+}
+
+impl Place {
+    pub(crate) fn of<T: Task>(index: Option<usize>) -> Place {
+        Place {
+            task: T::NAME.into(),
+            index,
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -179,7 +211,7 @@ impl fmt::Display for Place {
 }
 
 /// A panic in a task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Panicked {
     pub(crate) place: Place,
     pub(crate) panic: Panic,
@@ -214,7 +246,7 @@ impl fmt::Display for Panicked {
 }
 
 /// The death of a worker under a task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkerLost {
     pub(crate) place: Place,
     pub(crate) worker: WorkerId,
@@ -234,8 +266,8 @@ impl WorkerLost {
         self.worker.host.as_deref()
     }
 
-    /// The name of the signal that killed it, such as `"SIGKILL"`. `"SIGSEGV"` may be a stack that
-    /// overflowed.
+    /// The name of the signal that killed it, such as `"SIGKILL"`, or `"SIGRTMIN+3"` for one that has none of its own.
+    /// `"SIGSEGV"` may be a stack that overflowed.
     pub fn signal(&self) -> Option<&str> {
         self.exit.signal_name()
     }
@@ -274,7 +306,7 @@ impl fmt::Display for WorkerLost {
 }
 
 /// A task that ran too long.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TimeLimit {
     pub(crate) place: Place,
     pub(crate) worker: WorkerId,
@@ -309,7 +341,7 @@ impl fmt::Display for TimeLimit {
 }
 
 /// A task that used too much memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MemoryLimit {
     pub(crate) place: Place,
     pub(crate) worker: WorkerId,
@@ -361,16 +393,16 @@ impl fmt::Display for MemoryLimit {
 }
 
 /// A setting that can't be met.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InvalidSetting {
-    pub(crate) setting: &'static str,
-    pub(crate) why: &'static str,
+    pub(crate) setting: Cow<'static, str>,
+    pub(crate) why: Cow<'static, str>,
 }
 
 impl InvalidSetting {
     /// The name of the setting, as in the method that sets it.
     pub fn setting(&self) -> &str {
-        self.setting
+        &self.setting
     }
 }
 
@@ -381,15 +413,23 @@ impl fmt::Display for InvalidSetting {
 }
 
 /// Arguments or a result that can't be turned into bytes or back.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Codec {
     pub(crate) place: Place,
+    pub(crate) verb: Verb,
     pub(crate) what: Side,
     pub(crate) why: String,
 }
 
+/// What could not be done with it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Verb {
+    Encode,
+    Decode,
+}
+
 /// What could not be encoded or decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Side {
     /// The arguments: encoded by the caller, decoded by the worker.
@@ -407,8 +447,14 @@ impl Codec {
     pub fn side(&self) -> Side {
         self.what
     }
+}
 
-    fn write(&self, f: &mut fmt::Formatter<'_>, verb: &str) -> fmt::Result {
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.verb {
+            Verb::Encode => "encode",
+            Verb::Decode => "decode",
+        };
         let what = match self.what {
             Side::Arguments => "the arguments",
             Side::Result => "the result",
@@ -420,7 +466,7 @@ impl Codec {
 }
 
 /// A worker that did not start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Start(pub(crate) String);
 
 impl fmt::Display for Start {
@@ -430,11 +476,108 @@ impl fmt::Display for Start {
 }
 
 /// A pool that gave up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Broken(pub(crate) String);
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the pool is broken: {}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn everything() -> Vec<Error> {
+        let place = || Place {
+            task: "tests::square".into(),
+            index: Some(3),
+        };
+        let worker = || WorkerId {
+            pid: 7,
+            host: Some("head".to_owned()),
+        };
+        let codec = |verb, what| Codec {
+            place: place(),
+            verb,
+            what,
+            why: "why".to_owned(),
+        };
+        vec![
+            Error::Panicked(Panicked {
+                place: place(),
+                panic: Panic {
+                    message: "oh".to_owned(),
+                    location: Some("a.rs:1:2".to_owned()),
+                    backtrace: None,
+                },
+            }),
+            Error::WorkerLost(WorkerLost {
+                place: place(),
+                worker: worker(),
+                exit: Exit::Signal(9),
+                attempts: 2,
+                why: Some("of that".to_owned()),
+            }),
+            Error::TimeLimit(TimeLimit {
+                place: place(),
+                worker: worker(),
+                limit: Duration::from_millis(5),
+            }),
+            Error::MemoryLimit(MemoryLimit {
+                place: place(),
+                worker: worker(),
+                limit: 5,
+                used: 6,
+            }),
+            Error::Timeout,
+            Error::Cancelled,
+            Error::Terminated,
+            Error::Closed,
+            Error::StillOpen,
+            Error::Taken,
+            Error::invalid_setting("processes", "there are none"),
+            Error::Encode(codec(Verb::Encode, Side::Arguments)),
+            Error::Encode(codec(Verb::Encode, Side::Shared)),
+            Error::Decode(codec(Verb::Decode, Side::Result)),
+            Error::start("it is late"),
+            Error::broken("all are dead"),
+        ]
+    }
+
+    #[test]
+    fn it_travels_without_loss() {
+        for error in everything() {
+            let mut bytes = Vec::new();
+            pool_worker::encode(&error, &mut bytes).expect("it can be encoded");
+            let arrived: Error = pool_worker::decode(&bytes).expect("it can be decoded");
+            assert_eq!(format!("{arrived:?}"), format!("{error:?}"));
+            assert_eq!(
+                (arrived.task(), arrived.index()),
+                (error.task(), error.index())
+            );
+            pool_worker::encode_msgpack(&error, &mut Vec::new()).expect("it can be encoded");
+        }
+    }
+
+    #[test]
+    fn what_is_in_it_is_an_error_of_the_same_text() {
+        for error in everything() {
+            let inner: Option<&dyn error::Error> = match &error {
+                Error::Panicked(inner) => Some(inner),
+                Error::WorkerLost(inner) => Some(inner),
+                Error::TimeLimit(inner) => Some(inner),
+                Error::MemoryLimit(inner) => Some(inner),
+                Error::InvalidSetting(inner) => Some(inner),
+                Error::Encode(inner) | Error::Decode(inner) => Some(inner),
+                Error::Start(inner) => Some(inner),
+                Error::Broken(inner) => Some(inner),
+                _ => None,
+            };
+            if let Some(inner) = inner {
+                assert_eq!(inner.to_string(), error.to_string());
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pool_worker::{Attachment, Frames, Task};
 
 use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Workers};
-use crate::error::{Error, InvalidSetting};
+use crate::error::Error;
 use crate::few::Few;
 use crate::open;
 
@@ -37,7 +37,7 @@ const BATCHES_PER_READING: usize = 8;
 ///
 /// [`Error::InvalidSetting`] if the options can't be met.
 pub(crate) fn check(options: &Options) -> Result<(), Error> {
-    let invalid = |setting, why| Err(Error::InvalidSetting(InvalidSetting { setting, why }));
+    let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
     if options.chunksize == Some(0) {
         return invalid("chunksize", "a chunk holds at least one input");
     }

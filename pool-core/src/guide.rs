@@ -196,8 +196,8 @@
 //! # Files
 //!
 //! Workers start in the directory of this program and see the same files. For work on files, send their names, so that the
-//! reading is spread over the workers, too: `&Path`, or `&OsStr` where a name need not be UTF-8. A file that all of them map (with a
-//! crate such as `memmap2`) is in memory once, however many map it.
+//! reading is spread over the workers, too: `&Path`, which need not be UTF-8. A file that all of them map (with a crate such as
+//! `memmap2`) is in memory once, however many map it.
 //!
 //! # Which types
 //!

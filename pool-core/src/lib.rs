@@ -33,7 +33,8 @@
 //! - [`channel`] lets tasks send something while they run: how far they are, parts of their results.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks.
-//! - [`Error`] says what can go wrong, and to whom it happened.
+//! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
+//!   `Result<T, TaskError>`, and use `?` on any error.
 //! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
 //!   debugger for instance.
 //!
@@ -72,6 +73,7 @@ mod retries;
 mod scheduler;
 mod shared;
 mod sync;
+mod task_error;
 #[cfg(test)]
 mod tests;
 pub mod worker;
@@ -102,11 +104,13 @@ pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
 pub use retries::Retries;
 pub use shared::Shared;
+pub use task_error::TaskError;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use pool_worker::param::{Array, Block, Described, DescribedSlice, Plain, Slice, Unsized};
+    pub use pool_worker::returned::{AnyReturned, Returned, Travels};
     pub use pool_worker::{
         Arrived, Buffer, CodecError, Input, Number, Outcome, Reader, Registration, RunError, Tail,
         Task, Tell, array, decode, decode_msgpack, decode_output_block, encode, encode_block,

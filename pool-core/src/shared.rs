@@ -9,7 +9,7 @@ use pool_worker::shared::{Held, InPlace, Share, ShareError};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use crate::error::{Codec, Error, Place, Side};
+use crate::error::{Codec, Error, Place, Side, Verb};
 
 /// A large value that many tasks read: in shared memory once, and passed to tasks for the price of a number.
 ///
@@ -95,9 +95,10 @@ impl<T: ?Sized> Shared<T> {
         let held = held.map_err(|ShareError(why)| {
             Error::Encode(Codec {
                 place: Place {
-                    task: "Shared",
+                    task: "Shared".into(),
                     index: None,
                 },
+                verb: Verb::Encode,
                 what: Side::Shared,
                 why,
             })

@@ -82,8 +82,8 @@ use proc_macro::TokenStream;
 /// The macro knows these types by how they are written. An alias of `Vec<f64>`, or one inside of a tuple,
 /// an `Option` or a struct, works as well, but its numbers go one by one. (In a struct of your own `serde_bytes` helps for bytes,
 /// and a field of type `Shared<[f64]>` for other numbers.) An array inside of another type, or behind an alias, has at most
-/// 32 elements, as serde has it. serde refuses a path that is not UTF-8; `&OsStr` takes any. Parameters may be
-/// `mut`, patterns, and `_`.
+/// 32 elements, as serde has it. A path may have any bytes, wherever it stands (serde by itself refuses one that is not UTF-8), unless
+/// a type writes it by itself, as `Mutex<PathBuf>` and `#[serde(transparent)]` do. Parameters may be `mut`, patterns, and `_`.
 ///
 /// A caller who keeps the data lends it: `pool.task(sum).by_ref().map(&rows)` takes a `&[u64]` or a `&Vec<u64>` for the
 /// parameter `&[u64]`. What `partial` has bound is decoded once in each worker for a parameter that is a reference, and for each task

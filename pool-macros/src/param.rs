@@ -208,12 +208,33 @@ impl<'a> Travel<'a> {
                     #private::encode_output_block::<#elem>(#value, __pool_task_output)
                 )
             }),
-            _ => quote_spanned!(span=>
-                #private::#encode::<#ty>(&#value, __pool_task_output)
-                    .map(|()| ::core::option::Option::None)
-                    .map_err(#private::RunError::Encode)
-            ),
+            _ => {
+                let encoded = if is_result(ty) {
+                    let travels = self.travels(private);
+                    quote_spanned!(span=>
+                        #private::Travels::#encode(#travels, &#value, __pool_task_output)
+                    )
+                } else {
+                    quote_spanned!(span=> #private::#encode::<#ty>(&#value, __pool_task_output))
+                };
+                quote_spanned!(span=>
+                    #encoded
+                        .map(|()| ::core::option::Option::None)
+                        .map_err(#private::RunError::Encode)
+                )
+            }
         }
+    }
+
+    /// What encodes and decodes a type that is spelled as a `Result`. Both ask for it in the same words, so that one
+    /// message tells of an error that can't be sent.
+    fn travels(&self, private: &TokenStream) -> TokenStream {
+        let (span, ty) = (self.span(), self.ty);
+        quote_spanned!(span=> {
+            #[allow(unused_imports, reason = "a `Result` has the function without the trait")]
+            use #private::AnyReturned as _;
+            #private::Returned::<#ty>::travels()
+        })
     }
 
     /// The call that decodes a whole result, a `Result`.
@@ -232,6 +253,10 @@ impl<'a> Travel<'a> {
                     }
                     Form::Vec | Form::Slice => block,
                 }
+            }
+            _ if is_result(ty) => {
+                let travels = self.travels(private);
+                quote_spanned!(span=> #private::Travels::#decode(#travels, &__pool_task_bytes))
             }
             _ => quote_spanned!(span=> #private::#decode::<#ty>(&__pool_task_bytes)),
         }
@@ -336,6 +361,13 @@ fn is_unsized(ty: &Type) -> bool {
                     .iter()
                     .any(|name| last.ident == name)
         })
+}
+
+/// What is called `Result`, by whatever path.
+fn is_result(ty: &Type) -> bool {
+    plain_path(peel(ty))
+        .and_then(|path| path.segments.last())
+        .is_some_and(|last| last.ident == "Result")
 }
 
 /// One of the numbers that travel as blocks.

@@ -263,7 +263,13 @@ impl Rules<'_> {
     }
 
     fn within(&mut self, ty: &Type, place: Place) {
-        Within { rules: self, place }.visit_type(ty);
+        let outer = peel(ty);
+        Within {
+            rules: self,
+            place,
+            outer,
+        }
+        .visit_type(ty);
     }
 
     fn lifetime(&mut self, lifetime: &Lifetime) {
@@ -286,24 +292,27 @@ enum Place {
 }
 
 /// Looks for what may not stand inside of a type.
-struct Within<'r, 'a> {
+struct Within<'r, 'a, 't> {
     rules: &'r mut Rules<'a>,
     place: Place,
+    /// The type that it stands in, without the `&` before that.
+    outer: &'t Type,
 }
 
-impl<'ast> Visit<'ast> for Within<'_, '_> {
+impl<'ast> Visit<'ast> for Within<'_, '_, '_> {
     fn visit_type_reference(&mut self, ty: &'ast TypeReference) {
-        let message = match self.place {
+        let what = match self.place {
             Place::Parameter => {
-                "takes a reference inside of another type, which cannot be sent to another \
-                 process: write what owns the data, `Option<String>` for `Option<&str>`"
+                "takes a reference inside of another type, which cannot be sent to another process"
             }
             Place::Output => {
-                "returns a reference inside of another type, which cannot leave the worker: \
-                 write what owns the data, `Option<String>` for `Option<&str>`"
+                "returns a reference inside of another type, which cannot leave the worker"
             }
         };
-        self.rules.at(ty, message);
+        let (owned, lent) = owner(ty);
+        let (owned, lent) = (inside(self.outer, owned), inside(self.outer, lent));
+        let message = format!("{what}: write what owns the data, `{owned}` for `{lent}`");
+        self.rules.at(ty, &message);
     }
 
     fn visit_type_impl_trait(&mut self, ty: &'ast TypeImplTrait) {
@@ -335,4 +344,29 @@ impl<'ast> Visit<'ast> for Within<'_, '_> {
     fn visit_type_fn_ptr(&mut self, _: &'ast TypeFnPtr) {}
     fn visit_parenthesized_generic_arguments(&mut self, _: &'ast ParenthesizedGenericArguments) {}
     fn visit_expr(&mut self, _: &'ast Expr) {}
+}
+
+/// What owns what a reference lends, and that.
+fn owner(reference: &TypeReference) -> (&'static str, &'static str) {
+    match peel(&reference.elem) {
+        Type::Slice(_) => ("Vec<T>", "&[T]"),
+        Type::Path(path) if path.path.is_ident("str") => ("String", "&str"),
+        Type::Path(path) if path.path.is_ident("Path") => ("PathBuf", "&Path"),
+        _ => ("T", "&T"),
+    }
+}
+
+/// The same inside of a type such as this, if that is one which everybody knows.
+fn inside(outer: &Type, inner: &str) -> String {
+    match outer {
+        Type::Slice(_) => format!("&[{inner}]"),
+        Type::Array(_) => format!("[{inner}; N]"),
+        Type::Path(path) => match path.path.segments.last() {
+            Some(last) if last.ident == "Option" || last.ident == "Vec" => {
+                format!("{}<{inner}>", last.ident)
+            }
+            _ => inner.to_owned(),
+        },
+        _ => inner.to_owned(),
+    }
 }

@@ -27,6 +27,7 @@ use crate::copy;
 use crate::decode as decoding;
 use crate::encode as encoding;
 use crate::frames::FRAME_MAX;
+use crate::msgpack;
 
 /// The numbers that go as blocks.
 #[diagnostic::on_unimplemented(
@@ -69,7 +70,7 @@ pub fn encode_msgpack<T: Serialize + ?Sized>(
     out: &mut Vec<u8>,
 ) -> Result<(), CodecError> {
     let start = out.len();
-    encoding::encode_msgpack(value, out).map_err(|why| {
+    msgpack::encode(value, out).map_err(|why| {
         out.truncate(start);
         CodecError(why)
     })

@@ -15,6 +15,7 @@ use serde::de::{
 };
 
 use crate::encode::OTHER;
+use crate::part;
 
 /// A thread of Rust's has 2 MiB.
 pub const STACK_DEFAULT: usize = 1 << 20;
@@ -133,8 +134,8 @@ fn say(why: String) {
     let is_question = why == postcard::Error::WontImplement.to_string();
     WHY.set(Some(if is_question {
         format!(
-            "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `serde_json::Value` and \
-             the like do that): {OTHER}"
+            "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `#[serde(tag = \"…\")]`, \
+             `serde_json::Value` and the like do that): {OTHER}"
         )
     } else {
         why
@@ -257,9 +258,17 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Guarded<'_, D> {
         deserialize_i8() deserialize_i16() deserialize_i32() deserialize_i64() deserialize_i128()
         deserialize_u8() deserialize_u16() deserialize_u32() deserialize_u64() deserialize_u128()
         deserialize_f32() deserialize_f64()
-        deserialize_char() deserialize_str() deserialize_string()
+        deserialize_char() deserialize_str()
         deserialize_bytes() deserialize_byte_buf()
         deserialize_unit() deserialize_identifier()
+    }
+
+    #[inline]
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+        if part::is_path::<V>() {
+            return up(self.inner.deserialize_bytes(part::OddPath(visitor)));
+        }
+        up(self.inner.deserialize_string(visitor))
     }
 
     in_parts! {

@@ -4,9 +4,10 @@
 //! characters" deserves to see it. And it takes no notice of a field that is left out
 //! (`skip_serializing_if`), after which the other side reads something else than was written. So this
 //! serializer stands in front of postcard's: postcard writes numbers and strings, and what holds them
-//! together is walked through here.
+//! together is walked through here. So it sees every part of a value (`part.rs`).
 
 use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
 
 use postcard::Serializer;
 use postcard::ser_flavors::Flavor;
@@ -16,6 +17,8 @@ use serde::ser::{
     SerializeStructVariant, SerializeTuple, SerializeTupleStruct, SerializeTupleVariant,
 };
 
+use crate::part;
+
 /// Appends `value` to `out`, or gives the message of the first part of it that fails. Then `out` holds
 /// what came before that.
 #[inline]
@@ -23,27 +26,33 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     let mut postcard = Serializer {
         output: Append(out),
     };
-    value
-        .serialize(Encoder(&mut postcard))
-        .map_err(|error| error.to_string())
+    part(value, &mut Encoder(&mut postcard)).map_err(|error| part::explained(error.to_string()))
+}
+
+/// Writes a part of a value, or all of it. That it is a path which serde refuses is seen when it has been refused, so that
+/// nothing else pays for it. (It is part of every level, for else a deep value would take more of the stack in a build that
+/// is not optimized.)
+#[inline(always)]
+fn part<T: Serialize + ?Sized>(value: &T, encoder: &mut Encoder<'_, '_>) -> Result<(), Error> {
+    if part::is_not_ours::<T>() {
+        return Err(part::refusal::<T, _>());
+    }
+    match value.serialize(encoder.again()) {
+        Ok(()) => Ok(()),
+        Err(error) => refused(value, error, encoder),
+    }
+}
+
+#[cold]
+fn refused<T: ?Sized>(value: &T, error: Error, encoder: &mut Encoder<'_, '_>) -> Result<(), Error> {
+    match part::odd_path(value) {
+        Some(path) => ser::Serializer::serialize_bytes(encoder.again(), path.as_bytes()),
+        None => Err(error),
+    }
 }
 
 /// What carries what postcard can't.
 pub(crate) const OTHER: &str = "`#[pool_task(format = \"msgpack\")]` carries it";
-
-/// As [`encode`], in MessagePack, which describes itself: structs with the names of their fields.
-pub(crate) fn encode_msgpack<T: Serialize + ?Sized>(
-    value: &T,
-    out: &mut Vec<u8>,
-) -> Result<(), String> {
-    let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
-    let encoded = value.serialize(&mut serializer);
-    encoded.map_err(|error| match error {
-        // What a type says.
-        rmp_serde::encode::Error::Syntax(why) => why,
-        error => error.to_string(),
-    })
-}
 
 /// postcard's own flavors take a vector by value or write byte by byte; this one does neither.
 struct Append<'a>(&'a mut Vec<u8>);
@@ -169,9 +178,9 @@ impl ser::Serializer for Encoder<'_, '_> {
         ser::Serializer::serialize_none(self.0).map_err(Error::custom)
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Error> {
+    fn serialize_some<T: Serialize + ?Sized>(mut self, value: &T) -> Result<(), Error> {
         self.0.output.try_push(1).map_err(Error::custom)?;
-        value.serialize(self)
+        part(value, &mut self)
     }
 
     fn serialize_unit(self) -> Result<(), Error> {
@@ -192,11 +201,11 @@ impl ser::Serializer for Encoder<'_, '_> {
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
-        self,
+        mut self,
         _: &'static str,
         value: &T,
     ) -> Result<(), Error> {
-        value.serialize(self)
+        part(value, &mut self)
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -207,7 +216,7 @@ impl ser::Serializer for Encoder<'_, '_> {
         value: &T,
     ) -> Result<(), Error> {
         self.number(variant.into())?;
-        value.serialize(self)
+        part(value, &mut self)
     }
 
     fn serialize_tuple_variant(
@@ -259,7 +268,7 @@ macro_rules! elements {
             type Error = Error;
             #[inline]
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
-                value.serialize(self.again())
+                part(value, self)
             }
             fn end(self) -> Result<(), Error> {
                 Ok(())
@@ -286,7 +295,7 @@ macro_rules! fields {
                 _: &'static str,
                 value: &T,
             ) -> Result<(), Error> {
-                value.serialize(self.again())
+                part(value, self)
             }
             fn skip_field(&mut self, key: &'static str) -> Result<(), Error> {
                 Err(Error::custom(format!(
@@ -308,11 +317,11 @@ impl SerializeMap for Encoder<'_, '_> {
     type Error = Error;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Error> {
-        key.serialize(self.again())
+        part(key, self)
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
-        value.serialize(self.again())
+        part(value, self)
     }
 
     fn end(self) -> Result<(), Error> {
@@ -322,28 +331,27 @@ impl SerializeMap for Encoder<'_, '_> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
-    use std::path::Path;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::codec::{decode, encode};
 
     #[derive(serde::Serialize)]
-    enum Deep<'a> {
+    enum Deep {
         Variant {
-            map: BTreeMap<u8, Option<(u8, Vec<&'a Path>)>>,
+            map: BTreeMap<u8, Option<(u8, Vec<SystemTime>)>>,
         },
     }
 
     #[test]
     fn a_message_is_found_however_deep_it_lies() {
-        let path = Path::new(OsStr::from_bytes(b"not \xff text"));
+        let start = SystemTime::UNIX_EPOCH;
+        let before = start - Duration::from_secs(1);
         let deep = Deep::Variant {
-            map: BTreeMap::from([(1, Some((2, vec![Path::new("text"), path])))]),
+            map: BTreeMap::from([(1, Some((2, vec![start, before])))]),
         };
-        let error = encode(&deep, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.to_string(), "path contains invalid UTF-8 characters");
+        let error = encode(&deep, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("must be later than UNIX_EPOCH"), "{error}");
     }
 
     #[test]

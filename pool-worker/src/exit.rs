@@ -21,7 +21,7 @@ impl Exit {
     /// The name of the signal, `"SIGKILL"` for instance.
     pub fn signal_name(self) -> Option<&'static str> {
         match self {
-            Exit::Signal(number) => Some(signal_name(number)),
+            Exit::Signal(number) => signal_name(number),
             Exit::Code(_) | Exit::Unknown => None,
         }
     }
@@ -43,17 +43,17 @@ impl fmt::Display for Exit {
         match self {
             Exit::Code(code) => write!(f, "exited with code {code}"),
             Exit::Signal(number) => match signal_name(*number) {
-                "" => write!(f, "was killed by signal {number}"),
-                name => write!(f, "was killed by {name}"),
+                Some(name) => write!(f, "was killed by {name}"),
+                None => write!(f, "was killed by signal {number}"),
             },
             Exit::Unknown => f.write_str("ended, nobody knows how"),
         }
     }
 }
 
-/// Empty for a real-time signal, which has no name.
-fn signal_name(number: i32) -> &'static str {
-    match number {
+/// `None` if there is no such signal.
+fn signal_name(number: i32) -> Option<&'static str> {
+    Some(match number {
         libc::SIGHUP => "SIGHUP",
         libc::SIGINT => "SIGINT",
         libc::SIGQUIT => "SIGQUIT",
@@ -85,6 +85,73 @@ fn signal_name(number: i32) -> &'static str {
         libc::SIGIO => "SIGIO",
         libc::SIGPWR => "SIGPWR",
         libc::SIGSYS => "SIGSYS",
-        _ => "",
+        _ => return real_time_name(number),
+    })
+}
+
+/// Counted from the first that is for programs. Those before it, which the C library keeps for itself, are called as
+/// gdb does.
+fn real_time_name(number: i32) -> Option<&'static str> {
+    const FROM_MIN: [&str; 33] = [
+        "SIGRTMIN",
+        "SIGRTMIN+1",
+        "SIGRTMIN+2",
+        "SIGRTMIN+3",
+        "SIGRTMIN+4",
+        "SIGRTMIN+5",
+        "SIGRTMIN+6",
+        "SIGRTMIN+7",
+        "SIGRTMIN+8",
+        "SIGRTMIN+9",
+        "SIGRTMIN+10",
+        "SIGRTMIN+11",
+        "SIGRTMIN+12",
+        "SIGRTMIN+13",
+        "SIGRTMIN+14",
+        "SIGRTMIN+15",
+        "SIGRTMIN+16",
+        "SIGRTMIN+17",
+        "SIGRTMIN+18",
+        "SIGRTMIN+19",
+        "SIGRTMIN+20",
+        "SIGRTMIN+21",
+        "SIGRTMIN+22",
+        "SIGRTMIN+23",
+        "SIGRTMIN+24",
+        "SIGRTMIN+25",
+        "SIGRTMIN+26",
+        "SIGRTMIN+27",
+        "SIGRTMIN+28",
+        "SIGRTMIN+29",
+        "SIGRTMIN+30",
+        "SIGRTMIN+31",
+        "SIGRTMIN+32",
+    ];
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    match number {
+        _ if number > last => None,
+        _ if number >= first => FROM_MIN.get((number - first) as usize).copied(),
+        32 => Some("SIG32"),
+        33 => Some("SIG33"),
+        34 => Some("SIG34"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_has_a_name() {
+        let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+        assert_eq!(signal_name(libc::SIGKILL), Some("SIGKILL"));
+        assert_eq!(signal_name(first), Some("SIGRTMIN"));
+        assert_eq!(signal_name(first + 3), Some("SIGRTMIN+3"));
+        assert!((1..=last).all(|number| signal_name(number).is_some()));
+        assert_eq!(signal_name(32), Some("SIG32"));
+        assert_eq!(signal_name(last + 1), None);
+        let text = Exit::Signal(first + 3).to_string();
+        assert_eq!(text, "was killed by SIGRTMIN+3");
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `param`, `registry`, `codec`, `encode`, `decode`, `outcome`, `fault` | what a task is, how its parameters travel, which ones this binary has, how values become bytes, why not |
+//! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `msgpack`, `decode`, `part`, `outcome`, `fault` | what a task is, how its parameters and its result travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
 //! | `zygote` | what forks workers, if they share what it has loaded: both ends |
@@ -44,11 +44,14 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+mod msgpack;
 mod outcome;
 pub mod param;
+mod part;
 mod process;
 mod registry;
 mod resident;
+pub mod returned;
 mod ring;
 mod scarce;
 mod serve;

@@ -381,7 +381,10 @@ pub(crate) fn call_task(
 /// Runs a task whose result nobody wants, unless it is an error.
 pub(crate) fn call_for_effect(task: u32, args: Input<'_>) -> Result<(), Fault> {
     let task = find(task)?;
-    what_came(unwind::catch(|| task.run_for_effect(args)))
+    let result = what_came(unwind::catch(|| task.run_for_effect(args)));
+    // Such a task may have set a panic hook.
+    unwind::stay_on_top();
+    result
 }
 
 #[inline]

@@ -3,13 +3,23 @@
 //! The worker's panic hook writes the report instead of printing it: the caller gets it as an error
 //! and decides what to show. A panic on a thread that the task started itself is none of ours, and
 //! goes to the hook that was there before.
+//!
+//! The program may set a hook of its own in a worker, which takes the place of ours, and with it the location of panics.
+//! So ours is put around it, as if it had been there before: after an initializer, and when a panic has come without a
+//! report. There is no way to see what hook there is without taking it away for a moment, so that is not done for each task.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::ptr;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fault::Panic;
+
+type Hook = dyn Fn(&PanicHookInfo<'_>) + Send + Sync;
+type LastWords = dyn Fn(Panic) + Send + Sync;
 
 thread_local! {
     /// The number of the task that runs on this thread; 0 if none does.
@@ -19,22 +29,70 @@ thread_local! {
     static REPORT: RefCell<Option<(u64, Panic)>> = const { RefCell::new(None) };
 }
 
+/// Who hears of a panic after which nothing runs. None: this process has no hook of ours.
+static LAST_WORDS: RwLock<Option<Box<LastWords>>> = RwLock::new(None);
+
+/// Where the hook lies that was put on top last; 0 if it was dropped.
+static TOP: AtomicUsize = AtomicUsize::new(0);
+
 /// Installs the hook. In a build with `panic = "abort"` nothing runs after it, so the report is
 /// handed to `last_words` at once.
 pub(crate) fn install(last_words: impl Fn(Panic) + Send + Sync + 'static) {
-    let before = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        let task = RUNNING.get();
-        if task == 0 {
-            return before(info);
+    let mut known = LAST_WORDS
+        .write()
+        .unwrap_or_else(|error| error.into_inner());
+    *known = Some(Box::new(last_words));
+    drop(known);
+    put_on_top();
+}
+
+/// Puts the hook around the one that the program may have set since it was installed.
+#[cold]
+pub(crate) fn stay_on_top() {
+    // Tasks that run in the program itself have no hook.
+    let is_installed = LAST_WORDS.read().is_ok_and(|known| known.is_some());
+    if is_installed {
+        put_on_top();
+    }
+}
+
+fn put_on_top() {
+    let top = panic::take_hook();
+    if address(&*top) == TOP.load(Ordering::Relaxed) {
+        return panic::set_hook(top);
+    }
+    let mark = Mark;
+    let hook: Box<Hook> = Box::new(move |info| {
+        let _ = &mark;
+        match RUNNING.get() {
+            0 => top(info),
+            task => keep(task, report(info)),
         }
-        let report = report(info);
-        if cfg!(panic = "abort") {
-            last_words(report);
-        } else {
-            REPORT.set(Some((task, report)));
-        }
-    }));
+    });
+    TOP.store(address(&*hook), Ordering::Relaxed);
+    panic::set_hook(hook);
+}
+
+fn address(hook: &Hook) -> usize {
+    ptr::from_ref(hook).addr()
+}
+
+/// Dropped with a hook of ours, whose place in memory another one may get.
+struct Mark;
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // If this was not the one on top, that gets another one around it, which does no harm.
+        TOP.store(0, Ordering::Relaxed);
+    }
+}
+
+fn keep(task: u64, report: Panic) {
+    if !cfg!(panic = "abort") {
+        REPORT.set(Some((task, report)));
+    } else if let Ok(Some(last_words)) = LAST_WORDS.read().as_deref() {
+        last_words(report);
+    }
 }
 
 /// Runs `task`, and turns a panic into its report.
@@ -53,10 +111,13 @@ pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
             .take()
             .filter(|(of, report)| *of == number && report.message == message)
             .map(|(_, report)| report);
-        let report = report.unwrap_or(Panic {
-            message,
-            location: None,
-            backtrace: None,
+        let report = report.unwrap_or_else(|| {
+            stay_on_top();
+            Panic {
+                message,
+                location: None,
+                backtrace: None,
+            }
         });
         // A payload may panic when it is dropped.
         std::mem::forget(payload);

@@ -1014,13 +1014,16 @@ fn a_worker_killed_from_outside() {
     second.release();
     assert_eq!(spared.get().unwrap(), 2);
     works(&pool);
-    // A real-time signal has no name, but a number.
+    // A real-time signal has no name of its own.
     let doomed = pool.apply_async(wait_at, (gate.path(), 3));
     let third = gate.accept();
     signal(third.pid, libc::SIGRTMIN() + 3);
-    let text = doomed.get().unwrap_err().to_string();
-    let number = format!("signal {}", libc::SIGRTMIN() + 3);
-    assert!(text.contains(&number), "{text}");
+    let error = doomed.get().unwrap_err();
+    let Error::WorkerLost(lost) = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(lost.signal(), Some("SIGRTMIN+3"));
+    assert!(error.to_string().contains("by SIGRTMIN+3"), "{error}");
 }
 
 #[test]

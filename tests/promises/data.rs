@@ -964,6 +964,22 @@ fn give_tagged() -> Tagged {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "of")]
+enum Adjacent {
+    Number(u32),
+}
+
+#[pool_task]
+fn take_adjacent(value: Adjacent) -> bool {
+    value == Adjacent::Number(1)
+}
+
+#[pool_task]
+fn take_tagged(value: Tagged) -> bool {
+    value == Tagged::Empty
+}
+
 /// Each refusal names what carries the type.
 #[test]
 fn what_the_usual_format_refuses_names_the_other() {
@@ -976,6 +992,9 @@ fn what_the_usual_format_refuses_names_the_other() {
         pool.apply(take_record, (record(Some("note")),))
             .unwrap_err(),
         pool.apply(give_tagged, ()).unwrap_err(),
+        pool.apply(take_tagged, (Tagged::Empty,)).unwrap_err(),
+        pool.apply(take_adjacent, (Adjacent::Number(1),))
+            .unwrap_err(),
     ];
     for error in refusals {
         let text = error.to_string();
