@@ -235,6 +235,7 @@ struct Incoming {
     node: String,
     channel: u64,
     number: u64,
+    must: bool,
     reply: Option<Subject>,
 }
 
@@ -977,6 +978,7 @@ impl<'a> Thread<'a> {
                 node,
                 channel,
                 number,
+                must,
                 messages,
             } => {
                 // Initializers may send, too.
@@ -988,6 +990,7 @@ impl<'a> Thread<'a> {
                     node,
                     channel,
                     number,
+                    must,
                     reply: message.reply,
                 };
                 self.gather(incoming, messages).await;
@@ -1086,13 +1089,18 @@ impl<'a> Thread<'a> {
             node,
             channel,
             number,
+            must,
             reply,
         } = incoming;
         let to = self.store.channel(channel).await;
         let known = self.messages.entry((node, channel)).or_default();
-        let took = if number <= known.taken {
-            Took::All
-        } else if known.unread.load(Ordering::Relaxed) >= UNREAD_MAX && known.fetching != number {
+        let is_full = known.unread.load(Ordering::Relaxed) >= UNREAD_MAX;
+        let all = if is_full { Took::Unpaid } else { Took::All };
+        let took = if to.is_none() {
+            Took::Nothing
+        } else if number <= known.taken {
+            all
+        } else if is_full && !must && known.fetching != number {
             Took::Later
         } else {
             known.taken = number;
@@ -1102,7 +1110,7 @@ impl<'a> Thread<'a> {
                 unread.fetch_sub(len, Ordering::Relaxed);
             };
             match to {
-                Some(channel) if channel.give(bytes, read) => Took::All,
+                Some(channel) if channel.give(bytes, read) => all,
                 _ => Took::Nothing,
             }
         };

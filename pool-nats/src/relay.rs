@@ -1,25 +1,28 @@
 //! What tasks send into channels, on its way from a node to the parent.
 //!
 //! Each channel of a node has a task here, which tells the parent one batch after the other, each with a number, until the parent answers.
-//! So nothing is lost with a server, and nothing comes twice. The workers of the node may send more when the parent has taken a batch; and
-//! that takes no more than a channel may have unread. Outcomes of inputs are told when what they have sent is with the parent.
+//! So nothing is lost with a server, and nothing comes twice. The workers of the node may send more when the parent has taken a batch, and
+//! it takes none while too much is unread. Outcomes of inputs are told when what they have sent is with the parent; it takes that in
+//! any case, but then those who have sent it must wait until it is read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Client;
-use bytes::Bytes;
-use pool_core::backend::{Attachment, Channel};
+use pool_core::backend::{Attachment, Batch, Channel};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::time;
 
 use crate::store::Store;
-use crate::wire::{ToParent, Took, to_bytes};
+use crate::wire::{Body, ToParent, Took, to_bytes};
 
 /// What the parent did not take is told again after this.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// Messages are told together up to this many bytes.
+const TOGETHER: usize = 128 << 10;
 
 /// The channels of a node.
 #[derive(Clone)]
@@ -68,9 +71,13 @@ impl Relays {
                 store: store.clone(),
                 channel: Arc::clone(channel),
                 id,
+                heard,
                 told: 0,
+                flushes: Vec::new(),
+                unpaid: Vec::new(),
+                is_over: false,
             };
-            tokio::spawn(way.go(heard));
+            tokio::spawn(way.go());
             self.lock().insert(id, words);
         }
         attachment
@@ -104,71 +111,125 @@ struct Way {
     store: Store,
     channel: Arc<Channel>,
     id: u64,
+    heard: UnboundedReceiver<Word>,
     /// How many batches were told.
     told: u64,
+    /// Who waits until all is told. Outcomes do, so the parent takes it whatever is unread.
+    flushes: Vec<oneshot::Sender<()>>,
+    /// What it has taken, though too much is unread: those who have sent it may not send more yet.
+    unpaid: Vec<Batch>,
+    /// Nobody holds the channel, or reads it.
+    is_over: bool,
 }
 
 impl Way {
-    async fn go(mut self, mut heard: UnboundedReceiver<Word>) {
-        while let Some(word) = heard.recv().await {
-            self.tell_all().await;
-            match word {
-                Word::Look => {}
-                Word::Flush(done) => drop(done.send(())),
-                Word::End => return,
+    async fn go(mut self) {
+        while !self.is_over {
+            if self.unpaid.is_empty() {
+                let word = self.heard.recv().await;
+                self.hear(word);
+            } else {
+                self.pause().await;
+                self.ask().await;
             }
+            self.tell_all().await;
+            for done in self.flushes.drain(..) {
+                let _ = done.send(());
+            }
+        }
+        drop(self.channel.close());
+    }
+
+    fn hear(&mut self, word: Option<Word>) {
+        match word {
+            Some(Word::Look) => {}
+            Some(Word::Flush(done)) => self.flushes.push(done),
+            Some(Word::End) | None => self.is_over = true,
+        }
+    }
+
+    /// Waits a little, but hears.
+    async fn pause(&mut self) {
+        if let Ok(word) = time::timeout(AGAIN, self.heard.recv()).await {
+            self.hear(word);
         }
     }
 
     async fn tell_all(&mut self) {
         loop {
-            let batches = self.channel.take_now();
-            if batches.is_empty() {
+            let mut batches = self.channel.take_now();
+            if batches.is_empty() || self.is_over {
                 return;
             }
-            for batch in batches {
+            while let Some(mut batch) = batches.pop_front() {
+                while let Some(next) = batches.pop_front() {
+                    if let Some(next) = batch.join(next, TOGETHER) {
+                        batches.push_front(next);
+                        break;
+                    }
+                }
                 self.told += 1;
-                // It is dropped once it is told, and the worker may send more.
-                if !self.tell(batch.to_bytes()).await {
-                    drop(self.channel.close());
-                    return;
+                match self.tell(batch.to_bytes()).await {
+                    Took::All => {}
+                    Took::Unpaid => self.unpaid.push(batch),
+                    Took::Later | Took::Nothing => {
+                        self.is_over = true;
+                        return;
+                    }
                 }
             }
         }
     }
 
-    /// Tells a batch until the parent takes it. False: nobody reads it.
-    async fn tell(&self, bytes: Vec<u8>) -> bool {
+    /// Tells a batch until the parent takes it, or will never.
+    async fn tell(&mut self, bytes: Vec<u8>) -> Took {
+        let name = format!("messages-{}-{}-{}", self.relays.node, self.id, self.told);
+        // Nothing that is sent later may pass it, so it is tried until there is room.
+        let messages = loop {
+            let mut room = self.store.room();
+            let packed = self
+                .store
+                .pack(bytes.clone(), &mut room, || name.clone())
+                .await;
+            match packed {
+                Ok(packed) => break packed,
+                Err(_) => self.pause().await,
+            }
+            if self.is_over {
+                return Took::Nothing;
+            }
+        };
+        loop {
+            match self.request(messages.clone()).await {
+                Some(Took::Later) | None if self.is_over => return Took::Nothing,
+                Some(Took::Later) | None => self.pause().await,
+                Some(took) => return took,
+            }
+        }
+    }
+
+    /// Asks whether what was taken was read by now.
+    async fn ask(&mut self) {
+        if self.request(Body::Here(Vec::new())).await == Some(Took::All) {
+            self.unpaid.clear();
+        }
+    }
+
+    async fn request(&mut self, messages: Body) -> Option<Took> {
         let Relays {
             client,
             subject,
             node,
             ..
         } = &self.relays;
-        let name = format!("messages-{node}-{}-{}", self.id, self.told);
-        let store = &self.store;
-        // Nothing that is sent later may pass it, so it is tried until there is room.
-        let messages = loop {
-            let mut room = store.room();
-            let packed = store.pack(bytes.clone(), &mut room, || name.clone());
-            match packed.await {
-                Ok(packed) => break packed,
-                Err(_) => time::sleep(AGAIN).await,
-            }
-        };
-        let told = Bytes::from(to_bytes(&ToParent::Messages {
+        let told = to_bytes(&ToParent::Messages {
             node: node.clone(),
             channel: self.id,
             number: self.told,
+            must: !self.flushes.is_empty(),
             messages,
-        }));
-        loop {
-            let answer = client.request(subject.clone(), told.clone()).await;
-            match answer.ok().and_then(|answer| Took::of(&answer.payload)) {
-                Some(Took::All) => return true,
-                Some(Took::Nothing) => return false,
-                Some(Took::Later) | None => time::sleep(AGAIN).await,
-            }
-        }
+        });
+        let answer = client.request(subject.clone(), told.into()).await;
+        Took::of(&answer.ok()?.payload)
     }
 }

@@ -125,6 +125,8 @@ pub(crate) enum ToParent {
         node: String,
         channel: u64,
         number: u64,
+        /// An outcome waits for it.
+        must: bool,
         messages: Body,
     },
     /// Now and then, whatever happens.
@@ -148,6 +150,8 @@ pub(crate) enum Took {
     Later = 2,
     /// Nobody will read it.
     Nothing = 3,
+    /// It was taken, though too much is unread.
+    Unpaid = 4,
 }
 
 impl Took {
@@ -156,7 +160,7 @@ impl Took {
     }
 
     pub(crate) fn of(bytes: &[u8]) -> Option<Took> {
-        [Took::All, Took::Later, Took::Nothing]
+        [Took::All, Took::Later, Took::Nothing, Took::Unpaid]
             .into_iter()
             .find(|took| bytes == [*took as u8])
     }

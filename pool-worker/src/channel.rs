@@ -152,7 +152,8 @@ impl Channel {
                 Framed::Many(bytes)
             },
             at: 0,
-            _paid: Paid::Other(Told(Some(Box::new(read)))),
+            paid: Paid::Other(Told(Some(Box::new(read)))),
+            also_paid: Vec::new(),
         });
         if put == Put::Awaited {
             self.wake();
@@ -212,7 +213,9 @@ pub struct Batch {
     /// How much of that was read.
     at: usize,
     /// Whoever has sent them may send more once all is read.
-    _paid: Paid,
+    paid: Paid,
+    /// The same of those that were joined to them.
+    also_paid: Vec<Paid>,
 }
 
 /// What is dropped when messages were read.
@@ -249,12 +252,27 @@ impl From<Messages> for Batch {
         Batch {
             framed: messages.bytes,
             at: 0,
-            _paid: Paid::Worker(messages.credit),
+            paid: Paid::Worker(messages.credit),
+            also_paid: Vec::new(),
         }
     }
 }
 
 impl Batch {
+    /// Puts others behind these, unless one of both is a single long message, or there would be more than so many bytes: then they are given
+    /// back.
+    pub fn join(&mut self, other: Batch, most: usize) -> Option<Batch> {
+        match (&mut self.framed, &other.framed) {
+            (Framed::Many(bytes), Framed::Many(others)) if bytes.len() + others.len() <= most => {
+                bytes.extend_from_slice(others);
+                self.also_paid.push(other.paid);
+                self.also_paid.extend(other.also_paid);
+                None
+            }
+            _ => Some(other),
+        }
+    }
+
     /// All of them as one byte string, for another process.
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.framed {
@@ -410,7 +428,8 @@ impl Channel {
         let put = self.put(Batch {
             framed: Framed::Alone(bytes.into()),
             at: 0,
-            _paid: Paid::Nobody,
+            paid: Paid::Nobody,
+            also_paid: Vec::new(),
         });
         match put {
             Put::Quietly => Ok(()),

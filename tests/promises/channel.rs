@@ -10,7 +10,9 @@ use std::time::Duration;
 use pool_core::{Error, Sender, channel, pool_task};
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Gate, builder, checked, pool, signal, square, stand, watchdog, works};
+use crate::support::{
+    Gate, builder, checked, pool, signal, square, stand, watchdog, workers_are_elsewhere, works,
+};
 
 /// More than a worker may have unread.
 const TOO_MANY: u64 = 200_000;
@@ -383,7 +385,9 @@ fn a_channel_ends_with_its_pool() {
     drop(sender);
     let held = gate.accept();
     busy.terminate();
-    assert!(receiver.eq([1]));
+    let received: Vec<u64> = receiver.collect();
+    // From elsewhere it may have been on its way.
+    assert!(received == [1] || received.is_empty() && workers_are_elsewhere());
     held.wait_until_gone();
     for result in results {
         assert!(matches!(result.get(), Err(Error::Terminated)));
