@@ -31,7 +31,7 @@
 //!   input, arguments that are lent or bound.
 //! - [`channel`] lets tasks send something while they run: how far they are, parts of their results.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
-//!   attach callbacks.
+//!   attach callbacks. The example `service` is a web service over a pool.
 //! - [`Error`] says what can go wrong, and to whom it happened.
 //! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
 //!   debugger for instance.
