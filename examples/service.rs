@@ -49,7 +49,7 @@ fn square(x: u32) -> u64 {
 
 #[pool_task]
 fn count_primes(below: u64) -> usize {
-    let is_prime = |n: &u64| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &u64| !(2..=n.isqrt()).any(|d| n.is_multiple_of(d));
     (2..below).filter(is_prime).count()
 }
 
@@ -80,7 +80,7 @@ type Answer<T> = Result<Json<T>, Failed>;
 
 impl App {
     /// Has a worker do it. When the client goes away, axum drops this future, and that frees the worker. The limit is for
-    /// clients that wait, and for those whose going nobody hears of.
+    /// clients that wait, and for those whose going nobody hears of; it counts from when a worker begins.
     async fn run<T: Task>(&self, task: T, args: T::Args) -> Answer<T::Output> {
         let call = self.pool.task(task).time_limit(self.time_limit);
         let result = call.apply_async(args).cancel_on_drop().await;
