@@ -4,12 +4,14 @@
 //!     cargo bench -p benches -- --quick      # a minute, rougher
 //!
 //! Prints a table, and writes it and plots to `target/bench`. Nothing fails for being slow: it is a
-//! report. What is measured is in the modules `latency`, `throughput`, `efficiency`, `payload`, `data`,
-//! `processes`, `footprint` and `machines`; the peers are in `peers` and `raw`.
+//! report. What is measured is in the modules `latency`, `throughput`, `futures`, `channel`, `efficiency`,
+//! `payload`, `data`, `processes`, `footprint` and `machines`; the peers are in `peers` and `raw`.
 
+mod channel;
 mod data;
 mod efficiency;
 mod footprint;
+mod futures;
 mod latency;
 mod machines;
 mod payload;
@@ -66,6 +68,8 @@ struct Arguments {
 enum Group {
     Latency,
     Throughput,
+    Async,
+    Channel,
     Efficiency,
     Payload,
     Data,
@@ -80,6 +84,8 @@ impl Group {
         match self {
             Group::Latency => "latency",
             Group::Throughput => "throughput",
+            Group::Async => "async",
+            Group::Channel => "channel",
             Group::Efficiency => "efficiency",
             Group::Payload => "payload",
             Group::Data => "data",
@@ -93,6 +99,8 @@ impl Group {
         match self {
             Group::Latency => latency::measure(bench),
             Group::Throughput => throughput::measure(bench),
+            Group::Async => futures::measure(bench),
+            Group::Channel => channel::measure(bench),
             Group::Efficiency => efficiency::measure(bench),
             Group::Payload => payload::measure(bench),
             Group::Data => data::measure(bench),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pool_core::pool_task;
+use pool_core::{Sender, pool_task};
 
 /// As good as nothing.
 #[pool_task]
@@ -25,6 +25,12 @@ pub(crate) fn echo(bytes: Vec<u8>) -> Vec<u8> {
 #[pool_task]
 pub(crate) fn length(bytes: &[u8]) -> usize {
     bytes.len()
+}
+
+/// Sends so many messages.
+#[pool_task]
+pub(crate) fn say(count: u64, to: Sender<(u64, u64)>) -> Result<(), String> {
+    (0..count).try_for_each(|x| to.send((x, !x)).map_err(|error| error.to_string()))
 }
 
 /// What [`work`] does, for peers that call a function.

@@ -1,7 +1,7 @@
 """The same measurements with Python's own pools; one JSON object on standard output.
 
-usage: python.py QUICK GROUP...   (QUICK is 0 or 1; a group is latency, throughput, efficiency,
-                                   payload, data or start)
+usage: python.py QUICK GROUP...   (QUICK is 0 or 1; a group is latency, throughput, channel,
+                                   efficiency, payload, data or start)
 Figures are medians, in seconds; those of tasks are seconds for each task. Needs nothing but the
 standard library.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import Pool
+from multiprocessing import Pool, Process, Queue
 
 QUICK = len(sys.argv) > 1 and sys.argv[1] == "1"
 RUNS = 3 if QUICK else 5
@@ -122,6 +122,27 @@ def throughput(figures):
         )
 
 
+def say(count, queue):
+    for x in range(count):
+        queue.put((x, x ^ 0xFFFFFFFFFFFFFFFF))
+
+
+def channel(figures):
+    each = scaled(200_000)
+
+    def receive():
+        queue = Queue()
+        senders = [Process(target=say, args=(each, queue)) for _ in range(2)]
+        for sender in senders:
+            sender.start()
+        for _ in range(2 * each):
+            queue.get()
+        for sender in senders:
+            sender.join()
+
+    figures["channel"] = per_task(2 * each, receive)
+
+
 def efficiency(figures):
     with Pool(2) as pool:
         pool.map(work, [1000] * 1000)
@@ -182,6 +203,7 @@ def main():
     groups = {
         "latency": latency,
         "throughput": throughput,
+        "channel": channel,
         "efficiency": efficiency,
         "payload": payload,
         "data": data,

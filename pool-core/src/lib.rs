@@ -32,7 +32,10 @@
 //!   input, arguments that are lent or bound.
 //! - [`channel`] lets tasks send something while they run: how far they are, parts of their results.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
-//!   attach callbacks.
+//!   attach callbacks. [`as_completed`] takes many as they finish. In an async program
+//!   [`cancel_on_drop`](AsyncResult::cancel_on_drop) frees the worker of a request that went away,
+//!   [`join_async`](Pool::join_async) waits for the end, and with the feature `futures` there is `imap(…).stream()`; the
+//!   example `service` is a web service over a pool.
 //! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
 //!   `Result<T, TaskError>`, and use `?` on any error.
 //! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
