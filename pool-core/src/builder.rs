@@ -141,8 +141,8 @@ impl PoolBuilder {
         match prepare::<T>(args) {
             // It would have to be there before the first worker is.
             Ok(task) if !task.attachments.is_empty() => {
-                let why = "a `Shared` can't be an argument of a preload task, nor in one: give it the value, which all \
-                           workers will share anyway";
+                let why = "neither a `Shared` nor a `Sender` can be an argument of a preload task, or in one: give it the value \
+                           itself, which all workers will share anyway, and the `Sender` to an initializer";
                 self.failed = Some(Error::arguments(T::NAME, why.to_owned()));
             }
             Ok(task) => self.settings.preload = Some(task),
@@ -462,7 +462,16 @@ impl PoolBuilder {
             return Err(error);
         }
         let decode_stack = settings.decode_stack;
+        let mut preparations = settings.preparations();
+        let sends = preparations.find(|task| task.attachments.iter().any(|one| one.has_channel()));
+        let sends = sends.map(|task| task.name.clone());
+        drop(preparations);
         let workers = self.backend.start(settings)?;
+        if let Some(task) = sends
+            && !workers.carries_channels()
+        {
+            return Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()));
+        }
         Ok(Pool::over(workers, self.defaults, decode_stack))
     }
 }

@@ -94,7 +94,7 @@ impl Error {
     }
 
     /// The arguments of a call that has one input, or of all of its inputs, can't be encoded.
-    pub(crate) fn arguments(task: &'static str, why: String) -> Error {
+    pub(crate) fn arguments(task: impl Into<Cow<'static, str>>, why: String) -> Error {
         Error::Encode(Codec {
             place: Place {
                 task: task.into(),

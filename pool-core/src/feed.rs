@@ -47,6 +47,9 @@ pub(crate) fn check(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
+pub(crate) const NO_CHANNELS: &str =
+    "the backend of this pool does not carry what a `Sender` sends";
+
 /// # Errors
 ///
 /// [`Error::Encode`] if a channel is among the arguments, and what is sent there would not arrive.
@@ -60,8 +63,7 @@ pub(crate) fn check_channels(
     if inputs.any(|inputs| inputs.has_attachments() && has_channel(inputs))
         && !workers.carries_channels()
     {
-        let why = "the backend of this pool does not carry what a `Sender` sends";
-        return Err(Error::arguments(task, why.to_owned()));
+        return Err(Error::arguments(task, NO_CHANNELS.to_owned()));
     }
     Ok(())
 }

@@ -158,3 +158,30 @@ fn a_closed_backend_refuses() {
             .all(|result| matches!(result, Err(Error::Closed)))
     );
 }
+
+#[test]
+fn a_backend_that_carries_no_channels_is_given_none() {
+    #[pool_task]
+    fn send(to: crate::Sender<u8>) {
+        let _ = to.send(1);
+    }
+    let (pool, _) = pool();
+    let (sender, receiver) = crate::channel::<u8>().unwrap();
+    let refused = [
+        pool.apply(send, (sender.clone(),)),
+        pool.map(send, [sender.clone()]).map(drop),
+        pool.apply_async(send, (sender.clone(),)).get(),
+        pool.task(send).partial((sender.clone(),)).apply(()),
+        pool.imap(send, [sender]).next().unwrap(),
+    ];
+    for result in refused {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Encode(_)), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("does not carry what a `Sender` sends")
+        );
+    }
+    assert!(matches!(receiver.recv(), Err(Error::Disconnected)));
+}
