@@ -54,6 +54,25 @@ fn process_ids() {
 }
 
 #[test]
+fn progress() {
+    let run = run("progress", &[]);
+    let found = [
+        1777, 2777, 11777, 19777, 22777, 26777, 41777, 43777, 44777, 47777,
+    ];
+    let mut lines: Vec<String> = found.map(|number| format!("found {number}")).into();
+    lines.extend(
+        [
+            "5133 primes",
+            "17673 takes 278 steps",
+            "1000003 is prime: true",
+            "20 counts later",
+        ]
+        .map(String::from),
+    );
+    assert_eq!(run.lines(), lines);
+}
+
+#[test]
 fn tour() {
     let run = run("tour", &[]);
     let squares: Vec<u64> = (0..10).map(|x| x * x).collect();
