@@ -40,7 +40,7 @@ use crate::sync::lock;
 /// use pool_core::{Error, Pool, Sender, channel, pool_task};
 ///
 /// #[pool_task]
-/// fn sum(numbers: Vec<u64>, progress: Sender<usize>) -> Result<u64, Error> {
+/// fn add_up(numbers: Vec<u64>, progress: Sender<usize>) -> Result<u64, Error> {
 ///     let mut sum = 0;
 ///     for (at, number) in numbers.iter().enumerate() {
 ///         sum += number;
@@ -52,7 +52,7 @@ use crate::sync::lock;
 /// # fn main() -> Result<(), Error> {
 /// let pool = Pool::with_processes(2)?;
 /// let (sender, receiver) = channel()?;
-/// let result = pool.apply_async(sum, (vec![10, 20, 30], sender));
+/// let result = pool.apply_async(add_up, (vec![10, 20, 30], sender));
 /// assert_eq!(receiver.collect::<Vec<_>>(), [1, 2, 3]);
 /// assert_eq!(result.get()??, 60);
 /// # Ok(())

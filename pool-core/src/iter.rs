@@ -148,8 +148,8 @@ impl<T: Task, I: Iterator> ImapUnordered<T, I> {
     /// let pool = Pool::with_processes(2)?;
     /// let texts = ["one", "three"].map(str::to_owned);
     /// let mut lengths = [0; 2];
-    /// for (index, length) in pool.imap_unordered(length, texts).indexed() {
-    ///     lengths[index] = length?;
+    /// for (index, result) in pool.imap_unordered(length, texts).indexed() {
+    ///     lengths[index] = result?;
     /// }
     /// assert_eq!(lengths, [3, 5]);
     /// # Ok(())
