@@ -64,6 +64,8 @@ pub(crate) struct Book {
     paces: HashMap<u32, u64>,
     /// Which job is served next.
     turn: u64,
+    /// There was one with another priority than most have.
+    has_priorities: bool,
     /// Once the loads that are published have so many bytes together, no other is.
     bytes_max: usize,
     actions: Vec<Action>,
@@ -93,6 +95,8 @@ struct LoadState {
     idle: u32,
     /// How many nodes have given it back.
     returns: u32,
+    /// It was published once more, behind a load that goes first.
+    made_way: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +121,7 @@ impl Book {
             next_load: 0,
             paces: HashMap::new(),
             turn: 0,
+            has_priorities: false,
             bytes_max,
             actions: Vec::new(),
         }
@@ -154,6 +159,7 @@ impl Book {
     }
 
     pub(crate) fn submit(&mut self, job: u64, what: Job) {
+        self.has_priorities |= what.options.priority != 0;
         self.jobs.insert(
             job,
             JobState {
@@ -245,13 +251,42 @@ impl Book {
 
     /// Whether a load may begin on this node. If so, it has. The node may ask again, if it did not get the answer.
     pub(crate) fn begin(&mut self, node: &str, load: u64, ack: String) -> bool {
-        match self.hold(node, load, ack) {
-            Some(holder) => {
-                holder.begun = true;
-                true
-            }
-            None => false,
+        let makes_way = self.makes_way(load);
+        let Some(holder) = self.hold(node, load, ack) else {
+            return false;
+        };
+        if !makes_way || holder.begun {
+            holder.begun = true;
+            return true;
         }
+        if let Some(state) = self.loads.get_mut(&load) {
+            state.made_way = true;
+            let holder = state.holder.take();
+            let ack = holder.into_iter().map(|holder| holder.ack);
+            self.actions.extend(ack.map(Action::Acknowledge));
+            self.publish_again(load);
+        }
+        false
+    }
+
+    /// Whether a load is to be published once more instead of begun, since nodes get them in the order in which they were published, and
+    /// there is one of a job with a higher priority that no node has. Once: that one may be lost.
+    fn makes_way(&self, load: u64) -> bool {
+        let Some(state) = self.loads.get(&load).filter(|state| !state.made_way) else {
+            return false;
+        };
+        let priority = self.priority(state.job);
+        self.has_priorities
+            && self
+                .loads
+                .values()
+                .any(|other| other.holder.is_none() && self.priority(other.job) > priority)
+    }
+
+    fn priority(&self, job: u64) -> i32 {
+        self.jobs
+            .get(&job)
+            .map_or(0, |job| job.what.options.priority)
     }
 
     /// Makes the node the holder of a load, unless another one is. What else was given out is of no use.
@@ -446,6 +481,7 @@ impl Book {
                 holder: None,
                 idle: 0,
                 returns: 0,
+                made_way: false,
                 missing: state.missing,
                 answered: vec![false; state.missing],
                 pieces: state.missing_pieces(),
@@ -488,12 +524,29 @@ impl Book {
         self.end_if_over(state.job);
     }
 
-    /// Publishes what there is room for, one load of each job after the other.
+    /// Publishes what there is room for: of the jobs of the highest priority, one load of each after the other. These may find no room
+    /// because of others, and have some of their own.
     fn publish(&mut self) {
         let room = self.workers() * AHEAD;
         let mut bytes: usize = self.loads.values().map(|load| load.bytes).sum();
-        while self.loads.len() < room && (bytes < self.bytes_max || self.loads.is_empty()) {
-            let has = |(number, job): (&u64, &JobState)| job.is_ready().then_some(*number);
+        while bytes < self.bytes_max || self.loads.is_empty() {
+            let (first, in_its_way) = if self.has_priorities {
+                let ready = self.jobs.values().filter(|job| job.is_ready());
+                let Some(first) = ready.map(|job| job.what.options.priority).max() else {
+                    return;
+                };
+                let loads = self.loads.values();
+                let in_its_way = loads.filter(|load| self.priority(load.job) >= first);
+                (first, in_its_way.count())
+            } else {
+                (0, self.loads.len())
+            };
+            if in_its_way >= room {
+                return;
+            }
+            let has = |(number, job): (&u64, &JobState)| {
+                (job.what.options.priority == first && job.is_ready()).then_some(*number)
+            };
             let next = self.jobs.range(self.turn..).find_map(has);
             let Some(number) = next.or_else(|| self.jobs.iter().find_map(has)) else {
                 return;
@@ -545,6 +598,7 @@ impl Book {
             losses: 0,
             idle: 0,
             returns: 0,
+            made_way: false,
         });
         bytes
     }
@@ -646,6 +700,7 @@ mod tests {
             inputs: usize,
             chunk: Option<usize>,
             retries: u32,
+            priority: i32,
         },
         Push {
             job: usize,
@@ -698,8 +753,8 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let at = 0..8_usize;
         let step = prop_oneof![
-            2 => (0..40_usize, prop_oneof![Just(None), (1..5_usize).prop_map(Some)], 0..2_u32)
-                .prop_map(|(inputs, chunk, retries)| Step::Submit { inputs, chunk, retries }),
+            2 => (0..40_usize, prop_oneof![Just(None), (1..5_usize).prop_map(Some)], 0..2_u32, -1..2_i32)
+                .prop_map(|(inputs, chunk, retries, priority)| Step::Submit { inputs, chunk, retries, priority }),
             1 => (at.clone(), 0..20_usize, any::<bool>())
                 .prop_map(|(job, inputs, more)| Step::Push { job, inputs, more }),
             1 => (at.clone(), any::<bool>()).prop_map(|(job, running)| Step::Cancel { job, running }),
@@ -895,11 +950,13 @@ mod tests {
                     inputs,
                     chunk,
                     retries,
+                    priority,
                 } => {
                     let job = self.number();
                     let options = Options {
                         chunksize: chunk,
                         retries: Retries::new(retries),
+                        priority,
                         ..Options::default()
                     };
                     self.book.submit(job, Job { task: 1, options });
