@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Batch, Channel, Link, SendError, Taken};
+use pool_worker::{Batch, Channel, CodecError, Link, SendError, Taken};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
@@ -187,22 +187,29 @@ impl<T: DeserializeOwned> Receiver<T> {
     }
 
     fn receive(&self, deadline: Option<Instant>) -> Result<T, Error> {
-        // Of several threads that share it one waits for messages, and the others for their turn.
+        loop {
+            if let Some(message) = self.next_here() {
+                return message;
+            }
+            // Other threads may share it, and are not held up by this one.
+            match self.channel.take(deadline) {
+                Taken::Some(batch) => lock(&self.batches).push_back(batch),
+                Taken::Late => return Err(Error::Timeout),
+                Taken::Over => return Err(Error::Disconnected),
+            }
+        }
+    }
+
+    /// The next of the messages that were taken already.
+    fn next_here(&self) -> Option<Result<T, Error>> {
         let mut batches = lock(&self.batches);
         loop {
-            if let Some(message) = batches.front_mut().and_then(Batch::pop) {
+            if let Some(message) = batches.front_mut()?.pop() {
                 let decoded = pool_worker::decode(message);
-                return decoded
-                    .map_err(|error| Error::Decode(codec(Verb::Decode, error.to_string())));
+                let failed = |error: CodecError| codec(Verb::Decode, error.to_string());
+                return Some(decoded.map_err(|error| Error::Decode(failed(error))));
             }
             batches.pop_front();
-            if batches.is_empty() {
-                match self.channel.take(&mut batches, deadline) {
-                    Taken::Some => {}
-                    Taken::Late => return Err(Error::Timeout),
-                    Taken::Over => return Err(Error::Disconnected),
-                }
-            }
         }
     }
 }

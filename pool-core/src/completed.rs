@@ -35,6 +35,9 @@ use crate::sync::{Parker, lock};
 pub fn as_completed<R>(results: impl IntoIterator<Item = AsyncResult<R>>) -> AsCompleted<R> {
     let finished = Arc::new(Finished::default());
     let results: Vec<_> = results.into_iter().map(Some).collect();
+    let mut engines = results.iter().flatten().map(AsyncResult::engine);
+    let first = engines.next();
+    let is_one_pool = first.is_some_and(|first| engines.all(|other| Arc::ptr_eq(first, other)));
     for (index, result) in results.iter().flatten().enumerate() {
         let one = Arc::new(One {
             index,
@@ -45,6 +48,7 @@ pub fn as_completed<R>(results: impl IntoIterator<Item = AsyncResult<R>>) -> AsC
         }
     }
     AsCompleted {
+        is_one_pool,
         left: results.len(),
         first_open: 0,
         results,
@@ -60,6 +64,8 @@ pub struct AsCompleted<R> {
     /// Those that were not yielded.
     results: Vec<Option<AsyncResult<R>>>,
     left: usize,
+    /// They are all of one pool.
+    is_one_pool: bool,
     /// All before this one were yielded.
     first_open: usize,
     finished: Arc<Finished>,
@@ -142,7 +148,7 @@ impl<R> AsCompleted<R> {
         None
     }
 
-    /// Waits until one of them is there. This thread works for the pool of the first one meanwhile.
+    /// Waits until one of them is there. Meanwhile this thread works for their pool, if it is one.
     fn wait(&mut self, deadline: Option<Instant>) -> bool {
         while let Some(None) = self.results.get(self.first_open) {
             self.first_open += 1;
@@ -150,11 +156,11 @@ impl<R> AsCompleted<R> {
         let open = self.results.get(self.first_open).and_then(Option::as_ref);
         let waiter = Waiter(&*self.finished);
         match open.and_then(|result| Some((result, result.job()?))) {
-            Some((result, job)) => {
+            Some((result, job)) if self.is_one_pool => {
                 let workers = &result.engine().workers;
                 workers.wait(job, Want::All, waiter, deadline)
             }
-            None => waiter.sleep(deadline),
+            _ => waiter.sleep(deadline),
         }
     }
 }

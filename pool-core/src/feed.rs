@@ -58,11 +58,11 @@ pub(crate) fn check_channels(
     portions: &Few<Portion>,
     task: &'static str,
 ) -> Result<(), Error> {
+    if workers.carries_channels() {
+        return Ok(());
+    }
     let mut inputs = portions.iter().map(|portion| &portion.inputs);
-    let has_channel = |inputs: &Frames| inputs.attachments().any(|attached| attached.has_channel());
-    if inputs.any(|inputs| inputs.has_attachments() && has_channel(inputs))
-        && !workers.carries_channels()
-    {
+    if inputs.any(|inputs| inputs.attachments().any(|attached| attached.has_channel())) {
         return Err(Error::arguments(task, NO_CHANNELS.to_owned()));
     }
     Ok(())

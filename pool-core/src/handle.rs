@@ -411,13 +411,15 @@ impl<R> AsyncResult<R> {
     /// # }
     /// ```
     pub fn cancel_on_drop(mut self) -> Self {
-        self.on_drop = self.job.map(|job| {
-            Box::new(CancelOnDrop {
-                gather: Arc::clone(&self.gather),
-                engine: Arc::clone(&self.engine),
-                job,
-            })
-        });
+        if self.on_drop.is_none() {
+            self.on_drop = self.job.map(|job| {
+                Box::new(CancelOnDrop {
+                    gather: Arc::clone(&self.gather),
+                    engine: Arc::clone(&self.engine),
+                    job,
+                })
+            });
+        }
         self
     }
 

@@ -623,6 +623,8 @@ pub(crate) struct Attached {
     shared: RefCell<Vec<(TypeId, Arc<Held>)>>,
     /// The channel that it stands for, if that is in this process.
     channel: Option<Arc<Channel>>,
+    /// The place of that channel, if this process is a worker.
+    place: Option<u8>,
 }
 
 struct Decoded {
@@ -659,7 +661,20 @@ impl Attached {
             decoded: RefCell::default(),
             shared: RefCell::default(),
             channel: None,
+            place: None,
         }
+    }
+
+    /// A channel with this place.
+    pub(crate) fn of_channel(place: u8) -> Attached {
+        Attached {
+            place: Some(place),
+            ..Attached::short(&[])
+        }
+    }
+
+    pub(crate) fn place(&self) -> Option<u8> {
+        self.place
     }
 
     pub(crate) fn channel(&self) -> Option<&Arc<Channel>> {

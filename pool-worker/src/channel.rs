@@ -18,9 +18,9 @@ use crate::codec::CodecError;
 use crate::encode::OTHER;
 use crate::frames::{MESSAGE, WORD, read_word};
 use crate::lineage::lineage;
-use crate::ring::{Credit, Framed, Gone, Messages, Outlet, Replies};
+use crate::ring::{Credit, Framed, Gone, Messages, Outlet, Replies, mark};
 
-/// In front of each message: the id of its channel.
+/// In front of each message: the id of its channel, and the place of that.
 const ID: usize = size_of::<u64>();
 
 // ---- where messages arrive ------------------------------------------------------------------------
@@ -40,6 +40,8 @@ type Relay = Box<dyn Fn(&Channel) + Send + Sync>;
 #[derive(Default)]
 struct State {
     batches: VecDeque<Batch>,
+    /// How many bytes that is.
+    unread: u64,
     /// How many threads wait for one.
     waiting: usize,
     /// Nobody can send any more.
@@ -66,10 +68,10 @@ pub(crate) enum Put {
 }
 
 /// What comes of waiting for messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Taken {
     /// There are some.
-    Some,
+    Some(Batch),
     /// There were none in time.
     Late,
     /// There are none, and nobody can send any more.
@@ -117,9 +119,10 @@ impl Channel {
     /// Puts messages behind the others. Does not wait, and runs nothing of the user's.
     pub(crate) fn put(&self, batch: Batch) -> Put {
         let mut state = self.lock();
-        if state.is_closed {
+        if state.is_closed || state.is_over {
             return Put::Closed;
         }
+        state.unread += batch.size();
         state.batches.push_back(batch);
         if state.waiting > 0 || self.relay.is_some() {
             Put::Awaited
@@ -138,7 +141,27 @@ impl Channel {
 
     /// All messages that are there.
     pub fn take_now(&self) -> VecDeque<Batch> {
-        std::mem::take(&mut self.lock().batches)
+        let mut state = self.lock();
+        state.unread = 0;
+        std::mem::take(&mut state.batches)
+    }
+
+    /// How many bytes wait here.
+    pub(crate) fn unread(&self) -> u64 {
+        self.lock().unread
+    }
+
+    /// This is to be paid when all is read that waits here now.
+    pub(crate) fn owe(&self, credit: Credit) {
+        let mut state = self.lock();
+        let owed = Paid::Worker(credit);
+        match state.batches.back_mut() {
+            Some(last) => last.also_paid.push(owed),
+            None => {
+                drop(state);
+                drop(owed);
+            }
+        }
     }
 
     /// Puts messages of [another process](Channel::of_other) behind the others, as [`Batch::to_bytes`] has written them. `read` is called
@@ -174,13 +197,13 @@ impl Channel {
         std::mem::take(&mut state.batches)
     }
 
-    /// Moves all messages that are there behind `batches`; waits for some, but not beyond the deadline.
-    pub fn take(&self, batches: &mut VecDeque<Batch>, deadline: Option<Instant>) -> Taken {
+    /// The next messages that came together; waits for some, but not beyond the deadline.
+    pub fn take(&self, deadline: Option<Instant>) -> Taken {
         let mut state = self.lock();
         loop {
-            if !state.batches.is_empty() {
-                batches.append(&mut state.batches);
-                return Taken::Some;
+            if let Some(batch) = state.batches.pop_front() {
+                state.unread = state.unread.saturating_sub(batch.size());
+                return Taken::Some(batch);
             }
             if state.is_over || lineage() != self.owner {
                 return Taken::Over;
@@ -281,6 +304,14 @@ impl Batch {
         }
     }
 
+    /// How many bytes they are.
+    fn size(&self) -> u64 {
+        match &self.framed {
+            Framed::Many(bytes) => bytes.len() as u64,
+            Framed::Alone(bytes) => bytes.len() as u64,
+        }
+    }
+
     /// Shows the next message.
     #[inline]
     pub fn pop(&mut self) -> Option<&[u8]> {
@@ -314,8 +345,13 @@ pub enum Link {
         /// By which workers get it; none, in a task that runs in this process: it was given the link for itself alone.
         attachment: Option<Arc<Attachment>>,
     },
-    /// In a worker: the id of the channel.
-    There(u64),
+    /// In a worker.
+    There {
+        /// The id of the channel.
+        id: u64,
+        /// Its place among those of the worker.
+        place: u8,
+    },
 }
 
 /// Why something was not sent.
@@ -334,6 +370,13 @@ static OUTLET: OnceLock<Outlet> = OnceLock::new();
 /// This process is a worker, of this lineage.
 pub(crate) fn install(replies: Replies, lineage: u32) {
     let _ = REPLIES.set((replies, lineage));
+}
+
+/// This worker has a channel: it has this place, and so much counts as sent there already.
+pub(crate) fn has_come(place: u8, start: u64) {
+    if let Some(outlet) = outlet() {
+        outlet.begin(place, start);
+    }
 }
 
 /// What the worker sends by, in the worker itself.
@@ -355,19 +398,21 @@ impl Link {
     ) -> Result<(), SendError> {
         let mut bytes = BUFFER.take();
         bytes.clear();
-        let id = match self {
+        let mark = match self {
             Link::Here { .. } => 0,
-            Link::There(id) => *id,
+            Link::There { id, place } => mark(*id, *place),
         };
-        bytes.extend_from_slice(&id.to_le_bytes());
+        bytes.extend_from_slice(&mark.to_le_bytes());
         let encoded = encode(&mut bytes).map_err(|error| {
             let why = error.to_string();
             SendError::Encode(why.replace(OTHER, "a channel does not carry it"))
         });
         let sent = encoded.and_then(|()| match self {
             Link::Here { channel, .. } => channel.put_one(std::mem::take(&mut bytes)),
-            Link::There(id) => match outlet() {
-                Some(outlet) => outlet.send(*id, &bytes).map_err(|Gone| SendError::Closed),
+            Link::There { id, place } => match outlet() {
+                Some(outlet) => outlet
+                    .send(*id, *place, &bytes)
+                    .map_err(|Gone| SendError::Closed),
                 None => Err(SendError::Closed),
             },
         });
@@ -415,9 +460,9 @@ impl Link {
                 attachment: None,
             });
         }
-        match outlet() {
-            Some(_) => Ok(Link::There(id)),
-            None => Err(de::Error::custom("a `Sender` came to what is no worker")),
+        match (outlet(), attached.place()) {
+            (Some(_), Some(place)) => Ok(Link::There { id, place }),
+            _ => Err(de::Error::custom("a `Sender` came to what is no worker")),
         }
     }
 }

@@ -19,8 +19,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
@@ -67,7 +67,8 @@ pub struct Launcher {
     /// By which workers get the bell.
     bell_fd: OwnedFd,
     introduction: Introduction,
-    setup: Option<Arc<Setup>>,
+    /// None, when there are no workers any more.
+    setup: Mutex<Option<Arc<Setup>>>,
     contained: bool,
     env: Vec<(OsString, OsString)>,
     freed: Arc<Freed>,
@@ -97,6 +98,8 @@ pub struct Worker {
     /// How many initializers it has, and of how many it has said that they are through.
     initializers: usize,
     initialized: usize,
+    /// What it has said of them, and was not looked at; nothing, when it is set up.
+    said: Option<VecDeque<Frames>>,
 }
 
 /// What a worker has of what inputs have in common.
@@ -107,8 +110,8 @@ struct Attachments {
     handover: Handover,
     /// Those that it has, by their ids.
     sent: HashSet<u64>,
-    /// Those of them that are channels.
-    channels: HashMap<u64, Arc<Channel>>,
+    /// Those of them that are channels, and the places that they have there.
+    channels: HashMap<u64, (Arc<Channel>, u8)>,
     /// Whose memory was handed over, but was not told.
     handed: Option<u64>,
     /// What the inputs begin with that were sent last.
@@ -193,13 +196,25 @@ impl Launcher {
                 tells_memory,
                 decode_stack,
             },
-            setup: setup.map(Arc::new),
+            setup: Mutex::new(setup.map(Arc::new)),
             contained,
             env,
             freed,
             workers,
             started: AtomicU64::new(0),
         })
+    }
+
+    fn setup(&self) -> Option<Arc<Setup>> {
+        let setup = self.setup.lock();
+        setup.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// There are no workers any more, nor will be: what initializers and finalizers were given is let go.
+    pub fn end(&self) {
+        let setup = self.setup.lock();
+        let setup = setup.unwrap_or_else(PoisonError::into_inner).take();
+        drop(setup);
     }
 
     /// The bell that the workers ring.
@@ -257,7 +272,7 @@ impl Launcher {
             Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
         let (handover, attachments) = attach::handover()?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd(), attachments.as_fd()];
-        let setup = self.setup.clone();
+        let setup = self.setup();
         let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
             .map_err(no("way to introduce a worker"))?;
         Ok(Introduced {
@@ -274,6 +289,7 @@ impl Launcher {
             handover,
             talk,
         } = introduced;
+        let setup = self.setup();
         let mut worker = Worker {
             serial: self.started.fetch_add(1, Ordering::Relaxed),
             process,
@@ -294,8 +310,9 @@ impl Launcher {
             garbled: None,
             ask_later: false,
             awaited: Vec::new(),
-            initializers: self.setup.as_ref().map_or(0, |setup| setup.initializers()),
+            initializers: setup.as_ref().map_or(0, |setup| setup.initializers()),
             initialized: 0,
+            said: setup.is_some().then(VecDeque::new),
         };
         self.prepare_setup(&mut worker);
         (worker, Starting(talk))
@@ -330,7 +347,8 @@ impl Launcher {
 
     /// Sends a worker that starts what its initializer needs; false if there is no room for all of it yet.
     pub fn prepare_setup(&self, worker: &mut Worker) -> bool {
-        let held = self.setup.as_ref().map_or(&[][..], |setup| setup.held());
+        let setup = self.setup();
+        let held = setup.as_ref().map_or(&[][..], |setup| setup.held());
         while let Some(next) = held.get(worker.attachments.before_setup) {
             let sent = worker.attach(next);
             if !worker.believe(sent).unwrap_or(true) {
@@ -398,9 +416,10 @@ impl Worker {
 
     /// What came of its initializers, if it has said so.
     pub fn set_up(&mut self) -> Option<Result<(), Fault>> {
-        let mut replies = VecDeque::new();
-        self.receive_all(&mut replies)?;
-        for mut reply in replies {
+        if let Some(sleeper) = self.receive(&mut VecDeque::new()) {
+            sleeper.wake();
+        }
+        while let Some(mut reply) = self.said.as_mut()?.pop_front() {
             while let Some((tag, bytes)) = reply.pop() {
                 if tag == Tag::Fault {
                     return match Fault::from_bytes(&bytes) {
@@ -410,6 +429,7 @@ impl Worker {
                 }
                 self.initialized += 1;
                 if self.initialized >= self.initializers {
+                    self.said = None;
                     return Some(Ok(()));
                 }
             }
@@ -477,6 +497,19 @@ impl Worker {
             handed,
             ..
         } = &mut self.attachments;
+        if let Some(channel) = attachment.channel() {
+            let place = self.ring.open_channel();
+            let sent_now = self.ring.send_channel(id, place, channel.unread());
+            let Some(credit) = sent_now? else {
+                self.ring.give_up_channel(place);
+                return Ok(false);
+            };
+            channel.owe(credit);
+            channels.insert(id, (Arc::clone(channel), place));
+            sent.insert(id);
+            attachment.is_sent_for(freed);
+            return Ok(true);
+        }
         let content = attachment.sent();
         if let Sent::Long(memory, _) = &content
             && *handed != Some(id)
@@ -496,10 +529,6 @@ impl Worker {
         }
         *handed = None;
         sent.insert(id);
-        if let Some(channel) = attachment.channel() {
-            channels.insert(id, Arc::clone(channel));
-            self.ring.expect_messages(true);
-        }
         attachment.is_sent_for(freed);
         Ok(true)
     }
@@ -510,9 +539,8 @@ impl Worker {
         let had = self.attachments.sent.remove(&freed.id());
         if had {
             self.attachments.freed_later.push(freed.id());
-            let channels = &mut self.attachments.channels;
-            if channels.remove(&freed.id()).is_some() && channels.is_empty() {
-                self.ring.expect_messages(false);
+            if let Some((_, place)) = self.attachments.channels.remove(&freed.id()) {
+                self.ring.give_up_channel(place);
             }
         }
         had
@@ -621,21 +649,32 @@ impl Worker {
 
     /// The same; and what it has sent arrives in its channels.
     fn receive_all(&mut self, replies: &mut VecDeque<Frames>) -> Option<()> {
+        // What was received before it was found out would be received once more.
+        if self.garbled.is_some() {
+            return None;
+        }
         let mut messages = Vec::new();
+        let replies = self.said.as_mut().unwrap_or(replies);
         let received = self.ring.receive(replies, &mut messages);
         messages.into_iter().for_each(|some| self.pass_on(some));
         self.believe(received)
     }
 
     fn pass_on(&mut self, messages: Messages) {
-        let id = messages.channel;
+        let (id, place) = (messages.channel, messages.credit.place());
         // One that was taken away was needed by nobody any more.
         let channel = self.attachments.channels.get(&id);
-        match channel.map(|channel| channel.put(messages.into())) {
-            Some(Put::Quietly) => {}
-            Some(Put::Awaited) => self.awaited.extend(channel.cloned()),
-            Some(Put::Closed) | None => self.ring.close_channel(id),
+        let put = channel.map(|(channel, _)| (channel, channel.put(messages.into())));
+        match put {
+            Some((_, Put::Quietly)) => {}
+            Some((channel, Put::Awaited)) => self.awaited.push(Arc::clone(channel)),
+            Some((_, Put::Closed)) | None => self.ring.close_channel(id, place),
         }
+    }
+
+    /// Whether it may send messages, though it may have nothing to do.
+    pub fn sends_messages(&self) -> bool {
+        self.ring.sends_messages()
     }
 
     /// The channels whose receivers are to be woken.

@@ -42,8 +42,9 @@
 //! Other threads of a task may send, too: they and the thread that replies take turns, by a lock in the worker's memory.
 //!
 //! A worker may have [`WINDOW`] bytes of messages unread in each channel, and one message if that is longer. How much was
-//! read the parent tells in a table of words, `channels`, in the place that the channel's id has there. (Channels that
-//! share a place share a window.) A sender that must wait sleeps on `sender_asleep`, for that or for room in the ring.
+//! read the parent tells in a table of words, `channels`, in the place that it has given the channel with its `ATTACH`. (If
+//! a worker has more channels than there are places, some share one, and a window.) What others have left unread counts as sent
+//! from the start. A sender that must wait sleeps on `sender_asleep`, for that or for room in the ring.
 //!
 //! # Sleeping
 //!
@@ -186,9 +187,18 @@ const CHANNELS: usize = if cfg!(pool_shuttle) { 1 } else { 64 };
 /// So many bytes of messages may be unread in a channel, of each worker.
 const WINDOW: u64 = if cfg!(pool_shuttle) { 40 } else { 1 << 20 };
 
-fn place_of(channel: u64) -> usize {
-    (channel % CHANNELS as u64) as usize
+/// What is in front of a message: the id of its channel, and the place that it has in this worker.
+pub(crate) fn mark(channel: u64, place: u8) -> u64 {
+    u64::from(place) << MARK_PLACE_AT | channel
 }
+
+/// The id of a channel, and its place; whatever a worker may have written.
+fn read_mark(mark: u64) -> (u64, usize) {
+    let place = (mark >> MARK_PLACE_AT) as usize % CHANNELS;
+    (mark & ((1 << MARK_PLACE_AT) - 1), place)
+}
+
+const MARK_PLACE_AT: u32 = 56;
 
 /// What a message counts for, of so many bytes with the id of its channel.
 fn cost(len: usize) -> u64 {
@@ -266,6 +276,8 @@ mod kind {
     /// `task`, if they come as a descriptor over the socket.
     pub(super) const ATTACH: u16 = 7;
     pub(super) const ATTACH_LONG: u16 = 8;
+    /// A channel of that id: in `generation` and `task` its place, and how much counts as sent.
+    pub(super) const ATTACH_CHANNEL: u16 = 11;
     /// Nobody holds that attachment any more.
     pub(super) const DETACH: u16 = 9;
     /// The inputs of the runs that follow have the arguments in that attachment in front of their own; or none, if it

@@ -355,6 +355,10 @@ fn keep(attachments: &attach::Receiver, id: u64, came: Came<'_>) {
         match came {
             Came::Here(bytes) => Ok(Attached::short(bytes)),
             Came::AsDescriptor(len) => attachments.map(id, len),
+            Came::Channel(place, start) => {
+                channel::has_come(place, start);
+                Ok(Attached::of_channel(place))
+            }
         },
     );
 }

@@ -418,3 +418,132 @@ fn killed_workers_lose_nothing_that_stood_and_send_nothing_twice() {
     assert!(next.values().filter(|count| **count == 300).count() > 380);
     assert_eq!(pool.apply(square, (3,)).unwrap(), 9);
 }
+
+// ---- who is not busy ------------------------------------------------------------------------------
+
+/// More than the ring of a worker holds.
+const MUCH: u64 = 50_000;
+
+#[pool_task]
+fn send_much(to: Sender<u64>) {
+    (0..MUCH).for_each(|number| to.send(number).expect("somebody listens"));
+}
+
+#[pool_task]
+fn keep_and_send_later(to: Sender<u64>) {
+    thread::spawn(move || {
+        (0..MUCH).for_each(|number| to.send(number).expect("somebody listens"));
+    });
+}
+
+#[test]
+fn initializers_and_finalizers_and_idle_workers_may_send_as_much_as_they_like() {
+    let _dog = watchdog();
+    let (sender, receiver) = channel().unwrap();
+    let reader = thread::spawn(move || receiver.count());
+    let pool = checked(
+        builder()
+            .processes(1)
+            .initializer(send_much, (sender.clone(),))
+            .build(),
+    );
+    drop(sender);
+    works(&pool);
+    pool.close();
+    pool.join().unwrap();
+    // The channel ends with the workers, not with the handle of the pool.
+    assert_eq!(reader.join().unwrap(), MUCH as usize);
+
+    let (sender, receiver) = channel().unwrap();
+    let pool = checked(
+        builder()
+            .processes(1)
+            .initializer(keep_and_send_later, (sender,))
+            .build(),
+    );
+    // Nobody asks the worker for anything.
+    assert!(receiver.take(MUCH as usize).eq(0..MUCH));
+    if workers_are_elsewhere() {
+        return;
+    }
+    drop(pool);
+    let (sender, receiver) = channel().unwrap();
+    let reader = thread::spawn(move || receiver.count());
+    let pool = checked(
+        builder()
+            .processes(1)
+            .finalizer(send_much, (sender,))
+            .build(),
+    );
+    works(&pool);
+    pool.close();
+    pool.join().unwrap();
+    assert_eq!(reader.join().unwrap(), MUCH as usize);
+}
+
+// ---- many -----------------------------------------------------------------------------------------
+
+#[pool_task]
+fn send_into_both(few: Sender<u64>, many: Sender<u64>) {
+    few.send(1).expect("somebody listens");
+    (0..TOO_MANY).for_each(|number| many.send(number).expect("somebody listens"));
+}
+
+#[test]
+fn one_that_is_not_read_holds_up_no_other_however_many_there_are() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    let mut unread = Vec::new();
+    for _ in 0..130 {
+        let (few, kept) = channel().unwrap();
+        let (many, receiver) = channel().unwrap();
+        let result = pool.apply_async(send_into_both, (few, many));
+        if unread.len() % 60 == 3 {
+            assert!(receiver.eq(0..TOO_MANY));
+            result.get().unwrap();
+        } else {
+            assert_eq!(receiver.recv().unwrap(), 0);
+            drop(receiver);
+            assert!(matches!(result.get(), Err(Error::Panicked(_))));
+        }
+        unread.push(kept);
+    }
+    for receiver in unread {
+        assert!(receiver.eq([1]));
+    }
+}
+
+#[pool_task]
+fn send_bytes(len: usize, to: Sender<Vec<u8>>) {
+    to.send(vec![1; len]).expect("somebody listens");
+}
+
+#[test]
+fn what_is_unread_is_bounded_though_workers_come_and_go() {
+    let _dog = watchdog();
+    let pool = checked(builder().processes(2).max_tasks_per_child(1).build());
+    let (sender, receiver) = channel().unwrap();
+    let inputs = (0..40).map(|_| (900_000, sender.clone()));
+    let results = pool.starmap_async(send_bytes, inputs.collect::<Vec<_>>());
+    drop(sender);
+    // Nobody reads yet.
+    assert!(!results.wait_timeout(Duration::from_millis(1500)));
+    assert_eq!(receiver.count(), 40);
+    assert_eq!(results.get().unwrap().len(), 40);
+}
+
+#[test]
+fn one_thread_that_waits_for_messages_does_not_hold_up_another() {
+    let _dog = watchdog();
+    let (sender, receiver) = channel::<u64>().unwrap();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| receiver.recv());
+        for _ in 0..20 {
+            assert!(matches!(receiver.try_recv(), Err(Error::Timeout)));
+            let late = receiver.recv_timeout(Duration::from_millis(1));
+            assert!(matches!(late, Err(Error::Timeout)));
+        }
+        sender.send(7).unwrap();
+        assert_eq!(waits.join().unwrap().unwrap(), 7);
+    });
+}

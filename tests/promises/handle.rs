@@ -742,6 +742,11 @@ fn a_handle_that_is_dropped_stops_its_work_if_it_was_told_to() {
     assert_eq!(done.get().unwrap(), 9);
     let done = pool.apply_async(square, (4,)).cancel_on_drop();
     assert_eq!(pollster::block_on(done).unwrap(), 16);
+    let twice = pool
+        .apply_async(square, (5,))
+        .cancel_on_drop()
+        .cancel_on_drop();
+    assert_eq!(twice.get().unwrap(), 25);
     drop(pool.map_async(square, 0..100).cancel_on_drop());
     drop(pool.map_async(square, Vec::<u64>::new()).cancel_on_drop());
     works(&pool);

@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) followers: Vec<Arc<Parker>>,
     /// Somebody sleeps, or is about to, and counts on being woken at [`Worker::set_wake_at`].
     pub(super) listening: bool,
+    /// A worker may send messages though it has nothing to do.
+    have_channels: bool,
     /// What each worker's `wake_at` was set to.
     armed: Vec<Option<u32>>,
     /// The supervisor looks at the busy workers from time to time.
@@ -86,6 +88,7 @@ impl State {
             spin: Spin::default(),
             followers: Vec::new(),
             listening: false,
+            have_channels: false,
             armed: vec![None; slots],
             patrolling: false,
             over: false,
@@ -150,11 +153,31 @@ impl State {
     pub(super) fn collect(&mut self) -> bool {
         let mut any = false;
         for slot in 0..self.workers.len() {
-            if self.scheduler.is_busy(slot) {
+            if self.is_heard(slot) {
                 any |= self.collect_from(slot);
             }
         }
         any
+    }
+
+    /// Whether this slot may have something to say.
+    fn is_heard(&self, slot: usize) -> bool {
+        self.scheduler.is_busy(slot)
+            || self.have_channels
+                && self.workers[slot]
+                    .as_ref()
+                    .is_some_and(Worker::sends_messages)
+    }
+
+    /// Looks whether workers may send messages though they have nothing to do: those who start or leave, or have kept a sender.
+    pub(super) fn look_for_channels(&mut self) {
+        let mut workers = self.workers.iter().flatten();
+        self.have_channels = workers.any(Worker::sends_messages);
+    }
+
+    /// Whether workers are to be looked at from time to time.
+    pub(super) fn wants_patrol(&self) -> bool {
+        self.scheduler.wants_patrol() || self.have_channels
     }
 
     /// Before work is given out by what is believed to be done: looks, if that may be outdated.
@@ -248,7 +271,7 @@ impl State {
                     break;
                 }
                 fence(Ordering::SeqCst);
-            } else if !self.has_leader && self.scheduler.is_any_busy() {
+            } else if !self.has_leader && (self.scheduler.is_any_busy() || self.have_channels) {
                 // Nobody waits: from now on the collector is woken.
                 self.listen();
                 self.bell.listen_as_collector();
@@ -347,7 +370,9 @@ impl State {
 
     /// Tells the workers what they need not keep any more. False: there was not enough room.
     pub(super) fn detach_freed(&mut self) -> bool {
-        for freed in self.freed.take() {
+        let freed = self.freed.take();
+        let has_news = !freed.is_empty();
+        for freed in freed {
             for slot in 0..self.workers.len() {
                 let had = self.workers[slot]
                     .as_mut()
@@ -357,6 +382,9 @@ impl State {
                 }
             }
             self.effects.freed.push(freed);
+        }
+        if has_news && self.have_channels {
+            self.look_for_channels();
         }
         let mut all = true;
         for worker in self.workers.iter_mut().flatten() {
@@ -399,6 +427,7 @@ impl State {
         }
         // Short ones are no reason to wake anybody, so that is done where others follow.
         if with_attachments {
+            self.look_for_channels();
             self.detach_freed();
         }
         any
@@ -460,7 +489,7 @@ impl State {
     pub(super) fn collect_what_would_ring(&mut self) -> bool {
         let mut any = false;
         for slot in 0..self.workers.len() {
-            if self.scheduler.is_busy(slot)
+            if self.is_heard(slot)
                 && let Some(worker) = &self.workers[slot]
                 && worker.has_reason_to_ring()
             {

@@ -94,6 +94,7 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
         graves: Vec::new(),
     };
     while supervisor.take_turn() {}
+    shared.launcher.end();
     shared.launcher.bell().wake_collector();
     bury_all(&mut supervisor.graves);
 }
@@ -192,7 +193,7 @@ impl Supervisor<'_> {
                 state.announce();
                 return None;
             }
-            let busy = state.scheduler.wants_patrol();
+            let busy = state.wants_patrol();
             state.patrolling = busy;
             let until = self.keeper.as_ref().and_then(Keeper::until);
             let next = next.into_iter().chain(until).min();
@@ -217,6 +218,7 @@ impl Supervisor<'_> {
             if let Some(worker) = &mut state.workers[slot] {
                 short |= !self.shared.launcher.prepare_setup(worker);
                 state.sent_to.push(slot);
+                state.look_for_channels();
             }
         }
         short

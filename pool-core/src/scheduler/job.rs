@@ -366,7 +366,15 @@ impl Jobs {
     /// Ends a job.
     pub(super) fn remove(&mut self, id: JobId) {
         if let Some(queue) = self.get(id) {
-            self.wanted -= usize::from(queue.want().is_some());
+            let (is_wanted, is_listed, rank) = (queue.want().is_some(), queue.listed, queue.rank);
+            self.wanted -= usize::from(is_wanted);
+            // What is first in the list may stay there for ever.
+            if self.has_priorities
+                && is_listed
+                && let Ok(at) = self.waiting.binary_search_by_key(&rank, |(rank, _)| *rank)
+            {
+                self.waiting.remove(at);
+            }
             self.places[id.place as usize] = None;
             self.free.push(id.place);
             if self.is_empty() && self.places.len() > KEPT {

@@ -257,7 +257,7 @@ fn who_sends_messages_is_woken_for_room_and_when_they_were_read() {
             let mut message = 7_u64.to_le_bytes().to_vec();
             message.extend([1, 2, 3, 4]);
             for _ in 0..MESSAGES {
-                assert_eq!(outlet.send(7, &message), Ok(()));
+                assert_eq!(outlet.send(7, 0, &message), Ok(()));
             }
         });
         assert!(send(&mut parent, &inputs(2, 4)));
@@ -296,7 +296,7 @@ fn who_waits_for_a_reader_is_told_that_there_is_none() {
         let sender = thread::spawn(move || {
             let mut message = 7_u64.to_le_bytes().to_vec();
             message.extend([1, 2, 3, 4]);
-            while outlet.send(7, &message) == Ok(()) {}
+            while outlet.send(7, 0, &message) == Ok(()) {}
         });
         let mut kept = Vec::new();
         loop {
@@ -310,7 +310,7 @@ fn who_waits_for_a_reader_is_told_that_there_is_none() {
             }
             bell.attend();
         }
-        parent.close_channel(7);
+        parent.close_channel(7, 0);
         // What was on its way is dropped unread.
         drop(kept);
         loop {

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use super::{
     ANNOUNCED_ALIGN_AT, CHANNELS, Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS,
-    Segment, WINDOW, Words, asleep, cost, join, kind, place_of, record_len, split,
+    Segment, WINDOW, Words, asleep, cost, join, kind, read_mark, record_len, split,
 };
 use crate::attach::Sent;
 use crate::buffer::{ALIGN_MAX, Buffer};
 use crate::copy;
 use crate::frames::{FRAME_MAX, Frames, LONG, MESSAGE, PIECE, Tag, WORD, read_word};
 use crate::futex;
+use crate::lineage::lineage;
 use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
 
@@ -90,8 +91,10 @@ pub(crate) struct ParentEnd {
     long: Option<Long>,
     /// The worker may send messages.
     sends_messages: bool,
-    /// How many bytes of them have come, by the place of their channel.
+    /// How many bytes of them have come, or count as if, by the place of their channel.
     messages: Box<[u64; CHANNELS]>,
+    /// How many channels have each place.
+    channels: Box<[u32; CHANNELS]>,
     credits: Arc<Credits>,
 }
 
@@ -134,6 +137,8 @@ impl Messages {
 struct Credits {
     segment: Segment,
     taken: [atomic::AtomicU64; CHANNELS],
+    /// A forked copy of this process has copies of what was not read, and the same memory.
+    owner: u32,
 }
 
 impl fmt::Debug for Credits {
@@ -144,6 +149,9 @@ impl fmt::Debug for Credits {
 
 impl Credits {
     fn give(&self, place: usize, bytes: u64) {
+        if lineage() != self.owner {
+            return;
+        }
         let before = self.taken[place].fetch_add(bytes, Ordering::SeqCst);
         let words = self.segment.words();
         let shown = &words.channels.0[place].taken;
@@ -171,6 +179,13 @@ pub(crate) struct Credit {
     bytes: u64,
 }
 
+impl Credit {
+    /// The place of the channel.
+    pub(crate) fn place(&self) -> usize {
+        self.place
+    }
+}
+
 impl Drop for Credit {
     fn drop(&mut self) {
         self.credits.give(self.place, self.bytes);
@@ -181,8 +196,11 @@ impl Drop for Credit {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Replies,
-    /// Messages for this channel.
-    Messages(u64),
+    /// Messages for a channel.
+    Messages {
+        channel: u64,
+        place: usize,
+    },
 }
 
 /// Divides what was copied from the ring.
@@ -220,11 +238,11 @@ impl Division<'_> {
         };
         match self.kind {
             Kind::Replies => self.replies.push_back(Frames::many(bytes, count)),
-            Kind::Messages(channel) => self.messages.push(Messages {
+            Kind::Messages { channel, place } => self.messages.push(Messages {
                 channel,
                 credit: Credit {
                     credits: Arc::clone(credits),
-                    place: place_of(channel),
+                    place,
                     bytes: bytes.len() as u64,
                 },
                 bytes: Framed::Many(bytes),
@@ -239,6 +257,7 @@ impl ParentEnd {
         let credits = Arc::new(Credits {
             segment: segment.clone(),
             taken: std::array::from_fn(|_| atomic::AtomicU64::new(0)),
+            owner: lineage(),
         });
         ParentEnd {
             segment,
@@ -256,6 +275,7 @@ impl ParentEnd {
             long: None,
             sends_messages: false,
             messages: Box::new([0; CHANNELS]),
+            channels: Box::new([0; CHANNELS]),
             credits,
         }
     }
@@ -567,14 +587,63 @@ impl ParentEnd {
     // ---- replies ------------------------------------------------------------------------------
 
     /// From now on it may send messages, each of which is a reason to ring; or may not.
-    pub(crate) fn expect_messages(&mut self, may_send: bool) {
+    pub(super) fn expect_messages(&mut self, may_send: bool) {
         self.sends_messages = may_send;
     }
 
+    /// Gives a channel the place that fewest others have, and among these one where nothing is unread.
+    pub(crate) fn open_channel(&mut self) -> u8 {
+        let unread = |place: usize| {
+            let taken = self.credits.taken[place].load(Ordering::SeqCst);
+            self.messages[place] != taken
+        };
+        let place = (0..CHANNELS).min_by_key(|place| (self.channels[*place], unread(*place)));
+        let place = place.unwrap_or_default();
+        self.channels[place] += 1;
+        self.expect_messages(true);
+        place as u8
+    }
+
+    /// The worker has it no more.
+    pub(crate) fn give_up_channel(&mut self, place: u8) {
+        let channels = &mut self.channels[usize::from(place) % CHANNELS];
+        *channels = channels.saturating_sub(1);
+        if self.channels.iter().all(|channels| *channels == 0) {
+            self.expect_messages(false);
+        }
+    }
+
+    /// Sends a channel with this place, where so much is unread of others, which counts as sent. Gives what ends that when it is
+    /// dropped; nothing, if there is no room yet.
+    pub(crate) fn send_channel(
+        &mut self,
+        id: u64,
+        place: u8,
+        unread: u64,
+    ) -> Result<Option<Credit>, Garbled> {
+        let bytes = unread.min(WINDOW);
+        let total = bytes << 8 | u64::from(place);
+        if !self.write_aside(Head::about(kind::ATTACH_CHANNEL, id, total), &[])? {
+            return Ok(None);
+        }
+        let place = usize::from(place) % CHANNELS;
+        self.messages[place] = self.messages[place].wrapping_add(bytes);
+        Ok(Some(Credit {
+            credits: Arc::clone(&self.credits),
+            place,
+            bytes,
+        }))
+    }
+
+    /// Whether it may send messages.
+    pub(crate) fn sends_messages(&self) -> bool {
+        self.sends_messages
+    }
+
     /// Nobody reads this channel any more.
-    pub(crate) fn close_channel(&self, channel: u64) {
+    pub(crate) fn close_channel(&self, channel: u64, place: usize) {
         let words = self.segment.words();
-        let closed = &words.channels.0[place_of(channel)].closed;
+        let closed = &words.channels.0[place].closed;
         closed.store(channel, Ordering::SeqCst);
         wake_senders(words);
     }
@@ -663,9 +732,9 @@ impl ParentEnd {
             }
             let kind = if is_message {
                 let id = frame.first_chunk().filter(|_| tag == Tag::Value.bits());
-                let id = u64::from_le_bytes(*id.ok_or(NO_MESSAGE)?);
-                self.count_message(id, len)?;
-                Kind::Messages(id)
+                let (channel, place) = read_mark(u64::from_le_bytes(*id.ok_or(NO_MESSAGE)?));
+                self.count_message(place, len)?;
+                Kind::Messages { channel, place }
             } else {
                 Kind::Replies
             };
@@ -686,8 +755,7 @@ impl ParentEnd {
     }
 
     /// A worker that does not keep to its window would fill the memory.
-    fn count_message(&mut self, channel: u64, len: usize) -> Result<(), Garbled> {
-        let place = place_of(channel);
+    fn count_message(&mut self, place: usize, len: usize) -> Result<(), Garbled> {
         let taken = self.credits.taken[place].load(Ordering::SeqCst);
         let unread = self.messages[place].wrapping_sub(taken);
         let cost = cost(len);
@@ -747,13 +815,14 @@ impl ParentEnd {
     }
 
     fn long_message(&mut self, bytes: Buffer) -> Result<Messages, Garbled> {
-        let channel = u64::from_le_bytes(*bytes.first_chunk().ok_or(NO_MESSAGE)?);
-        self.count_message(channel, bytes.len())?;
+        let mark = u64::from_le_bytes(*bytes.first_chunk().ok_or(NO_MESSAGE)?);
+        let (channel, place) = read_mark(mark);
+        self.count_message(place, bytes.len())?;
         Ok(Messages {
             channel,
             credit: Credit {
                 credits: Arc::clone(&self.credits),
-                place: place_of(channel),
+                place,
                 bytes: cost(bytes.len()),
             },
             bytes: Framed::Alone(bytes),

@@ -457,7 +457,7 @@ fn whatever_lies_in_the_ring_of_replies_the_parent_reads_it_or_says_no() {
 // ---- messages -------------------------------------------------------------------------------------
 
 fn message(channel: u64, text: &[u8]) -> Vec<u8> {
-    [&channel.to_le_bytes()[..], text].concat()
+    [&mark(channel, channel as u8).to_le_bytes()[..], text].concat()
 }
 
 /// A channel, and what was sent there.
@@ -492,7 +492,10 @@ fn messages_are_told_from_replies_and_keep_their_order() {
             .map(|number| (1 + number as u64 / 3, vec![number as u8; round * number]))
             .collect();
         for (channel, text) in &texts {
-            assert_eq!(outlet.send(*channel, &message(*channel, text)), Ok(()));
+            assert_eq!(
+                outlet.send(*channel, *channel as u8, &message(*channel, text)),
+                Ok(())
+            );
         }
         serve(&mut ends);
         let (replies, messages) = received_all(&mut ends.parent);
@@ -512,7 +515,7 @@ fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
     let long = message(1, &text);
     let sender = thread::spawn(move || {
         for _ in 0..count {
-            assert_eq!(sending.send(1, &long), Ok(()));
+            assert_eq!(sending.send(1, 1, &long), Ok(()));
         }
     });
     let (mut unread, mut bytes) = (Vec::new(), 0);
@@ -530,11 +533,11 @@ fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
     }
     assert!(bytes <= WINDOW);
     assert!(!sender.is_finished());
-    assert_eq!(outlet.send(2, &message(2, b"other")), Ok(()));
+    assert_eq!(outlet.send(2, 2, &message(2, b"other")), Ok(()));
     // One that is longer than all that may be unread goes when nothing is.
     let longest = message(3, &vec![1; 2 * WINDOW as usize]);
     let also = Arc::clone(&outlet);
-    let longest = thread::spawn(move || also.send(3, &longest));
+    let longest = thread::spawn(move || also.send(3, 3, &longest));
     drop(unread);
     let mut seen = bytes / cost(8 + text.len());
     let mut others = Vec::new();
@@ -553,8 +556,8 @@ fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
     assert_eq!(longest.join().unwrap(), Ok(()));
     others.sort_unstable();
     assert_eq!(others, [(2, 5), (3, 2 * WINDOW as usize)]);
-    ends.parent.close_channel(1);
-    assert_eq!(outlet.send(1, &message(1, b"gone")), Err(Gone));
+    ends.parent.close_channel(1, 1);
+    assert_eq!(outlet.send(1, 1, &message(1, b"gone")), Err(Gone));
 }
 
 #[test]

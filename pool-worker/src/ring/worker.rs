@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::{
     ANNOUNCED_ALIGN_AT, CHANNELS, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, WINDOW, Words,
-    asleep, cost, join, kind, place_of, record_len, split,
+    asleep, cost, join, kind, record_len, split,
 };
 use crate::bell::Bell;
 use crate::buffer::Buffer;
@@ -44,6 +44,8 @@ pub(crate) enum Came<'a> {
     Here(&'a [u8]),
     /// Over the socket, with so many bytes.
     AsDescriptor(u64),
+    /// It is a channel, with this place, where so much counts as sent.
+    Channel(u8, u64),
 }
 
 /// Inputs to run.
@@ -182,6 +184,11 @@ impl Requests {
                 kind::ATTACH => return Request::Attach(head.id(), Came::Here(body)),
                 kind::ATTACH_LONG => {
                     return Request::Attach(head.id(), Came::AsDescriptor(head.total()));
+                }
+                kind::ATTACH_CHANNEL => {
+                    let total = head.total();
+                    let channel = Came::Channel(total as u8, total >> 8);
+                    return Request::Attach(head.id(), channel);
                 }
                 kind::DETACH => return Request::Detach(head.id()),
                 kind::BIND => return Request::Bind(head.id()),
@@ -482,7 +489,7 @@ impl Replies {
         let words = self.segment.words();
         // Another thread may write meanwhile: what was taken is looked at first, so that the end is not before it.
         let room = |taken: u64| {
-            let end = words.replies.0.0.load(Ordering::Relaxed);
+            let end = words.replies.0.0.load(Ordering::Acquire);
             (REPLIES as u64).checked_sub(end.wrapping_sub(taken))
         };
         let has = |room: Option<u64>| room.is_some_and(|room| room >= len as u64);
@@ -573,45 +580,54 @@ impl Outlet {
         }
     }
 
-    /// Sends a message: the id of its channel, and the value. Waits while too much is unread.
-    pub(crate) fn send(&self, channel: u64, bytes: &[u8]) -> Result<(), Gone> {
-        let place = &self.replies.segment.words().channels.0[place_of(channel)];
-        let is_gone = || place.closed.load(Ordering::Relaxed) == channel;
+    /// So much counts as sent in this place.
+    pub(crate) fn begin(&self, place: u8, sent: u64) {
+        self.sent[at(place)].fetch_add(sent, atomic::Ordering::Relaxed);
+    }
+
+    /// Sends a message: the [`mark`](super::mark) of its channel, and the value. Waits while too much is unread.
+    pub(crate) fn send(&self, channel: u64, place: u8, bytes: &[u8]) -> Result<(), Gone> {
+        let words = &self.replies.segment.words().channels.0[at(place)];
+        let is_gone = || words.closed.load(Ordering::Relaxed) == channel;
         let cost = cost(bytes.len());
         loop {
             if is_gone() {
                 return Err(Gone);
             }
             // What was reserved is sent, for the parent counts along.
-            if self.reserve(channel, cost) {
+            if self.reserve(place, cost) {
                 self.replies.write_message(bytes);
                 return Ok(());
             }
             self.replies
-                .sleep_as_sender(|| is_gone() || self.may_send(channel, cost));
+                .sleep_as_sender(|| is_gone() || self.may_send(place, cost));
         }
     }
 
-    fn may_send(&self, channel: u64, cost: u64) -> bool {
-        let sent = self.sent[place_of(channel)].load(atomic::Ordering::Relaxed);
-        self.fits(channel, sent, cost)
+    fn may_send(&self, place: u8, cost: u64) -> bool {
+        let sent = self.sent[at(place)].load(atomic::Ordering::Relaxed);
+        self.fits(place, sent, cost)
     }
 
     /// Whether so much may be sent behind what was sent.
-    fn fits(&self, channel: u64, sent: u64, cost: u64) -> bool {
-        let place = &self.replies.segment.words().channels.0[place_of(channel)];
-        let unread = sent.wrapping_sub(place.taken.load(Ordering::Acquire));
+    fn fits(&self, place: u8, sent: u64, cost: u64) -> bool {
+        let words = &self.replies.segment.words().channels.0[at(place)];
+        let unread = sent.wrapping_sub(words.taken.load(Ordering::Acquire));
         unread == 0 || unread.saturating_add(cost) <= WINDOW
     }
 
-    fn reserve(&self, channel: u64, cost: u64) -> bool {
-        let counter = &self.sent[place_of(channel)];
+    fn reserve(&self, place: u8, cost: u64) -> bool {
+        let counter = &self.sent[at(place)];
         let relaxed = atomic::Ordering::Relaxed;
         counter
             .fetch_update(relaxed, relaxed, |sent| {
-                self.fits(channel, sent, cost)
+                self.fits(place, sent, cost)
                     .then(|| sent.wrapping_add(cost))
             })
             .is_ok()
     }
+}
+
+fn at(place: u8) -> usize {
+    usize::from(place) % CHANNELS
 }
