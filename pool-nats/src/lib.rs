@@ -37,6 +37,10 @@
 //!   again; the rest runs elsewhere. A node that was killed is seen within a second, one that is silent within three. Inputs go to
 //!   nodes in loads of some milliseconds, and a load that was begun counts as begun as a whole.
 //! - `terminate` and a cancellation are messages: their outcomes are there soon, and until a node hears of it, it begins what it has.
+//! - What tasks send into a [`channel`](pool_core::channel()) arrives in order, once, and before their outcome. The parent takes it from a node
+//!   while less than a MiB of that is unread. What finalizers send, and what was on its way at `terminate` or when its node was lost, is
+//!   lost.
+//! - A [`priority`](pool_core::Call::priority) counts among the inputs that no node has begun, or is about to begin.
 //! - The server may be restarted: the pool waits for it, [`server_timeout`](Nats::server_timeout) long. After that everything
 //!   open is [`Error::Broken`].
 //! - At the end of a run the stream and the object store, `pool_RUN` and `OBJ_pool_RUN`, are deleted; by the nodes, if the

@@ -179,6 +179,10 @@ async fn work(
             first.attachments.push(fetched.map_err(text)?);
         }
     }
+    let mut setup_channels = Vec::new();
+    attachments
+        .iter()
+        .for_each(|reference| reference.add_channels(&mut setup_channels));
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
     let grace = settings.grace;
@@ -208,6 +212,7 @@ async fn work(
         node: node.id.clone(),
         store,
         relays,
+        setup_channels,
         workers: Arc::clone(&workers),
         processes,
         inbox,
@@ -244,6 +249,8 @@ async fn work(
         let _ = events.send(Event::Joined);
     });
     let why = serving.serve(received, asked, told, pulled, grace).await;
+    // What finalizers send finds nobody.
+    serving.relays.end();
     serving.say_goodbye(&why).await;
     let is_idle = serving.running == 0;
     let ended = tokio::task::spawn_blocking(move || {
@@ -366,6 +373,8 @@ struct Node {
     node: String,
     store: Store,
     relays: Relays,
+    /// Into which all tasks may send, for initializers were given them.
+    setup_channels: Vec<u64>,
     workers: Arc<dyn Workers>,
     processes: usize,
     inbox: String,
@@ -812,7 +821,8 @@ impl Node {
         self.results += 1;
         let name = format!("result-{}-{}", self.node, self.results);
         let (store, relays) = (self.store.clone(), self.relays.clone());
-        let channels = held.channels.clone();
+        let mut channels = self.setup_channels.clone();
+        channels.extend(&held.channels);
         let (node, first) = (self.node.clone(), outcomes.first);
         let (client, subject) = (self.client.clone(), self.run.parent());
         let events = self.events.clone();

@@ -222,7 +222,7 @@ enum Command {
     /// What a node has sent into a channel; it is to be answered there.
     Gathered {
         messages: Incoming,
-        bytes: Vec<u8>,
+        bytes: Option<Vec<u8>>,
     },
     /// A node was asked whether it is there.
     Pinged(String, Ping),
@@ -1060,21 +1060,21 @@ impl<'a> Thread<'a> {
     /// Messages have come; or where they are.
     async fn gather(&mut self, incoming: Incoming, messages: Body) {
         let object = match messages {
-            Body::Here(bytes) => return self.gathered(incoming, bytes).await,
+            Body::Here(bytes) => return self.gathered(incoming, Some(bytes)).await,
             Body::Stored(object) => object,
         };
         let key = (incoming.node.clone(), incoming.channel);
         let known = self.messages.entry(key).or_default();
         // They may be told again meanwhile, and once more when they were taken.
         if incoming.number <= known.taken {
-            return self.gathered(incoming, Vec::new()).await;
+            return self.gathered(incoming, None).await;
         }
         if std::mem::replace(&mut known.fetching, incoming.number) == incoming.number {
             return;
         }
         let (store, sender) = (self.store.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let bytes = store.fetch_result(&object.name).await.unwrap_or_default();
+            let bytes = store.fetch_result(&object.name).await.ok();
             let _ = sender.send(Command::Gathered {
                 messages: incoming,
                 bytes,
@@ -1084,7 +1084,7 @@ impl<'a> Thread<'a> {
     }
 
     /// Gives messages to their channel.
-    async fn gathered(&mut self, incoming: Incoming, bytes: Vec<u8>) {
+    async fn gathered(&mut self, incoming: Incoming, bytes: Option<Vec<u8>>) {
         let Incoming {
             node,
             channel,
@@ -1092,17 +1092,19 @@ impl<'a> Thread<'a> {
             must,
             reply,
         } = incoming;
-        let to = self.store.channel(channel).await;
+        let to = self.store.channel(channel);
+        if to.is_none() {
+            self.messages.remove(&(node, channel));
+            return self.answer_to(reply, Took::Nothing).await;
+        }
         let known = self.messages.entry((node, channel)).or_default();
         let is_full = known.unread.load(Ordering::Relaxed) >= UNREAD_MAX;
         let all = if is_full { Took::Unpaid } else { Took::All };
-        let took = if to.is_none() {
-            Took::Nothing
-        } else if number <= known.taken {
+        let took = if number <= known.taken {
             all
         } else if is_full && !must && known.fetching != number {
             Took::Later
-        } else {
+        } else if let Some(bytes) = bytes {
             known.taken = number;
             let (len, unread) = (bytes.len() as u64, Arc::clone(&known.unread));
             unread.fetch_add(len, Ordering::Relaxed);
@@ -1113,7 +1115,14 @@ impl<'a> Thread<'a> {
                 Some(channel) if channel.give(bytes, read) => all,
                 _ => Took::Nothing,
             }
+        } else {
+            known.fetching = 0;
+            Took::Missing
         };
+        self.answer_to(reply, took).await;
+    }
+
+    async fn answer_to(&self, reply: Option<Subject>, took: Took) {
         if let Some(reply) = reply {
             let _ = self.client.publish(reply, took.to_bytes().into()).await;
         }

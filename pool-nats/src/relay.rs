@@ -73,6 +73,7 @@ impl Relays {
                 id,
                 heard,
                 told: 0,
+                packed: 0,
                 flushes: Vec::new(),
                 unpaid: Vec::new(),
                 is_over: false,
@@ -97,6 +98,13 @@ impl Relays {
         }
     }
 
+    /// The parent listens no more: who sends is told that nobody reads.
+    pub(crate) fn end(&self) {
+        for (_, words) in self.lock().drain() {
+            let _ = words.send(Word::End);
+        }
+    }
+
     /// Nobody holds this channel.
     pub(crate) fn forget(&self, id: u64) {
         if let Some(words) = self.lock().remove(&id) {
@@ -112,8 +120,9 @@ struct Way {
     channel: Arc<Channel>,
     id: u64,
     heard: UnboundedReceiver<Word>,
-    /// How many batches were told.
+    /// How many batches were told, and how often one was packed.
     told: u64,
+    packed: u64,
     /// Who waits until all is told. Outcomes do, so the parent takes it whatever is unread.
     flushes: Vec<oneshot::Sender<()>>,
     /// What it has taken, though too much is unread: those who have sent it may not send more yet.
@@ -128,6 +137,9 @@ impl Way {
             if self.unpaid.is_empty() {
                 let word = self.heard.recv().await;
                 self.hear(word);
+                while let Ok(word) = self.heard.try_recv() {
+                    self.hear(Some(word));
+                }
             } else {
                 self.pause().await;
                 self.ask().await;
@@ -148,10 +160,15 @@ impl Way {
         }
     }
 
-    /// Waits a little, but hears.
+    /// Waits a little; but not while there is somebody to be answered, or nobody any more.
     async fn pause(&mut self) {
-        if let Ok(word) = time::timeout(AGAIN, self.heard.recv()).await {
+        let until = time::Instant::now() + AGAIN;
+        while let Ok(word) = time::timeout_at(until, self.heard.recv()).await {
+            let is_look = matches!(word, Some(Word::Look));
             self.hear(word);
+            if !is_look {
+                return;
+            }
         }
     }
 
@@ -172,7 +189,7 @@ impl Way {
                 match self.tell(batch.to_bytes()).await {
                     Took::All => {}
                     Took::Unpaid => self.unpaid.push(batch),
-                    Took::Later | Took::Nothing => {
+                    Took::Later | Took::Missing | Took::Nothing => {
                         self.is_over = true;
                         return;
                     }
@@ -183,35 +200,41 @@ impl Way {
 
     /// Tells a batch until the parent takes it, or will never.
     async fn tell(&mut self, bytes: Vec<u8>) -> Took {
-        let name = format!("messages-{}-{}-{}", self.relays.node, self.id, self.told);
         // Nothing that is sent later may pass it, so it is tried until there is room.
-        let messages = loop {
-            let mut room = self.store.room();
-            let packed = self
-                .store
-                .pack(bytes.clone(), &mut room, || name.clone())
-                .await;
-            match packed {
-                Ok(packed) => break packed,
-                Err(_) => self.pause().await,
-            }
-            if self.is_over {
-                return Took::Nothing;
-            }
-        };
-        loop {
-            match self.request(messages.clone()).await {
-                Some(Took::Later) | None if self.is_over => return Took::Nothing,
+        let mut packed = None;
+        while !self.is_over {
+            let Some(messages) = &packed else {
+                packed = self.pack(&bytes).await;
+                if packed.is_none() {
+                    self.pause().await;
+                }
+                continue;
+            };
+            let messages = messages.clone();
+            match self.request(messages).await {
+                Some(Took::Missing) => packed = None,
                 Some(Took::Later) | None => self.pause().await,
                 Some(took) => return took,
             }
         }
+        Took::Nothing
+    }
+
+    /// The messages, or the object that they are in; nothing, if there is no room for that.
+    async fn pack(&mut self, bytes: &[u8]) -> Option<Body> {
+        self.packed += 1;
+        let name = format!("messages-{}-{}-{}", self.relays.node, self.id, self.packed);
+        let mut room = self.store.room();
+        let packed = self.store.pack(bytes.to_vec(), &mut room, || name);
+        packed.await.ok()
     }
 
     /// Asks whether what was taken was read by now.
     async fn ask(&mut self) {
-        if self.request(Body::Here(Vec::new())).await == Some(Took::All) {
-            self.unpaid.clear();
+        match self.request(Body::Here(Vec::new())).await {
+            Some(Took::All) => self.unpaid.clear(),
+            Some(Took::Nothing) => self.is_over = true,
+            _ => {}
         }
     }
 

@@ -56,6 +56,8 @@ pub(crate) struct Store {
     /// How long to try.
     patience: Duration,
     attachments: Arc<Mutex<HashMap<u64, Kept>>>,
+    /// The channels of this process, if it is the parent. Not among the others, whose lock is held while one is stored.
+    channels: Arc<sync::Mutex<HashMap<u64, Arc<Channel>>>>,
     /// The epoch, and which connection was the last when it began.
     epoch: Arc<sync::Mutex<(u64, u64)>>,
 }
@@ -82,6 +84,7 @@ impl Store {
             bucket,
             patience,
             attachments: Arc::default(),
+            channels: Arc::default(),
             epoch: Arc::new(sync::Mutex::new((epoch, connects))),
         })
     }
@@ -281,7 +284,10 @@ impl Store {
                 continue;
             }
             let kept = match next.channel() {
-                Some(channel) => Kept::Channel(Arc::clone(channel)),
+                Some(channel) => {
+                    self.channels().insert(next.id(), Arc::clone(channel));
+                    Kept::Channel
+                }
                 None => {
                     let bytes = next.bytes()?;
                     Kept::There(self.put(&Reference::to(&next).object(), &bytes).await?)
@@ -295,11 +301,12 @@ impl Store {
     }
 
     /// The channel of this process that has this id.
-    pub(crate) async fn channel(&self, id: u64) -> Option<Arc<Channel>> {
-        match self.attachments.lock().await.get(&id) {
-            Some(Kept::Channel(channel)) => Some(Arc::clone(channel)),
-            _ => None,
-        }
+    pub(crate) fn channel(&self, id: u64) -> Option<Arc<Channel>> {
+        self.channels().get(&id).cloned()
+    }
+
+    fn channels(&self) -> sync::MutexGuard<'_, HashMap<u64, Arc<Channel>>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The attachment, in memory of this machine.
@@ -336,6 +343,7 @@ impl Store {
 
     /// Nobody holds this attachment any more.
     pub(crate) async fn forget(&self, id: u64) {
+        self.channels().remove(&id);
         let kept = self.attachments.lock().await.remove(&id);
         if let Some(Kept::There(object)) = kept {
             self.delete(&object).await;
@@ -350,13 +358,13 @@ enum Kept {
     /// In memory: this is a node.
     Here(Arc<Attachment>),
     /// A channel of this process: this is the parent.
-    Channel(Arc<Channel>),
+    Channel,
 }
 
 impl Kept {
     fn attachment(&self) -> Option<Arc<Attachment>> {
         match self {
-            Kept::There(_) | Kept::Channel(_) => None,
+            Kept::There(_) | Kept::Channel => None,
             Kept::Here(attachment) => Some(Arc::clone(attachment)),
         }
     }

@@ -152,6 +152,8 @@ pub(crate) enum Took {
     Nothing = 3,
     /// It was taken, though too much is unread.
     Unpaid = 4,
+    /// It can't be had from the store.
+    Missing = 5,
 }
 
 impl Took {
@@ -160,7 +162,8 @@ impl Took {
     }
 
     pub(crate) fn of(bytes: &[u8]) -> Option<Took> {
-        [Took::All, Took::Later, Took::Nothing, Took::Unpaid]
+        use Took::{All, Later, Missing, Nothing, Unpaid};
+        [All, Later, Nothing, Unpaid, Missing]
             .into_iter()
             .find(|took| bytes == [*took as u8])
     }
