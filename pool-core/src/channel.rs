@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::iter::FusedIterator;
+use std::iter::{self, FusedIterator};
 use std::marker::PhantomData;
+#[cfg(feature = "futures")]
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+#[cfg(feature = "futures")]
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pool_worker::{Batch, Channel, CodecError, Link, SendError, Taken};
@@ -19,7 +23,14 @@ use crate::sync::lock;
 ///
 /// The [`Sender`] is given to tasks like any other argument; the [`Receiver`] stays here, and is an iterator. It ends when
 /// nobody can send any more: when the senders in this process are dropped, and all work that was given one has its outcome, be it
-/// that its worker died. So drop the sender that you have kept before you wait for the end.
+/// that its worker died. So drop the sender that you have kept before you wait for the end:
+///
+/// | who keeps a channel open | until |
+/// |---|---|
+/// | a [`Sender`] in this process, a clone of it, an iterator of inputs that clones it | it is dropped |
+/// | a [`Call`](crate::Call) to which one is [bound](crate::Call::partial) | it is dropped |
+/// | an input that was given one | it has its outcome |
+/// | a pool whose initializer or finalizer was given one | its workers are gone: [`join`](crate::Pool::join) has returned |
 ///
 /// What an input sends arrives in order, and before its outcome. What was sent before a worker died arrives, too; and an input that is
 /// run again sends again. Messages of different inputs mix as they come.
@@ -29,6 +40,21 @@ use crate::sync::lock;
 /// A worker may have one MiB of messages unread in each channel, encoded, with about 16 bytes more for each. Then
 /// [`send`](Sender::send) waits, and with it the task; nothing else does. So do not wait for tasks in the thread that is to read what they
 /// send, if that may be more: read in another thread, or use [`map_async`](crate::Pool::map_async) and the like.
+///
+/// ```no_run
+/// # use pool_core::{Error, Pool, Sender, channel, pool_task};
+/// # #[pool_task]
+/// # fn search(part: u64, found: Sender<String>) {}
+/// # fn main() -> Result<(), Error> {
+/// # let pool = Pool::new()?;
+/// let (sender, receiver) = channel()?;
+/// let reader = std::thread::spawn(move || receiver.for_each(|found| println!("{found}")));
+/// pool.starmap(search, (0..1000).map(|part| (part, sender.clone())))?;
+/// drop(sender);
+/// reader.join().expect("it does not panic");
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 ///
@@ -186,6 +212,26 @@ impl<T: DeserializeOwned> Receiver<T> {
         self.receive(Instant::now().checked_add(timeout))
     }
 
+    /// The messages, as [`recv`](Receiver::recv) gives them, without those that can't be decoded: for those who have no more than a
+    /// reference.
+    pub fn iter(&self) -> impl Iterator<Item = T> {
+        iter::from_fn(|| self.next_decoded(None).ok())
+    }
+
+    /// The messages that are there; it does not wait for others.
+    pub fn try_iter(&self) -> impl Iterator<Item = T> {
+        iter::from_fn(|| self.next_decoded(Some(Instant::now())).ok())
+    }
+
+    fn next_decoded(&self, deadline: Option<Instant>) -> Result<T, Error> {
+        loop {
+            match self.receive(deadline) {
+                Err(Error::Decode(_)) => {}
+                other => return other,
+            }
+        }
+    }
+
     fn receive(&self, deadline: Option<Instant>) -> Result<T, Error> {
         loop {
             if let Some(message) = self.next_here() {
@@ -218,17 +264,44 @@ impl<T: DeserializeOwned> Iterator for Receiver<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
-        loop {
-            match self.recv() {
-                Ok(message) => return Some(message),
-                Err(Error::Decode(_)) => {}
-                Err(_) => return None,
-            }
-        }
+        self.next_decoded(None).ok()
     }
 }
 
 impl<T: DeserializeOwned> FusedIterator for Receiver<T> {}
+
+#[cfg(feature = "futures")]
+impl<T: DeserializeOwned> Receiver<T> {
+    /// The same as a stream, for async programs. Needs the feature `futures` of this crate.
+    pub fn stream(self) -> ReceiverStream<T> {
+        ReceiverStream(self)
+    }
+}
+
+/// What [`Receiver::stream`] gives: the messages, as a [`Stream`](futures_core::Stream).
+#[cfg(feature = "futures")]
+#[must_use = "dropped, it ends the channel"]
+#[derive(Debug)]
+pub struct ReceiverStream<T>(Receiver<T>);
+
+#[cfg(feature = "futures")]
+impl<T: DeserializeOwned> futures_core::Stream for ReceiverStream<T> {
+    type Item = T;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        loop {
+            match self.0.next_decoded(Some(Instant::now())) {
+                Ok(message) => return Poll::Ready(Some(message)),
+                // If something has come meanwhile, it is there at the next look.
+                Err(Error::Timeout) if self.0.channel.wake_when_there_is_more(context.waker()) => {
+                    return Poll::Pending;
+                }
+                Err(Error::Timeout) => {}
+                Err(_) => return Poll::Ready(None),
+            }
+        }
+    }
+}
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {

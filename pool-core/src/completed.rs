@@ -15,6 +15,9 @@ use crate::sync::{Parker, lock};
 /// Yields the results of many calls as they are finished, each with its position among `results`; as Python's
 /// `concurrent.futures.as_completed`. The calls may be of several pools.
 ///
+/// It waits in the thread that asks. In an async program the handles are futures themselves: gather them in a
+/// `FuturesUnordered`, or `stream::iter(inputs).map(|x| pool.apply_async(f, (x,))).buffer_unordered(100)`.
+///
 /// # Examples
 ///
 /// ```
@@ -60,6 +63,7 @@ pub fn as_completed<R>(results: impl IntoIterator<Item = AsyncResult<R>>) -> AsC
 ///
 /// Dropped before its end, it drops the results that it has not yielded: their work goes on, unless they were told to
 /// [cancel it](AsyncResult::cancel_on_drop).
+#[must_use = "results are thrown away with it"]
 pub struct AsCompleted<R> {
     /// Those that were not yielded.
     results: Vec<Option<AsyncResult<R>>>,

@@ -410,6 +410,7 @@ impl<R> AsyncResult<R> {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use = "dropped, it stops the work"]
     pub fn cancel_on_drop(mut self) -> Self {
         if self.on_drop.is_none() {
             self.on_drop = self.job.map(|job| {

@@ -43,7 +43,7 @@ const SHORT: usize = 32;
 /// input as ever; but of an iterator that may be endless (one without an upper [`size_hint`](Iterator::size_hint)) the
 /// error comes once, then `None`. A call that is refused from the start yields the error once, too.
 ///
-/// It knows how many are left ([`ExactSizeIterator`]) if the inputs do: a `Vec`, an array, a `Range<usize>`. It holds the pool's
+/// It knows how many are left ([`ExactSizeIterator`]) if the inputs do: a `Vec`, an array, a `Range<usize>` (not a `Range<u64>`). It holds the pool's
 /// workers, not the [`Pool`], so it may outlive that, and go to another thread if the inputs may.
 ///
 /// Dropped before its end, it takes back what has not begun; what runs is run to its end, and its
@@ -64,6 +64,7 @@ const SHORT: usize = 32;
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "results are thrown away with it, and what has not begun is taken back"]
 pub struct Imap<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
@@ -71,6 +72,7 @@ pub struct Imap<T: Task, I: Iterator> {
 /// The results of [`Pool::imap_unordered`] or [`Pool::istarmap_unordered`], as they are finished.
 ///
 /// As [`Imap`], but for the order. [`indexed`](ImapUnordered::indexed) tells which input each result belongs to.
+#[must_use = "results are thrown away with it, and what has not begun is taken back"]
 pub struct ImapUnordered<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
@@ -99,7 +101,7 @@ macro_rules! results {
                 next.map(|(_, result)| result)
             }
 
-            /// The same as a stream, for async programs.
+            /// The same as a stream, for async programs. Needs the feature `futures` of this crate.
             #[cfg(feature = "futures")]
             pub fn stream(self) -> ImapStream<T, I> {
                 ImapStream(self.stream)
@@ -163,6 +165,7 @@ impl<T: Task, I: Iterator> ImapUnordered<T, I> {
 }
 
 /// What [`ImapUnordered::indexed`] gives: results as they are finished, with the positions of their inputs.
+#[must_use = "results are thrown away with it, and what has not begun is taken back"]
 pub struct Indexed<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
@@ -193,6 +196,7 @@ impl<T: Task, I: Iterator> fmt::Debug for Indexed<T, I> {
 ///
 /// Inputs are drawn where it is polled, so an input iterator that waits holds up the executor's thread.
 #[cfg(feature = "futures")]
+#[must_use = "results are thrown away with it, and what has not begun is taken back"]
 pub struct ImapStream<T: Task, I: Iterator>(Stream<T, I>);
 
 #[cfg(feature = "futures")]

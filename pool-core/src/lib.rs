@@ -34,7 +34,8 @@
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks. [`as_completed`] takes many as they finish. In an async program
 //!   [`cancel_on_drop`](AsyncResult::cancel_on_drop) frees the worker of a request that went away,
-//!   [`join_async`](Pool::join_async) waits for the end, and with the feature `futures` there is `imap(…).stream()`; the
+//!   [`join_async`](Pool::join_async) waits for the end, and with the feature `futures` of this crate there are [`Imap`] and
+//!   [`Receiver`] as streams (`imap(…).stream()`); the
 //!   example `service` is a web service over a pool.
 //! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
 //!   `Result<T, TaskError>`, and use `?` on any error.
@@ -92,6 +93,8 @@ pub use pool_worker::param::{Binds, BindsLent, Lends, LendsAll};
 pub use builder::PoolBuilder;
 pub use by_ref::ByRef;
 pub use call::Call;
+#[cfg(feature = "futures")]
+pub use channel::ReceiverStream;
 pub use channel::{Receiver, Sender, channel};
 pub use completed::{AsCompleted, as_completed};
 pub use error::{

@@ -19,7 +19,8 @@ use crate::open::OneArgument;
 /// A pool of worker processes.
 ///
 /// The workers are this same program, started again; each runs tasks one at a time, and a task that
-/// crashes costs itself and nothing else. All methods may be called from any thread.
+/// crashes costs itself and nothing else. All methods may be called from any thread; to share a pool among threads or
+/// requests, put it into an [`Arc`].
 ///
 /// # Drop
 ///

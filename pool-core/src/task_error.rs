@@ -20,7 +20,7 @@ const CAUSES_MAX: usize = 64;
 /// use std::fs;
 /// use std::path::Path;
 ///
-/// use pool_core::{Error, Pool, TaskError, pool_task};
+/// use pool_core::{Pool, TaskError, pool_task};
 ///
 /// /// The sum of the numbers in a file.
 /// #[pool_task]
@@ -35,16 +35,26 @@ const CAUSES_MAX: usize = 64;
 ///     Ok(total)
 /// }
 ///
-/// fn main() -> Result<(), Error> {
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
 ///     let pool = Pool::with_processes(1)?;
 ///     // The outer error is the pool's, the inner one is the task's.
 ///     let result: Result<u64, TaskError> = pool.apply(sum, ("/no/such/file".into(),))?;
 ///     let error = result.unwrap_err();
 ///     assert_eq!(error.message(), "No such file or directory (os error 2)");
 ///     assert_eq!(error.type_name(), "std::io::error::Error");
+/// # std::fs::write(std::env::temp_dir().join("task-error-doc"), "1\n2")?;
+/// # let file = std::env::temp_dir().join("task-error-doc");
+///
+///     // To the caller's caller go both.
+///     let three = pool.apply(sum, (file.clone(),))??;
+///     assert_eq!(three, 3);
+/// # std::fs::remove_file(file)?;
 ///     Ok(())
 /// }
 /// ```
+///
+/// So `??` does in a function that returns `Box<dyn Error>` or a `TaskError` itself; in one that returns an `anyhow::Error`,
+/// `pool.apply(…)?.map_err(anyhow::Error::msg)?`.
 ///
 /// It is made of everything that becomes a `Box<dyn Error + Send + Sync>`: errors, [`Error`](crate::Error) of a pool that
 /// the task has, `anyhow::Error`, `String`, `&str`; and by [`new`](TaskError::new) of whatever can be displayed.
@@ -117,6 +127,13 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for TaskError {
     }
 }
 
+/// (One that is `Send + Sync` can't be had by `?`: [`into_boxed`](TaskError::into_boxed) makes it.)
+impl From<TaskError> for Box<dyn Error> {
+    fn from(error: TaskError) -> Box<dyn Error> {
+        error.into_boxed()
+    }
+}
+
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -153,10 +170,14 @@ impl fmt::Display for Link {
     }
 }
 
-/// As an error of nothing but a text, `"…".into()`, has it.
+/// With its causes, since that is what a `main` prints that returns it.
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.text, f)
+        f.write_str(&self.text)?;
+        match &self.source {
+            Some(source) if !self.text.ends_with(&source.text) => write!(f, ": {source:?}"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -7,7 +7,10 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
+use std::thread;
 use std::time::Instant;
 
 use serde::de::{self, Deserialize, Deserializer};
@@ -19,6 +22,17 @@ use crate::encode::OTHER;
 use crate::frames::{MESSAGE, WORD, read_word};
 use crate::lineage::lineage;
 use crate::ring::{Credit, Framed, Gone, Messages, Outlet, Replies, mark};
+
+/// A thread that wakes a future needs little stack.
+const STACK: usize = 128 << 10;
+
+/// Wakes a user's future. The waker may panic, and this may be a thread that others need.
+fn wake(waker: Waker) {
+    let woken = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
+    if let Err(payload) = woken {
+        std::mem::forget(payload);
+    }
+}
 
 /// In front of each message: the id of its channel, and the place of that.
 const ID: usize = size_of::<u64>();
@@ -44,6 +58,8 @@ struct State {
     unread: u64,
     /// How many threads wait for one.
     waiting: usize,
+    /// The future that does.
+    waker: Option<Waker>,
     /// Nobody can send any more.
     is_over: bool,
     /// Nobody receives any more.
@@ -124,7 +140,7 @@ impl Channel {
         }
         state.unread += batch.size();
         state.batches.push_back(batch);
-        if state.waiting > 0 || self.relay.is_some() {
+        if state.waiting > 0 || state.waker.is_some() || self.relay.is_some() {
             Put::Awaited
         } else {
             Put::Quietly
@@ -135,8 +151,22 @@ impl Channel {
     pub fn wake(&self) {
         match &self.relay {
             Some(tell) => tell(self),
-            None => self.changed.notify_all(),
+            None => {
+                self.changed.notify_all();
+                let waker = self.lock().waker.take();
+                waker.into_iter().for_each(wake);
+            }
         }
+    }
+
+    /// Has this waker woken, instead of the one before, when there are messages, or nobody can send any more. False: that is so.
+    pub fn wake_when_there_is_more(&self, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        if !state.batches.is_empty() || state.is_over || lineage() != self.owner {
+            return false;
+        }
+        state.waker = Some(waker.clone());
+        true
     }
 
     /// All messages that are there.
@@ -186,8 +216,20 @@ impl Channel {
 
     /// Nobody can send any more.
     fn end(&self) {
-        self.lock().is_over = true;
+        let mut state = self.lock();
+        state.is_over = true;
+        let waker = state.waker.take();
+        drop(state);
         self.changed.notify_all();
+        // Whoever has dropped the last sender may have a lock that the future wants.
+        if let Some(waker) = waker {
+            let woken = waker.clone();
+            let name = "pool-channel-end".to_owned();
+            let thread = thread::Builder::new().name(name).stack_size(STACK);
+            if thread.spawn(move || wake(woken)).is_err() {
+                wake(waker);
+            }
+        }
     }
 
     /// Nobody receives any more. Gives what was not received.

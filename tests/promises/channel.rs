@@ -547,3 +547,35 @@ fn one_thread_that_waits_for_messages_does_not_hold_up_another() {
         assert_eq!(waits.join().unwrap().unwrap(), 7);
     });
 }
+
+#[test]
+fn messages_as_a_stream() {
+    use futures::StreamExt;
+    let _dog = watchdog();
+    let pool = pool(2);
+    let (sender, receiver) = channel().unwrap();
+    let result = pool.apply_async(count_to, (10_000, sender));
+    let all: Vec<u64> = pollster::block_on(receiver.stream().collect());
+    assert!(all.into_iter().eq(1..=10_000));
+    assert_eq!(result.get().unwrap(), 10_000);
+    // It ends while it is waited for.
+    let (sender, receiver) = channel::<u64>().unwrap();
+    let ender = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
+        drop(sender);
+    });
+    assert_eq!(pollster::block_on(receiver.stream().count()), 0);
+    ender.join().unwrap();
+}
+
+#[test]
+fn messages_by_reference() {
+    let _dog = watchdog();
+    let (sender, receiver) = channel::<u64>().unwrap();
+    (0..5).for_each(|number| sender.send(number).unwrap());
+    assert!(receiver.try_iter().take(2).eq([0, 1]));
+    assert!(receiver.try_iter().eq([2, 3, 4]));
+    sender.send(5).unwrap();
+    drop(sender);
+    assert!(receiver.iter().eq([5]));
+}
