@@ -22,13 +22,21 @@ fn primes(limit: u64, found: Sender<u64>) -> Result<u64, Error> {
 /// How often 3n + 1 and n / 2 go on until they come to 1.
 #[pool_task]
 fn collatz(start: u64) -> u32 {
-    let next = |n: &u64| (*n != 1).then(|| if n % 2 == 0 { n / 2 } else { 3 * n + 1 });
+    let next = |n: &u64| {
+        (*n != 1).then(|| {
+            if n.is_multiple_of(2) {
+                n / 2
+            } else {
+                3 * n + 1
+            }
+        })
+    };
     std::iter::successors(Some(start), next).skip(1).count() as u32
 }
 
 #[pool_task]
 fn is_prime(number: u64) -> bool {
-    number > 1 && !(2..=number.isqrt()).any(|divisor| number % divisor == 0)
+    number > 1 && !(2..=number.isqrt()).any(|divisor| number.is_multiple_of(divisor))
 }
 
 fn main() -> Result<(), Error> {

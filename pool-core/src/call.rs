@@ -186,6 +186,24 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// What has begun is not stopped for it, nor are the inputs of a [chunk](Call::chunksize) torn apart.
     ///
     /// Default: 0. Negative ones come after it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let report = pool.task(square).priority(-1).map_async(0..100_000);
+    /// // Does not wait until the report is through.
+    /// assert_eq!(pool.apply(square, (7,))?, 49);
+    /// assert_eq!(report.get()?.len(), 100_000);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn priority(mut self, priority: i32) -> Self {
         self.options.priority = priority;
         self
@@ -239,6 +257,28 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
 
     /// Like [`map_results`](Call::map_results), but the outcomes are there later. All inputs are drawn at once. The result itself is
     /// an error only if the pool did not take the call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, TaskError, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn parse(text: &str) -> Result<i32, TaskError> { Ok(text.parse()?) }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let handle = pool.task(parse).map_results_async(["1", "two"].map(String::from));
+    /// // In an async program: `handle.await?`.
+    /// for outcome in handle.get()? {
+    ///     match outcome? {
+    ///         Ok(number) => assert_eq!(number, 1),
+    ///         Err(why) => assert_eq!(why.message(), "invalid digit found in string"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn map_results_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
         O::Args: OneArgument<T, Argument = A>,

@@ -292,6 +292,16 @@ impl Pool {
     /// # Errors
     ///
     /// As [`join`](Pool::join); [`Error::Start`] if there can be no such thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pool_core::{Error, Pool};
+    /// async fn shut_down(pool: &Pool) -> Result<(), Error> {
+    ///     pool.close();
+    ///     pool.join_async().await
+    /// }
+    /// ```
     pub fn join_async(&self) -> Join {
         Join::new(&self.engine)
     }
