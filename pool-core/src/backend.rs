@@ -31,7 +31,8 @@
 //! An attachment may stand for a [`channel`](crate::channel()) instead of bytes: [`Attachment::channel`]. There it is made anew by
 //! [`Channel::of_other`], and what is sent into it is [taken](Channel::take_now) there and [given](Channel::give) to the channel here, before the
 //! outcomes of the inputs that have sent it: what inputs send is in the channel before their outcomes are delivered. The channel here ends when
-//! nobody holds its attachment, so keep that as long as inputs that refer to it have no outcomes. A backend that does all this says that it
+//! nobody holds its attachment, so keep that as long as inputs that refer to it have no outcomes, and that of an initializer or a
+//! finalizer until the workers are gone. A backend that does all this says that it
 //! [carries channels](Workers::carries_channels).
 //!
 //! The other machine may run what it gets on a [`Local`] of its own, with the same [`Settings`]: it has the same trait. How that

@@ -48,7 +48,7 @@ impl Backend for Far {
         let held = settings
             .preparations()
             .flat_map(|task| task.attachments.clone());
-        let held = held.collect();
+        let held = Mutex::new(held.collect());
         Ok(Arc::new(FarWorkers {
             there: Box::new(Local).start(there)?,
             store,
@@ -147,8 +147,7 @@ struct FarWorkers {
     store: Arc<Mutex<Store>>,
     sinks: Mutex<HashMap<JobId, Weak<FarSink>>>,
     /// What workers have as long as there are any.
-    #[expect(dead_code, reason = "its drop is its use")]
-    held: Vec<Arc<Attachment>>,
+    held: Mutex<Vec<Arc<Attachment>>>,
 }
 
 impl FarWorkers {
@@ -273,7 +272,9 @@ impl Workers for FarWorkers {
     }
 
     fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
-        self.there.join(deadline)
+        self.there.join(deadline)?;
+        lock(&self.held).clear();
+        Ok(())
     }
 
     fn shut_down(&self) {
