@@ -126,6 +126,13 @@ struct FarChannel {
     way: Arc<Mutex<Arc<Channel>>>,
 }
 
+fn move_everything(store: &Mutex<Store>) {
+    let channels: Vec<_> = lock(store).channels.values().cloned().collect();
+    for channel in channels {
+        move_all(&channel.there, &channel.way);
+    }
+}
+
 /// Messages come here, one thread after the other.
 fn move_all(there: &Channel, way: &Mutex<Arc<Channel>>) {
     let here = lock(way);
@@ -186,10 +193,7 @@ enum Sent {
 impl Sink for FarSink {
     fn deliver(self: Arc<Self>, outcomes: Outcomes) {
         // What was sent before is there before.
-        let channels: Vec<_> = lock(&self.store).channels.values().cloned().collect();
-        for channel in channels {
-            move_all(&channel.there, &channel.way);
-        }
+        move_everything(&self.store);
         let sent = travel(&match &outcomes.what {
             What::Replies(replies) => Sent::Replies(replies.to_bytes()),
             What::Failed { count, failure } => Sent::Failed(*count, (**failure).clone()),
@@ -273,6 +277,7 @@ impl Workers for FarWorkers {
 
     fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
         self.there.join(deadline)?;
+        move_everything(&self.store);
         lock(&self.held).clear();
         Ok(())
     }
