@@ -301,7 +301,11 @@ impl Workers for LocalWorkers {
     fn terminate(&self) {
         if self.is_ours() {
             let now = pool_worker::now();
-            self.shared.update(|state| state.scheduler.terminate(now));
+            self.shared.update(|state| {
+                // What was sent before is there before.
+                state.collect();
+                state.scheduler.terminate(now);
+            });
         }
     }
 
