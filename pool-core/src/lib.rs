@@ -30,7 +30,7 @@
 //!   once for all workers, a limit of tasks for each worker.
 //! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
 //!   input, arguments that are lent or bound.
-//! - [`channel`] lets tasks send something while they run: how far they are, parts of their results.
+//! - [`channel()`] lets tasks send something while they run: how far they are, parts of their results.
 //! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
 //!   attach callbacks. [`as_completed`] takes many as they finish. In an async program
 //!   [`cancel_on_drop`](AsyncResult::cancel_on_drop) frees the worker of a request that went away,
