@@ -14,6 +14,7 @@ use std::env;
 use std::ffi::{c_char, c_int};
 use std::hint::black_box;
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::process;
 
 use crate::serve;
@@ -158,6 +159,24 @@ fn enter_as_node() {
         process::exit(2);
     };
     process::exit((kind.run)(&address));
+}
+
+/// Whether this code is part of the program itself. If not, the program may have loaded it long after it began, as Python loads its
+/// modules: started as a worker it begins to do what its command line says.
+pub(crate) fn is_in_program() -> bool {
+    // SAFETY: reads one value from the auxiliary vector: where the program begins.
+    let program = unsafe { libc::getauxval(libc::AT_ENTRY) };
+    object_of((&raw const ENTRY).addr()) == object_of(program as usize)
+}
+
+/// Where the object begins that this address is in, if the dynamic linker knows it.
+fn object_of(address: usize) -> Option<usize> {
+    let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: looks an address up, whatever it is, and writes what it finds.
+    let known = unsafe { libc::dladdr(address as *const libc::c_void, found.as_mut_ptr()) };
+    // SAFETY: all zero is valid, and so is what was written.
+    let found = unsafe { found.assume_init() };
+    (known != 0).then_some(found.dli_fbase as usize)
 }
 
 /// Whether the program runs with more rights than its caller has.

@@ -337,7 +337,7 @@ impl Launcher {
         )]
         Command::new(PROGRAM)
             .arg0(title)
-            .args(env::args_os().skip(1))
+            .args(command_line())
             .envs(env)
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
@@ -382,6 +382,13 @@ pub(crate) fn title(index: usize) -> String {
 /// The same of what forks them.
 pub(crate) fn zygote_title() -> String {
     format!("pool-zygote of {}", program())
+}
+
+/// What a worker finds behind its title: what this program was given. One that has loaded this code as a library would do that once
+/// more.
+fn command_line() -> impl Iterator<Item = OsString> {
+    let is_in_program = entry::is_in_program();
+    env::args_os().skip(1).filter(move |_| is_in_program)
 }
 
 fn program() -> String {
