@@ -339,6 +339,12 @@ fn a_server_that_comes_back_costs_nothing() {
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
 }
 
+/// The process whose worker runs this.
+#[pool_task]
+fn node_of(_: u64) -> u32 {
+    std::os::unix::process::parent_id()
+}
+
 #[test]
 fn a_node_that_was_stopped_for_long_harms_nobody() {
     let _dog = watchdog();
@@ -348,6 +354,11 @@ fn a_node_that_was_stopped_for_long_harms_nobody() {
     let sleeper = server.node("sleeper", 1);
     let _other = server.node("sleeper", 1);
     let pool = builder(server.nats("sleeper").nodes(2)).build().unwrap();
+    // Stopped before it has heard that it is in, it would ask once more, and be let in.
+    eventually("it has work", || {
+        let nodes = pool.map(node_of, 0..8).unwrap();
+        nodes.contains(&sleeper.child.id())
+    });
     sleeper.signal(libc::SIGSTOP);
     // Longer than a parent may be silent.
     thread::sleep(Duration::from_secs(17));
