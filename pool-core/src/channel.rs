@@ -85,7 +85,7 @@ use crate::sync::lock;
 /// # }
 /// ```
 pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
-    let (channel, link) = Channel::open().map_err(|error| Error::start(error.to_string()))?;
+    let (channel, link) = Channel::open();
     let sender = Sender {
         link,
         value: PhantomData,

@@ -128,7 +128,7 @@ impl Gather {
             engine.callbacks.start();
         }
         if let Some(waker) = waker {
-            sync::wake(waker);
+            pool_worker::wake(waker);
         }
     }
 

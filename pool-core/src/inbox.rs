@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use crate::backend::{JobId, Next, Outcomes, Sink, Waiter, Waiting, Want, Workers};
-use crate::sync::{self, Parker, lock};
+use crate::sync::{Parker, lock};
 
 /// The sink of a call whose caller consumes outcomes as they come.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl Sink for Inbox {
             follower.wake();
         }
         if let Some(waker) = waker {
-            sync::wake(waker);
+            pool_worker::wake(waker);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 
 use crate::error::Error;
 use crate::pool::Engine;
-use crate::sync::{self, lock};
+use crate::sync::lock;
 
 /// The end of a pool, as a future: see [`Pool::join_async`](crate::Pool::join_async).
 #[must_use = "a future does nothing until it is awaited"]
@@ -50,7 +50,7 @@ impl Join {
             state.result = Some(result);
             let waker = mem::take(&mut state.waker);
             drop(state);
-            waker.into_iter().for_each(sync::wake);
+            waker.into_iter().for_each(pool_worker::wake);
         };
         let spawned = thread::Builder::new()
             .name("pool-join".to_owned())

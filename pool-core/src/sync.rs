@@ -2,10 +2,8 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 use std::time::Instant;
 
 /// Locks, also after a panic in another thread: what is guarded here is whole between any two statements.
@@ -31,15 +29,6 @@ pub(crate) fn wait<'a, T>(
         .wait_timeout(guard, left)
         .unwrap_or_else(PoisonError::into_inner);
     (guard, true)
-}
-
-/// Wakes a user's future. The waker may panic, and this may be a thread that others need.
-pub(crate) fn wake(waker: Waker) {
-    let woken = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
-    if let Err(payload) = woken {
-        // A payload may panic when it is dropped.
-        std::mem::forget(payload);
-    }
 }
 
 /// Tells threads apart.

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
@@ -27,7 +26,7 @@ use crate::ring::{Credit, Framed, Gone, Messages, Outlet, Replies, mark};
 const STACK: usize = 128 << 10;
 
 /// Wakes a user's future. The waker may panic, and this may be a thread that others need.
-fn wake(waker: Waker) {
+pub fn wake(waker: Waker) {
     let woken = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
     if let Err(payload) = woken {
         std::mem::forget(payload);
@@ -96,11 +95,7 @@ pub enum Taken {
 
 impl Channel {
     /// A channel, and what may send into it.
-    ///
-    /// # Errors
-    ///
-    /// None by now; making one may need more than memory some day.
-    pub fn open() -> io::Result<(Arc<Channel>, Link)> {
+    pub fn open() -> (Arc<Channel>, Link) {
         let channel = Arc::new(Channel::new(None));
         let attachment = Attachment::of_channel(attach::next_id(), &channel);
         let ending = Arc::clone(&channel);
@@ -109,7 +104,7 @@ impl Channel {
             channel: Arc::clone(&channel),
             attachment: Some(attachment),
         };
-        Ok((channel, link))
+        (channel, link)
     }
 
     fn new(relay: Option<Relay>) -> Channel {

@@ -67,7 +67,7 @@ mod zygote;
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use buffer::{Arrived, Buffer};
-pub use channel::{Batch, Channel, Link, SendError, Taken};
+pub use channel::{Batch, Channel, Link, SendError, Taken, wake};
 pub use clock::now;
 pub use codec::{
     CodecError, Input, Kept, Primitive, Reader, Tail, array, decode, decode_msgpack,
