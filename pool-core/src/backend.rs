@@ -54,6 +54,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{
     Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, Verb, WorkerLost,
 };
+use crate::event::Event;
+use crate::output::WorkerLine;
 use crate::scheduler::LEAVE_MAX;
 use crate::sync::Parker;
 
@@ -127,6 +129,55 @@ pub struct Settings {
     pub contained: bool,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub decode_stack: usize,
+    /// Where descriptors 1 and 2 of workers go.
+    pub streams: Streams,
+    /// What the [observer](Settings::observer) wants to know, beside lines.
+    pub observe: Observe,
+    /// Who is told of what happens. Not serialized: another machine sends its [`News`] back.
+    #[serde(skip)]
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+/// Where the standard output and the standard error of workers go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Streams {
+    /// Where those of the process that starts them go.
+    #[default]
+    Inherit,
+    /// Nowhere.
+    Null,
+    /// Nowhere, but each [`Failure`] of an input that was begun has the end of what that input wrote.
+    Capture,
+    /// The same, and each line is [news](News::Line).
+    Lines,
+}
+
+/// What is observed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Observe {
+    /// Events of workers.
+    pub workers: bool,
+    /// Events of inputs: each one.
+    pub inputs: bool,
+}
+
+/// What happened in a backend, beside outcomes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum News {
+    /// To a worker, or to an input.
+    Event(Event),
+    /// A worker wrote a line.
+    Line(WorkerLine),
+}
+
+/// Who is told of what happens in a backend.
+pub trait Observer: Debug + Send + Sync {
+    /// Takes news, in the order in which they happened to a worker. May be called from any thread, under locks: it does not block, does not
+    /// panic, and runs no code of users.
+    fn observe(&self, news: Vec<News>);
 }
 
 impl Default for Settings {
@@ -146,6 +197,9 @@ impl Default for Settings {
             max_memory: None,
             contained: false,
             decode_stack: pool_worker::STACK_DEFAULT,
+            streams: Streams::default(),
+            observe: Observe::default(),
+            observer: None,
         }
     }
 }
@@ -201,6 +255,8 @@ pub struct JobId {
 pub struct Job {
     /// Finds the task wherever the same program runs.
     pub task: u32,
+    /// It has one input, which is no element of a sequence: [`apply`](crate::Pool::apply).
+    pub single: bool,
     /// What the caller asked for, or the task, or the builder.
     pub options: Options,
 }

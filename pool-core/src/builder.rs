@@ -1,14 +1,20 @@
 //! [`PoolBuilder`]: a pool with settings.
 
 use std::ffi::OsStr;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool_worker::Task;
 
-use crate::backend::{Backend, Local, Options, Preparation, Settings};
+use crate::backend::{Backend, Local, Options, Preparation, Settings, Streams};
+use crate::callback::Callbacks;
 use crate::error::Error;
+use crate::event::Event;
 use crate::feed;
+use crate::output::Output;
 use crate::pool::Pool;
+use crate::reporter::{OnEvent, Reporter};
 use crate::retries::Retries;
 
 /// The settings of a [`Pool`]; made by [`Pool::builder`].
@@ -49,6 +55,17 @@ pub struct PoolBuilder {
     /// What can't be encoded.
     failed: Option<Error>,
     defaults: Options,
+    output: Output,
+    on_event: Option<Handler>,
+}
+
+/// What [`PoolBuilder::on_event`] was given.
+struct Handler(OnEvent);
+
+impl fmt::Debug for Handler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Handler")
+    }
 }
 
 impl PoolBuilder {
@@ -58,6 +75,8 @@ impl PoolBuilder {
             settings: Settings::default(),
             failed: None,
             defaults: Options::default(),
+            output: Output::default(),
+            on_event: None,
         }
     }
 
@@ -420,6 +439,32 @@ impl PoolBuilder {
         self
     }
 
+    /// Where what workers write to standard output and standard error goes: see [`Output`].
+    ///
+    /// Default: [`Output::Inherit`], where those of this program go.
+    pub fn output(mut self, output: Output) -> Self {
+        self.settings.streams = match output {
+            Output::Inherit => Streams::Inherit,
+            Output::Capture => Streams::Capture,
+            Output::Null => Streams::Null,
+            Output::Lines(_) => Streams::Lines,
+        };
+        self.output = output;
+        self
+    }
+
+    /// A function that is told of each [`Event`]: that workers start, die, and are replaced, and that inputs begin and end.
+    ///
+    /// It runs on the pool's callback thread. If it is too slow, the oldest events are dropped ([`Event::Missed`]).
+    ///
+    /// Default: none, and then inputs cost nothing for it.
+    pub fn on_event(mut self, each: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.settings.observe.workers = true;
+        self.settings.observe.inputs = true;
+        self.on_event = Some(Handler(Arc::new(each)));
+        self
+    }
+
     /// Starts the workers, and returns when all are ready.
     ///
     /// # Errors
@@ -428,7 +473,7 @@ impl PoolBuilder {
     /// arguments of an initializer, a finalizer or the preload task can't be encoded; [`Error::Start`] tells why a worker did not
     /// start, or how an initializer or the preload task failed.
     pub fn build(self) -> Result<Pool, Error> {
-        let settings = self.settings;
+        let mut settings = self.settings;
         let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
         if settings.workers == Some(0) {
             return invalid("processes", "a pool has at least one worker");
@@ -466,13 +511,28 @@ impl PoolBuilder {
         let sends = preparations.find(|task| task.attachments.iter().any(|one| one.has_channel()));
         let sends = sends.map(|task| task.name.clone());
         drop(preparations);
+        let callbacks = Arc::new(Callbacks::default());
+        let lines = match self.output {
+            Output::Lines(lines) => Some(lines),
+            _ => None,
+        };
+        if lines.is_some() || self.on_event.is_some() {
+            if !callbacks.start_thread() {
+                return Err(Error::start("no thread is left for callbacks"));
+            }
+            settings.observer = Some(Reporter::new(
+                Arc::clone(&callbacks),
+                lines,
+                self.on_event.map(|handler| handler.0),
+            ));
+        }
         let workers = self.backend.start(settings)?;
         if let Some(task) = sends
             && !workers.carries_channels()
         {
             return Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()));
         }
-        Ok(Pool::over(workers, self.defaults, decode_stack))
+        Ok(Pool::over(workers, callbacks, self.defaults, decode_stack))
     }
 }
 

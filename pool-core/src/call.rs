@@ -408,6 +408,7 @@ impl<T: Task, O> Call<'_, T, O> {
             Err(error) => (Few::default(), Some(error)),
         };
         let job = Job {
+            single: true,
             task: T::number(),
             options: self.options,
         };

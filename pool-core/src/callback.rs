@@ -61,29 +61,43 @@ impl Shared {
 }
 
 impl Callbacks {
-    /// Puts `callback` behind the others; call [`start`](Callbacks::start) soon.
+    /// Puts `callback` behind the others; call [`start`](Callbacks::start) soon, unless the thread was
+    /// [started](Callbacks::start_thread) before.
     pub(crate) fn push(&self, callback: Callback) {
         self.shared.lock().waiting.push_back(callback);
+        self.shared.changed.notify_all();
+    }
+
+    /// Starts the thread, for whom can't run callbacks itself if there is none. False: the system has no thread left.
+    pub(crate) fn start_thread(&self) -> bool {
+        let mut thread = sync::lock(&self.thread);
+        let mut queue = self.shared.lock();
+        queue.thread.is_some() || self.spawn(&mut thread, &mut queue)
+    }
+
+    fn spawn(&self, thread: &mut Option<JoinHandle<()>>, queue: &mut Queue) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let spawned = thread::Builder::new()
+            .name("pool-callbacks".to_owned())
+            .spawn(move || work(&shared));
+        let Ok(spawned) = spawned else {
+            return false;
+        };
+        queue.thread = Some(spawned.thread().id());
+        *thread = Some(spawned);
+        true
     }
 
     /// Sees to it that the thread runs what was pushed. This may run callbacks itself.
     pub(crate) fn start(&self) {
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
-        if queue.thread.is_none() {
-            let shared = Arc::clone(&self.shared);
-            let spawned = thread::Builder::new()
-                .name("pool-callbacks".to_owned())
-                .spawn(move || work(&shared));
-            let Ok(spawned) = spawned else {
-                // The system has no thread left. Better here and now than never.
-                let waiting = std::mem::take(&mut queue.waiting);
-                drop((queue, thread));
-                waiting.into_iter().for_each(call);
-                return;
-            };
-            queue.thread = Some(spawned.thread().id());
-            *thread = Some(spawned);
+        if queue.thread.is_none() && !self.spawn(&mut thread, &mut queue) {
+            // The system has no thread left. Better here and now than never.
+            let waiting = std::mem::take(&mut queue.waiting);
+            drop((queue, thread));
+            waiting.into_iter().for_each(call);
+            return;
         }
         self.shared.changed.notify_all();
     }

@@ -150,7 +150,11 @@ impl Feed {
         Ok(Feed {
             workers: Arc::clone(workers),
             sink,
-            job: Job { task, options },
+            job: Job {
+                task,
+                single: false,
+                options,
+            },
             name: T::NAME,
             bound,
             hint: workers.hint(task),

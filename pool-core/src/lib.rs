@@ -63,6 +63,7 @@ mod callback;
 mod channel;
 mod completed;
 mod error;
+mod event;
 mod feed;
 mod few;
 pub mod guide;
@@ -72,7 +73,9 @@ mod iter;
 mod join;
 mod local;
 mod open;
+mod output;
 mod pool;
+mod reporter;
 mod retries;
 mod scheduler;
 mod shared;
@@ -100,12 +103,14 @@ pub use completed::{AsCompleted, as_completed};
 pub use error::{
     Broken, Codec, Error, InvalidSetting, MemoryLimit, Panicked, Side, Start, TimeLimit, WorkerLost,
 };
+pub use event::{Ended, Event, Recycled};
 pub use handle::AsyncResult;
 #[cfg(feature = "futures")]
 pub use iter::ImapStream;
 pub use iter::{Imap, ImapUnordered, Indexed};
 pub use join::Join;
 pub use open::{Left, OneArgument, Open};
+pub use output::{Output, Stream, WorkerLine};
 pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
 pub use retries::Retries;

@@ -54,7 +54,7 @@ pub struct Pool {
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) workers: Arc<dyn Workers>,
-    pub(crate) callbacks: Callbacks,
+    pub(crate) callbacks: Arc<Callbacks>,
     /// What calls and tasks don't say.
     pub(crate) defaults: Options,
     /// How much of the stack a value may take while it is decoded, in bytes.
@@ -91,8 +91,12 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(crate) fn over(workers: Arc<dyn Workers>, defaults: Options, decode_stack: usize) -> Pool {
-        let callbacks = Callbacks::default();
+    pub(crate) fn over(
+        workers: Arc<dyn Workers>,
+        callbacks: Arc<Callbacks>,
+        defaults: Options,
+        decode_stack: usize,
+    ) -> Pool {
         Pool {
             engine: Arc::new(Engine {
                 workers,

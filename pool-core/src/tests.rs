@@ -32,6 +32,7 @@ fn pool() -> (Pool, Arc<Memory>) {
     (
         Pool::over(
             Arc::clone(&memory) as _,
+            Arc::default(),
             Options::default(),
             pool_worker::STACK_DEFAULT,
         ),

@@ -959,7 +959,14 @@ mod tests {
                         priority,
                         ..Options::default()
                     };
-                    self.book.submit(job, Job { task: 1, options });
+                    self.book.submit(
+                        job,
+                        Job {
+                            task: 1,
+                            single: false,
+                            options,
+                        },
+                    );
                     self.jobs.push(job);
                     self.feeding.push(job);
                     self.retries.insert(job, retries);

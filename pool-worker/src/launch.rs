@@ -33,7 +33,7 @@ use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::process::Process;
 use crate::resident;
-use crate::ring::{Garbled, Glance, Messages, ParentEnd, Portion, Progress, Sleeper};
+use crate::ring::{Garbled, Glance, Messages, ParentEnd, Portion, Progress, Reports, Sleeper};
 use crate::scarce::{check_descriptors, no, no_process};
 use crate::starve::Starved;
 use crate::sync::Shared;
@@ -95,6 +95,8 @@ pub struct Worker {
     ask_later: bool,
     /// Into which channels it has sent something that is waited for.
     awaited: Vec<Arc<Channel>>,
+    /// What it has reported.
+    reports: Vec<Reports>,
     /// How many initializers it has, and of how many it has said that they are through.
     initializers: usize,
     initialized: usize,
@@ -310,6 +312,7 @@ impl Launcher {
             garbled: None,
             ask_later: false,
             awaited: Vec::new(),
+            reports: Vec::new(),
             initializers: setup.as_ref().map_or(0, |setup| setup.initializers()),
             initialized: 0,
             said: setup.is_some().then(VecDeque::new),
@@ -668,6 +671,10 @@ impl Worker {
     }
 
     fn pass_on(&mut self, messages: Messages) {
+        let messages = match messages.reports() {
+            Ok(reports) => return self.reports.push(reports),
+            Err(messages) => messages,
+        };
         let (id, place) = (messages.channel, messages.credit.place());
         // One that was taken away was needed by nobody any more.
         let channel = self.attachments.channels.get(&id);
@@ -687,6 +694,11 @@ impl Worker {
     /// The channels whose receivers are to be woken.
     pub fn awaited(&mut self) -> Vec<Arc<Channel>> {
         mem::take(&mut self.awaited)
+    }
+
+    /// What it has reported, in order.
+    pub fn reports(&mut self) -> Vec<Reports> {
+        mem::take(&mut self.reports)
     }
 
     /// A task by its number, and how long an input of it took, if that is news.

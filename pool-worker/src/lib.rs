@@ -85,7 +85,7 @@ pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
-pub use ring::{Glance, Portion, Progress, Sleeper};
+pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, prepare_here, run_here};
 pub use spin::{Spin, spin_for_piece};

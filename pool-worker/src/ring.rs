@@ -46,6 +46,12 @@
 //! a worker has more channels than there are places, some share one, and a window.) What others have left unread counts as sent
 //! from the start. A sender that must wait sleeps on `sender_asleep`, for that or for room in the ring.
 //!
+//! # Reports
+//!
+//! What a worker tells its pool besides, such as when inputs began, stands there too, as messages for a channel that is none
+//! (`REPORT`). No window bounds them: the parent reads the ring to its end in any case, and drops what it has no room for. They
+//! wake nobody, unless the ring is crowded.
+//!
 //! # Sleeping
 //!
 //! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes
@@ -68,7 +74,7 @@ mod parent;
 mod worker;
 
 pub(crate) use parent::{Credit, Framed, Messages, ParentEnd};
-pub use parent::{Glance, Portion, Progress, Sleeper};
+pub use parent::{Glance, Portion, Progress, Reports, Sleeper};
 pub(crate) use worker::{Body, Came, Gone, Outlet, Replies, Request, Requests, Run};
 
 use std::fmt;
@@ -199,6 +205,18 @@ fn read_mark(mark: u64) -> (u64, usize) {
 }
 
 const MARK_PLACE_AT: u32 = 56;
+
+/// Set in the id of a "channel" that is none: a worker [reports](Replies::report) to its pool. The kind of the report is in
+/// the lowest byte.
+const REPORT: u64 = 1 << (MARK_PLACE_AT - 1);
+
+/// A report holds no more bytes than this.
+pub(crate) const REPORT_MAX: usize = if cfg!(pool_shuttle) { 8 } else { 16 << 10 };
+
+/// The kind of report that messages of this channel are, if they are none of a channel's.
+pub(crate) fn report_kind(channel: u64) -> Option<u8> {
+    (channel & REPORT != 0).then_some(channel as u8)
+}
 
 /// What a message counts for, of so many bytes with the id of its channel.
 fn cost(len: usize) -> u64 {

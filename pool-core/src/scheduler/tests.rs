@@ -188,6 +188,7 @@ impl World {
             return None;
         }
         let job = Job {
+            single: false,
             task: (count % 2) as u32,
             options,
         };

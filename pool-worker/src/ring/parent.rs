@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::iter;
 use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use super::{
     ANNOUNCED_ALIGN_AT, CHANNELS, Garbled, HEAD, Head, PIECE_LEN, PIECE_MIN, REPLIES, REQUESTS,
-    Segment, WINDOW, Words, asleep, cost, join, kind, read_mark, record_len, split,
+    Segment, WINDOW, Words, asleep, cost, join, kind, read_mark, record_len, report_kind, split,
 };
 use crate::attach::Sent;
 use crate::buffer::{ALIGN_MAX, Buffer};
@@ -125,6 +126,39 @@ pub(crate) enum Framed {
     Alone(Buffer),
 }
 
+/// What a worker reports, of one kind, in order.
+#[derive(Debug)]
+pub struct Reports {
+    /// Which kind.
+    pub kind: u8,
+    /// As in the ring, one behind the other.
+    frames: Vec<u8>,
+}
+
+impl Reports {
+    /// Each, as the worker has written it.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.frames[..];
+        iter::from_fn(move || {
+            let (word, behind) = rest.split_first_chunk()?;
+            let (len, _) = read_word((u32::from_le_bytes(*word) & !MESSAGE).to_le_bytes());
+            let (frame, behind) = behind.split_at_checked(len)?;
+            rest = behind;
+            frame.get(size_of::<u64>()..)
+        })
+    }
+}
+
+impl Messages {
+    /// They, if they are reports; otherwise themselves.
+    pub(crate) fn reports(self) -> Result<Reports, Messages> {
+        match (report_kind(self.channel), self.bytes) {
+            (Some(kind), Framed::Many(frames)) => Ok(Reports { kind, frames }),
+            (_, bytes) => Err(Messages { bytes, ..self }),
+        }
+    }
+}
+
 #[cfg(all(test, not(pool_shuttle)))]
 impl Messages {
     /// What they count for.
@@ -188,6 +222,9 @@ impl Credit {
 
 impl Drop for Credit {
     fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
         self.credits.give(self.place, self.bytes);
     }
 }
@@ -243,7 +280,10 @@ impl Division<'_> {
                 credit: Credit {
                     credits: Arc::clone(credits),
                     place,
-                    bytes: bytes.len() as u64,
+                    bytes: match report_kind(channel) {
+                        Some(_) => 0,
+                        None => bytes.len() as u64,
+                    },
                 },
                 bytes: Framed::Many(bytes),
             }),
@@ -733,7 +773,9 @@ impl ParentEnd {
             let kind = if is_message {
                 let id = frame.first_chunk().filter(|_| tag == Tag::Value.bits());
                 let (channel, place) = read_mark(u64::from_le_bytes(*id.ok_or(NO_MESSAGE)?));
-                self.count_message(place, len)?;
+                if report_kind(channel).is_none() {
+                    self.count_message(place, len)?;
+                }
                 Kind::Messages { channel, place }
             } else {
                 Kind::Replies
@@ -817,6 +859,9 @@ impl ParentEnd {
     fn long_message(&mut self, bytes: Buffer) -> Result<Messages, Garbled> {
         let mark = u64::from_le_bytes(*bytes.first_chunk().ok_or(NO_MESSAGE)?);
         let (channel, place) = read_mark(mark);
+        if report_kind(channel).is_some() {
+            return Err(NO_MESSAGE);
+        }
         self.count_message(place, bytes.len())?;
         Ok(Messages {
             channel,

@@ -481,6 +481,33 @@ fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<Sent>) {
 }
 
 #[test]
+fn reports_stand_between_replies_and_count_for_no_window() {
+    let mut ends = ends();
+    let (mut reports, mut total) = (Vec::new(), 0);
+    for round in 0..300_usize {
+        let inputs = frames(&[vec![1; round], vec![2; 3]]);
+        assert!(ends.parent.send(portion(&inputs)).unwrap());
+        for number in 0..round % 9 {
+            ends.replies.report(number as u8, &vec![7; number * 100]);
+            total += 1;
+        }
+        serve(&mut ends);
+        let (mut replies, mut messages) = (VecDeque::new(), Vec::new());
+        ends.parent.receive(&mut replies, &mut messages).unwrap();
+        assert_eq!(replies.iter().map(Frames::count).sum::<usize>(), 2);
+        reports.extend(messages.into_iter().map(|some| some.reports().unwrap()));
+    }
+    let mut seen = 0;
+    for some in &reports {
+        for bytes in some.iter() {
+            assert_eq!(bytes, vec![7; usize::from(some.kind) * 100]);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, total);
+}
+
+#[test]
 fn messages_are_told_from_replies_and_keep_their_order() {
     let mut ends = ends();
     ends.parent.expect_messages(true);

@@ -6,8 +6,8 @@ use std::sync::atomic;
 use std::sync::{Arc, PoisonError};
 
 use super::{
-    ANNOUNCED_ALIGN_AT, CHANNELS, HEAD, Head, PIECE_LEN, REPLIES, REQUESTS, Segment, WINDOW, Words,
-    asleep, cost, join, kind, record_len, split,
+    ANNOUNCED_ALIGN_AT, CHANNELS, HEAD, Head, PIECE_LEN, REPLIES, REPORT, REPORT_MAX, REQUESTS,
+    Segment, WINDOW, Words, asleep, cost, join, kind, mark, record_len, split,
 };
 use crate::bell::Bell;
 use crate::buffer::Buffer;
@@ -437,6 +437,24 @@ impl Replies {
         self.bell.ring();
     }
 
+    /// From now on threads other than that which runs inputs may write into the ring.
+    pub(crate) fn share(&self) {
+        self.turns.are_taken.store(true, atomic::Ordering::Relaxed);
+    }
+
+    /// Writes a report, of at most [`REPORT_MAX`] bytes. Waits for room in the ring, which the parent makes whatever it does
+    /// besides. Threads other than that which runs inputs need [`share`](Replies::share) to have been called before there were
+    /// any.
+    pub(crate) fn report(&self, kind: u8, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= REPORT_MAX);
+        let mark = mark(REPORT | u64::from(kind), 0).to_le_bytes();
+        let turn = self.turns.take();
+        let tag = Tag::Value.bits() | MESSAGE;
+        self.put_parts(tag, [&mark, bytes], Sleeps::AsSender);
+        drop(turn);
+        self.ring_if_crowded();
+    }
+
     fn ring_if_crowded(&self) {
         if !self.has_room(REPLIES / 2) {
             fence(Ordering::SeqCst);
@@ -447,7 +465,14 @@ impl Replies {
     /// Appends a frame, which then stands.
     #[inline]
     fn put(&self, tag: u32, bytes: &[u8], sleeps: Sleeps) {
-        let len = WORD + bytes.len();
+        self.put_parts(tag, [bytes], sleeps);
+    }
+
+    /// The same, of bytes that come in parts.
+    #[inline]
+    fn put_parts<const N: usize>(&self, tag: u32, parts: [&[u8]; N], sleeps: Sleeps) {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let len = WORD + bytes;
         if !self.has_room(len) {
             match sleeps {
                 Sleeps::AsWorker => self.wait_for_room(len),
@@ -456,8 +481,12 @@ impl Replies {
         }
         let replies = &self.segment.words().replies.0.0;
         let end = replies.load(Ordering::Relaxed);
-        self.copy_in(end, &frames::word(bytes.len(), tag));
-        self.copy_in(end + WORD as u64, bytes);
+        self.copy_in(end, &frames::word(bytes, tag));
+        let mut at = end + WORD as u64;
+        for part in parts {
+            self.copy_in(at, part);
+            at += part.len() as u64;
+        }
         replies.store(end + len as u64, Ordering::Release);
     }
 
@@ -572,8 +601,7 @@ pub(crate) struct Outlet {
 impl Outlet {
     /// From now on other threads may write into the ring.
     pub(crate) fn new(replies: &Replies) -> Outlet {
-        let are_taken = &replies.turns.are_taken;
-        are_taken.store(true, atomic::Ordering::Relaxed);
+        replies.share();
         Outlet {
             replies: replies.clone(),
             sent: std::array::from_fn(|_| atomic::AtomicU64::new(0)),
