@@ -1,4 +1,4 @@
-//! [`channel`]: what tasks send while they run.
+//! [`channel`]: messages that tasks send while they run.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,28 +18,28 @@ use serde::ser::{Serialize, Serializer};
 use crate::error::{Codec, Error, Place, Side, Verb};
 use crate::sync::lock;
 
-/// A way for tasks to send something while they run: how far they are, parts of their results. What Python does with a
-/// `Queue`.
+/// Creates a channel through which tasks send values while they run: their progress, or parts of their results. It does what
+/// Python's `Queue` does.
 ///
-/// The [`Sender`] is given to tasks like any other argument; the [`Receiver`] stays here, and is an iterator. It ends when
-/// nobody can send any more: when the senders in this process are dropped, and all work that was given one has its outcome, be it
-/// that its worker died. So drop the sender that you have kept before you wait for the end:
+/// Pass the [`Sender`] to tasks like any other argument. The [`Receiver`] stays in this process and is an iterator. It ends when
+/// nothing can send any more: all senders in this process have been dropped, and every input that was given one has its outcome,
+/// even if its worker died. So drop your own sender before you wait for the end:
 ///
-/// | who keeps a channel open | until |
+/// | what keeps a channel open | until |
 /// |---|---|
 /// | a [`Sender`] in this process, a clone of it, an iterator of inputs that clones it | it is dropped |
 /// | a [`Call`](crate::Call) to which one is [bound](crate::Call::partial) | it is dropped |
 /// | an input that was given one | it has its outcome |
 /// | a pool whose initializer or finalizer was given one | its workers are gone: [`join`](crate::Pool::join) has returned |
 ///
-/// What an input sends arrives in order, and before its outcome. What was sent before a worker died arrives, too; and an input that is
-/// run again sends again. Messages of different inputs mix as they come.
+/// The messages of one input arrive in order, and before its outcome. Messages that were sent before a worker died arrive as well,
+/// and an input that is run again sends again. Messages of different inputs are interleaved.
 ///
 /// # A slow reader
 ///
-/// A worker may have one MiB of messages unread in each channel, encoded, with about 16 bytes more for each. Then
-/// [`send`](Sender::send) waits, and with it the task; nothing else does. So do not wait for tasks in the thread that is to read what they
-/// send, if that may be more: read in another thread, or use [`map_async`](crate::Pool::map_async) and the like.
+/// Each worker may have 1 MiB of unread messages in a channel, counted encoded, plus about 16 bytes for each message. Beyond that,
+/// [`send`](Sender::send) blocks and holds up its task, but nothing else. If tasks may send more than that, do not wait for them in
+/// the thread that reads their messages: read in another thread, or use [`map_async`](crate::Pool::map_async) and its relatives.
 ///
 /// ```no_run
 /// # use pool_core::{Error, Pool, Sender, channel, pool_task};
@@ -58,7 +58,7 @@ use crate::sync::lock;
 ///
 /// # Errors
 ///
-/// None at present: that it returns a `Result` leaves room for channels that need something of the system.
+/// None at present. The `Result` leaves room for channels that need resources of the operating system.
 ///
 /// # Examples
 ///
@@ -98,12 +98,12 @@ pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
     Ok((sender, receiver))
 }
 
-/// The end of a [`channel`] that is given to tasks.
+/// The sending end of a [`channel`], which is passed to tasks.
 ///
-/// Clones send into the same channel. A task may send from any of its threads, as long as it runs: what a thread sends that a task has
-/// left behind may be lost.
+/// Clones send into the same channel. A task may send from any of its threads while it runs. Messages from a thread that outlives its
+/// task may be lost.
 ///
-/// Given to an [initializer](crate::PoolBuilder::initializer), it may be kept for all tasks of the worker; then the channel ends with the
+/// An [initializer](crate::PoolBuilder::initializer) may keep one for all tasks of its worker; then the channel ends with the
 /// pool. A task can't pass it on to a pool of its own.
 pub struct Sender<T> {
     link: Link,
@@ -111,12 +111,12 @@ pub struct Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Sends a value. In a task it waits while the receiver has too much to read: see [`channel`]. In the process of the
-    /// receiver it does not wait.
+    /// Sends a value. In a task, this blocks while the receiver has too much to read: see [`channel`]. In the receiver's own process
+    /// it never blocks.
     ///
     /// # Errors
     ///
-    /// [`Error::Disconnected`] if the receiver was dropped. (A task learns of that some messages later.) [`Error::Encode`] if the
+    /// [`Error::Disconnected`] if the receiver was dropped (a task may notice this a few messages later); [`Error::Encode`] if the
     /// value can't be encoded.
     pub fn send(&self, value: T) -> Result<(), Error>
     where
@@ -172,12 +172,12 @@ impl<'de, T> Deserialize<'de> for Sender<T> {
     }
 }
 
-/// The end of a [`channel`] where messages arrive: an iterator over them, which waits for each, and ends when nobody can send any more.
+/// The receiving end of a [`channel`]: an iterator that blocks until the next message arrives, and ends when nothing can send any more.
 ///
-/// A message that can't be decoded, because its type does not read what it has written, is left out by the iterator;
-/// [`recv`](Receiver::recv) and the others tell of it.
+/// The iterator skips messages that can't be decoded, which happens if a type does not read what it has written;
+/// [`recv`](Receiver::recv) and its relatives return an error for them.
 ///
-/// Dropped, it ends the channel: [`Sender::send`] gives [`Error::Disconnected`].
+/// Dropping it closes the channel: [`Sender::send`] then returns [`Error::Disconnected`].
 pub struct Receiver<T> {
     channel: Arc<Channel>,
     batches: Mutex<VecDeque<Batch>>,
@@ -189,36 +189,37 @@ impl<T: DeserializeOwned> Receiver<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Disconnected`] if all are read and nobody can send any more; [`Error::Decode`] if it can't be decoded: go on with the next.
+    /// [`Error::Disconnected`] if all messages have been read and nothing can send any more; [`Error::Decode`] if this message can't be
+    /// decoded (the next one may be fine).
     pub fn recv(&self) -> Result<T, Error> {
         self.receive(None)
     }
 
-    /// The next message, if it is there.
+    /// Returns the next message if it has arrived, without waiting.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if it is not there yet; otherwise as [`recv`](Receiver::recv).
+    /// [`Error::Timeout`] if there is no message yet; otherwise as [`recv`](Receiver::recv).
     pub fn try_recv(&self) -> Result<T, Error> {
         self.receive(Some(Instant::now()))
     }
 
-    /// Waits for the next message, but no longer than `timeout`.
+    /// Waits for the next message, at most for `timeout`.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if it is not there in time; otherwise as [`recv`](Receiver::recv).
+    /// [`Error::Timeout`] if none arrives in time; otherwise as [`recv`](Receiver::recv).
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, Error> {
         self.receive(Instant::now().checked_add(timeout))
     }
 
-    /// The messages, as [`recv`](Receiver::recv) gives them, without those that can't be decoded: for those who have no more than a
-    /// reference.
+    /// Iterates over the messages by reference. Like the receiver itself, it waits for each message, and skips those that can't be
+    /// decoded.
     pub fn iter(&self) -> impl Iterator<Item = T> {
         iter::from_fn(|| self.next_decoded(None).ok())
     }
 
-    /// The messages that are there; it does not wait for others.
+    /// Iterates over the messages that have already arrived, without waiting for more.
     pub fn try_iter(&self) -> impl Iterator<Item = T> {
         iter::from_fn(|| self.next_decoded(Some(Instant::now())).ok())
     }
@@ -237,7 +238,7 @@ impl<T: DeserializeOwned> Receiver<T> {
             if let Some(message) = self.next_here() {
                 return message;
             }
-            // Other threads may share it, and are not held up by this one.
+            // Other threads may share the receiver; this one must not hold them up.
             match self.channel.take(deadline) {
                 Taken::Some(batch) => lock(&self.batches).push_back(batch),
                 Taken::Late => return Err(Error::Timeout),
@@ -246,7 +247,7 @@ impl<T: DeserializeOwned> Receiver<T> {
         }
     }
 
-    /// The next of the messages that were taken already.
+    /// The next of the messages that were already taken from the channel.
     fn next_here(&self) -> Option<Result<T, Error>> {
         let mut batches = lock(&self.batches);
         loop {
@@ -272,13 +273,13 @@ impl<T: DeserializeOwned> FusedIterator for Receiver<T> {}
 
 #[cfg(feature = "futures")]
 impl<T: DeserializeOwned> Receiver<T> {
-    /// The same as a stream, for async programs. Needs the feature `futures` of this crate.
+    /// Turns the receiver into a stream, for async programs. Needs the feature `futures` of this crate.
     pub fn stream(self) -> ReceiverStream<T> {
         ReceiverStream(self)
     }
 }
 
-/// What [`Receiver::stream`] gives: the messages, as a [`Stream`](futures_core::Stream).
+/// The messages of a channel as a [`Stream`](futures_core::Stream): see [`Receiver::stream`].
 #[cfg(feature = "futures")]
 #[must_use = "dropped, it ends the channel"]
 #[derive(Debug)]
@@ -292,7 +293,7 @@ impl<T: DeserializeOwned> futures_core::Stream for ReceiverStream<T> {
         loop {
             match self.0.next_decoded(Some(Instant::now())) {
                 Ok(message) => return Poll::Ready(Some(message)),
-                // If something has come meanwhile, it is there at the next look.
+                // If a message has arrived meanwhile, the next look finds it.
                 Err(Error::Timeout) if self.0.channel.wake_when_there_is_more(context.waker()) => {
                     return Poll::Pending;
                 }

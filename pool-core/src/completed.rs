@@ -1,4 +1,4 @@
-//! [`as_completed`]: many results, in the order in which they are finished.
+//! [`as_completed`]: the results of many calls, in the order in which they finish.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,11 +12,11 @@ use crate::error::Error;
 use crate::handle::AsyncResult;
 use crate::sync::{Parker, lock};
 
-/// Yields the results of many calls as they are finished, each with its position among `results`; as Python's
-/// `concurrent.futures.as_completed`. The calls may be of several pools.
+/// Yields the results of many calls as they finish, each with its position among `results`, like Python's
+/// `concurrent.futures.as_completed`. The calls may belong to several pools.
 ///
-/// It waits in the thread that asks. In an async program the handles are futures themselves: gather them in a
-/// `FuturesUnordered`, or `stream::iter(inputs).map(|x| pool.apply_async(f, (x,))).buffer_unordered(100)`.
+/// It blocks the calling thread. In an async program, use the handles as futures: collect them in a
+/// `FuturesUnordered`, or write `stream::iter(inputs).map(|x| pool.apply_async(f, (x,))).buffer_unordered(100)`.
 ///
 /// # Examples
 ///
@@ -59,23 +59,23 @@ pub fn as_completed<R>(results: impl IntoIterator<Item = AsyncResult<R>>) -> AsC
     }
 }
 
-/// What [`as_completed`] gives: an iterator over the results, which waits for each.
+/// An iterator over results as they finish: see [`as_completed`].
 ///
-/// Dropped before its end, it drops the results that it has not yielded: their work goes on, unless they were told to
-/// [cancel it](AsyncResult::cancel_on_drop).
+/// Dropping it drops the handles that it has not yielded. Their work goes on, unless they
+/// [cancel it when dropped](AsyncResult::cancel_on_drop).
 #[must_use = "results are thrown away with it"]
 pub struct AsCompleted<R> {
-    /// Those that were not yielded.
+    /// The handles that were not yielded yet.
     results: Vec<Option<AsyncResult<R>>>,
     left: usize,
-    /// They are all of one pool.
+    /// All handles belong to one pool.
     is_one_pool: bool,
-    /// All before this one were yielded.
+    /// All handles before this position were yielded.
     first_open: usize,
     finished: Arc<Finished>,
 }
 
-/// Tells that one of the results is there.
+/// Is woken when one of the results is ready.
 struct One {
     index: usize,
     finished: Arc<Finished>,
@@ -87,7 +87,7 @@ impl Wake for One {
     }
 }
 
-/// The positions of those that are there.
+/// The positions of the results that are ready.
 #[derive(Debug, Default)]
 struct Finished(Mutex<State>);
 
@@ -123,9 +123,10 @@ impl Waiting for Finished {
 }
 
 impl<R> AsCompleted<R> {
-    /// Waits for the next result, but no longer than `timeout`.
+    /// Waits for the next result, at most for `timeout`.
     ///
-    /// `Some(Err(Error::Timeout))` if there is none in time: nothing is lost, ask again. `None` if there are no more.
+    /// Returns `Some(Err(Error::Timeout))` if no result is ready in time; nothing is lost, and you can ask again. Returns `None` after
+    /// the last result.
     #[expect(clippy::type_complexity, reason = "it says what it is")]
     pub fn next_timeout(
         &mut self,
@@ -142,7 +143,7 @@ impl<R> AsCompleted<R> {
             if let Some(index) = self.finished.pop() {
                 let result = self.results[index].take()?;
                 self.left -= 1;
-                // It may have been taken before.
+                // Its value may have been taken by `get_timeout` before.
                 return Some((index, result.take()));
             }
             if !self.wait(deadline) {
@@ -152,7 +153,7 @@ impl<R> AsCompleted<R> {
         None
     }
 
-    /// Waits until one of them is there. Meanwhile this thread works for their pool, if it is one.
+    /// Waits until one of them is ready. If they all belong to one pool, this thread collects replies for it meanwhile.
     fn wait(&mut self, deadline: Option<Instant>) -> bool {
         while let Some(None) = self.results.get(self.first_open) {
             self.first_open += 1;
@@ -175,7 +176,7 @@ impl<R> Iterator for AsCompleted<R> {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.next_until(None);
         if next.is_none() && self.left > 0 {
-            // In a forked copy of the process nobody works for the pool.
+            // A forked copy of the process has no threads that work for the pool.
             let open = self.results.iter_mut().enumerate();
             let mut open = open.filter_map(|(index, result)| Some((index, result.take()?)));
             self.left -= 1;

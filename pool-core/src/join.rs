@@ -1,4 +1,4 @@
-//! [`Join`]: the end of a pool, for async programs.
+//! [`Join`]: waiting for the end of a pool in async programs.
 
 use std::fmt;
 use std::future::Future;
@@ -12,14 +12,14 @@ use crate::error::Error;
 use crate::pool::Engine;
 use crate::sync::lock;
 
-/// The end of a pool, as a future: see [`Pool::join_async`](crate::Pool::join_async).
+/// A future that is ready when a pool has ended: see [`Pool::join_async`](crate::Pool::join_async).
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Join {
     engine: Arc<Engine>,
     waiting: Option<Arc<Mutex<State>>>,
 }
 
-/// What the thread that waits has to say, and to whom.
+/// The result of the waiting thread, and the waker to call.
 #[derive(Default)]
 struct State {
     waker: Option<Waker>,
@@ -40,7 +40,7 @@ impl Join {
         }
     }
 
-    /// Has a thread wait.
+    /// Starts the thread that waits.
     fn begin(&self) -> Result<Arc<Mutex<State>>, Error> {
         let state = Arc::new(Mutex::new(State::default()));
         let (engine, told) = (Arc::clone(&self.engine), Arc::clone(&state));

@@ -1,4 +1,4 @@
-//! [`Retries`]: how often an input is tried, and after what.
+//! [`Retries`]: how often an input is run again, and after which failures.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// How often an input is run again after an attempt that failed, and which failures count.
 ///
-/// A number does where nothing else matters: `.retries(2)` is `.retries(Retries::new(2))`. What counts is the
-/// death of the worker under the input; panics and passed time limits only if it is said.
+/// A number is enough in most cases: `.retries(2)` means `.retries(Retries::new(2))`. An input is run again if its worker dies
+/// under it; after a panic or a passed time limit only if you ask for that.
 ///
 /// # Examples
 ///
@@ -36,7 +36,7 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// So many more attempts after the first. 0 is the default of a pool: nothing runs twice.
+    /// Allows this many more attempts after the first. The default of a pool is 0: nothing runs twice.
     pub const fn new(retries: u32) -> Retries {
         Retries {
             most: retries,
@@ -46,7 +46,7 @@ impl Retries {
         }
     }
 
-    /// An input is run again also when it panics.
+    /// Also runs an input again after it panics.
     #[must_use]
     pub const fn on_panic(self) -> Retries {
         Retries {
@@ -55,7 +55,7 @@ impl Retries {
         }
     }
 
-    /// An input is run again also when it runs past its time limit.
+    /// Also runs an input again after it exceeds its time limit.
     #[must_use]
     pub const fn on_time_limit(self) -> Retries {
         Retries {
@@ -64,8 +64,8 @@ impl Retries {
         }
     }
 
-    /// So long passes between the first attempt and the second; before each one after that it is twice as long
-    /// as before. Other inputs run meanwhile.
+    /// The pause between the first attempt and the second; each later pause is twice as long as the one before. Other inputs run
+    /// meanwhile.
     ///
     /// Default: none.
     #[must_use]
@@ -76,7 +76,7 @@ impl Retries {
         }
     }
 
-    /// Whether there is one more attempt after so many.
+    /// Whether another attempt follows after this many.
     pub fn go_on_after(&self, attempts: u32) -> bool {
         attempts <= self.most
     }
@@ -89,7 +89,7 @@ impl Retries {
         self.on_time_limit
     }
 
-    /// How long to wait after so many attempts.
+    /// How long to wait after this many attempts.
     pub(crate) fn pause_after(&self, attempts: u32) -> Duration {
         let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
         self.backoff.saturating_mul(doubled)

@@ -11,33 +11,33 @@ use serde::ser::{Serialize, Serializer};
 
 use crate::error::{Codec, Error, Place, Side, Verb};
 
-/// A large value that many tasks read: in shared memory once, and passed to tasks for the price of a number.
+/// A large value that many tasks read. It lies in shared memory once, and passing it to a task costs no more than passing a number.
 ///
-/// A handle: clones are cheap, and all show the same value. It is given to tasks like any other argument: by itself, in
+/// This is a handle: clones are cheap, and all refer to the same value. Pass it to tasks like any other argument: by itself, inside
 /// tuples, structs and vectors, [bound](crate::Call::partial), or to an
-/// [initializer](crate::PoolBuilder::initializer). A task takes a `Shared<T>` (or a `&Shared<T>`), and reads it as a `T`.
+/// [initializer](crate::PoolBuilder::initializer). A task takes a `Shared<T>` (or a `&Shared<T>`), and dereferences it to a `T`.
 ///
 /// | made by | the value | in each worker |
 /// |---|---|---|
-/// | [`Shared::copy_from`] | `[f64]` and other numbers, `[u8]`, `str` | read in place: no copy at all |
-/// | [`Shared::new`] | anything that serde takes | decoded once, and kept while it is held |
+/// | [`Shared::copy_from`] | `[f64]` and other numbers, `[u8]`, `str` | read in place, without a copy |
+/// | [`Shared::new`] | any type that serde can serialize and deserialize | decoded once, and kept while a handle exists |
 ///
-/// [The guide](crate::guide) says when something else is better: an argument that is [bound](crate::Call::partial) for one
-/// call, or what was [preloaded](crate::PoolBuilder::preload).
+/// [The guide](crate::guide) says when another way is better: an argument that is [bound](crate::Call::partial) for one
+/// call, or data that was [preloaded](crate::PoolBuilder::preload).
 ///
 /// # Memory
 ///
-/// The value is held by its handles in this process, and by the work that was given one, until that has its outcome. When
-/// both are gone, the memory is given back, also in the workers. (A task may keep a handle in a `static`, and with it the
-/// memory.) A worker that starts later gets what its tasks need, also if it takes over from one that died.
+/// The value lives as long as a handle exists in this process, or an input that was given one has no outcome yet. Then the memory
+/// is freed, in the workers too. (A task that keeps a handle in a `static` keeps the memory of its worker.) A worker that starts
+/// later gets what its tasks need, also when it replaces one that died.
 ///
-/// Workers map the memory for reading only: a task that writes to it by force dies, and no other is harmed. It has no name, so
-/// nothing is left behind. A value of more than 32 KiB takes one descriptor of this process.
+/// Workers map the memory read-only: a task that forces a write to it dies, and harms no other. The memory has no name in the file
+/// system, so nothing is left behind. A value of more than 32 KiB uses one file descriptor of this process.
 ///
 /// # Serializing
 ///
-/// What travels is a number that means something to the workers of this process only, so serializing a `Shared`
-/// for something else (a file, the result of a task) is an error that says so. In a generic struct of yours, derive with
+/// A `Shared` is sent as a number that only the workers of this process understand, so serializing one for any other purpose (into
+/// a file, as the result of a task) is an error. If you derive serde's traits on a generic struct that holds one, add
 /// `#[serde(bound = "")]`.
 ///
 /// # Examples
@@ -67,7 +67,7 @@ pub struct Shared<T: ?Sized> {
 }
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Shared<T> {
-    /// Shares a value that each worker decodes once. This process keeps the value itself, too.
+    /// Shares a value that each worker decodes once. This process keeps the value as well.
     ///
     /// # Errors
     ///
@@ -78,8 +78,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Shared<T> {
 }
 
 impl<T: ?Sized> Shared<T> {
-    /// Shares a copy of numbers, bytes or text, which everybody reads in place: `Shared::copy_from(&vec[..])`, or
-    /// `Shared::<[u8]>::copy_from(b"abc")` of an array.
+    /// Shares a copy of numbers, bytes or text, which all processes read in place: `Shared::copy_from(&vec[..])`, or
+    /// `Shared::<[u8]>::copy_from(b"abc")` for an array.
     ///
     /// # Errors
     ///

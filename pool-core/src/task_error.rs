@@ -1,4 +1,4 @@
-//! An error that a task can return, made of any other.
+//! [`TaskError`]: an error that a task can return, made from any other error.
 
 use std::any;
 use std::borrow::Cow;
@@ -8,13 +8,13 @@ use std::iter;
 
 use serde::{Deserialize, Serialize};
 
-/// So many causes of an error are kept. Longer chains come from errors that are their own cause.
+/// How many causes of an error are kept. Longer chains come from errors that are their own cause.
 const CAUSES_MAX: usize = 64;
 
-/// An ordinary error of a task, on its way to the caller: what `?` makes of any error.
+/// An ordinary error of a task that travels to the caller. The operator `?` makes one from any error.
 ///
-/// What a task returns goes through serde, which most errors do not. This one keeps the texts of an error and of its
-/// causes, and travels:
+/// The return value of a task must go through serde, which most error types can't. A `TaskError` keeps the messages of an error and
+/// of its causes, so it can:
 ///
 /// ```
 /// use std::fs;
@@ -53,18 +53,19 @@ const CAUSES_MAX: usize = 64;
 /// }
 /// ```
 ///
-/// So `??` does in a function that returns `Box<dyn Error>` or a `TaskError` itself; in one that returns an `anyhow::Error`,
+/// `??` works in a function that returns `Box<dyn Error>` or a `TaskError`; in one that returns an `anyhow::Error`, write
 /// `pool.apply(…)?.map_err(anyhow::Error::msg)?`.
 ///
-/// It is made of everything that becomes a `Box<dyn Error + Send + Sync>`: errors, [`Error`](crate::Error) of a pool that
-/// the task has, `anyhow::Error`, `String`, `&str`; and by [`new`](TaskError::new) of whatever can be displayed.
+/// A `TaskError` can be made from everything that converts into a `Box<dyn Error + Send + Sync>`: errors, including the
+/// [`Error`](crate::Error) of a pool that the task uses, `anyhow::Error`, `String`, `&str`; and with [`new`](TaskError::new) from
+/// everything that implements `Display`.
 ///
-/// `Display` is the message, and behind it the causes: `can't read the table: No such file or directory (os error 2)`. A
-/// cause with which the text before it ends already is not repeated. `Debug` is the same, for that is what a `main` prints
-/// that returns `Result<(), TaskError>`.
+/// `Display` shows the message followed by the causes: `can't read the table: No such file or directory (os error 2)`. A
+/// cause is left out if the text before it already ends with it. `Debug` shows the same, because a `main` that returns
+/// `Result<(), TaskError>` prints that.
 ///
-/// As `anyhow::Error`, it does not implement [`std::error::Error`] itself, or else it could not be made of everything that
-/// does: [`into_boxed`](TaskError::into_boxed) gives what does.
+/// Like `anyhow::Error`, it does not implement [`std::error::Error`]; otherwise it could not be made from every type that
+/// does. [`into_boxed`](TaskError::into_boxed) returns an error that implements it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskError {
     message: String,
@@ -73,7 +74,7 @@ pub struct TaskError {
 }
 
 impl TaskError {
-    /// An error of this text, without a cause.
+    /// Creates an error with this text and without a cause.
     pub fn new<M: fmt::Display>(message: M) -> TaskError {
         TaskError {
             message: message.to_string(),
@@ -82,22 +83,22 @@ impl TaskError {
         }
     }
 
-    /// What the error itself says, without its causes.
+    /// The message of the error itself, without its causes.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What its causes say, the nearest first: those that [`source`](Error::source) has given. At most 64.
+    /// The messages of its causes ([`source`](Error::source)), the nearest first; at most 64.
     pub fn causes(&self) -> impl Iterator<Item = &str> {
         self.causes.iter().map(String::as_str)
     }
 
-    /// The name of the type that it was made of, as [`std::any::type_name`] has it; for messages.
+    /// The name of the type that it was made from, as [`std::any::type_name`] gives it. Use it for messages only.
     pub fn type_name(&self) -> &str {
         &self.type_name
     }
 
-    /// The same as an error for those who need one, with its causes as [`source`](Error::source).
+    /// Converts it into a type that implements [`std::error::Error`], with its causes as [`source`](Error::source).
     pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
         let causes = self.causes.into_iter().take(CAUSES_MAX);
         let source = causes
@@ -127,7 +128,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for TaskError {
     }
 }
 
-/// (One that is `Send + Sync` can't be had by `?`: [`into_boxed`](TaskError::into_boxed) makes it.)
+/// (`?` can't make a box that is `Send + Sync`: use [`into_boxed`](TaskError::into_boxed).)
 impl From<TaskError> for Box<dyn Error> {
     fn from(error: TaskError) -> Box<dyn Error> {
         error.into_boxed()
@@ -170,7 +171,7 @@ impl fmt::Display for Link {
     }
 }
 
-/// With its causes, since that is what a `main` prints that returns it.
+/// Includes the causes, because a `main` that returns this error prints them.
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;
