@@ -418,6 +418,8 @@ pub enum Failure {
         attempts: u32,
         /// Why it was ended, if it was for a reason.
         why: Option<String>,
+        /// What the input wrote, the end of it, if that is captured.
+        output: Option<String>,
     },
     /// It ran too long.
     TimeLimit {
@@ -425,6 +427,8 @@ pub enum Failure {
         worker: WorkerId,
         /// It might run so long.
         limit: Duration,
+        /// What the input wrote, the end of it, if that is captured.
+        output: Option<String>,
     },
     /// It used too much memory.
     MemoryLimit {
@@ -434,6 +438,8 @@ pub enum Failure {
         limit: u64,
         /// It used so many.
         used: u64,
+        /// What the input wrote, the end of it, if that is captured.
+        output: Option<String>,
     },
     /// [`Workers::cancel`].
     Cancelled,
@@ -509,27 +515,36 @@ impl Failure {
                 exit,
                 attempts,
                 why,
+                output,
             } => Error::WorkerLost(WorkerLost {
                 place,
                 worker: worker.clone(),
                 exit: *exit,
                 attempts: *attempts,
                 why: why.clone(),
+                output: output.clone(),
             }),
-            Failure::TimeLimit { worker, limit } => Error::TimeLimit(TimeLimit {
+            Failure::TimeLimit {
+                worker,
+                limit,
+                output,
+            } => Error::TimeLimit(TimeLimit {
                 place,
                 worker: worker.clone(),
                 limit: *limit,
+                output: output.clone(),
             }),
             Failure::MemoryLimit {
                 worker,
                 limit,
                 used,
+                output,
             } => Error::MemoryLimit(MemoryLimit {
                 place,
                 worker: worker.clone(),
                 limit: *limit,
                 used: *used,
+                output: output.clone(),
             }),
             Failure::Cancelled => Error::Cancelled,
             Failure::Terminated => Error::Terminated,

@@ -210,6 +210,32 @@ impl fmt::Display for Place {
     }
 }
 
+/// What was printed last.
+fn write_last_line(f: &mut fmt::Formatter<'_>, output: Option<&str>) -> fmt::Result {
+    match output.and_then(last_line) {
+        Some(line) => write!(f, "; it printed last: {line:?}"),
+        None => Ok(()),
+    }
+}
+
+/// The last line with something in it, or the end of it if it is long.
+pub(crate) fn last_line(output: &str) -> Option<String> {
+    let line = output
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())?;
+    let too_many = line.chars().count().saturating_sub(LINE_SHOWN);
+    let end: String = line.chars().skip(too_many).collect();
+    Some(if too_many > 0 {
+        format!("…{end}")
+    } else {
+        end
+    })
+}
+
+/// So many characters of a line are shown in a message.
+const LINE_SHOWN: usize = 200;
+
 /// A panic in a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Panicked {
@@ -233,6 +259,12 @@ impl Panicked {
     pub fn backtrace(&self) -> Option<&str> {
         self.panic.backtrace.as_deref()
     }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
+    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    pub fn output(&self) -> Option<&str> {
+        self.panic.output.as_deref()
+    }
 }
 
 impl fmt::Display for Panicked {
@@ -253,6 +285,7 @@ pub struct WorkerLost {
     pub(crate) exit: Exit,
     pub(crate) attempts: u32,
     pub(crate) why: Option<String>,
+    pub(crate) output: Option<String>,
 }
 
 impl WorkerLost {
@@ -284,6 +317,12 @@ impl WorkerLost {
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
+    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    pub fn output(&self) -> Option<&str> {
+        self.output.as_deref()
+    }
 }
 
 impl fmt::Display for WorkerLost {
@@ -299,9 +338,10 @@ impl fmt::Display for WorkerLost {
             write!(f, ", because {why}")?;
         }
         match self.attempts {
-            0 | 1 => Ok(()),
-            attempts => write!(f, ", at the last of {attempts} attempts"),
+            0 | 1 => {}
+            attempts => write!(f, ", at the last of {attempts} attempts")?,
         }
+        write_last_line(f, self.output())
     }
 }
 
@@ -311,6 +351,7 @@ pub struct TimeLimit {
     pub(crate) place: Place,
     pub(crate) worker: WorkerId,
     pub(crate) limit: Duration,
+    pub(crate) output: Option<String>,
 }
 
 impl TimeLimit {
@@ -328,6 +369,12 @@ impl TimeLimit {
     pub fn limit(&self) -> Duration {
         self.limit
     }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
+    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    pub fn output(&self) -> Option<&str> {
+        self.output.as_deref()
+    }
 }
 
 impl fmt::Display for TimeLimit {
@@ -336,7 +383,8 @@ impl fmt::Display for TimeLimit {
             f,
             "{}, in {}, ran past its time limit of {:?}",
             self.place, self.worker, self.limit
-        )
+        )?;
+        write_last_line(f, self.output())
     }
 }
 
@@ -347,6 +395,7 @@ pub struct MemoryLimit {
     pub(crate) worker: WorkerId,
     pub(crate) limit: u64,
     pub(crate) used: u64,
+    pub(crate) output: Option<String>,
 }
 
 impl MemoryLimit {
@@ -370,6 +419,12 @@ impl MemoryLimit {
     pub fn used(&self) -> u64 {
         self.used
     }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
+    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    pub fn output(&self) -> Option<&str> {
+        self.output.as_deref()
+    }
 }
 
 impl fmt::Display for MemoryLimit {
@@ -379,16 +434,18 @@ impl fmt::Display for MemoryLimit {
             worker,
             limit,
             used,
+            output,
         } = self;
         write!(f, "{place}, in {worker}, ")?;
         if used > limit {
-            write!(f, "used {used} bytes of memory, past its limit of {limit}")
+            write!(f, "used {used} bytes of memory, past its limit of {limit}")?;
         } else {
             write!(
                 f,
                 "asked for more memory than its limit of {limit} bytes, of which it had {used}"
-            )
+            )?;
         }
+        write_last_line(f, output.as_deref())
     }
 }
 
@@ -511,6 +568,7 @@ mod tests {
                     message: "oh".to_owned(),
                     location: Some("a.rs:1:2".to_owned()),
                     backtrace: None,
+                    output: Some("text".to_owned()),
                 },
             }),
             Error::WorkerLost(WorkerLost {
@@ -519,17 +577,20 @@ mod tests {
                 exit: Exit::Signal(9),
                 attempts: 2,
                 why: Some("of that".to_owned()),
+                output: Some("first\nlast\n".to_owned()),
             }),
             Error::TimeLimit(TimeLimit {
                 place: place(),
                 worker: worker(),
                 limit: Duration::from_millis(5),
+                output: None,
             }),
             Error::MemoryLimit(MemoryLimit {
                 place: place(),
                 worker: worker(),
                 limit: 5,
                 used: 6,
+                output: None,
             }),
             Error::Timeout,
             Error::Cancelled,

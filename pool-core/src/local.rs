@@ -19,6 +19,7 @@
 //! - The *callback* thread is in [`callback`](crate::callback).
 
 mod collect;
+mod output;
 mod preload;
 mod state;
 mod supervisor;
@@ -33,12 +34,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Freed, Kind, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
+use pool_worker::{Freed, Kind, Launcher, Output, Preload, Process, Setup, Waker, Watch, Worker};
 
 use self::preload::Terms;
 use self::state::{Effects, State};
 use crate::backend::{
-    Backend, Job, JobId, Portion, Preparation, Settings, Sink, Waiter, Want, Workers,
+    Backend, Job, JobId, Portion, Preparation, Settings, Sink, Streams, Waiter, Want, Workers,
 };
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
@@ -90,6 +91,9 @@ struct Shared {
     changed: Condvar,
     /// Ends the sleep of the supervisor.
     waker: Waker,
+    /// Where the pipes are watched through which output comes, if it does; and what ends that.
+    outputs: Option<Arc<Watch>>,
+    outputs_waker: Option<Waker>,
     /// How many threads have outcomes that they have not delivered.
     delivering: AtomicUsize,
     /// How many threads wait for the end.
@@ -131,8 +135,19 @@ impl LocalWorkers {
             contained: settings.contained,
             decode_stack: settings.decode_stack,
             env: settings.env,
+            output: match settings.streams {
+                Streams::Inherit => Output::Inherit,
+                Streams::Null => Output::Null,
+                Streams::Capture => Output::Here { lines: false },
+                Streams::Lines => Output::Here { lines: true },
+            },
         };
         let (watch, waker) = Watch::new().map_err(start_error)?;
+        let outputs = matches!(kind.output, Output::Here { .. }).then(Watch::new);
+        let outputs = outputs.transpose().map_err(start_error)?;
+        let (outputs, outputs_waker) = outputs
+            .map(|(watch, waker)| (Arc::new(watch), waker))
+            .unzip();
         let freed = Freed::new(waker.clone());
         let launcher = Launcher::new(processes, cpus, kind, Arc::clone(&freed));
         let launcher = launcher.map_err(start_error)?;
@@ -140,7 +155,12 @@ impl LocalWorkers {
             processes,
             cpus,
             initializers,
-            state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
+            state: Mutex::new(State::new(
+                rules,
+                launcher.bell().clone(),
+                freed,
+                settings.observer,
+            )),
             launcher,
             preload: settings.preload.map(|task| Terms {
                 preload: Preload::new(task.task, task.arguments),
@@ -150,6 +170,8 @@ impl LocalWorkers {
             }),
             changed: Condvar::new(),
             waker,
+            outputs: outputs.clone(),
+            outputs_waker,
             delivering: AtomicUsize::new(0),
             joining: AtomicUsize::new(0),
         });
@@ -172,6 +194,10 @@ impl LocalWorkers {
         local.spawn("pool-collector", move || {
             collected.collect_when_nobody_waits()
         })?;
+        if let Some(outputs) = outputs {
+            let read = Arc::clone(&shared);
+            local.spawn("pool-output", move || read.read_outputs(&outputs))?;
+        }
         match shared.wait_until_ready() {
             Ok(()) => Ok(local),
             // Dropping it terminates what did start.

@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use pool_worker::{Exit, Starved};
 
+pub(crate) use self::death::with_last_line;
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
 use self::slot::{Given, Phase, Reason, Slot};
@@ -189,7 +190,7 @@ impl Rules {
 }
 
 /// The end of a worker. Everything that it replied was heard.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct End {
     pub(crate) pid: u32,
     pub(crate) exit: Exit,
@@ -199,6 +200,17 @@ pub(crate) struct End {
     pub(crate) initialized: usize,
     /// It aborted because an allocation failed.
     pub(crate) starved: Option<Starved>,
+    /// What it wrote last, if that is captured: the last input that was begun, or its initializers.
+    pub(crate) output: Option<String>,
+}
+
+/// An input that a worker has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Located {
+    pub(crate) job: JobId,
+    pub(crate) task: u32,
+    /// Its position; none if it is the only input of its call.
+    pub(crate) index: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -409,6 +421,29 @@ impl Scheduler {
         };
         let soonest = refill.into_iter().chain(wanted).min()?;
         Some(state.answered.wrapping_add(soonest as u32))
+    }
+
+    /// Which input the worker of this slot began as its `begun`th since its start, if it has no answer yet.
+    pub(crate) fn locate(&self, slot: usize, begun: u32) -> Option<Located> {
+        let state = &self.slots[slot];
+        let mut before = begun.wrapping_sub(state.answered).checked_sub(1)? as usize;
+        if before >= state.open {
+            return None;
+        }
+        let given = state.given.iter().find(|given| {
+            let is_here = before < given.left();
+            if !is_here {
+                before -= given.left();
+            }
+            is_here
+        })?;
+        let index = given.portion.first + given.answered + before;
+        let job = self.jobs.get(given.job);
+        Some(Located {
+            job: given.job,
+            task: given.task,
+            index: (!job.is_some_and(|queue| queue.job.single)).then_some(index),
+        })
     }
 
     /// How many inputs the worker of this slot has answered since its start.

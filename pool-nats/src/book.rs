@@ -497,6 +497,7 @@ impl Book {
             exit: Exit::Unknown,
             attempts: losses,
             why: Some(why.to_owned()),
+            output: None,
         });
         self.fail(&state, failure);
     }

@@ -26,6 +26,8 @@ pub struct Panic {
     pub location: Option<String>,
     /// The worker's backtrace, if `RUST_BACKTRACE` asks for it.
     pub backtrace: Option<String>,
+    /// What the task printed before, at the end of it, if the parent captures that. A worker leaves it out.
+    pub output: Option<String>,
 }
 
 impl Fault {
@@ -55,6 +57,7 @@ impl Fault {
                 message: cut(&panic.message),
                 location: panic.location.as_ref().map(cut),
                 backtrace: panic.backtrace.as_ref().map(cut),
+                output: None,
             }),
             Fault::Decode(why) => Fault::Decode(cut(why)),
             Fault::Encode(why) => Fault::Encode(cut(why)),

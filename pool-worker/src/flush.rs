@@ -22,9 +22,24 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(50);
 const AWAKE: Duration = Duration::from_secs(1);
 
-/// Prints what a task has printed, with or without a line end.
+/// Writes out what a task has printed and Rust or C still hold in a buffer, since a worker that is killed later would lose it.
 pub(crate) fn flush_stdout() {
     let _ = io::stdout().flush();
+    flush_c_stdout();
+}
+
+fn flush_c_stdout() {
+    unsafe extern "C" {
+        static stdout: *mut libc::FILE;
+        fn __fpending(file: *mut libc::FILE) -> libc::size_t;
+    }
+    // SAFETY: set by the C library before this code runs. A program may set it to another stream, when nothing else runs.
+    let file = unsafe { stdout };
+    // SAFETY: an open stream. It takes no lock; if another thread prints meanwhile, the number is of no importance.
+    if !file.is_null() && unsafe { __fpending(file) } > 0 {
+        // SAFETY: an open stream.
+        unsafe { libc::fflush(file) };
+    }
 }
 
 /// As [`flush_stdout`], but not for ever if another thread holds the lock.

@@ -3,8 +3,9 @@
 //!
 //! # The conversation
 //!
-//! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and four or five
-//! descriptors: the memory of its rings, the bell, the line, where attachments come, and the arguments of both. The *line* is the
+//! A worker's standard input is a socket, over which the parent hands it an [`Introduction`] and four to seven
+//! descriptors: the memory of its rings, the bell, the line, where attachments come, the arguments of initializers and finalizers, and
+//! the pipes for its output if the parent wants that. The *line* is the
 //! sending end of a channel of ipc-channel's, on which the worker says [`Hello`]. If there are initializers, or finalizers, the parent
 //! answers with [`Control::Setup`] over a channel that came with the hello; and the worker writes what came of each into
 //! its ring of replies, as if it were the result of an input. What it is to run when it leaves comes with that. From then on everything goes through the rings.
@@ -46,6 +47,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::attach::Attachment;
+use crate::capture::{Ends, Marks, Token};
 use crate::memory::Constant;
 use crate::registry;
 use crate::scarce::no;
@@ -66,6 +68,8 @@ pub(crate) struct Introduction {
     pub(crate) tells_memory: bool,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub(crate) decode_stack: usize,
+    /// What marks its output, if that goes to the parent.
+    pub(crate) marks: Option<Token>,
 }
 
 /// What a worker says.
@@ -272,6 +276,7 @@ impl Talk {
         introduction: &Introduction,
         setup: Option<Arc<Setup>>,
         handed: [BorrowedFd<'_>; 3],
+        output: Option<&Ends>,
     ) -> io::Result<Talk> {
         let Line { theirs, ours } = line;
         let text = postcard::to_stdvec(introduction).map_err(io::Error::other)?;
@@ -283,7 +288,12 @@ impl Talk {
                 .iter()
                 .filter_map(|setup| Some(setup.args.as_ref()?.as_fd())),
         );
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+        fds.extend(
+            output
+                .iter()
+                .flat_map(|ends| [ends.out.as_fd(), ends.err.as_fd()]),
+        );
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         sendmsg(
@@ -468,6 +478,8 @@ pub(crate) struct Handed {
     pub(crate) attachments: OwnedFd,
     /// The arguments of its initializers and finalizers.
     pub(crate) args: Option<OwnedFd>,
+    /// What marks its output.
+    pub(crate) marks: Option<Marks>,
 }
 
 /// The worker's end of the line.
@@ -549,7 +561,7 @@ pub(crate) fn take_socket() -> io::Result<Voice> {
 pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
     let broken = || io::Error::other("nobody introduces this worker");
     let mut text = [0; 128];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let len = loop {
         let received = recvmsg(
@@ -575,6 +587,10 @@ pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
         None | Some(0) => None,
         Some(_) => Some(next()?),
     };
+    let marks = match introduction.marks {
+        Some(token) => Some(Marks::begin(token, next()?, next()?)?),
+        None => None,
+    };
     Ok(Handed {
         introduction,
         rings,
@@ -582,6 +598,7 @@ pub(crate) fn receive_introduction(voice: &Voice) -> io::Result<Handed> {
         line: Speaker(sender_over(line)?),
         attachments,
         args,
+        marks,
     })
 }
 

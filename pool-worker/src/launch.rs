@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
 use crate::bell::Bell;
+use crate::capture::{self, Capture};
 use crate::channel::{Channel, Put};
 use crate::entry::{self, Call, NODE, Role, VARIABLE, VARIABLES};
 use crate::exit::Exit;
@@ -58,6 +59,22 @@ pub struct Kind {
     pub decode_stack: usize,
     /// What their environment has beside that of this process; of two of one name the last counts.
     pub env: Vec<(OsString, OsString)>,
+    /// Where what they print goes.
+    pub output: Output,
+}
+
+/// Where standard output and standard error of workers go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Where those of this process go.
+    Inherit,
+    /// Nowhere.
+    Null,
+    /// Here: see [`Worker::capture`].
+    Here {
+        /// Whether lines are wanted, too.
+        lines: bool,
+    },
 }
 
 /// What all workers of a pool have in common.
@@ -71,6 +88,7 @@ pub struct Launcher {
     setup: Mutex<Option<Arc<Setup>>>,
     contained: bool,
     env: Vec<(OsString, OsString)>,
+    output: Output,
     freed: Arc<Freed>,
     /// How many workers there are at a time.
     workers: usize,
@@ -97,6 +115,8 @@ pub struct Worker {
     awaited: Vec<Arc<Channel>>,
     /// What it has reported.
     reports: Vec<Reports>,
+    /// What it has written, if that comes here.
+    capture: Option<Capture>,
     /// How many initializers it has, and of how many it has said that they are through.
     initializers: usize,
     initialized: usize,
@@ -185,8 +205,10 @@ impl Launcher {
             contained,
             decode_stack,
             env,
+            output,
         } = kind;
-        check_descriptors(workers)?;
+        let is_captured = matches!(output, Output::Here { .. });
+        check_descriptors(workers, is_captured)?;
         let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
@@ -197,10 +219,12 @@ impl Launcher {
                 cpus,
                 tells_memory,
                 decode_stack,
+                marks: None,
             },
             setup: Mutex::new(setup.map(Arc::new)),
             contained,
             env,
+            output,
             freed,
             workers,
             started: AtomicU64::new(0),
@@ -275,12 +299,30 @@ impl Launcher {
         let (handover, attachments) = attach::handover()?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd(), attachments.as_fd()];
         let setup = self.setup();
-        let talk = Talk::begin(socket, line, token, &self.introduction, setup, fds)
-            .map_err(no("way to introduce a worker"))?;
+        let captured = match self.output {
+            Output::Here { lines } => Some(Capture::create(mark()?, lines)?),
+            Output::Inherit | Output::Null => None,
+        };
+        let (capture, ends) = captured.unzip();
+        let introduction = Introduction {
+            marks: ends.as_ref().map(|ends| ends.token),
+            ..self.introduction.clone()
+        };
+        let talk = Talk::begin(
+            socket,
+            line,
+            token,
+            &introduction,
+            setup,
+            fds,
+            ends.as_ref(),
+        )
+        .map_err(no("way to introduce a worker"))?;
         Ok(Introduced {
             ring: ParentEnd::new(memory),
             handover,
             talk,
+            capture,
         })
     }
 
@@ -290,6 +332,7 @@ impl Launcher {
             ring,
             handover,
             talk,
+            capture,
         } = introduced;
         let setup = self.setup();
         let mut worker = Worker {
@@ -313,6 +356,7 @@ impl Launcher {
             ask_later: false,
             awaited: Vec::new(),
             reports: Vec::new(),
+            capture,
             initializers: setup.as_ref().map_or(0, |setup| setup.initializers()),
             initialized: 0,
             said: setup.is_some().then(VecDeque::new),
@@ -334,6 +378,11 @@ impl Launcher {
     /// It has the arguments of this process, for whatever in it parses the command line.
     fn spawn(&self, title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
         let env = self.env.iter().map(|(name, value)| (name, value));
+        let printed = || match self.output {
+            Output::Inherit => Stdio::inherit(),
+            // What comes to this process goes through pipes that a worker is handed later.
+            Output::Null | Output::Here { .. } => Stdio::null(),
+        };
         #[expect(
             clippy::disallowed_methods,
             reason = "this is the one place that starts processes"
@@ -344,6 +393,8 @@ impl Launcher {
             .envs(env)
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
+            .stdout(printed())
+            .stderr(printed())
             .spawn()
             .map_err(no_process("process for a worker"))
     }
@@ -369,6 +420,7 @@ pub(crate) struct Introduced {
     ring: ParentEnd,
     handover: Handover,
     talk: Talk,
+    capture: Option<Capture>,
 }
 
 /// Whether a variable of this name tells a process of this library what it is to be.
@@ -400,12 +452,25 @@ fn program() -> String {
     name.display().to_string()
 }
 
+/// What text is not, unless somebody has seen it.
+fn mark() -> io::Result<capture::Token> {
+    let mut mark = [0; size_of::<capture::Token>()];
+    // It begins with what is rare in text, so that it is soon told from that.
+    fill_randomly(&mut mark[1..])?;
+    Ok(mark)
+}
+
 /// What only the worker that we start can know.
 fn token() -> io::Result<String> {
     let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| no("random number for a worker")(error.into()))?;
+    fill_randomly(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
+    let filled = rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|error| no("random number for a worker")(error.into()))?;
+    Ok(())
 }
 
 impl Worker {
@@ -694,6 +759,11 @@ impl Worker {
     /// The channels whose receivers are to be woken.
     pub fn awaited(&mut self) -> Vec<Arc<Channel>> {
         mem::take(&mut self.awaited)
+    }
+
+    /// What it has written, if that comes here.
+    pub fn capture(&mut self) -> Option<&mut Capture> {
+        self.capture.as_mut()
     }
 
     /// What it has reported, in order.

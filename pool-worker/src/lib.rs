@@ -8,6 +8,7 @@
 //! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `msgpack`, `decode`, `part`, `outcome`, `fault` | what a task is, how its parameters and its result travel, which ones this binary has, how values become bytes, why not |
 //! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
 //! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
+//! | `capture` | what workers write to standard output and standard error: both ends |
 //! | `zygote` | what forks workers, if they share what it has loaded: both ends |
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
@@ -25,6 +26,7 @@ compile_error!(
 mod attach;
 mod bell;
 mod buffer;
+mod capture;
 mod channel;
 mod clock;
 mod codec;
@@ -67,6 +69,7 @@ mod zygote;
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use buffer::{Arrived, Buffer};
+pub use capture::{Capture, KEPT as OUTPUT_KEPT, Line, Side};
 pub use channel::{Batch, Channel, Link, SendError, Taken, wake};
 pub use clock::now;
 pub use codec::{
@@ -80,11 +83,11 @@ pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
-pub use launch::{Kind, Launcher, Starting, Worker, is_own_variable, may_launch};
+pub use launch::{Kind, Launcher, Output, Starting, Worker, is_own_variable, may_launch};
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;
-pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
+pub use registry::{Number, Registration, Run, RunError, fingerprint, task_name, tasks};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, prepare_here, run_here};

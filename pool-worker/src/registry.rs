@@ -119,6 +119,14 @@ pub(crate) fn find(number: u32) -> Found {
     found.copied().unwrap_or(Found::Nothing)
 }
 
+/// The name that errors show of a task, if there is one of this number.
+pub fn task_name(number: u32) -> Option<&'static str> {
+    match find(number) {
+        Found::Task(task) => Some(task.name),
+        Found::Nothing | Found::Several(_) => None,
+    }
+}
+
 /// A number that two processes share if they know the same tasks.
 pub fn fingerprint() -> u64 {
     registry().fingerprint

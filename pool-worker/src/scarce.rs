@@ -12,16 +12,20 @@ const FOR_POOL: u64 = 8;
 /// What each worker needs while it starts; two of them it keeps.
 const FOR_WORKER: u64 = 4;
 
+/// What it needs besides if its output is captured; half of that it keeps.
+const FOR_OUTPUT: u64 = 4;
+
 /// # Errors
 ///
 /// If the process may not open the descriptors that so many workers need, says how many would fit.
-pub(crate) fn check_descriptors(workers: usize) -> io::Result<()> {
+pub(crate) fn check_descriptors(workers: usize, is_captured: bool) -> io::Result<()> {
     let Some(most) = getrlimit(Resource::Nofile).current else {
         return Ok(());
     };
     let open =
         fs::read_dir("/proc/self/fd").map_or(0, |open| open.count().saturating_sub(1)) as u64;
-    let fit = most.saturating_sub(open + FOR_POOL) / FOR_WORKER;
+    let for_worker = FOR_WORKER + if is_captured { FOR_OUTPUT } else { 0 };
+    let fit = most.saturating_sub(open + FOR_POOL) / for_worker;
     if workers as u64 <= fit {
         return Ok(());
     }
@@ -29,7 +33,7 @@ pub(crate) fn check_descriptors(workers: usize) -> io::Result<()> {
         "{workers} workers need up to {} descriptors while they start, and this process may open {most} in all \
          (RLIMIT_NOFILE), of which {open} are open: {fit} workers would fit",
         (workers as u64)
-            .saturating_mul(FOR_WORKER)
+            .saturating_mul(for_worker)
             .saturating_add(FOR_POOL),
     )))
 }

@@ -19,6 +19,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use crate::attach::{self, Attached, Attachment};
 use crate::bell::Bell;
 use crate::buffer::{Arrived, Buffer};
+use crate::capture::Marks;
 use crate::channel;
 use crate::clock;
 use crate::codec::{Input, Rest};
@@ -171,6 +172,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         line,
         attachments,
         args,
+        marks,
     } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
     let attachments = attach::Receiver::new(attachments);
     decode::set_stack(introduction.decode_stack);
@@ -231,6 +233,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             flusher: Flusher::new(replies),
             lineage: this,
             tells_memory: introduction.tells_memory,
+            marks,
             result: Vec::new(),
             large: None,
             pace: Pace::default(),
@@ -342,6 +345,9 @@ impl Worker {
     /// Runs what it is to run as it leaves. What comes of it is told to nobody.
     fn finalize(&self) {
         let _ = FINALIZING.set(());
+        if let Some(marks) = &self.runner.marks {
+            marks.mark(0);
+        }
         for finalizer in &self.finalizers {
             let _ = run_step(finalizer, self.args.as_ref());
         }
@@ -461,6 +467,8 @@ struct Runner {
     /// That of this process, and of no copy of it.
     lineage: u32,
     tells_memory: bool,
+    /// Tell the output of one input from that of others.
+    marks: Option<Marks>,
     result: Vec<u8>,
     /// What a long reply was in.
     large: Option<Buffer>,
@@ -510,6 +518,9 @@ impl Runner {
         }
         if !self.flusher.replies().begin(terms.generation) {
             return false;
+        }
+        if let Some(marks) = &self.marks {
+            marks.mark(self.flusher.replies().begun());
         }
         self.result.clear();
         let outcome = match (terms.task, &self.bound.1) {

@@ -117,6 +117,7 @@ pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
                 message,
                 location: None,
                 backtrace: None,
+                output: None,
             }
         });
         // A payload may panic when it is dropped.
@@ -131,6 +132,7 @@ fn report(info: &PanicHookInfo<'_>) -> Panic {
         message: message(info.payload()),
         location: info.location().map(ToString::to_string),
         backtrace: (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string()),
+        output: None,
     }
 }
 

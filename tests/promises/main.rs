@@ -18,6 +18,7 @@ mod leaks;
 mod lifecycle;
 mod nats;
 mod order;
+mod output;
 mod paths;
 mod preload;
 mod support;

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
 
-use crate::backend::{Job, JobId, Outcomes, Portion, Sink, task_failed};
+use super::output::Lines;
+use crate::backend::{Job, JobId, Observer, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
-use crate::scheduler::{Action, Mode, Rules, Scheduler};
+use crate::scheduler::{Action, Mode, Rules, Scheduler, with_last_line};
 use crate::sync::{self, Parker};
 
 /// When so many inputs were given to workers since the last look, some may be done: what is believed of
@@ -48,6 +49,9 @@ pub(super) struct State {
     looked_at: usize,
     submits: usize,
     replies: VecDeque<Frames>,
+    /// How many workers are on duty: a slot is that of the worker of this number, modulo this.
+    pub(super) processes: usize,
+    pub(super) lines: Lines,
     pub(super) effects: Box<Effects>,
 }
 
@@ -75,8 +79,13 @@ pub(super) struct Effects {
 }
 
 impl State {
-    pub(super) fn new(rules: Rules, bell: Bell, freed: Arc<Freed>) -> State {
-        let slots = rules.seats();
+    pub(super) fn new(
+        rules: Rules,
+        bell: Bell,
+        freed: Arc<Freed>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> State {
+        let (processes, slots) = (rules.slots, rules.seats());
         State {
             scheduler: Scheduler::new(rules),
             workers: (0..slots).map(|_| None).collect(),
@@ -96,6 +105,8 @@ impl State {
             looked_at: 0,
             submits: 0,
             replies: VecDeque::new(),
+            processes,
+            lines: Lines::to(observer),
             effects: Box::default(),
         }
     }
@@ -221,6 +232,17 @@ impl State {
         }
         let memory = worker.told_memory();
         self.scheduler.note_memory(slot, memory);
+        if self.workers[slot]
+            .as_mut()
+            .is_some_and(|worker| worker.capture().is_some())
+        {
+            self.read_output(slot, false);
+            while let Some(replies) = self.replies.pop_front() {
+                self.answer_with_output(slot, replies);
+            }
+            self.forget_output(slot);
+            return true;
+        }
         while let Some(replies) = self.replies.pop_front() {
             self.scheduler.answered(slot, replies);
         }
@@ -236,7 +258,15 @@ impl State {
             return Some(Err(why.to_owned()));
         }
         let name = names.get(worker.initialized()).map_or("", String::as_str);
-        set_up.map(|result| result.map_err(|fault| task_failed("its initializer", name, &fault)))
+        let failed = |fault| {
+            let why = task_failed("its initializer", name, &fault);
+            let output = worker.capture().map(|capture| {
+                capture.read(false);
+                capture.take_early_text()
+            });
+            with_last_line(why, output.as_deref())
+        };
+        set_up.map(|result| result.map_err(failed))
     }
 
     fn refuse_if_garbled(&mut self, slot: usize) {

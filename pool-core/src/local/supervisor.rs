@@ -5,7 +5,7 @@ use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use pool_worker::{Exit, Process, Said, Starting, TICK, Watch, Worker};
+use pool_worker::{Exit, Process, Said, Starting, TICK, Waker, Watch, Worker};
 
 use super::Shared;
 use super::preload::Keeper;
@@ -96,6 +96,7 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
     while supervisor.take_turn() {}
     shared.launcher.end();
     shared.launcher.bell().wake_collector();
+    shared.outputs_waker.iter().for_each(Waker::wake);
     bury_all(&mut supervisor.graves);
 }
 
@@ -266,7 +267,7 @@ impl Supervisor<'_> {
     fn watch_over(
         &mut self,
         slot: usize,
-        worker: Worker,
+        mut worker: Worker,
         starting: Starting,
     ) -> io::Result<Worker> {
         let death = Watched::Death(worker.serial()).mark();
@@ -275,6 +276,7 @@ impl Supervisor<'_> {
             self.watch
                 .add(starting.socket(), Watched::Words(slot).mark())
         });
+        let watched = watched.and_then(|()| self.watch_output(&mut worker));
         match watched {
             Ok(()) => {
                 self.starting[slot] = Some(starting);
@@ -287,6 +289,15 @@ impl Supervisor<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// What it prints is read from now on, if it comes here.
+    fn watch_output(&self, worker: &mut Worker) -> io::Result<()> {
+        let serial = worker.serial();
+        let watched = self.shared.outputs.as_ref().zip(worker.capture());
+        watched.map_or(Ok(()), |(watch, capture)| {
+            capture.pipes().try_for_each(|pipe| watch.add(pipe, serial))
+        })
     }
 
     /// Hears what a worker says before its first task.
@@ -354,16 +365,22 @@ impl Supervisor<'_> {
             if let Some(worker) = &mut state.workers[slot] {
                 worker.bar();
             }
+            state.read_output(slot, true);
             state.take_replies(slot);
             // With its last reply it may have been let go, and have moved.
             state.act_all();
             let Some(slot) = state.slot_of(serial) else {
                 return Ok(None);
             };
-            let Some(worker) = state.workers[slot].take() else {
+            let Some(mut worker) = state.workers[slot].take() else {
                 return Ok(None);
             };
             let progress = worker.progress();
+            let has_begun = progress.begun > 0;
+            let output = worker.capture().map(|capture| match has_begun {
+                true => capture.take_text_of(progress.begun),
+                false => capture.take_early_text(),
+            });
             let end = End {
                 pid: worker.pid(),
                 exit,
@@ -372,6 +389,7 @@ impl Supervisor<'_> {
                 starved: worker
                     .starved()
                     .filter(|_| exit.signal_name() == Some("SIGABRT")),
+                output,
             };
             state.scheduler.died(slot, end, now);
             state.announce();

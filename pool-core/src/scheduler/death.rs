@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::slot::{Given, Phase, Reason, Slot};
 use super::{End, MISSES_MAX, Mode, PAUSE_MAX, PAUSE_MIN, Scheduler, Time};
 use crate::backend::{Failure, Outcomes};
+use crate::error::last_line;
 use pool_worker::Starved;
 
 impl Scheduler {
@@ -25,6 +26,7 @@ impl Scheduler {
             begun,
             initialized,
             starved,
+            output,
         } = end;
         let open = self.slots[slot].open;
         self.set_open(slot, 0);
@@ -38,6 +40,7 @@ impl Scheduler {
                 }
                 _ => format!("process {pid} {exit} before it was ready{during}"),
             });
+            let why = with_last_line(why, output.as_deref());
             self.start_failed(slot, why, now);
             return;
         }
@@ -51,6 +54,7 @@ impl Scheduler {
                     worker: pid.into(),
                     limit,
                     used,
+                    output: output.clone(),
                 })
             }
             (_, _, Some(Starved { limit, used })) if limit < u64::MAX => {
@@ -58,6 +62,7 @@ impl Scheduler {
                     worker: pid.into(),
                     limit,
                     used,
+                    output: output.clone(),
                 })
             }
             _ => None,
@@ -81,6 +86,11 @@ impl Scheduler {
                 let limit = lost.options.time_limit;
                 let limit = limit.filter(|_| time_limit && position == running);
                 let too_much = memory_limit.clone().filter(|_| position == running);
+                // Others have written nothing since.
+                let output = output.clone().map(|output| match position == running {
+                    true => output,
+                    false => String::new(),
+                });
                 let counts = too_much.is_none() && (limit.is_none() || retries.has_on_time_limit());
                 if counts && retries.go_on_after(attempts) && !self.is_abandoned(&lost) {
                     self.try_again(lost);
@@ -91,12 +101,14 @@ impl Scheduler {
                     (None, Some(limit)) => Failure::TimeLimit {
                         worker: pid.into(),
                         limit,
+                        output,
                     },
                     (None, None) => Failure::Lost {
                         worker: pid.into(),
                         exit,
                         attempts,
                         why: why.clone(),
+                        output,
                     },
                 };
                 self.fail(&lost, failure);
@@ -119,6 +131,7 @@ impl Scheduler {
                     exit,
                     attempts,
                     why: why.clone(),
+                    output: output.map(|_| String::new()),
                 };
                 self.fail(&missed, failure);
             }
@@ -220,5 +233,13 @@ impl Scheduler {
             ..Slot::default()
         };
         mem::replace(state, empty)
+    }
+}
+
+/// Adds what was printed last.
+pub(crate) fn with_last_line(why: String, output: Option<&str>) -> String {
+    match output.and_then(last_line) {
+        Some(line) => format!("{why}; it printed last: {line:?}"),
+        None => why,
     }
 }

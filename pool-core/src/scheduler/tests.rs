@@ -305,6 +305,7 @@ impl World {
                 message: "no".to_owned(),
                 location: None,
                 backtrace: None,
+                output: None,
             });
             let reply = Frames::alone(Tag::Fault, fault.to_bytes());
             self.scheduler.answered(slot, reply);
@@ -319,6 +320,7 @@ impl World {
                 begun: Some(process.begun),
                 initialized: 0,
                 starved: None,
+                output: None,
             };
             self.scheduler.died(slot, end, self.now);
         }
@@ -797,7 +799,8 @@ fn a_time_limit_costs_one_input() {
         world.outcomes[&(id, 1)],
         Err(Arc::new(Failure::TimeLimit {
             worker: 1.into(),
-            limit: Duration::from_secs(1)
+            limit: Duration::from_secs(1),
+            output: None,
         }))
     );
     assert!(world.outcomes[&(id, 2)].is_ok());
@@ -1030,6 +1033,7 @@ fn an_input_that_no_worker_lives_to_begin_is_lost_in_the_end() {
         exit: Exit::Signal(9),
         attempts: MISSES_MAX,
         why: None,
+        output: None,
     };
     assert_eq!(world.outcomes[&(id, 0)], Err(Arc::new(lost)));
     world.begin(0);

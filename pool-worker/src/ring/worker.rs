@@ -351,6 +351,11 @@ impl Replies {
         }
     }
 
+    /// How many inputs were begun, the one that runs included; wraps around.
+    pub(crate) fn begun(&self) -> u32 {
+        split(self.segment.words().claim.0.load(Ordering::Relaxed)).1
+    }
+
     /// Says when the next input begins. To be called before [`begin`](Replies::begin): whoever sees the
     /// new number sees this time or a later one.
     pub(crate) fn begins_at(&self, now_ns: u64) {

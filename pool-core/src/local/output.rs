@@ -1,0 +1,169 @@
+//! What workers print, where it comes here: read, told apart by inputs, and handed on.
+//!
+//! Whoever takes up a worker's replies reads its pipes first, so that an error has all that its input wrote. Beside that a thread reads
+//! them, so that a worker that prints a lot need not wait, and lines come as they are written.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use pool_worker::{Fault, Frames, Line, Side, Tag, Watch};
+
+use super::Shared;
+use super::state::State;
+use crate::backend::{News, Observer};
+use crate::output::{Stream, WorkerLine};
+use crate::scheduler::Located;
+
+/// Before each input a worker writes a few bytes. So the thread that reads them sleeps for so long after it has read little.
+const PAUSE: Duration = Duration::from_millis(5);
+const LITTLE: usize = 16 << 10;
+
+/// Who gets lines, and which worker has written them.
+#[derive(Debug)]
+pub(super) struct Lines {
+    observer: Option<Arc<dyn Observer>>,
+    /// By slots: the last input that has written something, by its number, which may have its outcome by now.
+    last: Vec<Option<(u32, Located)>>,
+}
+
+impl Lines {
+    pub(super) fn to(observer: Option<Arc<dyn Observer>>) -> Lines {
+        Lines {
+            observer,
+            last: Vec::new(),
+        }
+    }
+}
+
+impl State {
+    /// Reads what the worker of this slot has written. Gives how many bytes that was.
+    pub(super) fn read_output(&mut self, slot: usize, is_dead: bool) -> usize {
+        let Some(worker) = &mut self.workers[slot] else {
+            return 0;
+        };
+        let pid = worker.pid();
+        let Some(capture) = worker.capture() else {
+            return 0;
+        };
+        let read = capture.read(is_dead);
+        let lines = capture.take_lines_read();
+        if let Some(observer) = self.lines.observer.clone()
+            && !lines.is_empty()
+        {
+            let told = lines.into_iter();
+            observer.observe(told.map(|line| self.tell(slot, pid, line)).collect());
+        }
+        read
+    }
+
+    fn tell(&mut self, slot: usize, pid: u32, line: Line) -> News {
+        let at = line.input.and_then(|input| self.locate(slot, input));
+        News::Line(WorkerLine {
+            worker: slot % self.processes,
+            pid,
+            host: None,
+            task: at.and_then(|at| pool_worker::task_name(at.task).map(Cow::Borrowed)),
+            index: at.and_then(|at| at.index),
+            stream: match line.side {
+                Side::Out => Stream::Stdout,
+                Side::Err => Stream::Stderr,
+            },
+            text: String::from_utf8_lossy(&line.text).into_owned(),
+        })
+    }
+
+    fn locate(&mut self, slot: usize, input: u32) -> Option<Located> {
+        if self.lines.last.len() <= slot {
+            self.lines.last.resize(slot + 1, None);
+        }
+        let last = &mut self.lines.last[slot];
+        match self.scheduler.locate(slot, input) {
+            Some(located) => {
+                *last = Some((input, located));
+                Some(located)
+            }
+            None => last
+                .filter(|(of, _)| *of == input)
+                .map(|(_, located)| located),
+        }
+    }
+
+    /// Hands replies to the scheduler; panics with what their inputs wrote.
+    pub(super) fn answer_with_output(&mut self, slot: usize, mut replies: Frames) {
+        while replies.count() > 0 {
+            let fault = replies.iter().position(|(tag, _)| tag == Tag::Fault);
+            match fault {
+                None => return self.scheduler.answered(slot, replies),
+                Some(0) => {
+                    let input = self.scheduler.answered_by(slot).wrapping_add(1);
+                    let with_output = replies.pop().map(|(tag, bytes)| (tag, bytes.to_vec()));
+                    let Some((tag, bytes)) = with_output else {
+                        return;
+                    };
+                    let bytes = self.add_output(slot, input, bytes);
+                    self.scheduler.answered(slot, Frames::alone(tag, bytes));
+                }
+                Some(before) => {
+                    let front = replies.take_front(before);
+                    self.scheduler.answered(slot, front);
+                }
+            }
+        }
+    }
+
+    fn add_output(&mut self, slot: usize, input: u32, fault: Vec<u8>) -> Vec<u8> {
+        let worker = self.workers[slot].as_mut();
+        let Some(capture) = worker.and_then(|worker| worker.capture()) else {
+            return fault;
+        };
+        match Fault::from_bytes(&fault) {
+            Some(Fault::Panicked(mut panic)) => {
+                panic.output = Some(capture.take_text_of(input));
+                Fault::Panicked(panic).to_bytes()
+            }
+            _ => fault,
+        }
+    }
+
+    /// What inputs have written that have their outcomes is needed no more.
+    pub(super) fn forget_output(&mut self, slot: usize) {
+        let answered = self.scheduler.answered_by(slot);
+        let worker = self.workers[slot].as_mut();
+        if let Some(capture) = worker.and_then(|worker| worker.capture()) {
+            capture.forget_until(answered);
+        }
+    }
+}
+
+impl Shared {
+    /// The life of the thread that reads.
+    pub(super) fn read_outputs(&self, watch: &Watch) {
+        let mut serials = VecDeque::new();
+        loop {
+            serials.extend(watch.wait(None));
+            let (over, most) = self.update(|state| {
+                let mut most = 0;
+                for serial in serials.drain(..) {
+                    let Some(slot) = state.slot_of(serial) else {
+                        continue;
+                    };
+                    most = most.max(state.read_output(slot, false));
+                    // Otherwise what inputs wrote that have replies by now would pile up.
+                    if state.scheduler.is_busy(slot) {
+                        state.collect_from(slot);
+                    }
+                }
+                (state.over, most)
+            });
+            if over {
+                return;
+            }
+            if most < LITTLE {
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! What workers print, and who gets it.
+
+use std::ffi::{CString, c_char};
+use std::io::{self, Write};
+use std::process::{self, Command};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use pool_core::{Error, Output, Pool, Stream, WorkerLine, pool_task};
+
+use crate::support::{builder, checked, square, watchdog, workers_are_elsewhere, works};
+
+unsafe extern "C" {
+    fn printf(format: *const c_char, ...) -> i32;
+}
+
+/// As C code prints: without a line end, and without a flush.
+fn print_in_c(text: &str) {
+    let text = CString::new(text).expect("no NUL");
+    // SAFETY: a format that takes one string, and one string.
+    unsafe { printf(c"%s".as_ptr(), text.as_ptr()) };
+}
+
+#[pool_task]
+fn crashes_in_c(x: u64) -> u64 {
+    print_in_c(&format!("before {x}"));
+    match x % 5 {
+        0 => process::abort(),
+        1 => process::exit(3),
+        2 => panic!("{x} is too much"),
+        3 => {
+            // SAFETY: none; this is the crash.
+            unsafe { std::ptr::without_provenance_mut::<u64>(8).write_volatile(1) };
+            0
+        }
+        _ => x,
+    }
+}
+
+#[track_caller]
+fn output(error: &Error) -> &str {
+    let output = match error {
+        Error::Panicked(error) => error.output(),
+        Error::WorkerLost(error) => error.output(),
+        Error::TimeLimit(error) => error.output(),
+        Error::MemoryLimit(error) => error.output(),
+        error => panic!("{error:?}"),
+    };
+    output.unwrap_or_else(|| panic!("not captured: {error:?}"))
+}
+
+#[track_caller]
+fn has_its_own_output(pool: &Pool, inputs: u64) {
+    let outcomes = pool.task(crashes_in_c).map_results(0..inputs);
+    for (x, outcome) in (0..inputs).zip(outcomes) {
+        match outcome {
+            Ok(result) => assert_eq!((result, x % 5), (x, 4)),
+            Err(error) => {
+                assert_eq!(output(&error), format!("before {x}"), "{error}");
+                if x % 5 != 2 {
+                    let end = format!("; it printed last: \"before {x}\"");
+                    assert!(error.to_string().ends_with(&end), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_thousand_crashes_have_each_its_own_output() {
+    let _watchdog = watchdog();
+    let pool = checked(builder().processes(2).output(Output::Capture).build());
+    has_its_own_output(&pool, 1250);
+    works(&pool);
+}
+
+#[pool_task]
+fn nothing() {}
+
+#[test]
+fn every_kind_of_worker_is_captured() {
+    let _watchdog = watchdog();
+    let captured = || builder().processes(2).output(Output::Capture);
+    has_its_own_output(&checked(captured().preload(nothing, ()).build()), 20);
+    has_its_own_output(&checked(captured().max_tasks_per_child(3).build()), 40);
+    let pool = checked(captured().retries(1).build());
+    has_its_own_output(&pool, 20);
+    if let Ok(contained) = captured().contain().build() {
+        has_its_own_output(&contained, 20);
+    }
+}
+
+#[pool_task]
+fn says_a_lot(what: u64) {
+    let mut out = io::stdout();
+    match what {
+        0 => {
+            for line in 0..1_000_000 {
+                writeln!(out, "line {line}").expect("somebody reads");
+            }
+        }
+        1 => out.write_all(&[0xFF; 1000]).expect("somebody reads"),
+        2 => {
+            let started = Command::new("echo").arg("from elsewhere").status();
+            assert!(started.expect("there is echo").success());
+        }
+        3 => {
+            let printed = thread::spawn(|| println!("on a thread")).join();
+            printed.expect("it does not panic");
+            eprintln!("and an error");
+        }
+        4 => out.write_all(&[0; 3000]).expect("somebody reads"),
+        _ => {}
+    }
+    panic!("that was it");
+}
+
+#[test]
+fn whatever_is_written_is_kept_as_far_as_there_is_room() {
+    let _watchdog = watchdog();
+    let pool = checked(builder().processes(1).output(Output::Capture).build());
+    let outputs = pool.task(says_a_lot).map_results(0..6);
+    let outputs: Vec<String> = outputs
+        .into_iter()
+        .map(|outcome| output(&outcome.unwrap_err()).to_owned())
+        .collect();
+    assert_eq!(outputs[0].len(), 64 << 10);
+    assert!(outputs[0].ends_with("line 999998\nline 999999\n"));
+    assert_eq!(outputs[1], "\u{FFFD}".repeat(1000));
+    assert_eq!(outputs[2], "from elsewhere\n");
+    let mut lines: Vec<&str> = outputs[3].lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["and an error", "on a thread"]);
+    assert_eq!(outputs[4], "\0".repeat(3000));
+    assert_eq!(outputs[5], "");
+}
+
+#[pool_task]
+fn hangs_after(text: &str) {
+    println!("{text}");
+    loop {
+        thread::park();
+    }
+}
+
+#[pool_task]
+fn takes_too_much(bytes: usize) {
+    println!("much");
+    let much = vec![1_u8; bytes];
+    std::hint::black_box(&much);
+    loop {
+        thread::park();
+    }
+}
+
+#[test]
+fn limits_tell_what_was_printed() {
+    let _watchdog = watchdog();
+    let limited = builder().processes(1).memory_limit(256 << 20);
+    let pool = checked(limited.output(Output::Capture).build());
+    let call = pool
+        .task(hangs_after)
+        .time_limit(Duration::from_millis(100));
+    let error = call.apply(("here".to_owned(),)).unwrap_err();
+    assert!(matches!(error, Error::TimeLimit(_)), "{error:?}");
+    assert_eq!(output(&error), "here\n");
+    let error = pool.apply(takes_too_much, (1 << 30,)).unwrap_err();
+    assert!(matches!(error, Error::MemoryLimit(_)), "{error:?}");
+    assert_eq!(output(&error), "much\n");
+}
+
+#[pool_task]
+fn fails_at_first(text: &str) {
+    println!("{text}");
+    if text == "exit" {
+        process::exit(5);
+    }
+    panic!("no");
+}
+
+#[test]
+fn a_failed_start_tells_what_was_printed() {
+    let _watchdog = watchdog();
+    for text in ["exit", "panic"] {
+        let first = builder().processes(1).output(Output::Capture);
+        let error = first.initializer(fails_at_first, (text.to_owned(),));
+        let error = error.build().unwrap_err().to_string();
+        let end = format!("it printed last: {text:?}");
+        assert!(error.contains(&end), "{error}");
+    }
+}
+
+#[test]
+fn without_capture_there_is_no_output() {
+    let _watchdog = watchdog();
+    let pool = checked(builder().processes(1).output(Output::Null).build());
+    let error = pool.apply(crashes_in_c, (0,)).unwrap_err();
+    let Error::WorkerLost(lost) = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(lost.output(), None);
+    works(&pool);
+}
+
+#[pool_task]
+fn prints_lines(x: u64) {
+    print!("{x}: one\n{x}: ");
+    io::stdout().flush().expect("somebody reads");
+    print_in_c("two\r\n");
+    eprintln!("{x}: three");
+    print!("{x}: no end");
+    if x == 3 {
+        io::stdout().flush().expect("somebody reads");
+        process::abort();
+    }
+}
+
+#[test]
+fn lines_are_told_with_who_wrote_them() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let lines: Arc<Mutex<Vec<WorkerLine>>> = Arc::default();
+    let told = Arc::clone(&lines);
+    let each = move |line: &WorkerLine| told.lock().expect("no panic").push(line.clone());
+    let pool = checked(builder().processes(2).output(Output::lines(each)).build());
+    let outcomes = pool.task(prints_lines).map_results(0..20);
+    assert_eq!(
+        outcomes.iter().filter(|outcome| outcome.is_err()).count(),
+        1
+    );
+    let crashed = output(outcomes[3].as_ref().unwrap_err());
+    assert!(crashed.contains("3: one\n3: two\r\n3: no end"), "{crashed}");
+    assert!(crashed.contains("3: three\n"), "{crashed}");
+    pool.apply(square, (1,)).expect("it works");
+    pool.close();
+    pool.join().expect("it ends");
+    let lines = lines.lock().expect("no panic");
+    for x in 0..20 {
+        let of = |stream| -> Vec<&str> {
+            let lines = lines.iter();
+            let its = lines.filter(|line| line.index == Some(x) && line.stream == stream);
+            its.map(|line| line.text.as_str()).collect()
+        };
+        let expected = [
+            format!("{x}: one"),
+            format!("{x}: two"),
+            format!("{x}: no end"),
+        ];
+        assert_eq!(of(Stream::Stdout), expected);
+        assert_eq!(of(Stream::Stderr), [format!("{x}: three")]);
+    }
+    assert_eq!(lines.len(), 80);
+    for line in &*lines {
+        assert!(line.worker < 2 && line.pid > 0, "{line:?}");
+        assert!(
+            line.task
+                .as_deref()
+                .is_some_and(|task| task.ends_with("prints_lines"))
+        );
+    }
+}
+
+#[test]
+fn a_worker_that_prints_without_end_is_heard_and_can_be_stopped() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let (heard, hears) = std::sync::mpsc::channel();
+    let each = move |line: &WorkerLine| {
+        let _ = heard.send(line.text.len());
+    };
+    let pool = checked(builder().processes(1).output(Output::lines(each)).build());
+    let endless = pool.apply_async(prints_for_ever, ());
+    for _ in 0..1000 {
+        assert_eq!(hears.recv().expect("it prints"), 79);
+    }
+    assert!(endless.cancel());
+    assert!(matches!(endless.get(), Err(Error::Cancelled)));
+}
+
+#[pool_task]
+fn prints_for_ever() {
+    loop {
+        println!("{}", "x".repeat(79));
+    }
+}
