@@ -57,6 +57,7 @@ use crate::error::{
 use crate::event::Event;
 use crate::output::WorkerLine;
 use crate::scheduler::LEAVE_MAX;
+use crate::stats::Stats;
 use crate::sync::Parker;
 
 pub use pool_worker::{
@@ -693,6 +694,13 @@ pub trait Workers: Debug + Send + Sync {
 
     /// How many workers there are when all is well.
     fn count(&self) -> usize;
+
+    /// What the pool is doing, and has done. Does not wait for workers.
+    ///
+    /// By default nothing is known.
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
 
     /// Whether what tasks send into a [`channel`](crate::channel()) arrives. If not, a [`Sender`](crate::Sender) is refused as an
     /// argument.

@@ -79,6 +79,7 @@ mod reporter;
 mod retries;
 mod scheduler;
 mod shared;
+mod stats;
 mod sync;
 mod task_error;
 #[cfg(test)]
@@ -115,6 +116,7 @@ pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
 pub use retries::Retries;
 pub use shared::Shared;
+pub use stats::{Restarts, Running, Stats, TaskStats, Times, WorkerState, WorkerStats};
 pub use task_error::TaskError;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.

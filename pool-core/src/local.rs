@@ -20,7 +20,9 @@
 
 mod collect;
 mod preload;
+mod stamp;
 mod state;
+mod statistics;
 mod supervisor;
 
 use std::cell::Cell;
@@ -42,7 +44,8 @@ use crate::backend::{
 };
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
-use crate::scheduler::{Mode, Rules};
+use crate::scheduler::{Mode, Rules, Time};
+use crate::stats::Stats;
 use crate::sync::{self, lock};
 
 /// A thread of ours needs little stack: it runs no code of users but the wakers of their futures.
@@ -79,6 +82,8 @@ struct LocalWorkers {
 
 struct Shared {
     processes: usize,
+    /// When it was built.
+    began: Time,
     cpus: usize,
     /// The names of the initializers, for messages.
     initializers: Vec<String>,
@@ -138,6 +143,7 @@ impl LocalWorkers {
         let launcher = launcher.map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes,
+            began: pool_worker::now(),
             cpus,
             initializers,
             state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
@@ -255,6 +261,7 @@ impl Workers for LocalWorkers {
             }
             state.drawn_here(job);
             state.collect_before_submitting();
+            state.stamp(&inputs);
             state.scheduler.push(job, inputs, more);
             Ok(())
         })
@@ -340,6 +347,13 @@ impl Workers for LocalWorkers {
 
     fn count(&self) -> usize {
         self.shared.processes
+    }
+
+    fn stats(&self) -> Stats {
+        if !self.is_ours() {
+            return Stats::default();
+        }
+        self.shared.stats()
     }
 
     fn carries_channels(&self) -> bool {
@@ -450,10 +464,9 @@ impl Shared {
         // Who is killed with this thread would stay a zombie.
         let mut dead: Vec<Process> = self.update(|state| {
             let workers = state.workers.iter_mut();
-            workers
-                .filter_map(Option::take)
-                .map(Worker::into_process)
-                .collect()
+            let dead: Vec<Worker> = workers.filter_map(Option::take).collect();
+            // What they have counted is lost with the supervisor.
+            dead.into_iter().map(Worker::into_process).collect()
         });
         dead.iter().for_each(Process::kill);
         supervisor::bury_all(&mut dead);

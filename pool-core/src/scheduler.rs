@@ -33,6 +33,7 @@
 //! - What was begun is never given again, unless the job allows retries and its worker died.
 
 mod clock;
+mod count;
 mod death;
 mod decide;
 mod job;
@@ -46,6 +47,8 @@ use std::time::Duration;
 
 use pool_worker::{Exit, Starved};
 
+use self::count::Book;
+pub(crate) use self::count::{Counts, Happened, Lives};
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
 use self::slot::{Given, Phase, Reason, Slot};
@@ -201,6 +204,15 @@ pub(crate) struct End {
     pub(crate) starved: Option<Starved>,
 }
 
+/// An input that a worker has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Located {
+    pub(crate) job: JobId,
+    pub(crate) task: u32,
+    /// Its position; none if it is the only input of its call.
+    pub(crate) index: Option<usize>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     rules: Rules,
@@ -221,6 +233,9 @@ pub(crate) struct Scheduler {
     /// Work was taken back so that others do it.
     spreading: bool,
     paces: Paces,
+    /// When the next inputs were accepted, if that is known.
+    stamp: Time,
+    book: Book,
     /// Why the first start failed that did, and the last.
     first_failure: Option<String>,
     last_failure: Option<String>,
@@ -245,10 +260,13 @@ impl Scheduler {
             mode: Mode::Open,
             slots: (0..rules.seats())
                 .map(|slot| Slot {
+                    worker: slot % slots,
                     on_duty: slot < slots,
                     ..Slot::default()
                 })
                 .collect(),
+            book: Book::new(slots),
+            stamp: Time::ZERO,
             rules,
             jobs: Jobs::default(),
             idle: Vec::with_capacity(slots),
@@ -411,6 +429,29 @@ impl Scheduler {
         Some(state.answered.wrapping_add(soonest as u32))
     }
 
+    /// Which input the worker of this slot began as its `begun`th since its start, if it has no answer yet.
+    pub(crate) fn locate(&self, slot: usize, begun: u32) -> Option<Located> {
+        let state = &self.slots[slot];
+        let mut before = begun.wrapping_sub(state.answered).checked_sub(1)? as usize;
+        if before >= state.open {
+            return None;
+        }
+        let given = state.given.iter().find(|given| {
+            let is_here = before < given.left();
+            if !is_here {
+                before -= given.left();
+            }
+            is_here
+        })?;
+        let index = given.portion.first + given.answered + before;
+        let job = self.jobs.get(given.job);
+        Some(Located {
+            job: given.job,
+            task: given.task,
+            index: (!job.is_some_and(|queue| queue.job.single)).then_some(index),
+        })
+    }
+
     /// How many inputs the worker of this slot has answered since its start.
     pub(crate) fn answered_by(&self, slot: usize) -> u32 {
         self.slots[slot].answered
@@ -463,8 +504,9 @@ impl Scheduler {
             return;
         };
         job.more = more;
-        if let Some(inputs) = self.give_at_once(id, inputs) {
-            self.jobs.push(id, inputs);
+        let stamp = std::mem::take(&mut self.stamp);
+        if let Some(inputs) = self.give_at_once(id, inputs, stamp) {
+            self.jobs.push(id, inputs, stamp);
             self.finish_if_done(id);
             self.dispatch();
             if self.jobs.has_priorities() {
@@ -494,6 +536,7 @@ impl Scheduler {
         };
         job.more = false;
         job.abandoned = true;
+        let task = job.job.task;
         let pending = self.jobs.take_pending(id);
         let mut open: Vec<(usize, usize)> = Vec::new();
         let counts = pending
@@ -504,6 +547,7 @@ impl Scheduler {
         } else {
             let count: usize = counts.map(|(_, count)| count).sum();
             self.jobs.close_inputs(id, count);
+            self.book.task(task).cancelled += count as u64;
         }
         for slot in 0..self.slots.len() {
             let mut concerned = false;

@@ -12,6 +12,7 @@
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
 //! | `channel` | what tasks send while they run: both ends |
+//! | `meter`, `tally` | how long inputs take: with how few readings of the clock, and where that is counted |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -44,6 +45,7 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+mod meter;
 mod msgpack;
 mod outcome;
 pub mod param;
@@ -59,6 +61,7 @@ pub mod shared;
 mod spin;
 mod starve;
 mod sync;
+mod tally;
 mod task;
 mod unwind;
 mod watch;
@@ -80,16 +83,17 @@ pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
-pub use launch::{Kind, Launcher, Starting, Worker, is_own_variable, may_launch};
+pub use launch::{Kind, Launcher, Starting, Witness, Worker, is_own_variable, may_launch};
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;
-pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
+pub use registry::{Number, Registration, Run, RunError, fingerprint, task_name, tasks};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, prepare_here, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
+pub use tally::{Spread, Tallied};
 pub use task::Task;
 pub use watch::{Waker, Watch};
 pub use zygote::{Heard, Preload, Zygote};

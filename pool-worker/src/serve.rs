@@ -32,9 +32,10 @@ use crate::greeting::{self, Handed, Step, Voice};
 use crate::leave;
 use crate::lineage::lineage;
 use crate::memory::Constant;
+use crate::meter::{Gauge, Meter};
 use crate::registry::{self, Found, Registration, RunError};
 use crate::resident;
-use crate::ring::{Body, Came, Replies, Request, Requests, Run};
+use crate::ring::{self, Body, Came, Replies, Request, Requests, Run};
 use crate::scarce::no;
 use crate::starve;
 use crate::sync::Shared;
@@ -46,9 +47,6 @@ const KEEP: usize = 64 << 10;
 
 /// So many attachments that are needed no more are kept while there is something to do.
 const FORGOTTEN_MAX: usize = 16;
-
-/// The clock is read once for so many inputs without a time limit.
-const INPUTS_PER_READING: u32 = 16;
 
 static INDEX: OnceLock<usize> = OnceLock::new();
 
@@ -174,7 +172,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
     let attachments = attach::Receiver::new(attachments);
     decode::set_stack(introduction.decode_stack);
-    let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
+    let memory = Shared::open(&rings, ring::tallies_len()).map_err(no("memory for its rings"))?;
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
     drop(bell);
@@ -233,7 +231,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             tells_memory: introduction.tells_memory,
             result: Vec::new(),
             large: None,
-            pace: Pace::default(),
+            meter: Meter::default(),
             bound: (0, Ok(None)),
             forgotten: Vec::new(),
         },
@@ -464,7 +462,7 @@ struct Runner {
     result: Vec<u8>,
     /// What a long reply was in.
     large: Option<Buffer>,
-    pace: Pace,
+    meter: Meter,
     /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
     bound: (u64, Result<Option<Rc<Attached>>, String>),
     /// What is needed no more. To drop what tasks have decoded may take a while, so that is done when there is nothing else
@@ -478,6 +476,8 @@ impl Runner {
             task: number,
             generation,
             limited,
+            submitted,
+            waited,
             body,
         } = run;
         let task = find(number);
@@ -486,7 +486,12 @@ impl Runner {
             generation,
             limited,
         };
-        self.pace.task(number, self.flusher.replies());
+        let inputs = match &body {
+            Body::Many(count, _) => *count,
+            Body::Alone(_) | Body::TooLong(_) => 1,
+        };
+        self.meter
+            .take_up(number, inputs, submitted, waited, self.flusher.replies());
         match body {
             Body::Many(count, frames) => {
                 for (_, args) in Frames::read(frames, count) {
@@ -506,7 +511,9 @@ impl Runner {
     #[inline]
     fn one(&mut self, terms: &Terms<'_>, args: Rest<'_>) -> bool {
         if terms.limited {
-            self.flusher.replies().begins_at(clock::now_ns());
+            let now = clock::now_ns();
+            self.meter.read_before(now, self.flusher.replies());
+            self.flusher.replies().begins_at(now);
         }
         if !self.flusher.replies().begin(terms.generation) {
             return false;
@@ -536,7 +543,7 @@ impl Runner {
         } else {
             self.result = reply.into_vec();
         }
-        self.pace.count(self.flusher.replies());
+        self.meter.count(terms.limited, self.flusher.replies());
         true
     }
 
@@ -577,74 +584,47 @@ impl Runner {
     /// There is nothing to do for a while.
     fn pause(&mut self) {
         self.drop_forgotten();
-        self.pace.stop(self.flusher.replies());
+        self.meter.stop(self.flusher.replies());
     }
 }
 
-/// Of so many busy times of a task, only one is measured once its pace is known.
-const BUSY_PER_MEASUREMENT: u32 = 8;
+impl Gauge for Replies {
+    #[inline]
+    fn now(&self) -> u64 {
+        clock::now_ns()
+    }
 
-/// Measures how long inputs take, with few readings of the clock.
-#[derive(Default)]
-struct Pace {
-    task: u32,
-    /// How many times this worker has begun to be busy with the task.
-    times: u32,
-    /// Since when `count` inputs were run, one right after the other.
-    since_ns: Option<u64>,
-    count: u32,
-    /// There was nothing to do since.
-    paused: bool,
-}
+    #[inline]
+    fn stalled(&self) -> u64 {
+        Replies::stalled(self)
+    }
 
-impl Pace {
-    /// The next inputs are of this task.
-    fn task(&mut self, task: u32, replies: &Replies) {
-        if self.task != task {
-            self.stop(replies);
-            self.task = task;
-            self.times = 0;
-            self.paused = true;
-        }
-        if mem::take(&mut self.paused) {
-            self.times = self.times.wrapping_add(1);
-            let known = self.times > BUSY_PER_MEASUREMENT;
-            if !known || self.times.is_multiple_of(BUSY_PER_MEASUREMENT) {
-                self.since_ns = Some(clock::now_ns());
-            }
+    #[inline]
+    fn was_read(&self, now: u64) {
+        self.set_read_at(now);
+    }
+
+    fn pace(&self, task: u32, each_ns: u64) {
+        self.set_pace(task, each_ns);
+    }
+
+    #[inline]
+    fn ran(&self, task: u32, each_ns: u64, times: u64, sum_ns: u64) {
+        if let Some(tally) = self.tally(task) {
+            tally.ran.record(each_ns, times, sum_ns);
         }
     }
 
     #[inline]
-    fn count(&mut self, replies: &Replies) {
-        self.count += 1;
-        if self.count >= INPUTS_PER_READING {
-            // A busy time that lasts is measured in any case.
-            if self.since_ns.is_some() {
-                self.read(replies);
-            } else {
-                self.since_ns = Some(clock::now_ns());
-                self.count = 0;
-            }
+    fn waited(&self, task: u32, submitted: u64, now: u64, times: u64) {
+        let Some(tally) = self.tally(task) else {
+            return;
+        };
+        if submitted == 0 {
+            tally.waited.skip(times);
+        } else {
+            let waited = now.saturating_sub(submitted);
+            tally.waited.record_for_skipped(waited, times);
         }
-    }
-
-    fn read(&mut self, replies: &Replies) {
-        if let Some(since) = self.since_ns
-            && self.count > 0
-        {
-            let now = clock::now_ns();
-            let each = now.saturating_sub(since) / u64::from(self.count);
-            replies.set_pace(self.task, each);
-            self.since_ns = Some(now);
-            self.count = 0;
-        }
-    }
-
-    fn stop(&mut self, replies: &Replies) {
-        self.read(replies);
-        self.since_ns = None;
-        self.count = 0;
-        self.paused = true;
     }
 }

@@ -12,6 +12,9 @@ use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler};
 use crate::sync::{self, Parker};
 
+use super::stamp::Stamps;
+use super::statistics::Past;
+
 /// When so many inputs were given to workers since the last look, some may be done: what is believed of
 /// their backlog is outdated.
 const LOOK_AFTER: usize = 64;
@@ -19,6 +22,10 @@ const LOOK_AFTER: usize = 64;
 pub(super) struct State {
     pub(super) scheduler: Scheduler,
     pub(super) workers: Vec<Option<Worker>>,
+    /// What is known of those that are gone.
+    pub(super) past: Past,
+    /// When the next submission was.
+    stamps: Stamps,
     pub(super) bell: Bell,
     /// What workers need not keep any more.
     freed: Arc<Freed>,
@@ -80,6 +87,8 @@ impl State {
         State {
             scheduler: Scheduler::new(rules),
             workers: (0..slots).map(|_| None).collect(),
+            past: Past::default(),
+            stamps: Stamps::default(),
             bell,
             freed,
             sinks: Vec::new(),
@@ -112,9 +121,21 @@ impl State {
             return None;
         }
         self.collect_before_submitting();
+        self.stamp(&inputs);
         let id = self.scheduler.submit(job, inputs, more);
         self.open(id, sink);
         Some(id)
+    }
+
+    /// Notes when these inputs are accepted.
+    pub(super) fn stamp(&mut self, inputs: &Few<Portion>) {
+        let is_one = inputs.single().is_some_and(|only| only.inputs.count() == 1);
+        let stamp = if is_one {
+            self.stamps.next(pool_worker::now)
+        } else {
+            pool_worker::now()
+        };
+        self.scheduler.stamp(stamp);
     }
 
     /// Remembers who gets the outcomes of a job.
@@ -414,6 +435,7 @@ impl State {
                 limited: given.options.time_limit.is_some(),
                 inputs: &given.portion.inputs,
                 skip: given.answered,
+                submitted: given.submitted(),
             });
             if !sent {
                 break;

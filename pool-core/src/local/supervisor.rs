@@ -373,6 +373,8 @@ impl Supervisor<'_> {
                     .starved()
                     .filter(|_| exit.signal_name() == Some("SIGABRT")),
             };
+            let place = state.scheduler.worker_of(slot);
+            state.past.add(place, &worker);
             state.scheduler.died(slot, end, now);
             state.announce();
             Ok(Some(worker))
