@@ -24,6 +24,7 @@ mod stamp;
 mod state;
 mod statistics;
 mod supervisor;
+mod watching;
 
 use std::cell::Cell;
 use std::fmt;
@@ -35,12 +36,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Freed, Kind, Launcher, Preload, Process, Setup, Waker, Watch, Worker};
+use pool_worker::{Freed, Kind, Launcher, Preload, Process, Setup, Tells, Waker, Watch, Worker};
 
 use self::preload::Terms;
 use self::state::{Effects, State};
+use self::watching::Watching;
 use crate::backend::{
-    Backend, Job, JobId, Portion, Preparation, Settings, Sink, Waiter, Want, Workers,
+    Backend, Job, JobId, Observe, Portion, Preparation, Settings, Sink, Waiter, Want, Workers,
 };
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
@@ -129,12 +131,21 @@ impl LocalWorkers {
             leave_max: settings.leave_max(),
             finalizes: !settings.finalizers.is_empty(),
         };
+        let tells = match settings.observe {
+            _ if settings.observer.is_none() => Tells::Nothing,
+            Observe { inputs: true, .. } => Tells::Each,
+            Observe { spans: true, .. } => Tells::Spans,
+            _ => Tells::Nothing,
+        };
+        let began = pool_worker::now();
+        let watching = Watching::new(&settings, began, rules.seats());
         let setup = set_up(&settings).transpose().map_err(start_error)?;
         let kind = Kind {
             setup,
             tells_memory: settings.max_memory.is_some(),
             contained: settings.contained,
             decode_stack: settings.decode_stack,
+            tells,
             env: settings.env,
         };
         let (watch, waker) = Watch::new().map_err(start_error)?;
@@ -143,10 +154,10 @@ impl LocalWorkers {
         let launcher = launcher.map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes,
-            began: pool_worker::now(),
+            began,
             cpus,
             initializers,
-            state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
+            state: Mutex::new(State::new(rules, launcher.bell().clone(), freed, watching)),
             launcher,
             preload: settings.preload.map(|task| Terms {
                 preload: Preload::new(task.task, task.arguments),

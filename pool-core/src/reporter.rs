@@ -75,6 +75,7 @@ impl Reporter {
             match news {
                 News::Event(event) => self.tell_event(event),
                 News::Line(line) => self.tell_line(line),
+                News::Span(_) | News::Waiting { .. } => {}
             }
         }
     }

@@ -48,10 +48,11 @@ use serde::{Deserialize, Serialize};
 use crate::attach::Attachment;
 use crate::memory::Constant;
 use crate::registry;
+use crate::report::Tells;
 use crate::scarce::no;
 
 /// Must be the same on both sides; they are the same binary, so a difference is a fault of ours.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 /// What a worker is told first, besides its descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,6 +67,8 @@ pub(crate) struct Introduction {
     pub(crate) tells_memory: bool,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub(crate) decode_stack: usize,
+    /// What to report of the inputs that it runs.
+    pub(crate) tells: Tells,
 }
 
 /// What a worker says.

@@ -32,6 +32,7 @@ use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::process::Process;
+use crate::report::Tells;
 use crate::resident;
 use crate::ring::{
     self, Garbled, Glance, Messages, ParentEnd, Portion, Progress, Reports, Sleeper, Tallies,
@@ -59,6 +60,8 @@ pub struct Kind {
     pub contained: bool,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub decode_stack: usize,
+    /// What each reports of the inputs that it runs.
+    pub tells: Tells,
     /// What their environment has beside that of this process; of two of one name the last counts.
     pub env: Vec<(OsString, OsString)>,
 }
@@ -189,6 +192,7 @@ impl Launcher {
             tells_memory,
             contained,
             decode_stack,
+            tells,
             env,
         } = kind;
         check_descriptors(workers)?;
@@ -202,6 +206,7 @@ impl Launcher {
                 cpus,
                 tells_memory,
                 decode_stack,
+                tells,
             },
             setup: Mutex::new(setup.map(Arc::new)),
             contained,

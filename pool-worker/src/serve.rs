@@ -34,6 +34,7 @@ use crate::lineage::lineage;
 use crate::memory::Constant;
 use crate::meter::{Gauge, Meter};
 use crate::registry::{self, Found, Registration, RunError};
+use crate::report::{Ending, Teller};
 use crate::resident;
 use crate::ring::{self, Body, Came, Replies, Request, Requests, Run};
 use crate::scarce::no;
@@ -232,6 +233,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             result: Vec::new(),
             large: None,
             meter: Meter::default(),
+            teller: Teller::new(introduction.tells),
             bound: (0, Ok(None)),
             forgotten: Vec::new(),
         },
@@ -463,6 +465,8 @@ struct Runner {
     /// What a long reply was in.
     large: Option<Buffer>,
     meter: Meter,
+    /// Reports inputs, if the parent wants to know.
+    teller: Option<Teller>,
     /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
     bound: (u64, Result<Option<Rc<Attached>>, String>),
     /// What is needed no more. To drop what tasks have decoded may take a while, so that is done when there is nothing else
@@ -492,24 +496,32 @@ impl Runner {
         };
         self.meter
             .take_up(number, inputs, submitted, waited, self.flusher.replies());
+        if let Some(teller) = &mut self.teller {
+            teller.take_up(number);
+        }
         match body {
             Body::Many(count, frames) => {
+                let mut left = count;
                 for (_, args) in Frames::read(frames, count) {
-                    if !self.one(&terms, Rest::Shared(args)) {
+                    left -= 1;
+                    if !self.one(&terms, Rest::Shared(args), left == 0) {
+                        if let Some(teller) = &mut self.teller {
+                            teller.cut(self.flusher.replies());
+                        }
                         break;
                     }
                 }
             }
             Body::Alone(args) => {
-                self.one(&terms, Rest::Buffer(args));
+                self.one(&terms, Rest::Buffer(args), true);
             }
             Body::TooLong(len) => self.refuse(&terms, len),
         }
     }
 
-    /// Runs one input; false if it was taken back.
+    /// Runs one input, which may be the last of its portion; false if it was taken back.
     #[inline]
-    fn one(&mut self, terms: &Terms<'_>, args: Rest<'_>) -> bool {
+    fn one(&mut self, terms: &Terms<'_>, args: Rest<'_>, is_last: bool) -> bool {
         if terms.limited {
             let now = clock::now_ns();
             self.meter.read_before(now, self.flusher.replies());
@@ -517,6 +529,9 @@ impl Runner {
         }
         if !self.flusher.replies().begin(terms.generation) {
             return false;
+        }
+        if let Some(teller) = &mut self.teller {
+            teller.begin(self.flusher.replies());
         }
         self.result.clear();
         let outcome = match (terms.task, &self.bound.1) {
@@ -531,6 +546,9 @@ impl Runner {
         if self.tells_memory {
             let memory = resident::of_this_process().unwrap_or_default();
             self.flusher.replies().set_memory(memory);
+        }
+        if let Some(teller) = &mut self.teller {
+            teller.end(Ending::of(&outcome), is_last, self.flusher.replies());
         }
         let (tag, reply) = match outcome {
             Ok(Some(block)) => (Tag::Value, block),

@@ -14,6 +14,7 @@ use crate::sync::{self, Parker};
 
 use super::stamp::Stamps;
 use super::statistics::Past;
+use super::watching::Watching;
 
 /// When so many inputs were given to workers since the last look, some may be done: what is believed of
 /// their backlog is outdated.
@@ -24,6 +25,8 @@ pub(super) struct State {
     pub(super) workers: Vec<Option<Worker>>,
     /// What is known of those that are gone.
     pub(super) past: Past,
+    /// Who is told what happens, if anybody.
+    pub(super) watching: Option<Watching>,
     /// When the next submission was.
     stamps: Stamps,
     pub(super) bell: Bell,
@@ -82,12 +85,22 @@ pub(super) struct Effects {
 }
 
 impl State {
-    pub(super) fn new(rules: Rules, bell: Bell, freed: Arc<Freed>) -> State {
+    pub(super) fn new(
+        rules: Rules,
+        bell: Bell,
+        freed: Arc<Freed>,
+        watching: Option<Watching>,
+    ) -> State {
         let slots = rules.seats();
+        let mut scheduler = Scheduler::new(rules);
+        if watching.is_some() {
+            scheduler.tell_what_happens();
+        }
         State {
-            scheduler: Scheduler::new(rules),
+            scheduler,
             workers: (0..slots).map(|_| None).collect(),
             past: Past::default(),
+            watching,
             stamps: Stamps::default(),
             bell,
             freed,
@@ -241,6 +254,9 @@ impl State {
             self.scheduler.observe(task, each);
         }
         let memory = worker.told_memory();
+        for reports in worker.reports() {
+            self.hear_of_inputs(slot, &reports);
+        }
         self.scheduler.note_memory(slot, memory);
         while let Some(replies) = self.replies.pop_front() {
             self.scheduler.answered(slot, replies);
@@ -310,6 +326,7 @@ impl State {
         }
         self.effects.wake_supervisor |= self.scheduler.wants_tick() || self.scheduler.is_over();
         self.effects.leader_may_sleep = self.has_leader;
+        self.tell_observer();
     }
 
     pub(super) fn act_all(&mut self) {
@@ -340,6 +357,7 @@ impl State {
             Action::Move { from, to } => {
                 self.workers[to] = self.workers[from].take();
                 self.armed[to] = self.armed[from].take();
+                self.note_move(from, to);
             }
             Action::Ask { slot } => {
                 if let Some(worker) = &mut self.workers[slot] {

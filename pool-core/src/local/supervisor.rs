@@ -254,6 +254,7 @@ impl Supervisor<'_> {
         self.shared.update(|state| match launched {
             Ok(worker) => {
                 state.seat(slot, worker);
+                state.note_started(slot);
                 state.scheduler.started(slot, now);
             }
             Err(why) => {
@@ -318,6 +319,7 @@ impl Supervisor<'_> {
             match is_set_up {
                 None => {}
                 Some(Ok(())) => {
+                    state.note_ready(slot);
                     state.scheduler.ready(slot, pool_worker::now());
                     state.announce();
                     return true;
@@ -375,6 +377,8 @@ impl Supervisor<'_> {
             };
             let place = state.scheduler.worker_of(slot);
             state.past.add(place, &worker);
+            let starved = end.starved.is_some_and(|starved| starved.limit < u64::MAX);
+            state.note_broken_off(slot, &worker, end.begun, starved);
             state.scheduler.died(slot, end, now);
             state.announce();
             Ok(Some(worker))

@@ -2,10 +2,10 @@
 
 use pool_worker::{Exit, Fault, Tag};
 
-use super::slot::Phase;
-use super::{Scheduler, Time};
+use super::slot::{Phase, Reason};
+use super::{Located, Scheduler, Time};
 use crate::backend::{Failure, Outcomes, What};
-use crate::event::Recycled;
+use crate::event::{Ended, Recycled};
 use crate::stats::WorkerState;
 
 /// What came of the inputs of one task.
@@ -168,6 +168,33 @@ impl Scheduler {
     /// What came of the workers, by their place.
     pub(crate) fn lives(&self) -> &[Lives] {
         &self.book.workers
+    }
+
+    /// The input that the worker of this slot answered last, if it is of this task.
+    pub(crate) fn last_answered(&self, slot: usize, task: u32) -> Option<Located> {
+        let (job, index) = self.slots[slot].last_answered?;
+        Some(Located {
+            job,
+            task,
+            index: Some(index),
+        })
+    }
+
+    /// How the run of an input ends in which the worker of this slot died. `starved`: it had no memory left.
+    pub(crate) fn why_broken_off(&self, slot: usize, number: u32, starved: bool) -> Ended {
+        let slot = &self.slots[slot];
+        match slot.phase {
+            _ if slot.running_now(number).is_some_and(|given| given.void) => Ended::Stopped,
+            Phase::Dying(Reason::TimeLimit) => Ended::TimeLimit,
+            Phase::Dying(Reason::MemoryLimit(_)) => Ended::MemoryLimit,
+            _ if starved => Ended::MemoryLimit,
+            _ => Ended::WorkerLost,
+        }
+    }
+
+    /// How many jobs are open, or were once at a time.
+    pub(crate) fn open_jobs(&self) -> usize {
+        self.jobs.places()
     }
 
     /// What the worker of this slot is about.

@@ -295,6 +295,11 @@ impl Jobs {
         self.waiting.insert(place, (rank, id));
     }
 
+    /// How many places for jobs there are.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
     /// How many inputs nobody has.
     pub(super) fn pending(&self) -> usize {
         let all = self.places.iter().flatten();

@@ -377,6 +377,13 @@ impl Replies {
         }
     }
 
+    /// How many inputs were begun since the start, wrapping around.
+    #[inline]
+    pub(crate) fn begun(&self) -> u32 {
+        let (_, begun) = split(self.segment.words().claim.0.load(Ordering::Relaxed));
+        begun
+    }
+
     /// Says when the next input begins. To be called before [`begin`](Replies::begin): whoever sees the
     /// new number sees this time or a later one.
     pub(crate) fn begins_at(&self, now_ns: u64) {
