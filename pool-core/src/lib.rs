@@ -119,6 +119,7 @@ pub use retries::Retries;
 pub use shared::Shared;
 pub use stats::{Restarts, Running, Stats, TaskStats, Times, WorkerState, WorkerStats};
 pub use task_error::TaskError;
+pub use timeline::Timeline;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]

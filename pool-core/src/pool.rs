@@ -16,6 +16,7 @@ use crate::iter::{Imap, ImapUnordered};
 use crate::join::Join;
 use crate::open::OneArgument;
 use crate::stats::Stats;
+use crate::timeline::Recorder;
 
 /// A pool of worker processes.
 ///
@@ -49,6 +50,7 @@ pub struct Pool {
     engine: Arc<Engine>,
     /// A forked copy of this process has none of its threads.
     owner: u32,
+    recorder: Option<Recorder>,
 }
 
 /// What a pool has in common with the handles of its results.
@@ -106,7 +108,15 @@ impl Pool {
                 decode_stack,
             }),
             owner: pool_worker::lineage(),
+            recorder: None,
         }
+    }
+
+    /// It is recorded in a timeline, perhaps.
+    pub(crate) fn recorded_by(self, recorder: Option<Recorder>) -> Pool {
+        let mut pool = self;
+        pool.recorder = recorder;
+        pool
     }
 
     /// Starts as many workers as there are CPUs for this process, by its affinity and its cgroup;
@@ -357,6 +367,9 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if pool_worker::lineage() == self.owner {
             self.engine.workers.shut_down();
+            if let Some(recorder) = &self.recorder {
+                recorder.end(self.engine.workers.stats());
+            }
             self.engine.callbacks.end();
         }
     }

@@ -12,9 +12,8 @@ use crate::scheduler::{Counts, Lives};
 
 /// What a pool is doing, and has done since it was built: given by [`Pool::stats`](crate::Pool::stats).
 ///
-/// It prints as two tables, and serializes. What came of inputs is exact: it is counted when outcomes are delivered. Times are counted by
-/// the workers, a moment after the result is there, so those of the last sixteen inputs of a worker may be missing for some
-/// microseconds.
+/// It prints as two tables, and serializes. What came of inputs is exact: it is counted when outcomes are delivered. Times are measured by
+/// the workers, those of short inputs a moment after their results are there.
 ///
 /// # Examples
 ///
@@ -270,7 +269,7 @@ pub(crate) fn tasks(counts: &[Counts], times: &TalliedTasks) -> Vec<TaskStats> {
 }
 
 /// A table that is as wide as what is in it. The first column stands at the left, the others at the right.
-struct Table(Vec<Vec<String>>);
+pub(crate) struct Table(pub(crate) Vec<Vec<String>>);
 
 impl Table {
     fn new<const N: usize>(heads: [&str; N]) -> Table {
@@ -366,7 +365,7 @@ impl fmt::Display for Running {
 }
 
 impl Stats {
-    fn workers_table(&self) -> Table {
+    pub(crate) fn workers_table(&self) -> Table {
         let mut table = Table::new([
             "worker", "pid", "state", "busy", "memory", "done", "restarts", "runs",
         ]);
@@ -387,7 +386,7 @@ impl Stats {
         table
     }
 
-    fn tasks_table(&self) -> Table {
+    pub(crate) fn tasks_table(&self) -> Table {
         let mut table = Table::new([
             "task",
             "done",

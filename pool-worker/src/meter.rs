@@ -37,8 +37,8 @@ pub(crate) trait Gauge {
     fn pace(&self, task: u32, each_ns: u64);
     /// So many inputs ran, for so long each, and in all.
     fn ran(&self, task: u32, each_ns: u64, times: u64, sum_ns: u64);
-    /// So many inputs have waited from then to now; from 0: that is not known.
-    fn waited(&self, task: u32, submitted: u64, now: u64, times: u64);
+    /// So many inputs have waited so long, in nanoseconds, if that is known.
+    fn waited(&self, task: u32, waited: Option<u64>, times: u64);
 }
 
 /// Measures inputs.
@@ -53,6 +53,10 @@ pub(crate) struct Meter {
     at: u64,
     /// How many inputs were run since.
     count: u32,
+    /// Of how many of them it was told how long they had waited.
+    told: u32,
+    /// How long those of this portion had waited when it was taken up, if that is known.
+    waited: Option<u64>,
     /// The first of these began a little later.
     roughly: bool,
     /// How long an input took when that was last measured.
@@ -63,15 +67,10 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// So many inputs of this task are taken up, which were accepted at that time. `waited`: long enough to be worth a reading.
-    pub(crate) fn take_up(
-        &mut self,
-        task: u32,
-        inputs: usize,
-        submitted: u64,
-        waited: bool,
-        gauge: &impl Gauge,
-    ) {
+    /// Inputs of this task are taken up, which were accepted at that time; 0, if that is not known. `waited`: long enough to be worth a
+    /// reading.
+    pub(crate) fn take_up(&mut self, task: u32, submitted: u64, waited: bool, gauge: &impl Gauge) {
+        self.tell_waited(gauge);
         let mut is_read = false;
         if self.task != task || self.at == 0 {
             is_read = self.stop(gauge);
@@ -94,7 +93,7 @@ impl Meter {
             // What held it up is over.
             gauge.stalled();
         }
-        gauge.waited(task, submitted, self.at, inputs as u64);
+        self.waited = (submitted > 0).then(|| self.at.saturating_sub(submitted));
     }
 
     /// The clock was read for another purpose, when the next input was about to begin.
@@ -133,6 +132,8 @@ impl Meter {
     /// The clock was read.
     fn account(&mut self, now: u64, gauge: &impl Gauge) {
         let total = now.saturating_sub(self.at).saturating_sub(gauge.stalled());
+        self.tell_waited(gauge);
+        self.told = 0;
         let count = u64::from(mem::take(&mut self.count));
         self.at = now;
         gauge.was_read(now);
@@ -164,6 +165,15 @@ impl Meter {
             gauge.ran(self.task, total - others, 1, total - others);
         } else {
             gauge.ran(self.task, mean, count, total);
+        }
+    }
+
+    /// Tells how long those had waited that were run since this was told last.
+    fn tell_waited(&mut self, gauge: &impl Gauge) {
+        let times = self.count - self.told;
+        if times > 0 {
+            self.told = self.count;
+            gauge.waited(self.task, self.waited, times.into());
         }
     }
 
@@ -223,8 +233,7 @@ mod tests {
             *most = each_ns.max(*most);
         }
 
-        fn waited(&self, task: u32, submitted: u64, now: u64, times: u64) {
-            assert!(now >= submitted || now + LONG * 16 >= submitted);
+        fn waited(&self, task: u32, _: Option<u64>, times: u64) {
             self.waited.borrow_mut()[task as usize] += times;
         }
     }
@@ -262,7 +271,7 @@ mod tests {
                     world.pass(gap);
                     rough += if gap < 1_000 { gap } else { 0 };
                 }
-                meter.take_up(task, inputs.len(), 0, gap >= 1_000, &world);
+                meter.take_up(task, 0, gap >= 1_000, &world);
                 for ns in inputs {
                     if limited {
                         meter.read_before(world.now.get(), &world);
@@ -301,7 +310,7 @@ mod tests {
             ..World::default()
         };
         let mut meter = Meter::default();
-        meter.take_up(0, 4000, 1, true, &world);
+        meter.take_up(0, 1, true, &world);
         for input in 0..4000 {
             world.pass(if input == 2000 { 50_000 } else { 50 });
             meter.count(false, &world);
@@ -322,7 +331,7 @@ mod tests {
         };
         let mut meter = Meter::default();
         for _ in 0..1000 {
-            meter.take_up(0, 1, 0, false, &world);
+            meter.take_up(0, 0, false, &world);
             world.pass(100);
             meter.count(false, &world);
             meter.stop(&world);

@@ -201,12 +201,14 @@ impl Teller {
         self.unread += 1;
         self.failed += u32::from(ending != Ending::Done);
         self.ending = self.ending.max(ending);
+        let is_failed = ending != Ending::Done;
         let is_due = is_last
+            || is_failed
             || self.tells == Tells::Each
             || self.each >= LONG
             || self.unread >= INPUTS_PER_READING;
         if is_due {
-            self.read(is_last || self.tells == Tells::Each, replies);
+            self.read(is_last || is_failed || self.tells == Tells::Each, replies);
         }
     }
 

@@ -331,7 +331,10 @@ impl Worker {
                     }
                 }
                 Request::Bind(id) => runner.bind(id),
-                Request::Exit => return,
+                Request::Exit => {
+                    runner.pause();
+                    return;
+                }
             }
             if let Some(buffer) = runner.large.take() {
                 requests.recycle(buffer);
@@ -490,12 +493,8 @@ impl Runner {
             generation,
             limited,
         };
-        let inputs = match &body {
-            Body::Many(count, _) => *count,
-            Body::Alone(_) | Body::TooLong(_) => 1,
-        };
         self.meter
-            .take_up(number, inputs, submitted, waited, self.flusher.replies());
+            .take_up(number, submitted, waited, self.flusher.replies());
         if let Some(teller) = &mut self.teller {
             teller.take_up(number);
         }
@@ -634,15 +633,12 @@ impl Gauge for Replies {
     }
 
     #[inline]
-    fn waited(&self, task: u32, submitted: u64, now: u64, times: u64) {
-        let Some(tally) = self.tally(task) else {
-            return;
-        };
-        if submitted == 0 {
-            tally.waited.skip(times);
-        } else {
-            let waited = now.saturating_sub(submitted);
-            tally.waited.record_for_skipped(waited, times);
+    fn waited(&self, task: u32, waited: Option<u64>, times: u64) {
+        if let Some(tally) = self.tally(task) {
+            match waited {
+                Some(waited) => tally.waited.record_for_skipped(waited, times),
+                None => tally.waited.skip(times),
+            }
         }
     }
 }

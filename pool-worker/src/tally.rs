@@ -124,6 +124,12 @@ pub struct Tallied {
 }
 
 impl Tallied {
+    /// So many inputs ran, and so many have waited, and nothing is known of how long.
+    pub fn add_unknown(&mut self, ran: u64, waited: u64) {
+        self.ran.unknown = self.ran.unknown.saturating_add(ran);
+        self.waited.unknown = self.waited.unknown.saturating_add(waited);
+    }
+
     /// Adds what was counted elsewhere.
     pub fn merge(&mut self, other: &Tallied) {
         self.ran.merge(&other.ran);
@@ -165,6 +171,12 @@ impl Spread {
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
         self.unknown = self.unknown.saturating_add(other.unknown);
+    }
+
+    /// How many there were, measured or not.
+    pub fn count(&self) -> u64 {
+        let counts = self.counts.iter();
+        counts.fold(self.unknown, |sum, count| sum.saturating_add(*count))
     }
 
     /// The times that there were, in nanoseconds, and how many of each, as far as the buckets tell.

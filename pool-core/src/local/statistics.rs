@@ -21,22 +21,54 @@ pub(super) struct Past {
 }
 
 impl Past {
-    /// A worker is gone from this place.
-    pub(super) fn add(&mut self, place: usize, worker: &Worker) {
+    /// A worker is gone from this place, which has answered so many inputs.
+    pub(super) fn add(&mut self, place: usize, worker: &Worker, answered: Answered) {
         self.sent = self.sent.saturating_add(worker.sent());
         self.received = self.received.saturating_add(worker.received());
-        let busy = add_times(&mut self.times, &worker.witness());
+        let busy = add_times(&mut self.times, &worker.witness(), answered);
         let before = self.busy.entry(place).or_default();
         *before = before.saturating_add(busy);
     }
 }
 
+/// How many inputs a worker has answered, wrapping around, and of which task the last was.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answered {
+    count: u32,
+    task: Option<u32>,
+    /// The task in which it died.
+    lost: Option<u32>,
+}
+
+/// A worker measures no more inputs than this together.
+const UNMEASURED_MAX: u32 = 64;
+
 /// Adds what a worker has counted. Gives how long inputs ran in it.
-fn add_times(times: &mut TalliedTasks, witness: &Witness) -> Duration {
-    let mut busy = 0_u64;
+fn add_times(times: &mut TalliedTasks, witness: &Witness, answered: Answered) -> Duration {
+    let (mut busy, mut ran, mut waited) = (0_u64, 0_u64, 0_u64);
     for (task, tallied) in witness.tallied() {
         busy = busy.saturating_add(tallied.ran.sum_ns);
+        ran = ran.saturating_add(tallied.ran.count());
+        waited = waited.saturating_add(tallied.waited.count());
         times.entry(task).or_default().merge(&tallied);
+    }
+    // The last that it has answered are not measured yet, or never.
+    if let Some(task) = answered.task {
+        let unmeasured = |counted: u64| {
+            let missing = answered.count.wrapping_sub(counted as u32);
+            if missing <= UNMEASURED_MAX {
+                missing.into()
+            } else {
+                0
+            }
+        };
+        let (ran, waited) = (unmeasured(ran), unmeasured(waited));
+        if ran > 0 || waited > 0 {
+            times.entry(task).or_default().add_unknown(ran, waited);
+        }
+    }
+    if let Some(task) = answered.lost {
+        times.entry(task).or_default().add_unknown(0, 1);
     }
     Duration::from_nanos(busy)
 }
@@ -58,10 +90,29 @@ struct Seat {
     place: usize,
     state: WorkerState,
     witness: Option<Witness>,
+    answered: Answered,
     running: Option<Located>,
 }
 
 impl State {
+    /// What the worker of this slot has answered, and in what it died that had begun so many.
+    pub(super) fn answered_and_lost(&self, slot: usize, begun: Option<u32>) -> Answered {
+        let lost = begun.and_then(|begun| self.scheduler.locate(slot, begun));
+        Answered {
+            lost: lost.map(|lost| lost.task),
+            ..self.answered(slot)
+        }
+    }
+
+    /// What the worker of this slot has answered.
+    fn answered(&self, slot: usize) -> Answered {
+        Answered {
+            count: self.scheduler.answered_by(slot),
+            task: self.scheduler.last_answered(slot).map(|last| last.task),
+            lost: None,
+        }
+    }
+
     fn snapshot(&self) -> Snapshot {
         let workers = self.workers.iter().flatten();
         let past = &self.past;
@@ -75,6 +126,7 @@ impl State {
                 place: self.scheduler.worker_of(slot),
                 state: self.scheduler.state_of(slot),
                 witness: worker.map(Worker::witness),
+                answered: self.answered(slot),
                 running: self.scheduler.locate(slot, begun(slot)),
             }
         });
@@ -126,7 +178,7 @@ impl Shared {
                 continue;
             };
             if let Some(witness) = &seat.witness {
-                let mut more = add_times(&mut times, witness);
+                let mut more = add_times(&mut times, witness, seat.answered);
                 if seat.running.is_some() {
                     more = more.saturating_add(since(witness, self.began, now));
                 }

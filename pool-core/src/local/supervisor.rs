@@ -376,7 +376,8 @@ impl Supervisor<'_> {
                     .filter(|_| exit.signal_name() == Some("SIGABRT")),
             };
             let place = state.scheduler.worker_of(slot);
-            state.past.add(place, &worker);
+            let answered = state.answered_and_lost(slot, end.begun);
+            state.past.add(place, &worker, answered);
             let starved = end.starved.is_some_and(|starved| starved.limit < u64::MAX);
             state.note_broken_off(slot, &worker, end.begun, starved);
             state.scheduler.died(slot, end, now);

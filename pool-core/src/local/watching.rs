@@ -21,6 +21,9 @@ use crate::stats::task_name;
 const SAMPLE: Duration = Duration::from_millis(2);
 const SAMPLE_MORE: Duration = Duration::from_micros(1);
 
+/// A worker has run no more inputs than this without having reported them.
+const UNTOLD_MAX: u32 = 1 << 16;
+
 /// Tells an observer.
 pub(super) struct Watching {
     observer: Arc<dyn Observer>,
@@ -30,6 +33,8 @@ pub(super) struct Watching {
     news: Vec<News>,
     /// Of which inputs it was told that they began, by the slot.
     running: Vec<Option<Began>>,
+    /// Of how many inputs it was told that they ran, and when the last of them ended; by the slot.
+    told: Vec<(u32, Time)>,
     /// When it is to be told next how many inputs wait, and what it was told last.
     sample_at: Time,
     sampled: usize,
@@ -61,6 +66,7 @@ impl Watching {
             began,
             news: Vec::new(),
             running: vec![None; slots],
+            told: vec![(0, began); slots],
             sample_at: began,
             sampled: 0,
         })
@@ -124,6 +130,8 @@ impl Watching {
             self.running[slot] = None;
             self.tell_ended(who, began, outcome, ended);
         }
+        let told = &mut self.told[slot];
+        *told = (told.0.wrapping_add(ran.count), ended);
         if self.observe.spans {
             let began = ran.began.clamp(self.began, ended.max(self.began));
             let back = ran.before as usize;
@@ -181,6 +189,9 @@ impl State {
 
     /// A worker was started.
     pub(super) fn note_started(&mut self, slot: usize) {
+        if let Some(watching) = &mut self.watching {
+            watching.told[slot] = (0, pool_worker::now());
+        }
         if let Some(who) = self.who(slot)
             && let Some(watching) = &mut self.watching
             && watching.observe.workers
@@ -215,6 +226,7 @@ impl State {
     pub(super) fn note_move(&mut self, from: usize, to: usize) {
         if let Some(watching) = &mut self.watching {
             watching.running[to] = watching.running[from].take();
+            watching.told[to] = watching.told[from];
         }
     }
 
@@ -239,7 +251,7 @@ impl State {
             RAN => {
                 for ran in reports.iter().filter_map(read_ran) {
                     let input = self.scheduler.locate(slot, ran.number);
-                    let input = input.or_else(|| self.scheduler.last_answered(slot, ran.task));
+                    let input = input.or_else(|| self.scheduler.last_answered(slot));
                     if let Some(input) = input {
                         watching.ran(slot, who, &ran, input, now);
                     }
@@ -277,6 +289,26 @@ impl State {
                 input,
             })
         });
+        // Short inputs are reported together, and these were not yet.
+        let (told, last) = watching.told[slot];
+        let untold = self.scheduler.answered_by(slot).wrapping_sub(told);
+        if let Some(input) = self.scheduler.last_answered(slot)
+            && (1..=UNTOLD_MAX).contains(&untold)
+        {
+            let ended = running.map_or(now, |running| running.at);
+            let ran = Ran {
+                task: input.task,
+                number: 0,
+                before: untold - 1,
+                count: untold,
+                failed: 0,
+                ending: Ending::Done,
+                began: last,
+                ended,
+                busy: ended.saturating_sub(last),
+            };
+            watching.ran(slot, who, &ran, input, now);
+        }
         if let Some(running) = running {
             let outcome = self.scheduler.why_broken_off(slot, running.number, starved);
             watching.broke_off(slot, who, running, outcome, now);

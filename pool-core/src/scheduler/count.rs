@@ -170,12 +170,13 @@ impl Scheduler {
         &self.book.workers
     }
 
-    /// The input that the worker of this slot answered last, if it is of this task.
-    pub(crate) fn last_answered(&self, slot: usize, task: u32) -> Option<Located> {
-        let (job, index) = self.slots[slot].last_answered?;
+    /// The input that the worker of this slot answered last.
+    pub(crate) fn last_answered(&self, slot: usize) -> Option<Located> {
+        let slot = &self.slots[slot];
+        let (job, index) = slot.last_answered?;
         Some(Located {
             job,
-            task,
+            task: slot.last_task,
             index: Some(index),
         })
     }

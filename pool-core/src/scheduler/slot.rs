@@ -153,6 +153,8 @@ pub(super) struct Slot {
     /// How many were answered since the process started; wraps around.
     pub(super) answered: u32,
     pub(super) last_answered: Option<(JobId, usize)>,
+    /// The task of that.
+    pub(super) last_task: u32,
     /// How many inputs this process was given in all.
     pub(super) total: usize,
     /// The slowest pace among what it was given since it was idle; `None` if one is unknown.

@@ -100,6 +100,7 @@ impl Scheduler {
             given.answered += count;
             state.answered = state.answered.wrapping_add(count as u32);
             state.last_answered = Some((job, first + count - 1));
+            state.last_task = task;
             let part = if given.left() == 0 {
                 let inputs = mem::take(&mut given.portion.inputs);
                 state.given.pop_front();
@@ -139,6 +140,7 @@ impl Scheduler {
         }
         state.answered = state.answered.wrapping_add(1);
         state.last_answered = Some((input.job, input.portion.first));
+        state.last_task = input.task;
         let (open, worker) = (state.open - 1, state.worker);
         self.set_open(slot, open);
         self.book.task(input.task).attempts += 1;
