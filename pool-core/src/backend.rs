@@ -40,6 +40,7 @@
 //! calls the function that [`node!`](crate::node) has registered for the scheme.
 
 mod inline;
+mod journal;
 #[cfg(test)]
 pub(crate) mod memory;
 

@@ -5,7 +5,8 @@ use std::process;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use pool_core::{Ended, Error, Event, PoolBuilder, Recycled, Retries, pool_task};
+use pool_core::backend::Inline;
+use pool_core::{Ended, Error, Event, Pool, PoolBuilder, Recycled, Retries, pool_task};
 
 use crate::support::{
     Checked, Gate, builder, checked, square, wait_at, watchdog, workers_are_elsewhere,
@@ -232,4 +233,27 @@ fn a_handler_that_panics_or_asks_harms_nobody() {
     );
     pool.close();
     pool.join().expect("it ends");
+}
+
+#[test]
+fn without_workers_inputs_are_told() {
+    let told = Told::default();
+    let tells = told.clone();
+    let builder = Pool::builder().backend(Inline);
+    let pool = builder
+        .on_event(move |event| tells.tell(event))
+        .build()
+        .expect("it starts");
+    pool.map(square, 0..5).expect("it is well");
+    assert!(pool.apply(panics, ()).is_err());
+    pool.close();
+    pool.join().expect("it ends");
+    assert_eq!(
+        (told.ended(Ended::Done), told.ended(Ended::Panicked)),
+        (5, 1)
+    );
+    assert_eq!(
+        told.count(|event| matches!(event, Event::InputBegan { .. })),
+        6
+    );
 }

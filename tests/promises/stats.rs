@@ -5,6 +5,7 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
+use pool_core::backend::Inline;
 use pool_core::{Error, Pool, Retries, Stats, TaskStats, WorkerState, pool_task};
 
 use crate::support::{
@@ -292,4 +293,18 @@ fn a_pool_in_a_worker_counts_for_itself() {
         assert_eq!(stats.tasks.len(), 1);
         assert_eq!(of(&stats, "::nested").done, 1);
     }
+}
+
+#[test]
+fn without_workers_it_is_this_process() {
+    let pool = Pool::builder().backend(Inline).build().expect("it starts");
+    pool.map(square, 0..10).expect("it is well");
+    assert!(pool.apply(mixed, (7,)).is_err());
+    let stats = pool.stats();
+    assert_eq!(stats.workers.len(), 1);
+    let worker = &stats.workers[0];
+    assert_eq!((worker.pid, worker.done), (Some(process::id()), 11));
+    assert_eq!(worker.state, WorkerState::Idle);
+    assert_eq!(of(&stats, "::mixed").panicked, 1);
+    assert_eq!(of(&stats, "::square").run_times.count, 10);
 }
