@@ -40,9 +40,11 @@
 //! calls the function that [`node!`](crate::node) has registered for the scheme.
 
 mod inline;
+mod journal;
 #[cfg(test)]
 pub(crate) mod memory;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -54,9 +56,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{
     Broken, Codec, Error, MemoryLimit, Panicked, Place, Side, TimeLimit, Verb, WorkerLost,
 };
-use crate::event::Event;
+use crate::event::{Ended, Event};
 use crate::output::WorkerLine;
 use crate::scheduler::LEAVE_MAX;
+use crate::stats::Stats;
 use crate::sync::Parker;
 
 pub use pool_worker::{
@@ -161,6 +164,8 @@ pub struct Observe {
     pub workers: bool,
     /// Events of inputs: each one.
     pub inputs: bool,
+    /// When inputs ran, several together if they are short; and how many wait.
+    pub spans: bool,
 }
 
 /// What happened in a backend, beside outcomes.
@@ -171,6 +176,44 @@ pub enum News {
     Event(Event),
     /// A worker wrote a line.
     Line(WorkerLine),
+    /// Inputs ran.
+    Span(Span),
+    /// So many inputs wait, that were accepted and no worker has begun.
+    Waiting {
+        /// Since when, from the start of the pool.
+        at: Duration,
+        /// How many.
+        inputs: usize,
+    },
+}
+
+/// Inputs of one call that a worker ran one after the other, or one that it did not end. Times are from the start of the pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    /// The worker's position.
+    pub worker: usize,
+    /// Its process id.
+    pub pid: u32,
+    /// Its machine; `None`: this one.
+    pub host: Option<String>,
+    /// The name of the task.
+    pub task: Cow<'static, str>,
+    /// Tells calls apart.
+    pub job: u32,
+    /// The position of the first among those of the call; `None` as for [`Error::index`].
+    pub first: Option<usize>,
+    /// How many inputs.
+    pub count: usize,
+    /// How many of them failed.
+    pub failed: usize,
+    /// When the first began.
+    pub began: Duration,
+    /// When the last ended.
+    pub ended: Duration,
+    /// How long they ran, all together.
+    pub busy: Duration,
+    /// The worst that became of any.
+    pub outcome: Ended,
 }
 
 /// Who is told of what happens in a backend.
@@ -708,6 +751,13 @@ pub trait Workers: Debug + Send + Sync {
 
     /// How many workers there are when all is well.
     fn count(&self) -> usize;
+
+    /// What the pool is doing, and has done. Does not wait for workers.
+    ///
+    /// By default nothing is known.
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
 
     /// Whether what tasks send into a [`channel`](crate::channel()) arrives. If not, a [`Sender`](crate::Sender) is refused as an
     /// argument.

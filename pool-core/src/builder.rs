@@ -16,6 +16,7 @@ use crate::output::Output;
 use crate::pool::Pool;
 use crate::reporter::{OnEvent, Reporter};
 use crate::retries::Retries;
+use crate::timeline::Timeline;
 
 /// The settings of a [`Pool`]; made by [`Pool::builder`].
 ///
@@ -57,6 +58,7 @@ pub struct PoolBuilder {
     defaults: Options,
     output: Output,
     on_event: Option<Handler>,
+    timeline: Option<Timeline>,
 }
 
 /// What [`PoolBuilder::on_event`] was given.
@@ -77,6 +79,7 @@ impl PoolBuilder {
             defaults: Options::default(),
             output: Output::default(),
             on_event: None,
+            timeline: None,
         }
     }
 
@@ -465,6 +468,15 @@ impl PoolBuilder {
         self
     }
 
+    /// Records what workers do in this [`Timeline`], to be looked at later; by default nothing is recorded. Several pools may share one.
+    /// Given twice, the last counts.
+    pub fn timeline(mut self, timeline: &Timeline) -> Self {
+        self.settings.observe.workers = true;
+        self.settings.observe.spans = true;
+        self.timeline = Some(timeline.clone());
+        self
+    }
+
     /// Starts the workers, and returns when all are ready.
     ///
     /// # Errors
@@ -516,14 +528,17 @@ impl PoolBuilder {
             Output::Lines(lines) => Some(lines),
             _ => None,
         };
-        if lines.is_some() || self.on_event.is_some() {
-            if !callbacks.start_thread() {
-                return Err(Error::start("no thread is left for callbacks"));
-            }
+        let tells = lines.is_some() || self.on_event.is_some();
+        if tells && !callbacks.start_thread() {
+            return Err(Error::start("no thread is left for callbacks"));
+        }
+        let recorder = self.timeline.as_ref().map(Timeline::record);
+        if tells || recorder.is_some() {
             settings.observer = Some(Reporter::new(
                 Arc::clone(&callbacks),
                 lines,
                 self.on_event.map(|handler| handler.0),
+                recorder.clone(),
             ));
         }
         let workers = self.backend.start(settings)?;
@@ -532,7 +547,11 @@ impl PoolBuilder {
         {
             return Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()));
         }
-        Ok(Pool::over(workers, callbacks, self.defaults, decode_stack))
+        if let Some(recorder) = &recorder {
+            recorder.begin(&workers);
+        }
+        let pool = Pool::over(workers, callbacks, self.defaults, decode_stack);
+        Ok(pool.recorded_by(recorder))
     }
 }
 

@@ -79,10 +79,12 @@ mod reporter;
 mod retries;
 mod scheduler;
 mod shared;
+mod stats;
 mod sync;
 mod task_error;
 #[cfg(test)]
 mod tests;
+mod timeline;
 pub mod worker;
 
 // So that tasks of these tests find what `#[pool_task]` emits paths to.
@@ -115,7 +117,9 @@ pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
 pub use retries::Retries;
 pub use shared::Shared;
+pub use stats::{Restarts, Running, Stats, TaskStats, Times, WorkerState, WorkerStats};
 pub use task_error::TaskError;
+pub use timeline::Timeline;
 
 /// What `#[pool_task]` emits paths to; no part of the public interface.
 #[doc(hidden)]

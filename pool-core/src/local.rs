@@ -21,8 +21,11 @@
 mod collect;
 mod output;
 mod preload;
+mod stamp;
 mod state;
+mod statistics;
 mod supervisor;
+mod watching;
 
 use std::cell::Cell;
 use std::fmt;
@@ -34,16 +37,21 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pool_worker::{Freed, Kind, Launcher, Output, Preload, Process, Setup, Waker, Watch, Worker};
+use pool_worker::{
+    Freed, Kind, Launcher, Output, Preload, Process, Setup, Tells, Waker, Watch, Worker,
+};
 
 use self::preload::Terms;
 use self::state::{Effects, State};
+use self::watching::Watching;
 use crate::backend::{
-    Backend, Job, JobId, Portion, Preparation, Settings, Sink, Streams, Waiter, Want, Workers,
+    Backend, Job, JobId, Observe, Portion, Preparation, Settings, Sink, Streams, Waiter, Want,
+    Workers,
 };
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
-use crate::scheduler::{Mode, Rules};
+use crate::scheduler::{Mode, Rules, Time};
+use crate::stats::Stats;
 use crate::sync::{self, lock};
 
 /// A thread of ours needs little stack: it runs no code of users but the wakers of their futures.
@@ -80,6 +88,8 @@ struct LocalWorkers {
 
 struct Shared {
     processes: usize,
+    /// When it was built.
+    began: Time,
     cpus: usize,
     /// The names of the initializers, for messages.
     initializers: Vec<String>,
@@ -128,12 +138,21 @@ impl LocalWorkers {
             leave_max: settings.leave_max(),
             finalizes: !settings.finalizers.is_empty(),
         };
+        let tells = match settings.observe {
+            _ if settings.observer.is_none() => Tells::Nothing,
+            Observe { inputs: true, .. } => Tells::Each,
+            Observe { spans: true, .. } => Tells::Spans,
+            _ => Tells::Nothing,
+        };
+        let began = pool_worker::now();
+        let watching = Watching::new(&settings, began, rules.seats());
         let setup = set_up(&settings).transpose().map_err(start_error)?;
         let kind = Kind {
             setup,
             tells_memory: settings.max_memory.is_some(),
             contained: settings.contained,
             decode_stack: settings.decode_stack,
+            tells,
             env: settings.env,
             output: match settings.streams {
                 Streams::Inherit => Output::Inherit,
@@ -153,6 +172,7 @@ impl LocalWorkers {
         let launcher = launcher.map_err(start_error)?;
         let shared = Arc::new(Shared {
             processes,
+            began,
             cpus,
             initializers,
             state: Mutex::new(State::new(
@@ -160,6 +180,7 @@ impl LocalWorkers {
                 launcher.bell().clone(),
                 freed,
                 settings.observer,
+                watching,
             )),
             launcher,
             preload: settings.preload.map(|task| Terms {
@@ -281,6 +302,7 @@ impl Workers for LocalWorkers {
             }
             state.drawn_here(job);
             state.collect_before_submitting();
+            state.stamp(&inputs);
             state.scheduler.push(job, inputs, more);
             Ok(())
         })
@@ -366,6 +388,13 @@ impl Workers for LocalWorkers {
 
     fn count(&self) -> usize {
         self.shared.processes
+    }
+
+    fn stats(&self) -> Stats {
+        if !self.is_ours() {
+            return Stats::default();
+        }
+        self.shared.stats()
     }
 
     fn carries_channels(&self) -> bool {
@@ -476,10 +505,9 @@ impl Shared {
         // Who is killed with this thread would stay a zombie.
         let mut dead: Vec<Process> = self.update(|state| {
             let workers = state.workers.iter_mut();
-            workers
-                .filter_map(Option::take)
-                .map(Worker::into_process)
-                .collect()
+            let dead: Vec<Worker> = workers.filter_map(Option::take).collect();
+            // What they have counted is lost with the supervisor.
+            dead.into_iter().map(Worker::into_process).collect()
         });
         dead.iter().for_each(Process::kill);
         supervisor::bury_all(&mut dead);

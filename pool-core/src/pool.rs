@@ -15,6 +15,8 @@ use crate::handle::AsyncResult;
 use crate::iter::{Imap, ImapUnordered};
 use crate::join::Join;
 use crate::open::OneArgument;
+use crate::stats::Stats;
+use crate::timeline::Recorder;
 
 /// A pool of worker processes.
 ///
@@ -48,6 +50,7 @@ pub struct Pool {
     engine: Arc<Engine>,
     /// A forked copy of this process has none of its threads.
     owner: u32,
+    recorder: Option<Recorder>,
 }
 
 /// What a pool has in common with the handles of its results.
@@ -105,7 +108,15 @@ impl Pool {
                 decode_stack,
             }),
             owner: pool_worker::lineage(),
+            recorder: None,
         }
+    }
+
+    /// It is recorded in a timeline, perhaps.
+    pub(crate) fn recorded_by(self, recorder: Option<Recorder>) -> Pool {
+        let mut pool = self;
+        pool.recorder = recorder;
+        pool
     }
 
     /// Starts as many workers as there are CPUs for this process, by its affinity and its cgroup;
@@ -141,6 +152,31 @@ impl Pool {
     /// died is replaced by another, with another id; for a moment in between there are fewer.
     pub fn worker_pids(&self) -> Vec<u32> {
         self.engine.workers.pids()
+    }
+
+    /// What the pool is doing, and has done since it was built: each worker, and each task. It prints as a table; see [`Stats`].
+    ///
+    /// Asking takes some microseconds for each worker, and costs nothing else: workers count in any case, in memory that the pool reads
+    /// when it is asked. It may be asked after [`close`](Pool::close) and [`terminate`](Pool::terminate), too. In a forked copy of this
+    /// process nothing is known, and all is zero or empty.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use pool_core::{Error, Pool, pool_task};
+    /// # #[pool_task]
+    /// # fn square(x: u64) -> u64 { x * x }
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// pool.map(square, 0..100)?;
+    /// for task in &pool.stats().tasks {
+    ///     println!("{}: {} done, half of them in {:?}", task.task, task.done, task.run_times.p50);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.engine.workers.stats()
     }
 
     /// Runs `task` once and waits for the result.
@@ -331,6 +367,9 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if pool_worker::lineage() == self.owner {
             self.engine.workers.shut_down();
+            if let Some(recorder) = &self.recorder {
+                recorder.end(self.engine.workers.stats());
+            }
             self.engine.callbacks.end();
         }
     }

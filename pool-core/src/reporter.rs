@@ -14,6 +14,7 @@ use crate::callback::Callbacks;
 use crate::event::Event;
 use crate::output::{Lines, WorkerLine};
 use crate::sync::lock;
+use crate::timeline::Recorder;
 
 /// So much may wait for a slow function.
 const WAITING_MAX: usize = 1 << 16;
@@ -27,6 +28,7 @@ pub(crate) struct Reporter {
     callbacks: Arc<Callbacks>,
     lines: Option<Lines>,
     on_event: Option<OnEvent>,
+    recorder: Option<Recorder>,
     waiting: Mutex<Waiting>,
 }
 
@@ -46,17 +48,19 @@ impl fmt::Debug for Reporter {
 }
 
 impl Reporter {
-    /// The thread of `callbacks` must have been started.
+    /// The thread of `callbacks` must have been started, but for what is only recorded.
     pub(crate) fn new(
         callbacks: Arc<Callbacks>,
         lines: Option<Lines>,
         on_event: Option<OnEvent>,
+        recorder: Option<Recorder>,
     ) -> Arc<Reporter> {
         Arc::new_cyclic(|this| Reporter {
             this: Weak::clone(this),
             callbacks,
             lines,
             on_event,
+            recorder,
             waiting: Mutex::default(),
         })
     }
@@ -75,6 +79,7 @@ impl Reporter {
             match news {
                 News::Event(event) => self.tell_event(event),
                 News::Line(line) => self.tell_line(line),
+                News::Span(_) | News::Waiting { .. } => {}
             }
         }
     }
@@ -101,7 +106,18 @@ fn guard(call: impl FnOnce()) {
 }
 
 impl Observer for Reporter {
-    fn observe(&self, news: Vec<News>) {
+    fn observe(&self, mut news: Vec<News>) {
+        if let Some(recorder) = &self.recorder {
+            recorder.take(&news);
+        }
+        news.retain(|news| match news {
+            News::Event(_) => self.on_event.is_some(),
+            News::Line(_) => self.lines.is_some(),
+            News::Span(_) | News::Waiting { .. } => false,
+        });
+        if news.is_empty() {
+            return;
+        }
         let mut waiting = lock(&self.waiting);
         waiting.news.extend(news);
         let too_many = waiting.news.len().saturating_sub(WAITING_MAX);
@@ -163,7 +179,7 @@ mod tests {
                 *counted.lock().expect("nobody panics") += count;
             }
         });
-        let reporter = Reporter::new(Arc::clone(&callbacks), Some(lines), Some(on_event));
+        let reporter = Reporter::new(Arc::clone(&callbacks), Some(lines), Some(on_event), None);
         reporter.observe(vec![line("first")]);
         begins.recv().expect("it begins");
         for number in 0..WAITING_MAX {

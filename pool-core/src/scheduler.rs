@@ -33,6 +33,7 @@
 //! - What was begun is never given again, unless the job allows retries and its worker died.
 
 mod clock;
+mod count;
 mod death;
 mod decide;
 mod job;
@@ -47,6 +48,8 @@ use std::time::Duration;
 use pool_worker::{Exit, Starved};
 
 pub(crate) use self::death::with_last_line;
+use self::count::Book;
+pub(crate) use self::count::{Counts, Happened, Lives};
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
 use self::slot::{Given, Phase, Reason, Slot};
@@ -233,6 +236,9 @@ pub(crate) struct Scheduler {
     /// Work was taken back so that others do it.
     spreading: bool,
     paces: Paces,
+    /// When the next inputs were accepted, if that is known.
+    stamp: Time,
+    book: Book,
     /// Why the first start failed that did, and the last.
     first_failure: Option<String>,
     last_failure: Option<String>,
@@ -257,10 +263,13 @@ impl Scheduler {
             mode: Mode::Open,
             slots: (0..rules.seats())
                 .map(|slot| Slot {
+                    worker: slot % slots,
                     on_duty: slot < slots,
                     ..Slot::default()
                 })
                 .collect(),
+            book: Book::new(slots),
+            stamp: Time::ZERO,
             rules,
             jobs: Jobs::default(),
             idle: Vec::with_capacity(slots),
@@ -498,8 +507,9 @@ impl Scheduler {
             return;
         };
         job.more = more;
-        if let Some(inputs) = self.give_at_once(id, inputs) {
-            self.jobs.push(id, inputs);
+        let stamp = std::mem::take(&mut self.stamp);
+        if let Some(inputs) = self.give_at_once(id, inputs, stamp) {
+            self.jobs.push(id, inputs, stamp);
             self.finish_if_done(id);
             self.dispatch();
             if self.jobs.has_priorities() {
@@ -529,6 +539,7 @@ impl Scheduler {
         };
         job.more = false;
         job.abandoned = true;
+        let task = job.job.task;
         let pending = self.jobs.take_pending(id);
         let mut open: Vec<(usize, usize)> = Vec::new();
         let counts = pending
@@ -539,6 +550,7 @@ impl Scheduler {
         } else {
             let count: usize = counts.map(|(_, count)| count).sum();
             self.jobs.close_inputs(id, count);
+            self.book.task(task).cancelled += count as u64;
         }
         for slot in 0..self.slots.len() {
             let mut concerned = false;

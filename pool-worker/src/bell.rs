@@ -80,12 +80,12 @@ impl fmt::Debug for Bell {
 impl Bell {
     /// A bell, and the descriptor by which workers get it. `cpus`: how many this process may use.
     pub(crate) fn create(cpus: usize) -> io::Result<(Bell, OwnedFd)> {
-        let (memory, fd) = Shared::create("pool-bell")?;
+        let (memory, fd) = Shared::create("pool-bell", 0)?;
         Ok((Bell::of(memory, cpus), fd))
     }
 
     pub(crate) fn open(fd: &OwnedFd, cpus: usize) -> io::Result<Bell> {
-        Ok(Bell::of(Shared::open(fd)?, cpus))
+        Ok(Bell::of(Shared::open(fd, 0)?, cpus))
     }
 
     pub(crate) fn of(memory: Shared<Words>, cpus: usize) -> Bell {

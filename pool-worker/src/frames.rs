@@ -79,6 +79,8 @@ pub struct Frames {
     start: usize,
     count: usize,
     alone: Option<Tag>,
+    /// There is no fault among them, as was seen before.
+    only_values: bool,
     /// What is rare, in a box, for frames are moved often.
     extra: Option<Box<Extra>>,
 }
@@ -150,8 +152,23 @@ impl Frames {
             start: 0,
             count,
             alone: None,
+            only_values: false,
             extra: None,
         }
+    }
+
+    /// The same, among which there is no fault.
+    pub(crate) fn values(bytes: Vec<u8>, count: usize) -> Frames {
+        Frames {
+            only_values: true,
+            ..Frames::many(bytes, count)
+        }
+    }
+
+    /// Whether it is known, without a look, that there is no fault among them.
+    #[inline]
+    pub fn are_values(&self) -> bool {
+        self.only_values
     }
 
     /// Appends what `write` writes as one more byte string, and what it gives, which is to follow that. One
@@ -214,6 +231,7 @@ impl Frames {
             start,
             count: 1,
             alone: Some(Tag::Value),
+            only_values: false,
             extra: tail.map(|tail| {
                 Box::new(Extra {
                     tail: Some(tail),
@@ -314,6 +332,7 @@ impl Frames {
         self.count -= front;
         Frames {
             extra: self.extra.clone(),
+            only_values: self.only_values,
             ..Frames::many(taken, front)
         }
     }
@@ -335,6 +354,7 @@ impl Frames {
         self.count -= front;
         Frames {
             extra: self.extra.clone(),
+            only_values: self.only_values,
             ..Frames::many(bytes, front)
         }
     }

@@ -50,10 +50,11 @@ use crate::attach::Attachment;
 use crate::capture::{Ends, Marks, Token};
 use crate::memory::Constant;
 use crate::registry;
+use crate::report::Tells;
 use crate::scarce::no;
 
 /// Must be the same on both sides; they are the same binary, so a difference is a fault of ours.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 /// What a worker is told first, besides its descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,6 +71,8 @@ pub(crate) struct Introduction {
     pub(crate) decode_stack: usize,
     /// What marks its output, if that goes to the parent.
     pub(crate) marks: Option<Token>,
+    /// What to report of the inputs that it runs.
+    pub(crate) tells: Tells,
 }
 
 /// What a worker says.

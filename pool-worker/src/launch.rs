@@ -33,11 +33,15 @@ use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
 use crate::process::Process;
+use crate::report::Tells;
 use crate::resident;
-use crate::ring::{Garbled, Glance, Messages, ParentEnd, Portion, Progress, Reports, Sleeper};
+use crate::ring::{
+    self, Garbled, Glance, Messages, ParentEnd, Portion, Progress, Reports, Sleeper, Tallies,
+};
 use crate::scarce::{check_descriptors, no, no_process};
 use crate::starve::Starved;
 use crate::sync::Shared;
+use crate::tally::Tallied;
 
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
@@ -57,6 +61,8 @@ pub struct Kind {
     pub contained: bool,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub decode_stack: usize,
+    /// What each reports of the inputs that it runs.
+    pub tells: Tells,
     /// What their environment has beside that of this process; of two of one name the last counts.
     pub env: Vec<(OsString, OsString)>,
     /// Where what they print goes.
@@ -104,6 +110,8 @@ pub struct Worker {
     /// This process guards the worker, and is not the worker itself.
     contained: bool,
     ring: ParentEnd,
+    /// A bit for each task that it was given.
+    tasks: Vec<u64>,
     attachments: Attachments,
     /// Nothing more is given to it.
     barred: bool,
@@ -204,6 +212,7 @@ impl Launcher {
             tells_memory,
             contained,
             decode_stack,
+            tells,
             env,
             output,
         } = kind;
@@ -220,6 +229,7 @@ impl Launcher {
                 tells_memory,
                 decode_stack,
                 marks: None,
+                tells,
             },
             setup: Mutex::new(setup.map(Arc::new)),
             contained,
@@ -294,8 +304,8 @@ impl Launcher {
         line: Line,
         token: String,
     ) -> io::Result<Introduced> {
-        let (memory, rings) =
-            Shared::create("pool-rings").map_err(no("memory for the rings of a worker"))?;
+        let (memory, rings) = Shared::create("pool-rings", ring::tallies_len())
+            .map_err(no("memory for the rings of a worker"))?;
         let (handover, attachments) = attach::handover()?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd(), attachments.as_fd()];
         let setup = self.setup();
@@ -340,6 +350,7 @@ impl Launcher {
             process,
             contained: self.contained,
             ring,
+            tasks: Vec::new(),
             attachments: Attachments {
                 freed: Arc::clone(&self.freed),
                 handover,
@@ -411,6 +422,53 @@ impl Launcher {
             worker.attachments.before_setup += 1;
         }
         true
+    }
+}
+
+fn resident(pid: u32, contained: bool) -> Option<u64> {
+    if contained {
+        resident::of_grandchild(pid)
+    } else {
+        resident::of(pid)
+    }
+}
+
+/// Tells about a worker, for statistics.
+#[derive(Debug)]
+pub struct Witness {
+    pid: u32,
+    contained: bool,
+    /// A bit for each task that it was given.
+    tasks: Vec<u64>,
+    tallies: Tallies,
+}
+
+impl Witness {
+    /// The worker's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How much memory it has in use now, in bytes, if the system tells.
+    pub fn resident(&self) -> Option<u64> {
+        resident(self.pid, self.contained)
+    }
+
+    /// When it last read the clock, by [`now`](crate::now()): what it runs has begun then, or a little later. (It may lie.)
+    pub fn read_at(&self) -> Duration {
+        self.tallies.read_at()
+    }
+
+    /// How long inputs ran and waited, by the number of the task. (It may lie.)
+    pub fn tallied(&self) -> impl Iterator<Item = (u32, Tallied)> {
+        let words = (0..).zip(&self.tasks);
+        let tasks = words.flat_map(|(word, bits)| {
+            let bits = *bits;
+            (0..u64::BITS)
+                .filter(move |bit| bits >> bit & 1 != 0)
+                .map(move |bit| word * u64::BITS + bit)
+        });
+        tasks.filter_map(|task| Some((task, self.tallies.of(task)?)))
     }
 }
 
@@ -524,6 +582,7 @@ impl Worker {
             return false;
         }
         self.attachments.try_again = false;
+        self.note_task(portion.task);
         let sent = match self.prepare(portion.inputs) {
             Ok(true) => self.ring.send(portion),
             prepared => prepared,
@@ -533,6 +592,15 @@ impl Worker {
             self.detach_later();
         }
         sent
+    }
+
+    /// It was given inputs of this task.
+    fn note_task(&mut self, task: u32) {
+        let word = (task / u64::BITS) as usize;
+        if word >= self.tasks.len() {
+            self.tasks.resize(word + 1, 0);
+        }
+        self.tasks[word] |= 1 << (task % u64::BITS);
     }
 
     /// Sends what these inputs need besides themselves; false if there is no room for that yet.
@@ -687,13 +755,24 @@ impl Worker {
         self.ring.starved()
     }
 
+    /// How many bytes of replies, and what else it sends, were received.
+    pub fn received(&self) -> u64 {
+        self.ring.received()
+    }
+
+    /// What tells about it from any thread, also after its end.
+    pub fn witness(&self) -> Witness {
+        Witness {
+            pid: self.pid(),
+            contained: self.contained,
+            tasks: self.tasks.clone(),
+            tallies: self.ring.tallies(),
+        }
+    }
+
     /// How much memory it has in use now, in bytes, if the system tells.
     pub fn resident(&self) -> Option<u64> {
-        if self.contained {
-            resident::of_grandchild(self.pid())
-        } else {
-            resident::of(self.pid())
-        }
+        resident(self.pid(), self.contained)
     }
 
     /// Whether it has replied what was not received.

@@ -13,6 +13,7 @@
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
 //! | `channel` | what tasks send while they run: both ends |
+//! | `meter`, `tally` | how long inputs take: with how few readings of the clock, and where that is counted |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -46,12 +47,14 @@ mod leave;
 mod lineage;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
+mod meter;
 mod msgpack;
 mod outcome;
 pub mod param;
 mod part;
 mod process;
 mod registry;
+mod report;
 mod resident;
 pub mod returned;
 mod ring;
@@ -61,6 +64,7 @@ pub mod shared;
 mod spin;
 mod starve;
 mod sync;
+mod tally;
 mod task;
 mod unwind;
 mod watch;
@@ -83,16 +87,20 @@ pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
-pub use launch::{Kind, Launcher, Output, Starting, Worker, is_own_variable, may_launch};
+pub use launch::{
+    Kind, Launcher, Output, Starting, Witness, Worker, is_own_variable, may_launch,
+};
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError, fingerprint, task_name, tasks};
+pub use report::{BEGAN, Ending, RAN, Ran, Tells, read_began, read_ran};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, prepare_here, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
+pub use tally::{Spread, Tallied};
 pub use task::Task;
 pub use watch::{Waker, Watch};
 pub use zygote::{Heard, Preload, Zygote};

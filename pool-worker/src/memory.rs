@@ -61,6 +61,11 @@ impl Memory {
     pub(crate) fn base(&self) -> *mut u8 {
         self.base
     }
+
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
 }
 
 impl Drop for Memory {

@@ -119,14 +119,6 @@ pub(crate) fn find(number: u32) -> Found {
     found.copied().unwrap_or(Found::Nothing)
 }
 
-/// The name that errors show of a task, if there is one of this number.
-pub fn task_name(number: u32) -> Option<&'static str> {
-    match find(number) {
-        Found::Task(task) => Some(task.name),
-        Found::Nothing | Found::Several(_) => None,
-    }
-}
-
 /// A number that two processes share if they know the same tasks.
 pub fn fingerprint() -> u64 {
     registry().fingerprint
@@ -139,6 +131,15 @@ pub fn tasks() -> impl ExactSizeIterator<Item = &'static str> {
         Found::Several(id) => id,
         Found::Nothing => "",
     })
+}
+
+/// The name of a task that this program has, as errors show it.
+pub fn task_name(number: u32) -> Option<&'static str> {
+    match find(number) {
+        Found::Task(task) => Some(task.name),
+        Found::Several(id) => Some(id),
+        Found::Nothing => None,
+    }
 }
 
 struct Registry {

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! A page of [`Words`], then the ring of requests, then the ring of replies. Positions count bytes since
+//! A page of [`Words`], then the ring of requests, then the ring of replies, then a [`Tally`] for each task. Positions count bytes since
 //! the start of the worker and never wrap; a byte's place is its position modulo the ring's size. Each
 //! word is written by one side only (but for `claim` and `asleep`).
 //!
@@ -73,7 +73,7 @@
 mod parent;
 mod worker;
 
-pub(crate) use parent::{Credit, Framed, Messages, ParentEnd};
+pub(crate) use parent::{Credit, Framed, Messages, ParentEnd, Tallies};
 pub use parent::{Glance, Portion, Progress, Reports, Sleeper};
 pub(crate) use worker::{Body, Came, Gone, Outlet, Replies, Request, Requests, Run};
 
@@ -81,7 +81,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::frames::WORD;
+use crate::registry;
 use crate::sync::{self, AtomicU32, AtomicU64, Shared};
+use crate::tally::Tally;
 
 /// The sizes of the rings, in bytes: powers of two.
 const REQUESTS: usize = if cfg!(pool_shuttle) { 128 } else { 128 * 1024 };
@@ -89,6 +91,18 @@ const REPLIES: usize = if cfg!(pool_shuttle) { 32 } else { 128 * 1024 };
 
 const REQUESTS_AT: usize = 4096;
 const REPLIES_AT: usize = REQUESTS_AT + REQUESTS;
+const TALLIES_AT: usize = REPLIES_AT + REPLIES;
+
+/// So many tasks have a [`Tally`] at the most.
+const TALLIES_MAX: usize = 4096;
+
+/// How many bytes the tallies of this program's tasks take. (Under shuttle there are none.)
+pub(crate) fn tallies_len() -> usize {
+    if cfg!(pool_shuttle) {
+        return 0;
+    }
+    registry::tasks().len().min(TALLIES_MAX) * size_of::<Tally>()
+}
 
 /// A word that is written each time has a line of the cache for itself; those that are seldom written share
 /// one, since the other side reads them each time.
@@ -140,6 +154,8 @@ struct ParentWords {
 struct WorkerWords {
     /// CLOCK_MONOTONIC, in nanoseconds, when the last input with a time limit was begun.
     begun_at: AtomicU64,
+    /// The same, when the worker last read the clock: what it runs has begun then, or a little later.
+    read_at: AtomicU64,
     /// A task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
     pace: AtomicU64,
     /// How much memory it had in use after its last input, in bytes; 0 if it does not tell.
@@ -154,7 +170,7 @@ const _: () = assert!(cfg!(pool_shuttle) || size_of::<Words>() <= REQUESTS_AT);
 
 // SAFETY: atomics, for which every bit pattern is valid, aligned to 128.
 unsafe impl sync::Words for Words {
-    const SIZE: usize = REPLIES_AT + REPLIES;
+    const SIZE: usize = TALLIES_AT;
 
     #[cfg(pool_shuttle)]
     fn new() -> Self {
@@ -172,6 +188,7 @@ unsafe impl sync::Words for Words {
             requests_taken: Line(long()),
             worker: Line(WorkerWords {
                 begun_at: long(),
+                read_at: long(),
                 pace: long(),
                 memory: long(),
                 starved: (long(), long()),
@@ -243,6 +260,8 @@ struct Head {
     len: u32,
     /// More significant than `count`.
     high: u32,
+    /// Of inputs: CLOCK_MONOTONIC, in nanoseconds, when they were accepted; 0, if that is not known.
+    submitted: u64,
 }
 
 impl Head {
@@ -257,6 +276,7 @@ impl Head {
             count,
             len: 0,
             high,
+            submitted: 0,
         }
     }
 
@@ -353,6 +373,19 @@ impl Segment {
     fn reply_at(&self, position: u64) -> (*mut u8, usize) {
         self.may_change();
         self.at(REPLIES_AT, REPLIES, position)
+    }
+
+    /// The tally of a task, if it has one.
+    #[inline]
+    fn tally(&self, task: u32) -> Option<&Tally> {
+        let at = task as usize;
+        if at >= self.0.more() / size_of::<Tally>() {
+            return None;
+        }
+        const { assert!(TALLIES_AT.is_multiple_of(align_of::<Tally>()) || cfg!(pool_shuttle)) };
+        // SAFETY: the tallies lie within the mapping, which begins with a page and lives as long as `self`; a tally is atomics,
+        // for which every bit pattern is valid.
+        Some(unsafe { &*self.0.base().add(TALLIES_AT).cast::<Tally>().add(at) })
     }
 
     #[inline]

@@ -33,9 +33,11 @@ use crate::greeting::{self, Handed, Step, Voice};
 use crate::leave;
 use crate::lineage::lineage;
 use crate::memory::Constant;
+use crate::meter::{Gauge, Meter};
 use crate::registry::{self, Found, Registration, RunError};
+use crate::report::{Ending, Teller};
 use crate::resident;
-use crate::ring::{Body, Came, Replies, Request, Requests, Run};
+use crate::ring::{self, Body, Came, Replies, Request, Requests, Run};
 use crate::scarce::no;
 use crate::starve;
 use crate::sync::Shared;
@@ -47,9 +49,6 @@ const KEEP: usize = 64 << 10;
 
 /// So many attachments that are needed no more are kept while there is something to do.
 const FORGOTTEN_MAX: usize = 16;
-
-/// The clock is read once for so many inputs without a time limit.
-const INPUTS_PER_READING: u32 = 16;
 
 static INDEX: OnceLock<usize> = OnceLock::new();
 
@@ -176,7 +175,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
     let attachments = attach::Receiver::new(attachments);
     decode::set_stack(introduction.decode_stack);
-    let memory = Shared::open(&rings).map_err(no("memory for its rings"))?;
+    let memory = Shared::open(&rings, ring::tallies_len()).map_err(no("memory for its rings"))?;
     drop(rings);
     let rung = Bell::open(&bell, introduction.cpus).map_err(no("memory for its bell"))?;
     drop(bell);
@@ -236,7 +235,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             marks,
             result: Vec::new(),
             large: None,
-            pace: Pace::default(),
+            meter: Meter::default(),
+            teller: Teller::new(introduction.tells),
             bound: (0, Ok(None)),
             forgotten: Vec::new(),
         },
@@ -334,7 +334,10 @@ impl Worker {
                     }
                 }
                 Request::Bind(id) => runner.bind(id),
-                Request::Exit => return,
+                Request::Exit => {
+                    runner.pause();
+                    return;
+                }
             }
             if let Some(buffer) = runner.large.take() {
                 requests.recycle(buffer);
@@ -472,7 +475,9 @@ struct Runner {
     result: Vec<u8>,
     /// What a long reply was in.
     large: Option<Buffer>,
-    pace: Pace,
+    meter: Meter,
+    /// Reports inputs, if the parent wants to know.
+    teller: Option<Teller>,
     /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
     bound: (u64, Result<Option<Rc<Attached>>, String>),
     /// What is needed no more. To drop what tasks have decoded may take a while, so that is done when there is nothing else
@@ -486,6 +491,8 @@ impl Runner {
             task: number,
             generation,
             limited,
+            submitted,
+            waited,
             body,
         } = run;
         let task = find(number);
@@ -494,33 +501,47 @@ impl Runner {
             generation,
             limited,
         };
-        self.pace.task(number, self.flusher.replies());
+        self.meter
+            .take_up(number, submitted, waited, self.flusher.replies());
+        if let Some(teller) = &mut self.teller {
+            teller.take_up(number);
+        }
         match body {
             Body::Many(count, frames) => {
+                let mut left = count;
                 for (_, args) in Frames::read(frames, count) {
-                    if !self.one(&terms, Rest::Shared(args)) {
+                    left -= 1;
+                    if !self.one(&terms, Rest::Shared(args), left == 0) {
+                        if let Some(teller) = &mut self.teller {
+                            teller.cut(self.flusher.replies());
+                        }
                         break;
                     }
                 }
             }
             Body::Alone(args) => {
-                self.one(&terms, Rest::Buffer(args));
+                self.one(&terms, Rest::Buffer(args), true);
             }
             Body::TooLong(len) => self.refuse(&terms, len),
         }
     }
 
-    /// Runs one input; false if it was taken back.
+    /// Runs one input, which may be the last of its portion; false if it was taken back.
     #[inline]
-    fn one(&mut self, terms: &Terms<'_>, args: Rest<'_>) -> bool {
+    fn one(&mut self, terms: &Terms<'_>, args: Rest<'_>, is_last: bool) -> bool {
         if terms.limited {
-            self.flusher.replies().begins_at(clock::now_ns());
+            let now = clock::now_ns();
+            self.meter.read_before(now, self.flusher.replies());
+            self.flusher.replies().begins_at(now);
         }
         if !self.flusher.replies().begin(terms.generation) {
             return false;
         }
         if let Some(marks) = &self.marks {
             marks.mark(self.flusher.replies().begun());
+        }
+        if let Some(teller) = &mut self.teller {
+            teller.begin(self.flusher.replies());
         }
         self.result.clear();
         let outcome = match (terms.task, &self.bound.1) {
@@ -536,6 +557,9 @@ impl Runner {
             let memory = resident::of_this_process().unwrap_or_default();
             self.flusher.replies().set_memory(memory);
         }
+        if let Some(teller) = &mut self.teller {
+            teller.end(Ending::of(&outcome), is_last, self.flusher.replies());
+        }
         let (tag, reply) = match outcome {
             Ok(Some(block)) => (Tag::Value, block),
             Ok(None) => (Tag::Value, mem::take(&mut self.result).into()),
@@ -547,7 +571,7 @@ impl Runner {
         } else {
             self.result = reply.into_vec();
         }
-        self.pace.count(self.flusher.replies());
+        self.meter.count(terms.limited, self.flusher.replies());
         true
     }
 
@@ -588,74 +612,44 @@ impl Runner {
     /// There is nothing to do for a while.
     fn pause(&mut self) {
         self.drop_forgotten();
-        self.pace.stop(self.flusher.replies());
+        self.meter.stop(self.flusher.replies());
     }
 }
 
-/// Of so many busy times of a task, only one is measured once its pace is known.
-const BUSY_PER_MEASUREMENT: u32 = 8;
+impl Gauge for Replies {
+    #[inline]
+    fn now(&self) -> u64 {
+        clock::now_ns()
+    }
 
-/// Measures how long inputs take, with few readings of the clock.
-#[derive(Default)]
-struct Pace {
-    task: u32,
-    /// How many times this worker has begun to be busy with the task.
-    times: u32,
-    /// Since when `count` inputs were run, one right after the other.
-    since_ns: Option<u64>,
-    count: u32,
-    /// There was nothing to do since.
-    paused: bool,
-}
+    #[inline]
+    fn stalled(&self) -> u64 {
+        Replies::stalled(self)
+    }
 
-impl Pace {
-    /// The next inputs are of this task.
-    fn task(&mut self, task: u32, replies: &Replies) {
-        if self.task != task {
-            self.stop(replies);
-            self.task = task;
-            self.times = 0;
-            self.paused = true;
-        }
-        if mem::take(&mut self.paused) {
-            self.times = self.times.wrapping_add(1);
-            let known = self.times > BUSY_PER_MEASUREMENT;
-            if !known || self.times.is_multiple_of(BUSY_PER_MEASUREMENT) {
-                self.since_ns = Some(clock::now_ns());
-            }
+    #[inline]
+    fn was_read(&self, now: u64) {
+        self.set_read_at(now);
+    }
+
+    fn pace(&self, task: u32, each_ns: u64) {
+        self.set_pace(task, each_ns);
+    }
+
+    #[inline]
+    fn ran(&self, task: u32, each_ns: u64, times: u64, sum_ns: u64) {
+        if let Some(tally) = self.tally(task) {
+            tally.ran.record(each_ns, times, sum_ns);
         }
     }
 
     #[inline]
-    fn count(&mut self, replies: &Replies) {
-        self.count += 1;
-        if self.count >= INPUTS_PER_READING {
-            // A busy time that lasts is measured in any case.
-            if self.since_ns.is_some() {
-                self.read(replies);
-            } else {
-                self.since_ns = Some(clock::now_ns());
-                self.count = 0;
+    fn waited(&self, task: u32, waited: Option<u64>, times: u64) {
+        if let Some(tally) = self.tally(task) {
+            match waited {
+                Some(waited) => tally.waited.record_for_skipped(waited, times),
+                None => tally.waited.skip(times),
             }
         }
-    }
-
-    fn read(&mut self, replies: &Replies) {
-        if let Some(since) = self.since_ns
-            && self.count > 0
-        {
-            let now = clock::now_ns();
-            let each = now.saturating_sub(since) / u64::from(self.count);
-            replies.set_pace(self.task, each);
-            self.since_ns = Some(now);
-            self.count = 0;
-        }
-    }
-
-    fn stop(&mut self, replies: &Replies) {
-        self.read(replies);
-        self.since_ns = None;
-        self.count = 0;
-        self.paused = true;
     }
 }

@@ -53,15 +53,16 @@ pub(crate) struct Shared<W> {
 #[cfg(not(pool_shuttle))]
 impl<W: Words> Shared<W> {
     /// Makes memory, and the descriptor by which another process gets it.
-    pub(crate) fn create(name: &str) -> io::Result<(Self, OwnedFd)> {
-        let (memory, fd) = crate::memory::Memory::create(name, W::SIZE)?;
+    /// `more`: how many bytes it has besides.
+    pub(crate) fn create(name: &str, more: usize) -> io::Result<(Self, OwnedFd)> {
+        let (memory, fd) = crate::memory::Memory::create(name, W::SIZE + more)?;
         let words = std::marker::PhantomData;
         Ok((Shared { memory, words }, fd))
     }
 
     /// Maps memory that another process has made.
-    pub(crate) fn open(fd: &OwnedFd) -> io::Result<Self> {
-        let memory = crate::memory::Memory::open(fd, W::SIZE)?;
+    pub(crate) fn open(fd: &OwnedFd, more: usize) -> io::Result<Self> {
+        let memory = crate::memory::Memory::open(fd, W::SIZE + more)?;
         let words = std::marker::PhantomData;
         Ok(Shared { memory, words })
     }
@@ -79,17 +80,23 @@ impl<W: Words> Shared<W> {
     pub(crate) fn base(&self) -> *mut u8 {
         self.memory.base()
     }
+
+    /// How many bytes there are behind the first [`SIZE`](Words::SIZE).
+    #[inline]
+    pub(crate) fn more(&self) -> usize {
+        self.memory.len() - W::SIZE
+    }
 }
 
 #[cfg(pool_shuttle)]
 #[expect(clippy::unnecessary_wraps, reason = "as the real one")]
 impl<W: Words> Shared<W> {
-    pub(crate) fn create(_: &str) -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn create(_: &str, _: usize) -> io::Result<(Self, OwnedFd)> {
         let null = std::fs::File::open("/dev/null")?;
         Ok((Shared::in_this_process(), null.into()))
     }
 
-    pub(crate) fn open(_: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn open(_: &OwnedFd, _: usize) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -110,6 +117,10 @@ impl<W: Words> Shared<W> {
 
     pub(crate) fn base(&self) -> *mut u8 {
         self.bytes.get().cast()
+    }
+
+    pub(crate) fn more(&self) -> usize {
+        0
     }
 }
 

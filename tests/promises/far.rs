@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Instant;
 
-use pool_core::Error;
 use pool_core::backend::{
-    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion,
-    Settings, Sink, Waiter, Want, What, Workers,
+    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, News, Observer,
+    Outcomes, Portion, Settings, Sink, Waiter, Want, What, Workers,
 };
+use pool_core::{Error, Stats};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,8 @@ impl Backend for Far {
             }
         });
         let mut there: Settings = travel(&settings);
+        let observer = settings.observer.clone();
+        there.observer = observer.map(|here| Arc::new(FarObserver(here)) as Arc<dyn Observer>);
         for (here, there) in settings.preparations().zip(there.preparations_mut()) {
             let attachments = here.attachments.iter();
             there.attachments = attachments.map(|one| lock(&store).fetch(one)).collect();
@@ -55,6 +57,16 @@ impl Backend for Far {
             sinks: Mutex::default(),
             held,
         }))
+    }
+}
+
+/// What happens there is told here.
+#[derive(Debug)]
+struct FarObserver(Arc<dyn Observer>);
+
+impl Observer for FarObserver {
+    fn observe(&self, news: Vec<News>) {
+        self.0.observe(travel(&news));
     }
 }
 
@@ -265,6 +277,10 @@ impl Workers for FarWorkers {
 
     fn carries_channels(&self) -> bool {
         true
+    }
+
+    fn stats(&self) -> Stats {
+        travel(&self.there.stats())
     }
 
     fn close(&self) {

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::journal::Journal;
 use super::{
     Backend, Few, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What, Workers,
     task_failed,
 };
 use crate::error::Error;
+use crate::stats::Stats;
 use crate::sync::lock;
 
 /// A backend that runs tasks in the thread that calls the pool, before the call returns: for a debugger, a profiler, or a test
@@ -40,6 +42,7 @@ pub struct Inline;
 
 impl Backend for Inline {
     fn start(self: Box<Self>, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
+        let journal = Journal::new(&settings);
         if let Some(preload) = settings.preload {
             prepare("the preload task", preload)?;
         }
@@ -49,7 +52,11 @@ impl Backend for Inline {
         Ok(Arc::new(Here {
             count: settings.workers.unwrap_or(1),
             finalizers: Mutex::new(settings.finalizers),
-            ..Here::default()
+            next: AtomicU32::default(),
+            closed: AtomicBool::default(),
+            terminated: AtomicBool::default(),
+            open: Mutex::default(),
+            journal,
         }))
     }
 }
@@ -68,7 +75,7 @@ fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
 }
 
 /// The thread that calls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Here {
     count: usize,
     next: AtomicU32,
@@ -78,6 +85,7 @@ struct Here {
     finalizers: Mutex<Vec<Preparation>>,
     /// Those that more inputs may come for.
     open: Mutex<HashMap<JobId, Open>>,
+    journal: Journal,
 }
 
 #[derive(Debug, Clone)]
@@ -87,14 +95,21 @@ struct Open {
 }
 
 impl Open {
-    fn run(&self, inputs: Few<Portion>) {
+    fn run(&self, id: JobId, inputs: Few<Portion>, journal: &Journal) {
         for Portion { mut first, inputs } in inputs {
+            let end = first + inputs.count();
+            let begin = |index: usize| (index < end).then(|| journal.begin(id, self.job, index));
+            let mut begun = begin(first);
             pool_worker::run_here(self.job.task, inputs, |reply| {
+                if let Some(begun) = begun.take() {
+                    journal.end(begun, &reply);
+                }
                 Arc::clone(&self.sink).deliver(Outcomes {
                     first,
                     what: What::Replies(reply),
                 });
                 first += 1;
+                begun = begin(first);
             });
         }
     }
@@ -129,7 +144,7 @@ impl Workers for Here {
         if more {
             lock(&self.open).insert(id, open.clone());
         }
-        open.run(inputs);
+        open.run(id, inputs, &self.journal);
         Ok(id)
     }
 
@@ -148,7 +163,7 @@ impl Workers for Here {
                 Error::Cancelled
             });
         };
-        open.run(inputs);
+        open.run(job, inputs, &self.journal);
         Ok(())
     }
 
@@ -185,5 +200,9 @@ impl Workers for Here {
 
     fn carries_channels(&self) -> bool {
         true
+    }
+
+    fn stats(&self) -> Stats {
+        self.journal.stats()
     }
 }

@@ -13,6 +13,10 @@ use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler, with_last_line};
 use crate::sync::{self, Parker};
 
+use super::stamp::Stamps;
+use super::statistics::Past;
+use super::watching::Watching;
+
 /// When so many inputs were given to workers since the last look, some may be done: what is believed of
 /// their backlog is outdated.
 const LOOK_AFTER: usize = 64;
@@ -20,6 +24,12 @@ const LOOK_AFTER: usize = 64;
 pub(super) struct State {
     pub(super) scheduler: Scheduler,
     pub(super) workers: Vec<Option<Worker>>,
+    /// What is known of those that are gone.
+    pub(super) past: Past,
+    /// Who is told what happens, if anybody.
+    pub(super) watching: Option<Watching>,
+    /// When the next submission was.
+    stamps: Stamps,
     pub(super) bell: Bell,
     /// What workers need not keep any more.
     freed: Arc<Freed>,
@@ -84,11 +94,19 @@ impl State {
         bell: Bell,
         freed: Arc<Freed>,
         observer: Option<Arc<dyn Observer>>,
+        watching: Option<Watching>,
     ) -> State {
         let (processes, slots) = (rules.slots, rules.seats());
+        let mut scheduler = Scheduler::new(rules);
+        if watching.is_some() {
+            scheduler.tell_what_happens();
+        }
         State {
-            scheduler: Scheduler::new(rules),
+            scheduler,
             workers: (0..slots).map(|_| None).collect(),
+            past: Past::default(),
+            watching,
+            stamps: Stamps::default(),
             bell,
             freed,
             sinks: Vec::new(),
@@ -123,9 +141,21 @@ impl State {
             return None;
         }
         self.collect_before_submitting();
+        self.stamp(&inputs);
         let id = self.scheduler.submit(job, inputs, more);
         self.open(id, sink);
         Some(id)
+    }
+
+    /// Notes when these inputs are accepted.
+    pub(super) fn stamp(&mut self, inputs: &Few<Portion>) {
+        let is_one = inputs.single().is_some_and(|only| only.inputs.count() == 1);
+        let stamp = if is_one {
+            self.stamps.next(pool_worker::now)
+        } else {
+            pool_worker::now()
+        };
+        self.scheduler.stamp(stamp);
     }
 
     /// Remembers who gets the outcomes of a job.
@@ -231,6 +261,9 @@ impl State {
             self.scheduler.observe(task, each);
         }
         let memory = worker.told_memory();
+        for reports in worker.reports() {
+            self.hear_of_inputs(slot, &reports);
+        }
         self.scheduler.note_memory(slot, memory);
         if self.workers[slot]
             .as_mut()
@@ -319,6 +352,7 @@ impl State {
         }
         self.effects.wake_supervisor |= self.scheduler.wants_tick() || self.scheduler.is_over();
         self.effects.leader_may_sleep = self.has_leader;
+        self.tell_observer();
     }
 
     pub(super) fn act_all(&mut self) {
@@ -349,6 +383,7 @@ impl State {
             Action::Move { from, to } => {
                 self.workers[to] = self.workers[from].take();
                 self.armed[to] = self.armed[from].take();
+                self.note_move(from, to);
             }
             Action::Ask { slot } => {
                 if let Some(worker) = &mut self.workers[slot] {
@@ -444,6 +479,7 @@ impl State {
                 limited: given.options.time_limit.is_some(),
                 inputs: &given.portion.inputs,
                 skip: given.answered,
+                submitted: given.submitted(),
             });
             if !sent {
                 break;

@@ -255,6 +255,7 @@ impl Supervisor<'_> {
         self.shared.update(|state| match launched {
             Ok(worker) => {
                 state.seat(slot, worker);
+                state.note_started(slot);
                 state.scheduler.started(slot, now);
             }
             Err(why) => {
@@ -329,6 +330,7 @@ impl Supervisor<'_> {
             match is_set_up {
                 None => {}
                 Some(Ok(())) => {
+                    state.note_ready(slot);
                     state.scheduler.ready(slot, pool_worker::now());
                     state.announce();
                     return true;
@@ -391,6 +393,11 @@ impl Supervisor<'_> {
                     .filter(|_| exit.signal_name() == Some("SIGABRT")),
                 output,
             };
+            let place = state.scheduler.worker_of(slot);
+            let answered = state.answered_and_lost(slot, end.begun);
+            state.past.add(place, &worker, answered);
+            let starved = end.starved.is_some_and(|starved| starved.limit < u64::MAX);
+            state.note_broken_off(slot, &worker, end.begun, starved);
             state.scheduler.died(slot, end, now);
             state.announce();
             Ok(Some(worker))

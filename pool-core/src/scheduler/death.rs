@@ -12,10 +12,10 @@ use std::mem;
 use std::sync::Arc;
 
 use super::slot::{Given, Phase, Reason, Slot};
-use super::{End, MISSES_MAX, Mode, PAUSE_MAX, PAUSE_MIN, Scheduler, Time};
+use super::{End, Happened, MISSES_MAX, Mode, PAUSE_MAX, PAUSE_MIN, Scheduler, Time};
 use crate::backend::{Failure, Outcomes};
 use crate::error::last_line;
-use pool_worker::Starved;
+use pool_worker::{Exit, Starved};
 
 impl Scheduler {
     /// The worker is dead.
@@ -41,6 +41,15 @@ impl Scheduler {
                 _ => format!("process {pid} {exit} before it was ready{during}"),
             });
             let why = with_last_line(why, output.as_deref());
+            if self.kill_at.is_none() {
+                let (worker, why) = (state.worker, Some(why.clone()));
+                self.book.note(|| Happened::Died {
+                    worker,
+                    pid,
+                    exit,
+                    why,
+                });
+            }
             self.start_failed(slot, why, now);
             return;
         }
@@ -71,11 +80,13 @@ impl Scheduler {
             let is_greedy = starved.is_some();
             is_greedy.then(|| "there was no memory for what it asked for".to_owned())
         });
+        self.note_death(&state, pid, exit, why.as_deref());
         let mut position = 0;
         for mut given in state.given {
             while given.left() > 0 {
                 let mut lost = given.split_front(1);
                 position += 1;
+                self.book.task(lost.task).attempts += 1;
                 if lost.void {
                     continue;
                 }
@@ -148,6 +159,34 @@ impl Scheduler {
         self.go_on_after(slot, now);
     }
 
+    /// Counts the death of a worker that was ready, unless it was let go.
+    fn note_death(&mut self, state: &Slot, pid: u32, exit: Exit, why: Option<&str>) {
+        if state.let_go || self.kill_at.is_some() {
+            return;
+        }
+        let why = why.map(str::to_owned).or_else(|| match state.phase {
+            Phase::Dying(Reason::TimeLimit) => Some("an input ran past its time limit".to_owned()),
+            Phase::Dying(Reason::MemoryLimit(_)) => {
+                Some("an input used more memory than it may".to_owned())
+            }
+            Phase::Dying(Reason::Other) => Some("what it ran was cancelled".to_owned()),
+            _ => None,
+        });
+        let lives = self.book.worker(state.worker);
+        lives.died += 1;
+        lives.last = Some(match &why {
+            Some(why) => format!("process {pid} {exit}: {why}"),
+            None => format!("process {pid} {exit}"),
+        });
+        let worker = state.worker;
+        self.book.note(|| Happened::Died {
+            worker,
+            pid,
+            exit,
+            why,
+        });
+    }
+
     /// Puts an input that stands alone back, to be run again.
     pub(super) fn try_again(&mut self, input: Given) {
         let pause = input.options.retries.pause_after(input.past.attempts);
@@ -171,7 +210,12 @@ impl Scheduler {
 
     /// The worker could not be started, or was dead before it was ready.
     pub(crate) fn start_failed(&mut self, slot: usize, why: String, now: Time) {
-        self.vacate(slot);
+        let worker = self.vacate(slot).worker;
+        if self.kill_at.is_none() {
+            let lives = self.book.worker(worker);
+            lives.failed_starts += 1;
+            lives.last = Some(why.clone());
+        }
         self.first_failure.get_or_insert_with(|| why.clone());
         self.note_failure(slot, why);
         self.go_on_after(slot, now);
@@ -226,6 +270,7 @@ impl Scheduler {
     pub(super) fn vacate(&mut self, slot: usize) -> Slot {
         let state = &mut self.slots[slot];
         let empty = Slot {
+            worker: state.worker,
             was_ready: state.was_ready,
             on_duty: state.on_duty,
             listed: state.listed,

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use super::pace::inputs_in;
 use super::slot::Past;
-use super::{Action, GRACE, Given, Mode, Pending, Phase, Portion, Reason, Scheduler, Slot, Time};
+use super::{
+    Action, GRACE, Given, Happened, Mode, Pending, Phase, Portion, Reason, Scheduler, Slot, Time,
+};
 use crate::backend::{Failure, JobId, Outcomes};
+use crate::event::Recycled;
 use crate::few::Few;
 
 /// Small inputs go together up to this size, in bytes.
@@ -128,8 +131,10 @@ impl Scheduler {
             let state = &self.slots[slot];
             let used_up = state.used_up || self.tasks_left(state) == 0;
             if state.is_ready() && state.given.is_empty() && used_up {
-                self.leave(slot);
+                let (is_large, worker) = (state.used_up, state.worker);
+                let at = self.leave(slot);
                 self.relieve(slot);
+                self.note_recycled(worker, at, is_large);
             }
         }
     }
@@ -311,7 +316,12 @@ impl Scheduler {
 
     /// Gives a single input to a worker without the detour by the queue, if nobody waits there and a worker
     /// takes it. Otherwise gives the inputs back.
-    pub(super) fn give_at_once(&mut self, id: JobId, inputs: Few<Portion>) -> Option<Few<Portion>> {
+    pub(super) fn give_at_once(
+        &mut self,
+        id: JobId,
+        inputs: Few<Portion>,
+        submitted: Time,
+    ) -> Option<Few<Portion>> {
         let Some(portion) = inputs.single().filter(|only| only.inputs.count() == 1) else {
             return Some(inputs);
         };
@@ -337,7 +347,7 @@ impl Scheduler {
                 options: job.options,
                 portion,
                 answered: 0,
-                past: Past::default(),
+                past: Past::of(submitted),
                 void: false,
             };
             self.hand_over(slot, given);
@@ -435,15 +445,33 @@ impl Scheduler {
                 .is_some_and(|size| running.0 == last.0 && running.1 / size == last.1 / size)
     }
 
-    fn leave(&mut self, slot: usize) {
+    /// Lets a worker go. Gives the slot where it is then.
+    fn leave(&mut self, slot: usize) -> usize {
         if self.slots[slot].shunned {
             self.kill(slot, Reason::Other);
-            return;
+            return slot;
         }
         self.slots[slot].phase = Phase::Leaving { until: None };
+        self.slots[slot].let_go = true;
         let slot = self.make_way(slot);
         self.actions.push_back(Action::Ask { slot });
         self.wants_tick = true;
+        slot
+    }
+
+    /// A worker that was well has been let go.
+    fn note_recycled(&mut self, worker: usize, slot: usize, is_large: bool) {
+        let lives = self.book.worker(worker);
+        let why = if is_large {
+            lives.max_memory += 1;
+            lives.last = Some("it had more memory than `max_memory_per_child`".to_owned());
+            Recycled::MaxMemory
+        } else {
+            lives.max_tasks += 1;
+            lives.last = Some("it had run `max_tasks_per_child` inputs".to_owned());
+            Recycled::MaxTasks
+        };
+        self.book.note(|| Happened::Recycled { worker, slot, why });
     }
 
     /// Moves a worker that leaves to where it is in nobody's way, if there is such a place. Gives where it is.
@@ -531,6 +559,7 @@ impl Scheduler {
             Some(job) if !job.abandoned => !given.void,
             Some(_) if !given.void => {
                 self.jobs.close_inputs(given.job, given.left());
+                self.book.task(given.task).cancelled += given.left() as u64;
                 self.finish_if_done(given.job);
                 false
             }
@@ -552,6 +581,7 @@ impl Scheduler {
         let Some(queue) = self.jobs.get(job) else {
             return;
         };
+        self.book.count(queue.job.task, &outcomes);
         let last = queue.is_done();
         if last {
             self.jobs.remove(job);
@@ -583,14 +613,16 @@ impl Scheduler {
                 open.entry(given.job).or_default().push(left);
             }
         }
-        for (job, pending) in self.jobs.remove_all() {
+        for (job, task, pending) in self.jobs.remove_all() {
             let pending = pending
                 .iter()
                 .map(|next| (next.portion.first, next.portion.inputs.count()));
             for (first, count) in pending.chain(open.remove(&job).unwrap_or_default()) {
+                let outcomes = Outcomes::failed(first, count, Arc::clone(&failure));
+                self.book.count(task, &outcomes);
                 self.actions.push_back(Action::Deliver {
                     job,
-                    outcomes: Outcomes::failed(first, count, Arc::clone(&failure)),
+                    outcomes,
                     last: false,
                 });
             }

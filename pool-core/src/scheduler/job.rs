@@ -206,7 +206,7 @@ impl Jobs {
     }
 
     /// Adds inputs behind the others.
-    pub(super) fn push(&mut self, id: JobId, inputs: Few<Portion>) {
+    pub(super) fn push(&mut self, id: JobId, inputs: Few<Portion>, submitted: Time) {
         let Some(queue) = self.get_mut(id) else {
             return;
         };
@@ -216,7 +216,7 @@ impl Jobs {
             queue.pending_inputs += count;
             queue.pending.push_back(Pending {
                 portion,
-                past: Past::default(),
+                past: Past::of(submitted),
             });
         }
         self.list(id);
@@ -293,6 +293,23 @@ impl Jobs {
             _ => self.waiting.len(),
         };
         self.waiting.insert(place, (rank, id));
+    }
+
+    /// How many places for jobs there are.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// How many inputs nobody has.
+    pub(super) fn pending(&self) -> usize {
+        let all = self.places.iter().flatten();
+        let rest = |queue: &Queue| {
+            let resting = queue.resting.iter();
+            resting
+                .map(|(_, _, next)| next.portion.inputs.count())
+                .sum::<usize>()
+        };
+        all.map(|queue| queue.pending_inputs + rest(queue)).sum()
     }
 
     /// The first job with inputs that nobody has.
@@ -384,19 +401,20 @@ impl Jobs {
         }
     }
 
-    /// Ends all jobs; gives what is pending of each.
-    pub(super) fn remove_all(&mut self) -> Vec<(JobId, PendingQueue)> {
-        let ids: Vec<JobId> = (0..)
+    /// Ends all jobs; gives the task of each, and what is pending.
+    pub(super) fn remove_all(&mut self) -> Vec<(JobId, u32, PendingQueue)> {
+        let ids: Vec<(JobId, u32)> = (0..)
             .zip(&self.places)
             .filter_map(|(place, queue)| {
-                let serial = queue.as_ref()?.serial;
-                Some(JobId { place, serial })
+                let queue = queue.as_ref()?;
+                let serial = queue.serial;
+                Some((JobId { place, serial }, queue.job.task))
             })
             .collect();
-        let all = ids.into_iter().map(|id| {
+        let all = ids.into_iter().map(|(id, task)| {
             let pending = self.take_pending(id);
             self.remove(id);
-            (id, pending)
+            (id, task, pending)
         });
         let all = all.collect();
         self.waiting.clear();

@@ -27,6 +27,18 @@ impl Given {
         self.portion.inputs.count() - self.answered
     }
 
+    /// When they were accepted; zero, if that is not known, or if they have waited for something else too.
+    pub(crate) fn submitted(&self) -> Time {
+        match self.past {
+            Past {
+                attempts: 0,
+                misses: 0,
+                submitted,
+            } => submitted,
+            _ => Time::ZERO,
+        }
+    }
+
     /// Cuts off the first `count` that were not answered.
     pub(super) fn split_front(&mut self, count: usize) -> Given {
         self.forget_answered();
@@ -72,6 +84,18 @@ pub(super) struct Past {
     pub(super) attempts: u32,
     /// How many workers have died that were to begin the first of them next.
     pub(super) misses: u32,
+    /// When they were accepted, if that is known.
+    submitted: Time,
+}
+
+impl Past {
+    /// Nothing became of them yet, and they were accepted then.
+    pub(super) fn of(submitted: Time) -> Past {
+        Past {
+            submitted,
+            ..Past::default()
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,6 +142,8 @@ pub(super) enum Reason {
 
 #[derive(Debug, Default)]
 pub(super) struct Slot {
+    /// In which place its worker is: what the worker knows as its index.
+    pub(super) worker: usize,
     pub(super) phase: Phase,
     pub(super) given: VecDeque<Given>,
     /// How many of `given`, from the front, were sent.
@@ -127,6 +153,8 @@ pub(super) struct Slot {
     /// How many were answered since the process started; wraps around.
     pub(super) answered: u32,
     pub(super) last_answered: Option<(JobId, usize)>,
+    /// The task of that.
+    pub(super) last_task: u32,
     /// How many inputs this process was given in all.
     pub(super) total: usize,
     /// The slowest pace among what it was given since it was idle; `None` if one is unknown.
@@ -159,6 +187,8 @@ pub(super) struct Slot {
     pub(super) seen_begun: Option<(u32, Time)>,
     /// It has more memory than it may keep, and goes once it has nothing to do.
     pub(super) used_up: bool,
+    /// It was asked to go, though all is well.
+    pub(super) let_go: bool,
     /// It has not begun what it was given. It is given nothing until it shows that it lives.
     pub(super) shunned: bool,
 }

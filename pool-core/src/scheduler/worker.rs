@@ -96,10 +96,11 @@ impl Scheduler {
                 break;
             };
             let first = given.portion.first + given.answered;
-            let (job, void) = (given.job, given.void);
+            let (job, task, void) = (given.job, given.task, given.void);
             given.answered += count;
             state.answered = state.answered.wrapping_add(count as u32);
             state.last_answered = Some((job, first + count - 1));
+            state.last_task = task;
             let part = if given.left() == 0 {
                 let inputs = mem::take(&mut given.portion.inputs);
                 state.given.pop_front();
@@ -108,8 +109,10 @@ impl Scheduler {
             } else {
                 replies.take_front(count)
             };
-            let open = state.open - count;
+            let (open, worker) = (state.open - count, state.worker);
             self.set_open(slot, open);
+            self.book.task(task).attempts += count as u64;
+            self.book.worker(worker).done += count as u64;
             let outcomes = Outcomes {
                 first,
                 what: What::Replies(part),
@@ -137,8 +140,11 @@ impl Scheduler {
         }
         state.answered = state.answered.wrapping_add(1);
         state.last_answered = Some((input.job, input.portion.first));
-        let open = state.open - 1;
+        state.last_task = input.task;
+        let (open, worker) = (state.open - 1, state.worker);
         self.set_open(slot, open);
+        self.book.task(input.task).attempts += 1;
+        self.book.worker(worker).done += 1;
         input.past.attempts += 1;
         if self.is_wanted(&input) {
             self.try_again(input);

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use arbitrary::Arbitrary;
 
@@ -59,7 +60,7 @@ impl Fuzzed {
     pub(crate) fn new() -> Fuzzed {
         DUE.take();
         BY_TURNS.take();
-        let (memory, _) = Shared::create("fuzz").expect("there is memory");
+        let (memory, _) = Shared::create("fuzz", 0).expect("there is memory");
         Fuzzed {
             parent: ParentEnd::new(memory),
         }
@@ -71,6 +72,7 @@ impl Fuzzed {
             limited: inputs.count() % 2 == 1,
             inputs,
             skip,
+            submitted: Duration::ZERO,
         })
     }
 

@@ -21,6 +21,7 @@ use crate::futex;
 use crate::lineage::lineage;
 use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
+use crate::tally::{Tallied, Tally};
 
 /// Room for a long reply is made at once up to this length, in bytes; then as it comes.
 const LONG_MAX: usize = 1 << 30;
@@ -66,6 +67,8 @@ pub struct Portion<'a> {
     pub inputs: &'a Frames,
     /// How many of them were answered already, and are not sent.
     pub skip: usize,
+    /// When they were accepted, by [`now`](crate::now()); zero, if that is not known.
+    pub submitted: Duration,
 }
 
 /// What the parent holds; one thread uses it at a time.
@@ -247,6 +250,8 @@ struct Division<'a> {
     from: usize,
     kind: Kind,
     count: usize,
+    /// There is a fault among them.
+    faulty: bool,
     replies: &'a mut VecDeque<Frames>,
     messages: &'a mut Vec<Messages>,
 }
@@ -274,7 +279,10 @@ impl Division<'_> {
             self.bytes[from..at].to_vec()
         };
         match self.kind {
-            Kind::Replies => self.replies.push_back(Frames::many(bytes, count)),
+            Kind::Replies if mem::take(&mut self.faulty) => {
+                self.replies.push_back(Frames::many(bytes, count));
+            }
+            Kind::Replies => self.replies.push_back(Frames::values(bytes, count)),
             Kind::Messages { channel, place } => self.messages.push(Messages {
                 channel,
                 credit: Credit {
@@ -347,6 +355,14 @@ impl ParentEnd {
         self.tell_needs(before);
     }
 
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub(crate) fn tallies(&self) -> Tallies {
+        Tallies(self.segment.clone())
+    }
+
     /// Has the worker ring when there may be room, if that is news.
     fn tell_needs(&self, before: Option<usize>) {
         if before.is_some() != self.needs.is_some() {
@@ -361,6 +377,7 @@ impl ParentEnd {
             limited,
             inputs,
             skip,
+            submitted,
         } = portion;
         let mut head = Head {
             kind: if limited {
@@ -374,6 +391,7 @@ impl ParentEnd {
             count: (inputs.count() - skip) as u32,
             len: 0,
             high: 0,
+            submitted: submitted.as_nanos() as u64,
         };
         let Some(mut rest) = inputs.as_framed() else {
             head.align_log2 = inputs.align_log2() as u16;
@@ -754,6 +772,7 @@ impl ParentEnd {
             from: 0,
             kind: Kind::Replies,
             count: 0,
+            faulty: false,
             replies,
             messages,
         };
@@ -778,6 +797,7 @@ impl ParentEnd {
                 }
                 Kind::Messages { channel, place }
             } else {
+                all.faulty |= tag != Tag::Value.bits();
                 Kind::Replies
             };
             all.go_on(at, kind, &self.credits);
@@ -974,6 +994,23 @@ fn announce(announced: u64, is_message: bool) -> Result<Long, Garbled> {
 fn has_room(words: &Words, sent: u64, needs: usize) -> bool {
     let taken = words.requests_taken.0.load(Ordering::Acquire);
     sent.saturating_sub(taken) + needs as u64 <= REQUESTS as u64
+}
+
+/// Tells how long the inputs of a worker ran and waited. Numbers that it may have written at random.
+#[derive(Debug, Clone)]
+pub(crate) struct Tallies(Segment);
+
+impl Tallies {
+    /// Those of a task that this worker was given.
+    pub(crate) fn of(&self, task: u32) -> Option<Tallied> {
+        self.0.tally(task).map(Tally::read)
+    }
+
+    /// When the worker last read the clock, by [`now`](crate::now()): what it runs has begun then, or a little later.
+    pub(crate) fn read_at(&self) -> Duration {
+        let read_at = &self.0.words().worker.0.read_at;
+        Duration::from_nanos(read_at.load(Ordering::Relaxed))
+    }
 }
 
 /// A worker that sleeps and has a reason not to.

@@ -20,10 +20,10 @@ struct Ends {
 }
 
 fn ends() -> Ends {
-    let (memory, fd) = Shared::create("test").unwrap();
+    let (memory, fd) = Shared::create("test", 0).unwrap();
     let (bell, bell_fd) = Bell::create(2).unwrap();
     drop(bell_fd);
-    let (requests, replies) = Replies::open(Shared::open(&fd).unwrap(), bell, 0);
+    let (requests, replies) = Replies::open(Shared::open(&fd, 0).unwrap(), bell, 0);
     Ends {
         parent: ParentEnd::new(memory),
         requests,
@@ -52,6 +52,7 @@ fn portion(inputs: &Frames) -> Portion<'_> {
         limited: false,
         inputs,
         skip: 0,
+        submitted: Duration::ZERO,
     }
 }
 

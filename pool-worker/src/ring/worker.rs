@@ -1,5 +1,6 @@
 //! The worker's end of the rings.
 
+use std::mem;
 use std::process;
 use std::slice;
 use std::sync::atomic;
@@ -11,16 +12,21 @@ use super::{
 };
 use crate::bell::Bell;
 use crate::buffer::Buffer;
+use crate::clock;
 use crate::copy;
 use crate::frames::{self, FRAME_MAX, LONG, MESSAGE, PIECE, Tag, WORD};
 use crate::futex;
 use crate::spin::{Spin, spin_for_piece};
 use crate::starve::Starved;
 use crate::sync::{Mutex, MutexGuard, Ordering, Shared, fence, this_cpu};
+use crate::tally::Tally;
 
 /// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
 /// it is finished, and is not lost waiting.
 const RESERVE: usize = if cfg!(pool_shuttle) { 8 } else { 4096 };
+
+/// A request that comes within so many looks comes at once: they take less than a microsecond.
+const LOOKS_SHORT: u32 = 32;
 
 /// A larger buffer is given back to the system after use. One of this size costs 30 ms to be had anew.
 const KEEP_MAX: usize = 128 << 20;
@@ -55,6 +61,10 @@ pub(crate) struct Run<'a> {
     pub(crate) generation: u32,
     /// Say when each begins.
     pub(crate) limited: bool,
+    /// When they were accepted, in nanoseconds; 0, if that is not known.
+    pub(crate) submitted: u64,
+    /// They were waited for, for longer than a reading of the clock takes.
+    pub(crate) waited: bool,
     pub(crate) body: Body<'a>,
 }
 
@@ -92,6 +102,8 @@ pub(crate) struct Requests {
     pieces: Buffer,
     /// How much has come of one for which there is no memory.
     dropped: u64,
+    /// What comes next was waited for, and for long.
+    waited: bool,
 }
 
 impl Requests {
@@ -165,6 +177,8 @@ impl Requests {
                             task: head.task,
                             generation: head.generation,
                             limited: head.kind == kind::RUN_ALONE_LIMITED,
+                            submitted: head.submitted,
+                            waited: mem::take(&mut self.waited),
                             body: Body::TooLong(whole),
                         });
                     }
@@ -198,6 +212,8 @@ impl Requests {
                 task: head.task,
                 generation: head.generation,
                 limited: matches!(head.kind, kind::RUN_LIMITED | kind::RUN_ALONE_LIMITED),
+                submitted: head.submitted,
+                waited: mem::take(&mut self.waited),
                 body,
             });
         }
@@ -235,13 +251,20 @@ impl Requests {
     fn wait(&mut self) {
         let words = self.segment.words();
         let (bell, index) = (&self.bell, self.index);
-        let come = || words.requests_end.0.load(Ordering::Acquire) != self.next;
+        let next = self.next;
+        let come = || words.requests_end.0.load(Ordering::Acquire) != next;
         let apart = || words.parent.0.cpu.load(Ordering::Relaxed) != this_cpu();
-        if bell.start_spinning(index)
+        let mut looks = 0;
+        let counted = || {
+            looks += 1;
+            come()
+        };
+        let spun = bell.start_spinning(index)
             && self
                 .spin
-                .until(None, come, || bell.may_spin(index) && apart())
-        {
+                .until(None, counted, || bell.may_spin(index) && apart());
+        self.waited |= !spun || looks > LOOKS_SHORT;
+        if spun {
             return;
         }
         let asleep = &words.asleep.0;
@@ -281,6 +304,8 @@ pub(crate) struct Replies {
 struct Turns {
     are_taken: atomic::AtomicBool,
     lock: Mutex<()>,
+    /// How long the thread that runs inputs has waited for room, in nanoseconds, and not told.
+    stalled: atomic::AtomicU64,
 }
 
 impl Turns {
@@ -315,6 +340,7 @@ impl Replies {
             next: 0,
             pieces: Buffer::default(),
             dropped: 0,
+            waited: false,
         };
         let replies = Replies {
             segment,
@@ -351,9 +377,11 @@ impl Replies {
         }
     }
 
-    /// How many inputs were begun, the one that runs included; wraps around.
+    /// How many inputs were begun since the start, wrapping around.
+    #[inline]
     pub(crate) fn begun(&self) -> u32 {
-        split(self.segment.words().claim.0.load(Ordering::Relaxed)).1
+        let (_, begun) = split(self.segment.words().claim.0.load(Ordering::Relaxed));
+        begun
     }
 
     /// Says when the next input begins. To be called before [`begin`](Replies::begin): whoever sees the
@@ -381,6 +409,29 @@ impl Replies {
         let each_ns = u32::try_from(each_ns.max(1)).unwrap_or(u32::MAX);
         let pace = &self.segment.words().worker.0.pace;
         pace.store(join(task, each_ns), Ordering::Relaxed);
+    }
+
+    /// Tells when the clock was last read.
+    #[inline]
+    pub(crate) fn set_read_at(&self, now_ns: u64) {
+        let read_at = &self.segment.words().worker.0.read_at;
+        read_at.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// How long there was no room in the ring since this was last asked, in nanoseconds.
+    #[inline]
+    pub(crate) fn stalled(&self) -> u64 {
+        let stalled = &self.turns.stalled;
+        if stalled.load(atomic::Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        stalled.swap(0, atomic::Ordering::Relaxed)
+    }
+
+    /// Where inputs of this task are counted, if anywhere.
+    #[inline]
+    pub(crate) fn tally(&self, task: u32) -> Option<&Tally> {
+        self.segment.tally(task)
     }
 
     /// Writes one frame that is no reply to an input, and is not counted.
@@ -570,6 +621,15 @@ impl Replies {
     /// Sleeps until there is room. The parent is woken: it may wait for something else.
     #[cold]
     fn wait_for_room(&self, len: usize) {
+        let since = clock::now_ns();
+        self.sleep_for_room(len);
+        let stalled = clock::now_ns().saturating_sub(since);
+        self.turns
+            .stalled
+            .fetch_add(stalled, atomic::Ordering::Relaxed);
+    }
+
+    fn sleep_for_room(&self, len: usize) {
         // The parent may be reading at this moment.
         self.bell.ring();
         if spin_for_piece(|| self.has_room(len), || self.parent_is_elsewhere()) {
