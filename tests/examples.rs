@@ -59,16 +59,9 @@ fn progress() {
     let found = [
         1777, 2777, 11777, 19777, 22777, 26777, 41777, 43777, 44777, 47777,
     ];
-    let mut lines: Vec<String> = found.map(|number| format!("found {number}")).into();
-    lines.extend(
-        [
-            "5133 primes",
-            "17673 takes 278 steps",
-            "1000003 is prime: true",
-            "20 counts later",
-        ]
-        .map(String::from),
-    );
+    let mut lines = vec!["17673 takes 278 steps".to_owned()];
+    lines.extend(found.map(|number| format!("found {number}")));
+    lines.extend(["5133 primes", "1000003 is prime: true", "20 counts later"].map(String::from));
     assert_eq!(run.lines(), lines);
 }
 

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::handle::AsyncResult;
 use crate::iter::{Imap, ImapUnordered};
 use crate::open::{self, Left, OneParam, Open};
+use crate::progress::Progress;
 use crate::retries::Retries;
 
 /// A call that takes references: `pool.task(count).by_ref().map(&texts)`.
@@ -83,6 +84,11 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
     /// [`Call::retries`].
     pub fn retries(self, retries: impl Into<Retries>) -> Self {
         ByRef(self.0.retries(retries))
+    }
+
+    /// [`Call::progress`].
+    pub fn progress(self, handler: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        ByRef(self.0.progress(handler))
     }
 
     /// [`Call::partial`], with references to what is bound.

@@ -21,6 +21,7 @@ use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered};
 use crate::open::{self, Encode, Left, OneArgument, Open};
 use crate::pool::Pool;
+use crate::progress::{self, Handler, Progress, Reporting};
 use crate::retries::Retries;
 
 /// A task with options for one call: `pool.task(square).chunksize(2).map(0..5)`.
@@ -57,6 +58,7 @@ pub struct Call<'p, T, O = T> {
     options: Options,
     /// What all inputs begin with.
     bound: Result<Option<Arc<Attachment>>, Error>,
+    progress: Option<Handler>,
     open: PhantomData<fn() -> (T, O)>,
 }
 
@@ -66,6 +68,7 @@ impl<T, O> Clone for Call<'_, T, O> {
             pool: self.pool,
             options: self.options,
             bound: self.bound.clone(),
+            progress: self.progress.clone(),
             open: PhantomData,
         }
     }
@@ -91,6 +94,7 @@ impl<'p, T: Task> Call<'p, T> {
                 priority: 0,
             },
             bound: Ok(None),
+            progress: None,
             open: PhantomData,
         }
     }
@@ -138,6 +142,7 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
             pool: self.pool,
             options: self.options,
             bound: self.bound.and_then(|before| bind::<T>(before, encode)),
+            progress: self.progress,
             open: PhantomData,
         }
     }
@@ -206,6 +211,39 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// ```
     pub fn priority(mut self, priority: i32) -> Self {
         self.options.priority = priority;
+        self
+    }
+
+    /// Calls `handler` with how far the call is: at the start, at most 30 times a second when something has changed, and once at the
+    /// end, when every input has an outcome.
+    ///
+    /// It runs on the pool's callback thread. One that takes its time gets fewer reports, each of them new, and keeps only other
+    /// [callbacks](AsyncResult::callback) waiting; one that panics is called again. Methods that wait for the results ([`map`](Call::map)) return
+    /// after the last report, or 100 ms later if the handler takes longer; [`Pool::join`] waits for it in any case.
+    ///
+    /// Works with every method. A call without inputs has one report, the last. Inputs that are cancelled, or refused because
+    /// the pool was closed, have failed. There is no last report of an [`Imap`] that is dropped before its end, nor if the
+    /// iterator over the inputs panics in a [`map`](Call::map).
+    ///
+    /// Default: no handler. A second one takes the place of the first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let call = pool.task(square).progress(|progress| eprintln!("{progress}"));
+    /// assert_eq!(call.map(0..1000)?.len(), 1000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(mut self, handler: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(handler));
         self
     }
 
@@ -367,10 +405,17 @@ impl<T: Task, O> Call<'_, T, O> {
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
     ) -> Result<T::Output, Error> {
         let gather = Gather::new(1);
-        let job = self.submit_one(encode, &gather)?;
-        self.pool
-            .workers()
-            .wait(job, Want::All, Waiter(&*gather), None);
+        let sink = Arc::clone(&gather) as Arc<dyn Sink>;
+        let (sink, mut reporting) = self.report(sink, (1, Some(1)));
+        let sent = self.submit_one(encode, sink, &mut reporting);
+        if let Ok(job) = sent {
+            let workers = self.pool.workers();
+            workers.wait(job, Want::All, Waiter(&*gather), None);
+        }
+        if let Some(reporting) = &reporting {
+            reporting.counts().wait_for_report();
+        }
+        sent?;
         let engine = self.pool.engine();
         engine.decode(|| handle::use_up(gather, decode_one::<T>))
     }
@@ -380,8 +425,10 @@ impl<T: Task, O> Call<'_, T, O> {
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
     ) -> AsyncResult<T::Output> {
         let gather = Gather::new(1);
+        let sink = Arc::clone(&gather) as Arc<dyn Sink>;
+        let (sink, mut reporting) = self.report(sink, (1, Some(1)));
         let job = self
-            .submit_one(encode, &gather)
+            .submit_one(encode, sink, &mut reporting)
             .map_err(|error| gather.refuse(error))
             .ok();
         AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job)
@@ -391,7 +438,8 @@ impl<T: Task, O> Call<'_, T, O> {
     fn submit_one(
         &self,
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
-        gather: &Arc<Gather>,
+        sink: Arc<dyn Sink>,
+        reporting: &mut Option<Reporting>,
     ) -> Result<JobId, Error> {
         feed::check(&self.options)?;
         let bound = self.bound.as_ref().map_err(Error::clone)?;
@@ -413,11 +461,21 @@ impl<T: Task, O> Call<'_, T, O> {
             options: self.options,
         };
         feed::check_channels(&**workers, &inputs, T::NAME)?;
-        let sink = Arc::clone(gather) as Arc<dyn Sink>;
-        let id = workers.submit(job, sink, inputs, false)?;
-        if let Some(error) = failed {
+        if let Some(reporting) = reporting {
+            reporting.draw(1, false);
+        }
+        let failing = failed.map(|error| (Arc::clone(&sink), error));
+        let sent = workers.submit(job, sink, inputs, false);
+        if let Some(reporting) = reporting {
+            match &sent {
+                Ok(id) => reporting.counts().accepted(*id),
+                Err(_) => reporting.counts().refuse(1),
+            }
+        }
+        let id = sent?;
+        if let Some((sink, error)) = failing {
             let failure = Failure::EncodeArguments(error.to_string());
-            Arc::clone(gather).deliver(Outcomes::failed(0, 1, Arc::new(failure)));
+            sink.deliver(Outcomes::failed(0, 1, Arc::new(failure)));
         }
         Ok(id)
     }
@@ -457,7 +515,8 @@ impl<T: Task, O> Call<'_, T, O> {
     }
 
     pub(crate) fn lazy<I: Iterator>(&self, inputs: I, encode: Encode<I::Item>) -> Imap<T, I> {
-        Imap::new(self.pool, |sink| self.feed(sink), inputs, encode)
+        let announced = inputs.size_hint();
+        Imap::new(self.pool, |sink| self.feed(sink, announced), inputs, encode)
     }
 
     pub(crate) fn lazy_unordered<I: Iterator>(
@@ -465,7 +524,8 @@ impl<T: Task, O> Call<'_, T, O> {
         inputs: I,
         encode: Encode<I::Item>,
     ) -> ImapUnordered<T, I> {
-        ImapUnordered::new(self.pool, |sink| self.feed(sink), inputs, encode)
+        let announced = inputs.size_hint();
+        ImapUnordered::new(self.pool, |sink| self.feed(sink, announced), inputs, encode)
     }
 
     /// Draws all inputs at once, and returns while they run.
@@ -495,7 +555,7 @@ impl<T: Task, O> Call<'_, T, O> {
         let gather = Gather::new(0);
         let mut id = None;
         let sent = self
-            .feed(Arc::clone(&gather) as Arc<dyn Sink>)
+            .feed(Arc::clone(&gather) as Arc<dyn Sink>, inputs.size_hint())
             .and_then(|mut feed| {
                 let mut batch = feed.batch();
                 for input in inputs {
@@ -522,13 +582,27 @@ impl<T: Task, O> Call<'_, T, O> {
         &self,
         inputs: &mut impl Iterator<Item = X>,
         encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
-        mut each: impl FnMut(usize, Encoded<'_>),
+        each: impl FnMut(usize, Encoded<'_>),
     ) -> Option<Refusal> {
         let inbox = Arc::new(Inbox::default());
-        let mut feed = match self.feed(Arc::clone(&inbox) as Arc<dyn Sink>) {
+        let sink = Arc::clone(&inbox) as Arc<dyn Sink>;
+        let mut feed = match self.feed(sink, inputs.size_hint()) {
             Ok(feed) => feed,
             Err(error) => return Some(Refusal { error, count: 0 }),
         };
+        let refused = self.run_fed(&mut feed, &inbox, inputs, encode, each);
+        feed.wait_for_report();
+        refused
+    }
+
+    fn run_fed<X>(
+        &self,
+        feed: &mut Feed,
+        inbox: &Arc<Inbox>,
+        inputs: &mut impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+        mut each: impl FnMut(usize, Encoded<'_>),
+    ) -> Option<Refusal> {
         let workers = self.pool.processes();
         let chunk = feed.explicit_chunk().unwrap_or(1);
         let mut order = InOrder::default();
@@ -584,9 +658,27 @@ impl<T: Task, O> Call<'_, T, O> {
         }
     }
 
-    fn feed(&self, sink: Arc<dyn Sink>) -> Result<Feed, Error> {
+    /// What feeds an iterator that announces so many inputs.
+    fn feed(&self, sink: Arc<dyn Sink>, announced: (usize, Option<usize>)) -> Result<Feed, Error> {
         let bound = self.bound.clone()?;
-        Feed::new::<T>(self.pool.workers(), sink, self.options, bound)
+        let (sink, reporting) = self.report(sink, announced);
+        Feed::new::<T>(self.pool.workers(), sink, self.options, bound, reporting)
+    }
+
+    /// Has the call's progress reported, if that was asked for.
+    #[inline]
+    fn report(
+        &self,
+        sink: Arc<dyn Sink>,
+        announced: (usize, Option<usize>),
+    ) -> (Arc<dyn Sink>, Option<Reporting>) {
+        let Some(handler) = &self.progress else {
+            return (sink, None);
+        };
+        let callbacks = &self.pool.engine().callbacks;
+        let workers = self.pool.workers();
+        let (sink, reporting) = progress::report(handler, announced, workers, callbacks, sink);
+        (sink, Some(reporting))
     }
 }
 

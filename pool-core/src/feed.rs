@@ -10,6 +10,7 @@ use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Work
 use crate::error::Error;
 use crate::few::Few;
 use crate::open;
+use crate::progress::Reporting;
 
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
@@ -90,6 +91,8 @@ pub(crate) struct Feed {
     draws: usize,
     /// How many bytes were handed over.
     bytes: usize,
+    /// Who is told how far it is.
+    reporting: Option<Reporting>,
 }
 
 /// Inputs that were drawn together.
@@ -144,6 +147,7 @@ impl Feed {
         sink: Arc<dyn Sink>,
         options: Options,
         bound: Option<Arc<Attachment>>,
+        reporting: Option<Reporting>,
     ) -> Result<Feed, Error> {
         check(&options)?;
         let task = T::number();
@@ -164,6 +168,7 @@ impl Feed {
             slow: true,
             draws: 0,
             bytes: 0,
+            reporting,
         })
     }
 
@@ -268,7 +273,22 @@ impl Feed {
     }
 
     /// Hands a batch over. On an error, nothing of it was accepted.
-    pub(crate) fn send(&mut self, mut batch: Batch, more: bool) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, batch: Batch, more: bool) -> Result<(), Error> {
+        let count = batch.len();
+        if let Some(reporting) = &mut self.reporting {
+            reporting.draw(count, more);
+        }
+        let sent = self.hand_over(batch, more);
+        if let Some(reporting) = &self.reporting {
+            match (&sent, self.id) {
+                (Ok(()), Some(id)) => reporting.counts().accepted(id),
+                _ => reporting.counts().refuse(count),
+            }
+        }
+        sent
+    }
+
+    fn hand_over(&mut self, mut batch: Batch, more: bool) -> Result<(), Error> {
         if batch.last.count() > 0 {
             let inputs = mem::take(&mut batch.last);
             batch.add(batch.first, inputs);
@@ -293,6 +313,13 @@ impl Feed {
             Arc::clone(&self.sink).deliver(failed);
         }
         Ok(())
+    }
+
+    /// Waits for the last report on what was fed, if there are any; not for long.
+    pub(crate) fn wait_for_report(&self) {
+        if let Some(reporting) = &self.reporting {
+            reporting.counts().wait_for_report();
+        }
     }
 
     pub(crate) fn id(&self) -> Option<JobId> {

@@ -337,6 +337,12 @@ impl Scheduler {
         self.slots[slot].open > 0
     }
 
+    /// Whether this slot runs an input of this job, by the ring's count of those begun.
+    pub(crate) fn runs(&self, slot: usize, begun: u32, job: JobId) -> bool {
+        let given = self.slots[slot].running_now(begun);
+        given.is_some_and(|given| given.job == job && !given.void)
+    }
+
     /// Whether any has.
     pub(crate) fn is_any_busy(&self) -> bool {
         self.busy > 0

@@ -20,6 +20,7 @@ mod nats;
 mod order;
 mod paths;
 mod preload;
+mod progress;
 mod support;
 mod task_error;
 mod types;
