@@ -85,11 +85,13 @@ impl<T: Task, O> fmt::Debug for Call<'_, T, O> {
 
 impl<'p, T: Task> Call<'p, T> {
     pub(crate) fn new(pool: &'p Pool) -> Self {
+        // Inline, that of the task does not apply. One that the call is given is refused.
+        let time_limit = T::TIME_LIMIT.filter(|_| !pool.engine().inline);
         Call {
             pool,
             options: Options {
                 chunksize: None,
-                time_limit: T::TIME_LIMIT.or(pool.defaults().time_limit),
+                time_limit: time_limit.or(pool.defaults().time_limit),
                 retries: T::RETRIES.map_or(pool.defaults().retries, Retries::new),
                 priority: 0,
             },
@@ -170,7 +172,8 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// whole program was stopped (Ctrl-Z) does not count.
     ///
     /// Default: what the task says (`#[pool_task(time_limit = "5s")]`), or else the pool
-    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)); or else for ever. Zero is refused with [`Error::InvalidSetting`].
+    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)); or else for ever. Zero is refused with [`Error::InvalidSetting`],
+    /// and so is any in a pool that is [`inline`](crate::PoolBuilder::inline).
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.options.time_limit = Some(limit);
         self
@@ -441,7 +444,7 @@ impl<T: Task, O> Call<'_, T, O> {
         sink: Arc<dyn Sink>,
         reporting: &mut Option<Reporting>,
     ) -> Result<JobId, Error> {
-        feed::check(&self.options)?;
+        feed::check(&self.options, self.pool.engine().inline)?;
         let bound = self.bound.as_ref().map_err(Error::clone)?;
         let workers = self.pool.workers();
         let mut frames = Frames::default();
@@ -662,7 +665,7 @@ impl<T: Task, O> Call<'_, T, O> {
     fn feed(&self, sink: Arc<dyn Sink>, announced: (usize, Option<usize>)) -> Result<Feed, Error> {
         let bound = self.bound.clone()?;
         let (sink, reporting) = self.report(sink, announced);
-        Feed::new::<T>(self.pool.workers(), sink, self.options, bound, reporting)
+        Feed::new::<T>(self.pool.engine(), sink, self.options, bound, reporting)
     }
 
     /// Has the call's progress reported, if that was asked for.

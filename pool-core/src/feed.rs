@@ -10,6 +10,7 @@ use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Work
 use crate::error::Error;
 use crate::few::Few;
 use crate::open;
+use crate::pool::Engine;
 use crate::progress::Reporting;
 
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
@@ -36,17 +37,22 @@ const BATCHES_PER_READING: usize = 8;
 
 /// # Errors
 ///
-/// [`Error::InvalidSetting`] if the options can't be met.
-pub(crate) fn check(options: &Options) -> Result<(), Error> {
-    let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
+/// [`Error::InvalidSetting`] if the options can't be met; `inline`: by a pool that has no processes.
+pub(crate) fn check(options: &Options, inline: bool) -> Result<(), Error> {
+    let invalid = |setting, why: &'static str| Err(Error::invalid_setting(setting, why));
     if options.chunksize == Some(0) {
         return invalid("chunksize", "a chunk holds at least one input");
     }
     if options.time_limit.is_some_and(|limit| limit.is_zero()) {
         return invalid("time_limit", "no task ends in no time");
     }
+    if inline && options.time_limit.is_some() {
+        return invalid("time_limit", NEEDS_PROCESS);
+    }
     Ok(())
 }
+
+pub(crate) const NEEDS_PROCESS: &str = "only a worker process can be stopped, and the tasks of an inline pool run in the program itself";
 
 pub(crate) const NO_CHANNELS: &str =
     "the backend of this pool does not carry what a `Sender` sends";
@@ -143,13 +149,14 @@ impl Feed {
     ///
     /// As [`check`].
     pub(crate) fn new<T: Task>(
-        workers: &Arc<dyn Workers>,
+        engine: &Engine,
         sink: Arc<dyn Sink>,
         options: Options,
         bound: Option<Arc<Attachment>>,
         reporting: Option<Reporting>,
     ) -> Result<Feed, Error> {
-        check(&options)?;
+        check(&options, engine.inline)?;
+        let workers = &engine.workers;
         let task = T::number();
         Ok(Feed {
             workers: Arc::clone(workers),

@@ -39,7 +39,7 @@
 //!   example `service` is a web service over a pool.
 //! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
 //!   `Result<T, TaskError>`, and use `?` on any error.
-//! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
+//! - [`backend`] is for whoever wants the work to run elsewhere; [`PoolBuilder::inline`] runs it in the thread that calls, under a
 //!   debugger for instance.
 //!
 //! # What means what

@@ -59,6 +59,8 @@ pub(crate) struct Engine {
     pub(crate) defaults: Options,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub(crate) decode_stack: usize,
+    /// Tasks run in this process, as the program wants it: limits can't be kept.
+    pub(crate) inline: bool,
 }
 
 impl Engine {
@@ -91,19 +93,9 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(crate) fn over(
-        workers: Arc<dyn Workers>,
-        callbacks: Arc<Callbacks>,
-        defaults: Options,
-        decode_stack: usize,
-    ) -> Pool {
+    pub(crate) fn over(engine: Engine) -> Pool {
         Pool {
-            engine: Arc::new(Engine {
-                workers,
-                callbacks,
-                defaults,
-                decode_stack,
-            }),
+            engine: Arc::new(engine),
             owner: pool_worker::lineage(),
         }
     }

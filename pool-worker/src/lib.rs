@@ -87,7 +87,7 @@ pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
-pub use serve::{index, prepare_here, run_here};
+pub use serve::{index, prepare_here, report_panics_here, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
 pub use task::Task;
