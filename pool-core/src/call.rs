@@ -19,7 +19,7 @@ use crate::few::Few;
 use crate::handle::{self, AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered};
-use crate::open::{self, Encode, Left, OneArgument, Open};
+use crate::open::{self, Encode, Left, Open, UnaryTask};
 use crate::pool::Pool;
 use crate::progress::{self, Handler, Progress, Reporting};
 use crate::retries::Retries;
@@ -269,31 +269,31 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// # Errors
     ///
     /// As [`Pool::map`], and [`Error::InvalidSetting`].
-    pub fn map<A, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
+    pub fn map<I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.all(inputs.into_iter(), open::give_one::<T, O>)
+        self.all(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::map_async`] with these options.
-    pub fn map_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
+    pub fn map_async<I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.start(inputs.into_iter(), open::give_one::<T, O>)
+        self.start(inputs.into_iter(), O::encode_one)
     }
 
     /// Like [`map`](Call::map), but keeps every outcome: one result or error for each input, in
     /// order.
-    pub fn map_results<A, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
+    pub fn map_results<I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.each(inputs.into_iter(), open::give_one::<T, O>)
+        self.each(inputs.into_iter(), O::encode_one)
     }
 
     /// Like [`map_results`](Call::map_results), but the outcomes are there later. All inputs are drawn at once. The result itself is
@@ -320,30 +320,30 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn map_results_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
+    pub fn map_results_async<I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.start_each(inputs.into_iter(), open::give_one::<T, O>)
+        self.start_each(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::imap`] with these options.
-    pub fn imap<A, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
+    pub fn imap<I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.lazy(inputs.into_iter(), open::give_one::<T, O>)
+        self.lazy(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::imap_unordered`] with these options.
-    pub fn imap_unordered<A, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
+    pub fn imap_unordered<I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.lazy_unordered(inputs.into_iter(), open::give_one::<T, O>)
+        self.lazy_unordered(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::starmap`] with these options.

@@ -110,7 +110,7 @@ pub use handle::AsyncResult;
 pub use iter::ImapStream;
 pub use iter::{Imap, ImapUnordered, Indexed};
 pub use join::Join;
-pub use open::{Left, OneArgument, Open};
+pub use open::{Left, Open, UnaryByRef, UnaryTask};
 pub use output::{Output, Stream, WorkerLine};
 pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
