@@ -84,6 +84,7 @@ mod sync;
 mod task_error;
 #[cfg(test)]
 mod tests;
+mod timeline;
 pub mod worker;
 
 // So that tasks of these tests find what `#[pool_task]` emits paths to.
