@@ -616,6 +616,7 @@ impl<T: Task, O> Call<'_, T, O> {
         loop {
             // Far enough ahead that no worker waits for us, in whole chunks.
             let ahead = (4 * workers * feed.hint()).max(AHEAD_MIN);
+            let ahead = ahead.max((2 * workers).saturating_mul(chunk));
             let ahead = feed.ahead(ahead, 2 * workers).next_multiple_of(chunk);
             if more && missing <= ahead / 2 {
                 let room = (ahead - missing).max(chunk) / chunk * chunk;
