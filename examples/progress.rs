@@ -1,8 +1,8 @@
-//! What is known while tasks run: a long task tells how far it is, and what it has found so far; results come as they are finished,
-//! behind a bar that knows how many are left; and a call that somebody waits for goes first.
+//! What is known while tasks run: how far a call is, behind a bar; what a long task tells of itself, and what it has found so far; and a
+//! call that somebody waits for, which goes first.
 
-use indicatif::{ProgressBar, ProgressIterator, ProgressStyle};
-use pool_core::{Error, Pool, Sender, channel, pool_task};
+use indicatif::{ProgressBar, ProgressStyle};
+use pool_core::{Error, Pool, Progress, Sender, channel, pool_task};
 
 /// Counts the primes up to a limit, and tells of each that ends in 777.
 #[pool_task]
@@ -39,8 +39,29 @@ fn is_prime(number: u64) -> bool {
     number > 1 && !(2..=number.isqrt()).any(|divisor| number.is_multiple_of(divisor))
 }
 
+/// What shows how far a call is. (Where there is no terminal, no bar is drawn.)
+fn bar() -> impl Fn(&Progress) + Send + Sync {
+    let style = ProgressStyle::with_template("{bar:40} {msg}");
+    let bar = ProgressBar::new(0).with_style(style.expect("it is well-formed"));
+    move |progress| {
+        bar.set_length(progress.total.unwrap_or(progress.done) as u64);
+        bar.set_position(progress.done as u64);
+        bar.set_message(progress.to_string());
+        if progress.is_finished() {
+            bar.finish();
+        }
+    }
+}
+
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
+
+    // The pool counts what is done, and the bar shows it.
+    let inputs: Vec<u64> = (1..=20_000).collect();
+    let steps = pool.task(collatz).progress(bar()).map(inputs.clone())?;
+    let longest = steps.into_iter().zip(inputs).max();
+    let (steps, start) = longest.expect("there are some");
+    println!("{start} takes {steps} steps");
 
     // What a task sends arrives while it runs. The channel ends with the task, which has the only sender.
     let (sender, found) = channel()?;
@@ -50,23 +71,12 @@ fn main() -> Result<(), Error> {
     }
     println!("{} primes", result.get()??);
 
-    // Results as they are finished, each with the place of its input. (Where there is no terminal, no bar is drawn.)
-    let inputs: Vec<u64> = (1..=20_000).collect();
-    let style = ProgressStyle::with_template("{bar:40} {pos} of {len}, {eta} left");
-    let bar = ProgressBar::new(0).with_style(style.expect("it is well-formed"));
-    let results = pool.imap_unordered(collatz, inputs.clone()).indexed();
-    bar.set_length(results.len() as u64);
-    let mut longest = (0, 0);
-    for (index, steps) in results.progress_with(bar) {
-        longest = longest.max((steps?, inputs[index]));
-    }
-    println!("{} takes {} steps", longest.1, longest.0);
-
     // A call that nobody is in a hurry for, and one that somebody waits for.
     let (sender, _unread) = channel()?;
     let later = pool
         .task(primes)
         .priority(-1)
+        .progress(bar())
         .starmap_async((0..20).map(|_| (20_000, sender.clone())));
     println!("1000003 is prime: {}", pool.apply(is_prime, (1_000_003,))?);
     println!("{} counts later", later.get()?.len());

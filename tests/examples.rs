@@ -54,21 +54,42 @@ fn process_ids() {
 }
 
 #[test]
+fn process_ids_of_one_process() {
+    let inline = |value: &str| {
+        let mut program = Command::new(example("process_ids"));
+        let output = program.env("POOL_INLINE", value).output();
+        let output = output.expect("the program starts");
+        let text = [output.stdout, output.stderr].map(String::from_utf8);
+        text.map(|text| text.expect("text")).concat()
+    };
+    let said = inline("1");
+    let parts = said.trim().trim_matches(['[', ']', '"']).split("\", \"");
+    let workers: BTreeSet<&str> = parts.filter_map(|part| part.split("++").nth(2)).collect();
+    assert_eq!(workers.len(), 1, "{said}");
+    // Their parent is not the program, but that of the program.
+    assert!(
+        said.contains(&format!("++{}++", std::process::id())),
+        "{said}"
+    );
+    for off in ["", "0"] {
+        assert!(!inline(off).contains(&format!("++{}++", std::process::id())));
+    }
+    let refused = inline("yes");
+    assert!(
+        refused.contains("POOL_INLINE") && refused.contains("yes"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn progress() {
     let run = run("progress", &[]);
     let found = [
         1777, 2777, 11777, 19777, 22777, 26777, 41777, 43777, 44777, 47777,
     ];
-    let mut lines: Vec<String> = found.map(|number| format!("found {number}")).into();
-    lines.extend(
-        [
-            "5133 primes",
-            "17673 takes 278 steps",
-            "1000003 is prime: true",
-            "20 counts later",
-        ]
-        .map(String::from),
-    );
+    let mut lines = vec!["17673 takes 278 steps".to_owned()];
+    lines.extend(found.map(|number| format!("found {number}")));
+    lines.extend(["5133 primes", "1000003 is prime: true", "20 counts later"].map(String::from));
     assert_eq!(run.lines(), lines);
 }
 

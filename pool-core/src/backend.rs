@@ -707,6 +707,15 @@ pub trait Workers: Debug + Send + Sync {
         waiter.sleep(deadline)
     }
 
+    /// How many inputs of this job run now. Where outcomes wait until somebody looks for them, this looks: it is called up to thirty
+    /// times a second while a call reports its [progress](crate::Call::progress), and what has come is delivered before it returns.
+    ///
+    /// By default 0: it is not known.
+    fn running(&self, job: JobId) -> usize {
+        let _ = job;
+        0
+    }
+
     /// From now on outcomes of this job are to be delivered as soon as they are all there, though nobody may wait: there is a
     /// callback, or a future.
     ///

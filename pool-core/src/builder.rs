@@ -1,19 +1,20 @@
 //! [`PoolBuilder`]: a pool with settings.
 
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pool_worker::Task;
 
-use crate::backend::{Backend, Local, Options, Preparation, Settings, Streams};
+use crate::backend::{Backend, Inline, Local, Options, Preparation, Settings, Streams};
 use crate::callback::Callbacks;
 use crate::error::Error;
 use crate::event::Event;
 use crate::feed;
 use crate::output::Output;
-use crate::pool::Pool;
+use crate::pool::{Engine, Pool};
 use crate::reporter::{OnEvent, Reporter};
 use crate::retries::Retries;
 use crate::timeline::Timeline;
@@ -52,6 +53,8 @@ use crate::timeline::Timeline;
 #[must_use = "settings do nothing until `build`"]
 pub struct PoolBuilder {
     backend: Box<dyn Backend>,
+    /// [`inline`](PoolBuilder::inline) was asked for.
+    inline: bool,
     settings: Settings,
     /// What can't be encoded.
     failed: Option<Error>,
@@ -74,6 +77,7 @@ impl PoolBuilder {
     pub(crate) fn new() -> PoolBuilder {
         PoolBuilder {
             backend: Box::new(Local),
+            inline: false,
             settings: Settings::default(),
             failed: None,
             defaults: Options::default(),
@@ -89,6 +93,49 @@ impl PoolBuilder {
     /// any backend, but for what its own documentation says.
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Box::new(backend);
+        self.inline = false;
+        self
+    }
+
+    /// Tasks run in this process, in the thread that calls, one after the other: for debuggers, profilers and Miri. Results, errors, their
+    /// order, retries after panics and laziness are the same; [`Inline`] says what differs.
+    ///
+    /// `POOL_INLINE=1` in the environment does it to every pool of the program, without a change: `POOL_INLINE=1 gdb ./program`.
+    /// Empty or `0` means nothing; another value is refused. In workers the variable means nothing.
+    ///
+    /// What protects a program needs a process: together with this, [`time_limit`](PoolBuilder::time_limit),
+    /// [`memory_limit`](PoolBuilder::memory_limit) and [`contain`](PoolBuilder::contain) are refused with [`Error::InvalidSetting`], and so is the
+    /// [`time_limit`](crate::Call::time_limit) of a call. Those that tasks declare (`#[pool_task(time_limit = "5s")]`) don't apply, nor do settings
+    /// about workers ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child), [`grace`](PoolBuilder::grace) and the like). With `POOL_INLINE=1` no
+    /// limit applies, and none is refused.
+    ///
+    /// What tasks print goes where the program prints, whatever [`output`](PoolBuilder::output) says.
+    ///
+    /// Default: each worker is a process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn half(x: u32) -> u32 {
+    ///     assert!(x % 2 == 0, "{x} is odd");
+    ///     x / 2
+    /// }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// // A breakpoint in `half` stops this very process.
+    /// let pool = Pool::builder().inline().build()?;
+    /// assert_eq!(pool.map(half, [2, 4])?, [1, 2]);
+    /// let error = pool.apply(half, (3,)).unwrap_err();
+    /// assert!(error.to_string().contains("3 is odd"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn inline(mut self) -> Self {
+        self.backend = Box::new(Inline);
+        self.inline = true;
         self
     }
 
@@ -484,7 +531,10 @@ impl PoolBuilder {
     /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
     /// arguments of an initializer, a finalizer or the preload task can't be encoded; [`Error::Start`] tells why a worker did not
     /// start, or how an initializer or the preload task failed.
-    pub fn build(self) -> Result<Pool, Error> {
+    pub fn build(mut self) -> Result<Pool, Error> {
+        if !self.inline && !crate::worker::is_worker() && is_asked_for(env::var_os(INLINE))? {
+            self.backend = Box::new(Inline);
+        }
         let mut settings = self.settings;
         let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
         if settings.workers == Some(0) {
@@ -514,7 +564,10 @@ impl PoolBuilder {
         for (name, value) in &settings.env {
             check_variable(name, value)?;
         }
-        feed::check(&self.defaults)?;
+        feed::check(&self.defaults, false)?;
+        if self.inline {
+            check_inline(&settings, &self.defaults)?;
+        }
         if let Some(error) = self.failed {
             return Err(error);
         }
@@ -550,8 +603,42 @@ impl PoolBuilder {
         if let Some(recorder) = &recorder {
             recorder.begin(&workers);
         }
-        let pool = Pool::over(workers, callbacks, self.defaults, decode_stack);
+        let pool = Pool::over(Engine {
+            workers,
+            callbacks,
+            defaults: self.defaults,
+            decode_stack,
+            inline: self.inline,
+        });
         Ok(pool.recorded_by(recorder))
+    }
+}
+
+/// Runs all tasks of a program in its own process: see [`PoolBuilder::inline`].
+const INLINE: &str = "POOL_INLINE";
+
+/// Whether a variable of this value asks for what it is about.
+fn is_asked_for(value: Option<OsString>) -> Result<bool, Error> {
+    match value.unwrap_or_default().to_string_lossy().as_ref() {
+        "" | "0" => Ok(false),
+        "1" => Ok(true),
+        other => Err(Error::invalid_setting(
+            INLINE,
+            format!("it is 1, 0 or empty, not `{other}`"),
+        )),
+    }
+}
+
+/// Refuses what is there to protect the program, and takes a process.
+fn check_inline(settings: &Settings, defaults: &Options) -> Result<(), Error> {
+    let wanted = [
+        ("time_limit", defaults.time_limit.is_some()),
+        ("memory_limit", settings.memory_limit.is_some()),
+        ("contain", settings.contained),
+    ];
+    match wanted.into_iter().find(|(_, is_wanted)| *is_wanted) {
+        Some((setting, _)) => Err(Error::invalid_setting(setting, feed::NEEDS_PROCESS)),
+        None => Ok(()),
     }
 }
 

@@ -10,7 +10,8 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::handle::AsyncResult;
 use crate::iter::{Imap, ImapUnordered};
-use crate::open::{self, Left, OneParam, Open};
+use crate::open::{self, Left, Open, UnaryByRef};
+use crate::progress::Progress;
 use crate::retries::Retries;
 
 /// A call that takes references: `pool.task(count).by_ref().map(&texts)`.
@@ -85,6 +86,11 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         ByRef(self.0.retries(retries))
     }
 
+    /// [`Call::progress`].
+    pub fn progress(self, handler: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        ByRef(self.0.progress(handler))
+    }
+
     /// [`Call::partial`], with references to what is bound.
     pub fn partial<B>(self, arguments: B) -> ByRef<'p, T, Left<T, B::Args, B::Params>>
     where
@@ -140,67 +146,61 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
     /// As there.
     pub fn map<S, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        O::Params: OneParam<T>,
+        O: UnaryByRef<T>,
         I: IntoIterator<Item = S>,
-        S: Lends<<O::Params as OneParam<T>>::Lent>,
+        S: Lends<O::Lent>,
     {
-        let encode = open::lend_one::<T, O::Params, S>;
-        self.0.all(inputs.into_iter(), encode)
+        self.0.all(inputs.into_iter(), O::lend_one)
     }
 
     /// [`Call::map_async`].
     pub fn map_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        O::Params: OneParam<T>,
+        O: UnaryByRef<T>,
         I: IntoIterator<Item = S>,
-        S: Lends<<O::Params as OneParam<T>>::Lent>,
+        S: Lends<O::Lent>,
     {
-        let encode = open::lend_one::<T, O::Params, S>;
-        self.0.start(inputs.into_iter(), encode)
+        self.0.start(inputs.into_iter(), O::lend_one)
     }
 
     /// [`Call::map_results`].
     pub fn map_results<S, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
-        O::Params: OneParam<T>,
+        O: UnaryByRef<T>,
         I: IntoIterator<Item = S>,
-        S: Lends<<O::Params as OneParam<T>>::Lent>,
+        S: Lends<O::Lent>,
     {
-        let encode = open::lend_one::<T, O::Params, S>;
-        self.0.each(inputs.into_iter(), encode)
+        self.0.each(inputs.into_iter(), O::lend_one)
     }
 
     /// [`Call::map_results_async`].
     pub fn map_results_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
-        O::Params: OneParam<T>,
+        O: UnaryByRef<T>,
         I: IntoIterator<Item = S>,
-        S: Lends<<O::Params as OneParam<T>>::Lent>,
+        S: Lends<O::Lent>,
     {
-        let encode = open::lend_one::<T, O::Params, S>;
-        self.0.start_each(inputs.into_iter(), encode)
+        self.0.start_each(inputs.into_iter(), O::lend_one)
     }
 
     /// [`Call::imap`].
     pub fn imap<S, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
-        O::Params: OneParam<T>,
+        O: UnaryByRef<T>,
         I: IntoIterator<Item = S>,
-        S: Lends<<O::Params as OneParam<T>>::Lent>,
+        S: Lends<O::Lent>,
     {
-        let encode = open::lend_one::<T, O::Params, S>;
-        self.0.lazy(inputs.into_iter(), encode)
+        self.0.lazy(inputs.into_iter(), O::lend_one)
     }
 
     /// [`Call::imap_unordered`].
     pub fn imap_unordered<S, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        O::Params: OneParam<T>,
+        O: UnaryByRef<T>,
         I: IntoIterator<Item = S>,
-        S: Lends<<O::Params as OneParam<T>>::Lent>,
+        S: Lends<O::Lent>,
     {
-        let encode = open::lend_one::<T, O::Params, S>;
-        self.0.lazy_unordered(inputs.into_iter(), encode)
+        self.0.lazy_unordered(inputs.into_iter(), O::lend_one)
     }
 
     /// [`Call::starmap`].

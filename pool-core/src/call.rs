@@ -19,8 +19,9 @@ use crate::few::Few;
 use crate::handle::{self, AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered};
-use crate::open::{self, Encode, Left, OneArgument, Open};
+use crate::open::{self, Encode, Left, Open, UnaryTask};
 use crate::pool::Pool;
+use crate::progress::{self, Handler, Progress, Reporting};
 use crate::retries::Retries;
 
 /// A task with options for one call: `pool.task(square).chunksize(2).map(0..5)`.
@@ -57,6 +58,7 @@ pub struct Call<'p, T, O = T> {
     options: Options,
     /// What all inputs begin with.
     bound: Result<Option<Arc<Attachment>>, Error>,
+    progress: Option<Handler>,
     open: PhantomData<fn() -> (T, O)>,
 }
 
@@ -66,6 +68,7 @@ impl<T, O> Clone for Call<'_, T, O> {
             pool: self.pool,
             options: self.options,
             bound: self.bound.clone(),
+            progress: self.progress.clone(),
             open: PhantomData,
         }
     }
@@ -82,15 +85,18 @@ impl<T: Task, O> fmt::Debug for Call<'_, T, O> {
 
 impl<'p, T: Task> Call<'p, T> {
     pub(crate) fn new(pool: &'p Pool) -> Self {
+        // Inline, that of the task does not apply. One that the call is given is refused.
+        let time_limit = T::TIME_LIMIT.filter(|_| !pool.engine().inline);
         Call {
             pool,
             options: Options {
                 chunksize: None,
-                time_limit: T::TIME_LIMIT.or(pool.defaults().time_limit),
+                time_limit: time_limit.or(pool.defaults().time_limit),
                 retries: T::RETRIES.map_or(pool.defaults().retries, Retries::new),
                 priority: 0,
             },
             bound: Ok(None),
+            progress: None,
             open: PhantomData,
         }
     }
@@ -138,6 +144,7 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
             pool: self.pool,
             options: self.options,
             bound: self.bound.and_then(|before| bind::<T>(before, encode)),
+            progress: self.progress,
             open: PhantomData,
         }
     }
@@ -165,7 +172,8 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// whole program was stopped (Ctrl-Z) does not count.
     ///
     /// Default: what the task says (`#[pool_task(time_limit = "5s")]`), or else the pool
-    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)); or else for ever. Zero is refused with [`Error::InvalidSetting`].
+    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)); or else for ever. Zero is refused with [`Error::InvalidSetting`],
+    /// and so is any in a pool that is [`inline`](crate::PoolBuilder::inline).
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.options.time_limit = Some(limit);
         self
@@ -209,6 +217,39 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         self
     }
 
+    /// Calls `handler` with how far the call is: at the start, at most 30 times a second when something has changed, and once at the
+    /// end, when every input has an outcome.
+    ///
+    /// It runs on the pool's callback thread. One that takes its time gets fewer reports, each of them new, and keeps only other
+    /// [callbacks](AsyncResult::callback) waiting; one that panics is called again. Methods that wait for the results ([`map`](Call::map)) return
+    /// after the last report, or 100 ms later if the handler takes longer; [`Pool::join`] waits for it in any case.
+    ///
+    /// Works with every method. A call without inputs has one report, the last. Inputs that are cancelled, or refused because
+    /// the pool was closed, have failed. There is no last report of an [`Imap`] that is dropped before its end, nor if the
+    /// iterator over the inputs panics in a [`map`](Call::map).
+    ///
+    /// Default: no handler. A second one takes the place of the first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pool_core::{Error, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let call = pool.task(square).progress(|progress| eprintln!("{progress}"));
+    /// assert_eq!(call.map(0..1000)?.len(), 1000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(mut self, handler: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(handler));
+        self
+    }
+
     /// [`Pool::apply`] with these options.
     ///
     /// # Errors
@@ -228,31 +269,31 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// # Errors
     ///
     /// As [`Pool::map`], and [`Error::InvalidSetting`].
-    pub fn map<A, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
+    pub fn map<I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.all(inputs.into_iter(), open::give_one::<T, O>)
+        self.all(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::map_async`] with these options.
-    pub fn map_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
+    pub fn map_async<I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.start(inputs.into_iter(), open::give_one::<T, O>)
+        self.start(inputs.into_iter(), O::encode_one)
     }
 
     /// Like [`map`](Call::map), but keeps every outcome: one result or error for each input, in
     /// order.
-    pub fn map_results<A, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
+    pub fn map_results<I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.each(inputs.into_iter(), open::give_one::<T, O>)
+        self.each(inputs.into_iter(), O::encode_one)
     }
 
     /// Like [`map_results`](Call::map_results), but the outcomes are there later. All inputs are drawn at once. The result itself is
@@ -279,30 +320,30 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn map_results_async<A, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
+    pub fn map_results_async<I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.start_each(inputs.into_iter(), open::give_one::<T, O>)
+        self.start_each(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::imap`] with these options.
-    pub fn imap<A, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
+    pub fn imap<I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.lazy(inputs.into_iter(), open::give_one::<T, O>)
+        self.lazy(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::imap_unordered`] with these options.
-    pub fn imap_unordered<A, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
+    pub fn imap_unordered<I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        O::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        O: UnaryTask<T>,
+        I: IntoIterator<Item = O::Argument>,
     {
-        self.lazy_unordered(inputs.into_iter(), open::give_one::<T, O>)
+        self.lazy_unordered(inputs.into_iter(), O::encode_one)
     }
 
     /// [`Pool::starmap`] with these options.
@@ -367,10 +408,17 @@ impl<T: Task, O> Call<'_, T, O> {
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
     ) -> Result<T::Output, Error> {
         let gather = Gather::new(1);
-        let job = self.submit_one(encode, &gather)?;
-        self.pool
-            .workers()
-            .wait(job, Want::All, Waiter(&*gather), None);
+        let sink = Arc::clone(&gather) as Arc<dyn Sink>;
+        let (sink, mut reporting) = self.report(sink, (1, Some(1)));
+        let sent = self.submit_one(encode, sink, &mut reporting);
+        if let Ok(job) = sent {
+            let workers = self.pool.workers();
+            workers.wait(job, Want::All, Waiter(&*gather), None);
+        }
+        if let Some(reporting) = &reporting {
+            reporting.counts().wait_for_report();
+        }
+        sent?;
         let engine = self.pool.engine();
         engine.decode(|| handle::use_up(gather, decode_one::<T>))
     }
@@ -380,8 +428,10 @@ impl<T: Task, O> Call<'_, T, O> {
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
     ) -> AsyncResult<T::Output> {
         let gather = Gather::new(1);
+        let sink = Arc::clone(&gather) as Arc<dyn Sink>;
+        let (sink, mut reporting) = self.report(sink, (1, Some(1)));
         let job = self
-            .submit_one(encode, &gather)
+            .submit_one(encode, sink, &mut reporting)
             .map_err(|error| gather.refuse(error))
             .ok();
         AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job)
@@ -391,9 +441,10 @@ impl<T: Task, O> Call<'_, T, O> {
     fn submit_one(
         &self,
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
-        gather: &Arc<Gather>,
+        sink: Arc<dyn Sink>,
+        reporting: &mut Option<Reporting>,
     ) -> Result<JobId, Error> {
-        feed::check(&self.options)?;
+        feed::check(&self.options, self.pool.engine().inline)?;
         let bound = self.bound.as_ref().map_err(Error::clone)?;
         let workers = self.pool.workers();
         let mut frames = Frames::default();
@@ -413,11 +464,21 @@ impl<T: Task, O> Call<'_, T, O> {
             options: self.options,
         };
         feed::check_channels(&**workers, &inputs, T::NAME)?;
-        let sink = Arc::clone(gather) as Arc<dyn Sink>;
-        let id = workers.submit(job, sink, inputs, false)?;
-        if let Some(error) = failed {
+        if let Some(reporting) = reporting {
+            reporting.draw(1, false);
+        }
+        let failing = failed.map(|error| (Arc::clone(&sink), error));
+        let sent = workers.submit(job, sink, inputs, false);
+        if let Some(reporting) = reporting {
+            match &sent {
+                Ok(id) => reporting.counts().accepted(*id),
+                Err(_) => reporting.counts().refuse(1),
+            }
+        }
+        let id = sent?;
+        if let Some((sink, error)) = failing {
             let failure = Failure::EncodeArguments(error.to_string());
-            Arc::clone(gather).deliver(Outcomes::failed(0, 1, Arc::new(failure)));
+            sink.deliver(Outcomes::failed(0, 1, Arc::new(failure)));
         }
         Ok(id)
     }
@@ -457,7 +518,8 @@ impl<T: Task, O> Call<'_, T, O> {
     }
 
     pub(crate) fn lazy<I: Iterator>(&self, inputs: I, encode: Encode<I::Item>) -> Imap<T, I> {
-        Imap::new(self.pool, |sink| self.feed(sink), inputs, encode)
+        let announced = inputs.size_hint();
+        Imap::new(self.pool, |sink| self.feed(sink, announced), inputs, encode)
     }
 
     pub(crate) fn lazy_unordered<I: Iterator>(
@@ -465,7 +527,8 @@ impl<T: Task, O> Call<'_, T, O> {
         inputs: I,
         encode: Encode<I::Item>,
     ) -> ImapUnordered<T, I> {
-        ImapUnordered::new(self.pool, |sink| self.feed(sink), inputs, encode)
+        let announced = inputs.size_hint();
+        ImapUnordered::new(self.pool, |sink| self.feed(sink, announced), inputs, encode)
     }
 
     /// Draws all inputs at once, and returns while they run.
@@ -495,7 +558,7 @@ impl<T: Task, O> Call<'_, T, O> {
         let gather = Gather::new(0);
         let mut id = None;
         let sent = self
-            .feed(Arc::clone(&gather) as Arc<dyn Sink>)
+            .feed(Arc::clone(&gather) as Arc<dyn Sink>, inputs.size_hint())
             .and_then(|mut feed| {
                 let mut batch = feed.batch();
                 for input in inputs {
@@ -522,13 +585,27 @@ impl<T: Task, O> Call<'_, T, O> {
         &self,
         inputs: &mut impl Iterator<Item = X>,
         encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
-        mut each: impl FnMut(usize, Encoded<'_>),
+        each: impl FnMut(usize, Encoded<'_>),
     ) -> Option<Refusal> {
         let inbox = Arc::new(Inbox::default());
-        let mut feed = match self.feed(Arc::clone(&inbox) as Arc<dyn Sink>) {
+        let sink = Arc::clone(&inbox) as Arc<dyn Sink>;
+        let mut feed = match self.feed(sink, inputs.size_hint()) {
             Ok(feed) => feed,
             Err(error) => return Some(Refusal { error, count: 0 }),
         };
+        let refused = self.run_fed(&mut feed, &inbox, inputs, encode, each);
+        feed.wait_for_report();
+        refused
+    }
+
+    fn run_fed<X>(
+        &self,
+        feed: &mut Feed,
+        inbox: &Arc<Inbox>,
+        inputs: &mut impl Iterator<Item = X>,
+        encode: impl Fn(X, &mut Vec<u8>) -> open::Encoded,
+        mut each: impl FnMut(usize, Encoded<'_>),
+    ) -> Option<Refusal> {
         let workers = self.pool.processes();
         let chunk = feed.explicit_chunk().unwrap_or(1);
         let mut order = InOrder::default();
@@ -539,6 +616,7 @@ impl<T: Task, O> Call<'_, T, O> {
         loop {
             // Far enough ahead that no worker waits for us, in whole chunks.
             let ahead = (4 * workers * feed.hint()).max(AHEAD_MIN);
+            let ahead = ahead.max((2 * workers).saturating_mul(chunk));
             let ahead = feed.ahead(ahead, 2 * workers).next_multiple_of(chunk);
             if more && missing <= ahead / 2 {
                 let room = (ahead - missing).max(chunk) / chunk * chunk;
@@ -584,9 +662,27 @@ impl<T: Task, O> Call<'_, T, O> {
         }
     }
 
-    fn feed(&self, sink: Arc<dyn Sink>) -> Result<Feed, Error> {
+    /// What feeds an iterator that announces so many inputs.
+    fn feed(&self, sink: Arc<dyn Sink>, announced: (usize, Option<usize>)) -> Result<Feed, Error> {
         let bound = self.bound.clone()?;
-        Feed::new::<T>(self.pool.workers(), sink, self.options, bound)
+        let (sink, reporting) = self.report(sink, announced);
+        Feed::new::<T>(self.pool.engine(), sink, self.options, bound, reporting)
+    }
+
+    /// Has the call's progress reported, if that was asked for.
+    #[inline]
+    fn report(
+        &self,
+        sink: Arc<dyn Sink>,
+        announced: (usize, Option<usize>),
+    ) -> (Arc<dyn Sink>, Option<Reporting>) {
+        let Some(handler) = &self.progress else {
+            return (sink, None);
+        };
+        let callbacks = &self.pool.engine().callbacks;
+        let workers = self.pool.workers();
+        let (sink, reporting) = progress::report(handler, announced, workers, callbacks, sink);
+        (sink, Some(reporting))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The thread that runs callbacks, one after the other, in the order in which results arrive.
 //!
 //! It is the pool's own, started with the first callback: a callback that panics or takes its time
-//! harms nothing but the callbacks behind it.
+//! harms nothing but the callbacks behind it. The same thread [looks](Tick) from time to time at calls that report their progress.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,6 +13,17 @@ use std::time::{Duration, Instant};
 use crate::sync;
 
 type Callback = Box<dyn FnOnce() + Send>;
+
+/// Thirty times a second, or not quite.
+const PERIOD: Duration = Duration::from_millis(34);
+
+/// Something that the thread is to look at from time to time.
+pub(crate) trait Tick: Send {
+    /// Whether it is to be looked at now. What was due at the end of the pool includes this.
+    fn is_urgent(&self) -> bool;
+    /// Looks. False: that was the last time.
+    fn tick(&mut self) -> bool;
+}
 
 /// A queue of callbacks, and the thread that runs them.
 pub(crate) struct Callbacks {
@@ -41,6 +52,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Callback>,
+    /// What is to be looked at, and when.
+    ticks: Vec<(Instant, Box<dyn Tick>)>,
     running: bool,
     /// The thread ends once those here have run.
     ended: bool,
@@ -57,6 +70,25 @@ impl fmt::Debug for Callbacks {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         sync::lock(&self.queue)
+    }
+}
+
+impl Queue {
+    fn is_done(&self) -> bool {
+        !self.running
+            && self.waiting.is_empty()
+            && !self.ticks.iter().any(|(_, tick)| tick.is_urgent())
+    }
+
+    /// Takes out what is to be looked at now.
+    fn take_due(&mut self) -> Option<Box<dyn Tick>> {
+        if self.ticks.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let mut ticks = self.ticks.iter();
+        let due = ticks.position(|(at, tick)| *at <= now || tick.is_urgent())?;
+        Some(self.ticks.swap_remove(due).1)
     }
 }
 
@@ -95,19 +127,33 @@ impl Callbacks {
         if queue.thread.is_none() && !self.spawn(&mut thread, &mut queue) {
             // The system has no thread left. Better here and now than never.
             let waiting = std::mem::take(&mut queue.waiting);
+            let is_urgent = |(_, tick): &mut (_, Box<dyn Tick>)| tick.is_urgent();
+            let urgent: Vec<_> = queue.ticks.extract_if(.., is_urgent).collect();
             drop((queue, thread));
             waiting.into_iter().for_each(call);
+            for (_, tick) in urgent {
+                drop(look(tick));
+            }
             return;
         }
         self.shared.changed.notify_all();
     }
 
+    /// Has this looked at now, and from then on; and whenever it is urgent when the thread is [started](Callbacks::start).
+    pub(crate) fn look_at(&self, tick: Box<dyn Tick>) {
+        self.shared.lock().ticks.push((Instant::now(), tick));
+        self.start();
+    }
+
+    /// Whether this is the callback thread.
+    pub(crate) fn is_here(&self) -> bool {
+        self.shared.lock().thread == Some(thread::current().id())
+    }
+
     /// Waits until every callback that was due has run; not if called from one.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
         let mut queue = self.shared.lock();
-        while (queue.running || !queue.waiting.is_empty())
-            && queue.thread != Some(thread::current().id())
-        {
+        while !queue.is_done() && queue.thread != Some(thread::current().id()) {
             let (guard, in_time) = sync::wait(&self.shared.changed, queue, deadline);
             if !in_time {
                 return false;
@@ -138,23 +184,49 @@ impl Callbacks {
 fn work(shared: &Shared) {
     let mut queue = shared.lock();
     loop {
-        if let Some(callback) = queue.waiting.pop_front() {
+        // One of each in turn, so that neither keeps the other waiting for long.
+        let due = queue.take_due();
+        let callback = queue.waiting.pop_front();
+        if due.is_some() || callback.is_some() {
             queue.running = true;
             drop(queue);
-            call(callback);
+            let due = due.and_then(look);
+            if let Some(callback) = callback {
+                call(callback);
+            }
             queue = shared.lock();
+            queue
+                .ticks
+                .extend(due.map(|tick| (Instant::now() + PERIOD, tick)));
             queue.running = false;
             shared.changed.notify_all();
         } else if queue.ended {
             queue.thread = None;
+            // What is dropped may be anything.
+            let ticks = std::mem::take(&mut queue.ticks);
+            drop(queue);
+            call(|| drop(ticks));
             return;
         } else {
-            queue = sync::wait(&shared.changed, queue, None).0;
+            let next = queue.ticks.iter().map(|(at, _)| *at).min();
+            queue = sync::wait(&shared.changed, queue, next).0;
         }
     }
 }
 
-fn call(callback: Callback) {
+/// Looks at something. Gives it back if it is to be looked at again.
+fn look(mut tick: Box<dyn Tick>) -> Option<Box<dyn Tick>> {
+    let mut again = false;
+    call(|| again = tick.tick());
+    if again {
+        return Some(tick);
+    }
+    call(|| drop(tick));
+    None
+}
+
+/// Runs what is not ours, whatever it does.
+pub(crate) fn call(callback: impl FnOnce()) {
     // The user's panic hook has said what there is to say.
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(callback)) {
         // A payload may panic when it is dropped.

@@ -86,7 +86,7 @@ impl Error {
 
     /// This setting of the builder, named as its method is, can't be met, for this reason: for
     /// [backends](crate::backend).
-    pub fn invalid_setting(setting: &'static str, why: &'static str) -> Error {
+    pub fn invalid_setting(setting: &'static str, why: impl Into<Cow<'static, str>>) -> Error {
         Error::InvalidSetting(InvalidSetting {
             setting: setting.into(),
             why: why.into(),

@@ -10,6 +10,8 @@ use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Work
 use crate::error::Error;
 use crate::few::Few;
 use crate::open;
+use crate::pool::Engine;
+use crate::progress::Reporting;
 
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
@@ -35,17 +37,22 @@ const BATCHES_PER_READING: usize = 8;
 
 /// # Errors
 ///
-/// [`Error::InvalidSetting`] if the options can't be met.
-pub(crate) fn check(options: &Options) -> Result<(), Error> {
-    let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
+/// [`Error::InvalidSetting`] if the options can't be met; `inline`: by a pool that has no processes.
+pub(crate) fn check(options: &Options, inline: bool) -> Result<(), Error> {
+    let invalid = |setting, why: &'static str| Err(Error::invalid_setting(setting, why));
     if options.chunksize == Some(0) {
         return invalid("chunksize", "a chunk holds at least one input");
     }
     if options.time_limit.is_some_and(|limit| limit.is_zero()) {
         return invalid("time_limit", "no task ends in no time");
     }
+    if inline && options.time_limit.is_some() {
+        return invalid("time_limit", NEEDS_PROCESS);
+    }
     Ok(())
 }
+
+pub(crate) const NEEDS_PROCESS: &str = "only a worker process can be stopped, and the tasks of an inline pool run in the program itself";
 
 pub(crate) const NO_CHANNELS: &str =
     "the backend of this pool does not carry what a `Sender` sends";
@@ -90,6 +97,8 @@ pub(crate) struct Feed {
     draws: usize,
     /// How many bytes were handed over.
     bytes: usize,
+    /// Who is told how far it is.
+    reporting: Option<Reporting>,
 }
 
 /// Inputs that were drawn together.
@@ -140,12 +149,14 @@ impl Feed {
     ///
     /// As [`check`].
     pub(crate) fn new<T: Task>(
-        workers: &Arc<dyn Workers>,
+        engine: &Engine,
         sink: Arc<dyn Sink>,
         options: Options,
         bound: Option<Arc<Attachment>>,
+        reporting: Option<Reporting>,
     ) -> Result<Feed, Error> {
-        check(&options)?;
+        check(&options, engine.inline)?;
+        let workers = &engine.workers;
         let task = T::number();
         Ok(Feed {
             workers: Arc::clone(workers),
@@ -164,6 +175,7 @@ impl Feed {
             slow: true,
             draws: 0,
             bytes: 0,
+            reporting,
         })
     }
 
@@ -268,7 +280,22 @@ impl Feed {
     }
 
     /// Hands a batch over. On an error, nothing of it was accepted.
-    pub(crate) fn send(&mut self, mut batch: Batch, more: bool) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, batch: Batch, more: bool) -> Result<(), Error> {
+        let count = batch.len();
+        if let Some(reporting) = &mut self.reporting {
+            reporting.draw(count, more);
+        }
+        let sent = self.hand_over(batch, more);
+        if let Some(reporting) = &self.reporting {
+            match (&sent, self.id) {
+                (Ok(()), Some(id)) => reporting.counts().accepted(id),
+                _ => reporting.counts().refuse(count),
+            }
+        }
+        sent
+    }
+
+    fn hand_over(&mut self, mut batch: Batch, more: bool) -> Result<(), Error> {
         if batch.last.count() > 0 {
             let inputs = mem::take(&mut batch.last);
             batch.add(batch.first, inputs);
@@ -293,6 +320,13 @@ impl Feed {
             Arc::clone(&self.sink).deliver(failed);
         }
         Ok(())
+    }
+
+    /// Waits for the last report on what was fed, if there are any; not for long.
+    pub(crate) fn wait_for_report(&self) {
+        if let Some(reporting) = &self.reporting {
+            reporting.counts().wait_for_report();
+        }
     }
 
     pub(crate) fn id(&self) -> Option<JobId> {

@@ -39,7 +39,7 @@
 //!   example `service` is a web service over a pool.
 //! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
 //!   `Result<T, TaskError>`, and use `?` on any error.
-//! - [`backend`] is for whoever wants the work to run elsewhere; [`backend::Inline`] runs it in the thread that calls, under a
+//! - [`backend`] is for whoever wants the work to run elsewhere; [`PoolBuilder::inline`] runs it in the thread that calls, under a
 //!   debugger for instance.
 //!
 //! # What means what
@@ -75,6 +75,7 @@ mod local;
 mod open;
 mod output;
 mod pool;
+mod progress;
 mod reporter;
 mod retries;
 mod scheduler;
@@ -111,10 +112,11 @@ pub use handle::AsyncResult;
 pub use iter::ImapStream;
 pub use iter::{Imap, ImapUnordered, Indexed};
 pub use join::Join;
-pub use open::{Left, OneArgument, Open};
+pub use open::{Left, Open, UnaryByRef, UnaryTask};
 pub use output::{Output, Stream, WorkerLine};
 pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
+pub use progress::Progress;
 pub use retries::Retries;
 pub use shared::Shared;
 pub use stats::{Restarts, Running, Stats, TaskStats, Times, WorkerState, WorkerStats};

@@ -322,6 +322,16 @@ impl Workers for LocalWorkers {
         self.shared.wait(job, want, waiter.0, deadline)
     }
 
+    fn running(&self, job: JobId) -> usize {
+        if !self.is_ours() {
+            return 0;
+        }
+        self.shared.update(|state| {
+            state.collect();
+            state.running(job)
+        })
+    }
+
     fn notify(&self, job: JobId) {
         self.notify_of(job, Want::All);
     }

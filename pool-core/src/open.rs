@@ -54,9 +54,77 @@ impl<T, A: GivesAll<P>, P> Open<T> for Left<T, A, P> {
     }
 }
 
-/// Argument tuples of one element: what `map` and `imap` can fill from one input.
+/// A task of one argument, which [`map`](crate::Pool::map) and [`imap`](crate::Pool::imap) fill from their inputs; or a task `T` of
+/// which [`partial`](crate::Call::partial) has left one argument open.
 ///
-/// Implemented for `(A,)`; not meant to be implemented elsewhere.
+/// Every `T: Task<Args = (A,)>` is one, with `A` as its argument. Not meant to be implemented elsewhere.
+///
+/// # Examples
+///
+/// A function that takes any task of one argument:
+///
+/// ```
+/// use pool_core::{Error, Pool, Task, UnaryTask, pool_task};
+///
+/// fn first<T: Task + UnaryTask>(pool: &Pool, task: T, input: T::Argument) -> Result<T::Output, Error> {
+///     Ok(pool.map(task, [input])?.remove(0))
+/// }
+///
+/// #[pool_task]
+/// fn square(x: u64) -> u64 { x * x }
+///
+/// # fn main() -> Result<(), Error> {
+/// assert_eq!(first(&Pool::with_processes(1)?, square, 3)?, 9);
+/// # Ok(())
+/// # }
+/// ```
+pub trait UnaryTask<T = Self>: Open<T> {
+    /// The argument.
+    type Argument;
+    #[doc(hidden)]
+    fn encode_one(argument: Self::Argument, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
+}
+
+impl<T, O> UnaryTask<T> for O
+where
+    O: Open<T>,
+    O::Args: OneArgument<T>,
+{
+    type Argument = <O::Args as OneArgument<T>>::Argument;
+
+    #[inline]
+    fn encode_one(argument: Self::Argument, out: &mut Vec<u8>) -> Encoded {
+        O::encode(OneArgument::pack(argument), out)
+    }
+}
+
+/// The same for a call that takes references: what [`ByRef::map`](crate::ByRef::map) and [`ByRef::imap`](crate::ByRef::imap) can
+/// fill.
+pub trait UnaryByRef<T = Self>: Open<T> {
+    /// What is lent: `str` for a parameter `String` or `&str`.
+    type Lent: ?Sized;
+    #[doc(hidden)]
+    fn lend_one<S: Lends<Self::Lent>>(
+        input: S,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Tail>, CodecError>;
+}
+
+impl<T, O> UnaryByRef<T> for O
+where
+    O: Open<T>,
+    O::Params: OneParam<T>,
+{
+    type Lent = <O::Params as OneParam<T>>::Lent;
+
+    #[inline]
+    fn lend_one<S: Lends<Self::Lent>>(input: S, out: &mut Vec<u8>) -> Encoded {
+        let start = out.len();
+        <O::Params as OneParam<T>>::Param::lend_last(input.lent(), out, start)
+    }
+}
+
+/// Argument tuples of one element.
 #[diagnostic::on_unimplemented(
     message = "`{T}` does not take exactly one argument here: it takes `{Self}`",
     label = "`map` and `imap` need a task of one argument",
@@ -99,30 +167,8 @@ impl<T, P: Param> OneParam<T> for (P,) {
     type Lent = P::Lent;
 }
 
-/// Appends what is lent as the only argument.
-#[inline]
-pub(crate) fn lend_one<T, P: OneParam<T>, S: Lends<P::Lent>>(
-    input: S,
-    out: &mut Vec<u8>,
-) -> Encoded {
-    let start = out.len();
-    P::Param::lend_last(input.lent(), out, start)
-}
-
 /// Appends what is lent as all arguments.
 #[inline]
 pub(crate) fn lend_all<P, S: LendsAll<P>>(input: S, out: &mut Vec<u8>) -> Encoded {
     input.encode(out)
-}
-
-/// Appends the only argument.
-#[inline]
-pub(crate) fn give_one<T, O: Open<T>>(
-    argument: <O::Args as OneArgument<T>>::Argument,
-    out: &mut Vec<u8>,
-) -> Encoded
-where
-    O::Args: OneArgument<T>,
-{
-    O::encode(OneArgument::pack(argument), out)
 }

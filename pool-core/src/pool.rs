@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::handle::AsyncResult;
 use crate::iter::{Imap, ImapUnordered};
 use crate::join::Join;
-use crate::open::OneArgument;
+use crate::open::UnaryTask;
 use crate::stats::Stats;
 use crate::timeline::Recorder;
 
@@ -62,6 +62,8 @@ pub(crate) struct Engine {
     pub(crate) defaults: Options,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub(crate) decode_stack: usize,
+    /// Tasks run in this process, as the program wants it: limits can't be kept.
+    pub(crate) inline: bool,
 }
 
 impl Engine {
@@ -94,19 +96,9 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(crate) fn over(
-        workers: Arc<dyn Workers>,
-        callbacks: Arc<Callbacks>,
-        defaults: Options,
-        decode_stack: usize,
-    ) -> Pool {
+    pub(crate) fn over(engine: Engine) -> Pool {
         Pool {
-            engine: Arc::new(Engine {
-                workers,
-                callbacks,
-                defaults,
-                decode_stack,
-            }),
+            engine: Arc::new(engine),
             owner: pool_worker::lineage(),
             recorder: None,
         }
@@ -202,42 +194,38 @@ impl Pool {
     ///
     /// If inputs fail, the error of the one with the lowest index; all others are run nevertheless.
     /// [`Call::map_results`] keeps every outcome. [`Error::Closed`] if the pool takes no more work.
-    pub fn map<T, A, I>(&self, task: T, inputs: I) -> Result<Vec<T::Output>, Error>
+    pub fn map<T, I>(&self, task: T, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        T: Task,
-        T::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        T: Task + UnaryTask,
+        I: IntoIterator<Item = T::Argument>,
     {
         self.task(task).map(inputs)
     }
 
     /// Like [`map`](Pool::map), but the results are there later. All inputs are drawn at once.
-    pub fn map_async<T, A, I>(&self, task: T, inputs: I) -> AsyncResult<Vec<T::Output>>
+    pub fn map_async<T, I>(&self, task: T, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        T: Task,
-        T::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        T: Task + UnaryTask,
+        I: IntoIterator<Item = T::Argument>,
     {
         self.task(task).map_async(inputs)
     }
 
     /// Runs `task` on every input, and yields the results in the order of the inputs. Work begins
     /// at once; inputs are drawn as results are consumed.
-    pub fn imap<T, A, I>(&self, task: T, inputs: I) -> Imap<T, I::IntoIter>
+    pub fn imap<T, I>(&self, task: T, inputs: I) -> Imap<T, I::IntoIter>
     where
-        T: Task,
-        T::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        T: Task + UnaryTask,
+        I: IntoIterator<Item = T::Argument>,
     {
         self.task(task).imap(inputs)
     }
 
     /// Like [`imap`](Pool::imap), but yields the results as they are finished.
-    pub fn imap_unordered<T, A, I>(&self, task: T, inputs: I) -> ImapUnordered<T, I::IntoIter>
+    pub fn imap_unordered<T, I>(&self, task: T, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        T: Task,
-        T::Args: OneArgument<T, Argument = A>,
-        I: IntoIterator<Item = A>,
+        T: Task + UnaryTask,
+        I: IntoIterator<Item = T::Argument>,
     {
         self.task(task).imap_unordered(inputs)
     }

@@ -47,9 +47,9 @@ use std::time::Duration;
 
 use pool_worker::{Exit, Starved};
 
-pub(crate) use self::death::with_last_line;
 use self::count::Book;
 pub(crate) use self::count::{Counts, Happened, Lives};
+pub(crate) use self::death::with_last_line;
 use self::job::{Jobs, Pending};
 use self::pace::Paces;
 use self::slot::{Given, Phase, Reason, Slot};
@@ -356,6 +356,12 @@ impl Scheduler {
     /// Whether this slot has inputs that it has not answered.
     pub(crate) fn is_busy(&self, slot: usize) -> bool {
         self.slots[slot].open > 0
+    }
+
+    /// Whether this slot runs an input of this job, by the ring's count of those begun.
+    pub(crate) fn runs(&self, slot: usize, begun: u32, job: JobId) -> bool {
+        let given = self.slots[slot].running_now(begun);
+        given.is_some_and(|given| given.job == job && !given.void)
     }
 
     /// Whether any has.

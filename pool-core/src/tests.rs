@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::backend::Options;
 use crate::backend::memory::Memory;
+use crate::pool::Engine;
 use crate::{Error, Pool, pool_task};
 
 #[pool_task]
@@ -30,12 +31,13 @@ fn join(one: &str, other: Vec<u8>) -> Vec<u8> {
 fn pool() -> (Pool, Arc<Memory>) {
     let memory = Arc::new(Memory::default());
     (
-        Pool::over(
-            Arc::clone(&memory) as _,
-            Arc::default(),
-            Options::default(),
-            pool_worker::STACK_DEFAULT,
-        ),
+        Pool::over(Engine {
+            workers: Arc::clone(&memory) as _,
+            callbacks: Arc::default(),
+            defaults: Options::default(),
+            decode_stack: pool_worker::STACK_DEFAULT,
+            inline: false,
+        }),
         memory,
     )
 }

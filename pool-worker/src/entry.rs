@@ -87,8 +87,9 @@ impl Call {
 
 type Init = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
 
+// Miri calls what is in this section without arguments. It has no processes, so nothing is missed.
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[cfg_attr(not(miri), unsafe(link_section = ".init_array"))]
 static ENTRY: Init = enter;
 
 /// Whether this process was called as a worker, and yet is none: its entry was not run, or it

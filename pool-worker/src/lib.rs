@@ -87,9 +87,7 @@ pub use exit::Exit;
 pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
-pub use launch::{
-    Kind, Launcher, Output, Starting, Witness, Worker, is_own_variable, may_launch,
-};
+pub use launch::{Kind, Launcher, Output, Starting, Witness, Worker, is_own_variable, may_launch};
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;
@@ -97,7 +95,7 @@ pub use registry::{Number, Registration, Run, RunError, fingerprint, task_name, 
 pub use report::{BEGAN, Ending, RAN, Ran, Tells, read_began, read_ran};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
-pub use serve::{index, prepare_here, run_here};
+pub use serve::{index, prepare_here, report_panics_here, run_here};
 pub use spin::{Spin, spin_for_piece};
 pub use starve::Starved;
 pub use tally::{Spread, Tallied};

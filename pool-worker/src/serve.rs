@@ -411,19 +411,28 @@ fn what_came<T>(result: Result<Result<T, RunError>, Panic>) -> Result<T, Fault> 
     }
 }
 
-/// Runs inputs of a task in this process, whether it is a worker or not, and gives the reply to each, in order. (Of a panic
-/// they tell the message only, for the hook is not ours.)
-pub fn run_here(task: u32, mut inputs: Frames, mut reply: impl FnMut(Frames)) {
+/// Has panics in what runs [here](run_here) reported with their locations, as in a worker, instead of passed on to the panic hook of the
+/// program. Other panics go there as ever.
+pub fn report_panics_here() {
+    unwind::install_here();
+}
+
+/// Runs inputs of a task in this process, whether it is a worker or not, and gives the reply to each, in order, until
+/// that says false.
+pub fn run_here(task: u32, mut inputs: Frames, mut reply: impl FnMut(Frames) -> bool) {
     let attachments: Vec<Arc<Attachment>> = inputs.attachments().map(Arc::clone).collect();
     let bound = inputs.bound().map(|bound| bound.id());
     attach::within(attachments.iter(), || {
         let terms = bound.map(attach::find).transpose().map_err(Fault::Decode);
         let terms = terms.and_then(|bound| Ok((find(task)?, bound)));
         while let Some((_, input)) = inputs.pop() {
-            reply(match &terms {
+            let goes_on = reply(match &terms {
                 Ok((task, bound)) => run_one_here(task, bound.as_deref(), input),
                 Err(fault) => Frames::alone(Tag::Fault, fault.to_bytes()),
             });
+            if !goes_on {
+                return;
+            }
         }
     });
 }

@@ -1,6 +1,6 @@
 //! From a panic in a task to a report that can be sent.
 //!
-//! The worker's panic hook writes the report instead of printing it: the caller gets it as an error
+//! The worker's panic hook (and that of a process that runs tasks itself) writes the report instead of printing it: the caller gets it as an error
 //! and decides what to show. A panic on a thread that the task started itself is none of ours, and
 //! goes to the hook that was there before.
 //!
@@ -13,8 +13,8 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::ptr;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use crate::fault::Panic;
 
@@ -29,8 +29,15 @@ thread_local! {
     static REPORT: RefCell<Option<(u64, Panic)>> = const { RefCell::new(None) };
 }
 
-/// Who hears of a panic after which nothing runs. None: this process has no hook of ours.
-static LAST_WORDS: RwLock<Option<Box<LastWords>>> = RwLock::new(None);
+/// Whether there is a hook of ours, and who hears of a panic after which nothing runs.
+static INSTALLED: RwLock<Installed> = RwLock::new(Installed::Nowhere);
+
+enum Installed {
+    Nowhere,
+    /// In a process that is no worker.
+    Here,
+    InWorker(Box<LastWords>),
+}
 
 /// Where the hook lies that was put on top last; 0 if it was dropped.
 static TOP: AtomicUsize = AtomicUsize::new(0);
@@ -38,19 +45,29 @@ static TOP: AtomicUsize = AtomicUsize::new(0);
 /// Installs the hook. In a build with `panic = "abort"` nothing runs after it, so the report is
 /// handed to `last_words` at once.
 pub(crate) fn install(last_words: impl Fn(Panic) + Send + Sync + 'static) {
-    let mut known = LAST_WORDS
-        .write()
-        .unwrap_or_else(|error| error.into_inner());
-    *known = Some(Box::new(last_words));
-    drop(known);
+    let mut installed = INSTALLED.write().unwrap_or_else(PoisonError::into_inner);
+    *installed = Installed::InWorker(Box::new(last_words));
+    drop(installed);
+    put_on_top();
+}
+
+/// Installs the hook for tasks that run in a process that is no worker. In a build with `panic = "abort"` the program's
+/// own hook is called for them.
+pub(crate) fn install_here() {
+    let mut installed = INSTALLED.write().unwrap_or_else(PoisonError::into_inner);
+    if matches!(*installed, Installed::Nowhere) {
+        *installed = Installed::Here;
+    }
+    drop(installed);
     put_on_top();
 }
 
 /// Puts the hook around the one that the program may have set since it was installed.
 #[cold]
 pub(crate) fn stay_on_top() {
-    // Tasks that run in the program itself have no hook.
-    let is_installed = LAST_WORDS.read().is_ok_and(|known| known.is_some());
+    let installed = INSTALLED.read().unwrap_or_else(PoisonError::into_inner);
+    let is_installed = !matches!(*installed, Installed::Nowhere);
+    drop(installed);
     if is_installed {
         put_on_top();
     }
@@ -66,7 +83,8 @@ fn put_on_top() {
         let _ = &mark;
         match RUNNING.get() {
             0 => top(info),
-            task => keep(task, report(info)),
+            task if !keep(task, info) => top(info),
+            _ => {}
         }
     });
     TOP.store(address(&*hook), Ordering::Relaxed);
@@ -87,12 +105,18 @@ impl Drop for Mark {
     }
 }
 
-fn keep(task: u64, report: Panic) {
+/// Keeps what there is to report. False: nobody would read it.
+fn keep(task: u64, info: &PanicHookInfo<'_>) -> bool {
     if !cfg!(panic = "abort") {
-        REPORT.set(Some((task, report)));
-    } else if let Ok(Some(last_words)) = LAST_WORDS.read().as_deref() {
-        last_words(report);
+        REPORT.set(Some((task, report(info))));
+        return true;
     }
+    let installed = INSTALLED.read().unwrap_or_else(PoisonError::into_inner);
+    if let Installed::InWorker(last_words) = &*installed {
+        last_words(report(info));
+        return true;
+    }
+    false
 }
 
 /// Runs `task`, and turns a panic into its report.
@@ -100,9 +124,10 @@ fn keep(task: u64, report: Panic) {
 pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
     let number = LAST.get() + 1;
     LAST.set(number);
-    RUNNING.set(number);
+    // A task that runs in the process of its pool may use a pool itself.
+    let outer = RUNNING.replace(number);
     let result = panic::catch_unwind(AssertUnwindSafe(task));
-    RUNNING.set(0);
+    RUNNING.set(outer);
     result.map_err(|payload| {
         let message = message(&*payload);
         // `resume_unwind` calls no hook, and a task may have put a hook of its own in place. Then
@@ -120,8 +145,10 @@ pub(crate) fn catch<R>(task: impl FnOnce() -> R) -> Result<R, Panic> {
                 output: None,
             }
         });
-        // A payload may panic when it is dropped.
-        std::mem::forget(payload);
+        // Another payload may panic when it is dropped.
+        if !payload.is::<String>() {
+            std::mem::forget(payload);
+        }
         report
     })
 }

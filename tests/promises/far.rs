@@ -271,6 +271,10 @@ impl Workers for FarWorkers {
         self.there.notify_of(job, want);
     }
 
+    fn running(&self, job: JobId) -> usize {
+        self.there.running(job)
+    }
+
     fn hint(&self, task: u32) -> usize {
         self.there.hint(task)
     }

@@ -2,16 +2,17 @@
 
 use std::cell::Cell;
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use pool_core::backend::Inline;
-use pool_core::{Error, Pool, Shared, pool_task};
+use pool_core::{Error, Pool, Retries, Shared, pool_task};
 
 use crate::support::{own_pid, square};
 
 fn inline() -> Pool {
-    let pool = Pool::builder().backend(Inline).build();
+    let pool = Pool::builder().inline().build();
     pool.expect("there is nothing to start")
 }
 
@@ -84,6 +85,8 @@ fn panics_cost_their_input() {
             Ok(x) => assert_eq!(*x, index as u64),
             Err(Error::Panicked(panic)) => {
                 assert_eq!((index, panic.message()), (3, "not 3"));
+                let location = panic.location().expect("the hook is ours");
+                assert!(location.contains("inline.rs"), "{location}");
             }
             Err(other) => panic!("{other}"),
         }
@@ -143,4 +146,169 @@ fn it_ends_as_other_pools_do() {
     pool.join().unwrap();
     pool.terminate();
     pool.join().unwrap();
+}
+
+/// Runs a task in this pool, which runs it in this thread, from within a task.
+#[pool_task]
+fn nested(fails: bool) -> u64 {
+    let pool = inline();
+    assert!(pool.apply(picky, (3,)).is_err());
+    assert!(!fails, "after the inner one");
+    pool.apply(square, (5,)).unwrap()
+}
+
+#[test]
+fn a_panic_is_told_with_its_location_whatever_ran_within() {
+    let pool = inline();
+    assert_eq!(pool.apply(nested, (false,)).unwrap(), 25);
+    let Err(Error::Panicked(panic)) = pool.apply(nested, (true,)) else {
+        panic!("it panics");
+    };
+    assert!(panic.location().is_some());
+}
+
+thread_local! {
+    static TRIES: Cell<u32> = const { Cell::new(0) };
+}
+
+#[pool_task]
+fn succeed_at_third_try(bound: &str, x: u64) -> u64 {
+    TRIES.set(TRIES.get() + 1);
+    assert!(TRIES.get().is_multiple_of(3), "{bound}");
+    x
+}
+
+#[test]
+fn a_panic_is_tried_again_if_that_is_wanted() {
+    let pool = inline();
+    let call = pool
+        .task(succeed_at_third_try)
+        .partial(("once more".to_owned(),));
+    let often = Retries::new(2).on_panic().backoff(Duration::from_millis(1));
+    assert_eq!(call.clone().retries(often).map(0..3).unwrap(), [0, 1, 2]);
+    assert_eq!(TRIES.get(), 9);
+    let once = Retries::new(1).on_panic();
+    assert!(matches!(
+        call.clone().retries(once).map([7]),
+        Err(Error::Panicked(_))
+    ));
+    assert_eq!(TRIES.get(), 11);
+    // A number counts deaths, of which there are none.
+    TRIES.set(0);
+    assert!(call.retries(5).map([7]).is_err());
+    assert_eq!(TRIES.get(), 1);
+}
+
+#[test]
+fn inputs_are_drawn_as_they_are_needed() {
+    let pool = inline();
+    let drawn = Cell::new(0_u64);
+    let count = |x: u64| {
+        drawn.set(drawn.get() + 1);
+        x
+    };
+    let mut some = pool.imap(square, (0..).map(count));
+    assert!(some.next().is_some());
+    assert!(drawn.get() < 10, "{}", drawn.get());
+    drop(some);
+    drawn.set(0);
+    SEEN.set(0);
+    // What was drawn runs before the last is drawn.
+    let late = (0..10_000_u64).map(count).inspect(|x| {
+        assert!(*x < 9_999 || SEEN.get() > 0);
+    });
+    assert_eq!(pool.map(see, late).unwrap().len(), 10_000);
+}
+
+#[test]
+fn what_protects_the_program_is_refused_and_what_is_about_workers_is_not() {
+    let second = Duration::from_secs(1);
+    let refused = [
+        ("time_limit", Pool::builder().time_limit(second)),
+        ("memory_limit", Pool::builder().memory_limit(1 << 30)),
+        ("contain", Pool::builder().contain()),
+    ];
+    for (name, builder) in refused {
+        match builder.inline().build() {
+            Err(Error::InvalidSetting(setting)) => {
+                assert_eq!(setting.setting(), name);
+                assert!(setting.to_string().contains("inline"), "{setting}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    let builder = Pool::builder().processes(3).max_tasks_per_child(1);
+    let builder = builder.grace(second).start_timeout(second).inline();
+    let pool = builder.max_memory_per_child(1).build().unwrap();
+    assert_eq!(pool.processes(), 3);
+    assert_eq!(pool.apply(limited, (4,)).unwrap(), 16);
+    let call = pool.task(square).priority(7).chunksize(2);
+    assert_eq!(call.map(0..3).unwrap(), [0, 1, 4]);
+    let error = call.time_limit(second).map(0..3).unwrap_err();
+    assert!(matches!(&error, Error::InvalidSetting(setting) if setting.setting() == "time_limit"));
+}
+
+#[pool_task(time_limit = "1ms")]
+fn limited(x: u64) -> u64 {
+    x * x
+}
+
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+/// Ends the work that it is part of.
+#[pool_task]
+fn end(how: &str, x: u64) -> u64 {
+    if x == 2 && how == "terminate" {
+        POOL.get().unwrap().terminate();
+    }
+    x
+}
+
+#[test]
+fn what_has_not_begun_can_be_stopped() {
+    let pool = POOL.get_or_init(inline);
+    let call = pool.task(end).partial(("terminate".to_owned(),));
+    let outcomes = call.map_results(0..1000);
+    assert_eq!(outcomes.len(), 1000);
+    let done = outcomes
+        .iter()
+        .take_while(|outcome| outcome.is_ok())
+        .count();
+    assert_eq!(done, 3);
+    let mut rest = outcomes[3..].iter();
+    assert!(rest.all(|outcome| matches!(outcome, Err(Error::Terminated))));
+    pool.join().unwrap();
+    assert!(matches!(pool.apply(square, (1,)), Err(Error::Closed)));
+}
+
+#[pool_task]
+fn together(x: u64) -> u64 {
+    static RUNNING: AtomicU64 = AtomicU64::new(0);
+    assert_eq!(RUNNING.fetch_add(1, Ordering::SeqCst), 0, "one at a time");
+    std::thread::yield_now();
+    RUNNING.fetch_sub(1, Ordering::SeqCst);
+    x
+}
+
+#[test]
+fn threads_take_turns() {
+    let pool = inline();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(pool.map(together, 0..200).unwrap().len(), 200));
+        }
+    });
+    pool.close();
+    pool.join().unwrap();
+}
+
+#[pool_task]
+fn own_index() -> Option<usize> {
+    pool_core::worker::index()
+}
+
+#[test]
+fn no_worker_is_there() {
+    assert_eq!(inline().apply(own_index, ()).unwrap(), None);
+    assert!(inline().worker_pids().is_empty());
 }

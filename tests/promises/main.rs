@@ -22,6 +22,7 @@ mod order;
 mod output;
 mod paths;
 mod preload;
+mod progress;
 mod stats;
 mod support;
 mod task_error;

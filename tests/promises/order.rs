@@ -49,6 +49,35 @@ fn results_come_in_the_order_of_the_inputs() {
     }
 }
 
+/// The first of each chunk waits at the gate.
+#[pool_task]
+fn chunk_begins(gate: &Path, size: u64, x: u64) -> u64 {
+    if x.is_multiple_of(size) {
+        crate::support::stand(gate, x);
+    }
+    x
+}
+
+#[test]
+fn map_gives_each_worker_a_chunk_however_large_chunks_are() {
+    let _dog = watchdog();
+    let gate = Gate::new();
+    for size in [50, 300] {
+        // It does not know yet that the task is short.
+        let pool = pool(4);
+        let call = pool.task(chunk_begins).partial((gate.path(), size));
+        let call = call.chunksize(size as usize);
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(call.map(0..4 * size).unwrap().len() as u64, 4 * size));
+            // All at once.
+            let held: Vec<Held> = (0..4).map(|_| gate.accept()).collect();
+            let begun: HashSet<u64> = held.iter().map(|one| one.id / size).collect();
+            assert_eq!(begun, (0..4).collect());
+            held.into_iter().for_each(Held::release);
+        });
+    }
+}
+
 #[test]
 fn imap_waits_for_the_first_though_others_are_done() {
     let _dog = watchdog();

@@ -13,6 +13,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use pool_core::backend::Inline;
 use pool_core::{Error, Pool, PoolBuilder, pool_task};
 use tempfile::TempDir;
 
@@ -49,13 +50,14 @@ pub(crate) struct Watchdog(
 #[derive(Debug)]
 pub(crate) struct Checked(Option<Pool>);
 
-/// Names the backend over which the promises are tested: `far`, or the URL of a NATS server; not set: the local one.
+/// Names the backend over which the promises are tested: `far`, `inline`, or the URL of a NATS server; not set: the local one.
 pub(crate) const BACKEND: &str = "POOL_TEST_BACKEND";
 
 /// The settings of a pool over that backend.
 pub(crate) fn builder() -> PoolBuilder {
     match env::var(BACKEND).as_deref() {
         Ok("far") => Pool::builder().backend(Far),
+        Ok("inline") => Pool::builder().backend(Inline),
         Ok(url) if url.starts_with("nats://") => Pool::builder().backend(Nats(url.to_owned())),
         Ok(other) => panic!("no backend is called {other}"),
         Err(_) => Pool::builder(),

@@ -2,26 +2,42 @@
 
 use std::collections::HashMap;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pool_worker::{Frames, Tag};
 
 use super::journal::Journal;
 use super::{
-    Backend, Few, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What, Workers,
-    task_failed,
+    Backend, Failure, Few, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What,
+    Workers, read_fault, task_failed,
 };
 use crate::error::Error;
 use crate::stats::Stats;
-use crate::sync::lock;
+use crate::sync::{self, lock, thread_number};
 
-/// A backend that runs tasks in the thread that calls the pool, before the call returns: for a debugger, a profiler, or a test
-/// that is to see what a task does.
+/// The end of a pool is not waited for longer than this when it is dropped.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// A backend that runs tasks in this process, one after the other, before the call returns that hands them over: for a debugger, a profiler,
+/// Miri, or a test that is to see what a task does. [`PoolBuilder::inline`](crate::PoolBuilder::inline) asks for it, and so does
+/// `POOL_INLINE=1` in the environment.
 ///
-/// Arguments and results are encoded and decoded as ever, and panics are caught. What takes a process of its own is not there: a
-/// task that crashes ends the program, limits of time and memory are not kept, nothing runs again, and nothing can be cancelled. Initializers
-/// run once, in the thread that builds the pool; finalizers once, in the thread that joins or drops it.
-/// [`PoolBuilder::env`](crate::PoolBuilder::env) does nothing: there is no environment but that of this program.
+/// Arguments and results are encoded and decoded as ever; order, laziness, errors and retries after panics are the same. Panics are caught, with
+/// their locations: the program's panic hook is not called for them. What takes a process of its own is not there:
+///
+/// - A task that crashes ends the program. Limits of time and memory are not kept.
+/// - What has begun can't be stopped: [`cancel`](crate::AsyncResult::cancel) and [`terminate`](crate::Pool::terminate) take effect
+///   before the next input.
+/// - [`worker::index`](crate::worker::index) is `None`, and `static` variables are those of this program.
+/// - The preload task and initializers run once, in the thread that builds the pool; finalizers once, in the thread that joins or drops
+///   it. [`PoolBuilder::env`](crate::PoolBuilder::env) does nothing: there is no environment but that of this program.
+///
+/// Miri is to see the environment: `POOL_INLINE=1 MIRIFLAGS=-Zmiri-env-forward=POOL_INLINE cargo +nightly miri run`. It takes tasks whose bound and
+/// [shared](crate::Shared) arguments are short: long ones lie in memory files, which it does not know.
+///
+/// Threads that call at the same time take turns. A task may use the pool that it runs in.
 ///
 /// # Examples
 ///
@@ -43,6 +59,7 @@ pub struct Inline;
 impl Backend for Inline {
     fn start(self: Box<Self>, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
         let journal = Journal::new(&settings);
+        pool_worker::report_panics_here();
         if let Some(preload) = settings.preload {
             prepare("the preload task", preload)?;
         }
@@ -51,11 +68,11 @@ impl Backend for Inline {
         }
         Ok(Arc::new(Here {
             count: settings.workers.unwrap_or(1),
-            finalizers: Mutex::new(settings.finalizers),
-            next: AtomicU32::default(),
-            closed: AtomicBool::default(),
-            terminated: AtomicBool::default(),
-            open: Mutex::default(),
+            state: Mutex::new(State {
+                finalizers: settings.finalizers,
+                ..State::default()
+            }),
+            changed: Condvar::new(),
             journal,
         }))
     }
@@ -74,55 +91,224 @@ fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
         .map_err(|fault| Error::start(task_failed(what, &name, &fault)))
 }
 
-/// The thread that calls.
+/// This process.
 #[derive(Debug)]
 struct Here {
     count: usize,
-    next: AtomicU32,
-    closed: AtomicBool,
-    terminated: AtomicBool,
-    /// What is to run at the end.
-    finalizers: Mutex<Vec<Preparation>>,
-    /// Those that more inputs may come for.
-    open: Mutex<HashMap<JobId, Open>>,
+    state: Mutex<State>,
+    /// A turn is over, or a job.
+    changed: Condvar,
     journal: Journal,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
+struct State {
+    next: u32,
+    closed: bool,
+    terminated: bool,
+    /// What is to run at the end.
+    finalizers: Vec<Preparation>,
+    /// Those that run, or that more inputs may come for.
+    jobs: HashMap<JobId, Open>,
+    /// The thread that runs tasks now, and in how many calls, one within the other.
+    turn: Option<(u64, usize)>,
+}
+
+#[derive(Debug)]
 struct Open {
     job: Job,
     sink: Arc<dyn Sink>,
+    /// The thread that has handed over the last inputs.
+    drawn_by: u64,
+    more: bool,
+    /// That thread runs inputs, or waits for its turn to.
+    busy: bool,
+    runs: bool,
+    /// Why the rest is not run.
+    stopped: Option<Stopped>,
 }
 
-impl Open {
-    fn run(&self, id: JobId, inputs: Few<Portion>, journal: &Journal) {
-        for Portion { mut first, inputs } in inputs {
-            let end = first + inputs.count();
-            let begin = |index: usize| (index < end).then(|| journal.begin(id, self.job, index));
-            let mut begun = begin(first);
-            pool_worker::run_here(self.job.task, inputs, |reply| {
-                if let Some(begun) = begun.take() {
-                    journal.end(begun, &reply);
-                }
-                Arc::clone(&self.sink).deliver(Outcomes {
-                    first,
-                    what: What::Replies(reply),
-                });
-                first += 1;
-                begun = begin(first);
-            });
-        }
-    }
+#[derive(Debug, Clone)]
+enum Stopped {
+    /// Nobody wants the outcomes.
+    Abandoned,
+    Because(Failure),
 }
 
 impl Here {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Runs inputs of a job when it is this thread's turn.
+    fn run(&self, id: JobId, inputs: Few<Portion>) {
+        let turn = Turn::take(self, id);
+        let known = self.lock().jobs.get_mut(&id).map(|open| {
+            open.runs = true;
+            (open.job, Arc::clone(&open.sink))
+        });
+        if let Some((job, sink)) = known {
+            for portion in inputs {
+                self.run_portion(id, job, &sink, portion);
+            }
+        }
+        drop(turn);
+    }
+
+    fn run_portion(&self, id: JobId, job: Job, sink: &Arc<dyn Sink>, portion: Portion) {
+        let Portion { mut first, inputs } = portion;
+        let end = first + inputs.count();
+        let mut stopped = self.stopped(id);
+        if stopped.is_none() {
+            let begin = |index| (index < end).then(|| self.journal.begin(id, job, index));
+            let mut begun = begin(first);
+            let deliver = |reply: Frames| {
+                if let Some(begun) = begun.take() {
+                    self.journal.end(begun, &reply);
+                }
+                let what = What::Replies(reply);
+                Arc::clone(sink).deliver(Outcomes { first, what });
+                first += 1;
+                stopped = self.stopped(id);
+                if stopped.is_none() {
+                    begun = begin(first);
+                }
+                stopped.is_none()
+            };
+            if job.options.retries.has_on_panic() {
+                run_again_and_again(job, inputs, deliver);
+            } else {
+                pool_worker::run_here(job.task, inputs, deliver);
+            }
+        }
+        if let Some(Stopped::Because(failure)) = stopped
+            && first < end
+        {
+            Arc::clone(sink).deliver(Outcomes::failed(first, end - first, Arc::new(failure)));
+        }
+    }
+
+    fn stopped(&self, id: JobId) -> Option<Stopped> {
+        let state = self.lock();
+        state.jobs.get(&id).and_then(|open| open.stopped.clone())
+    }
+
     /// Runs finalizers, once. What comes of them is told to nobody.
     fn finalize(&self) {
-        let finalizers = mem::take(&mut *lock(&self.finalizers));
+        let finalizers = mem::take(&mut self.lock().finalizers);
         for finalizer in finalizers {
             let _ = prepare("a finalizer", finalizer);
         }
     }
+
+    /// Waits until nothing runs, and nothing more comes.
+    fn wait_for_end(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        let me = thread_number();
+        let mut state = self.lock();
+        while !state.jobs.is_empty() {
+            if state.jobs.values().any(|open| open.drawn_by == me) {
+                return Err(Error::StillOpen);
+            }
+            let (guard, in_time) = sync::wait(&self.changed, state, deadline);
+            state = guard;
+            if !in_time {
+                return Err(Error::Timeout);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Stops a job. What can be forgotten at once is given back, to be dropped without the lock.
+    fn stop(&mut self, id: JobId, why: Stopped) -> Option<Open> {
+        let open = self.jobs.get_mut(&id)?;
+        if !open.busy {
+            return self.jobs.remove(&id);
+        }
+        open.stopped.get_or_insert(why);
+        None
+    }
+}
+
+/// A thread's turn to run inputs of a job. It ends whatever comes out of these: what tasks have been lent may panic when it is dropped.
+struct Turn<'a> {
+    here: &'a Here,
+    job: JobId,
+    thread: u64,
+    /// In how many others, of the same thread, this one is.
+    depth: usize,
+}
+
+impl<'a> Turn<'a> {
+    fn take(here: &'a Here, job: JobId) -> Turn<'a> {
+        let thread = thread_number();
+        let mut state = here.lock();
+        while state.turn.is_some_and(|(other, _)| other != thread) {
+            state = sync::wait(&here.changed, state, None).0;
+        }
+        let depth = state.turn.map_or(0, |(_, depth)| depth);
+        state.turn = Some((thread, depth + 1));
+        Turn {
+            here,
+            job,
+            thread,
+            depth,
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.here.lock();
+        state.turn = (self.depth > 0).then_some((self.thread, self.depth));
+        let goes_on = state.jobs.get_mut(&self.job).is_some_and(|open| {
+            (open.busy, open.runs) = (false, false);
+            open.more && open.stopped.is_none()
+        });
+        let over = if goes_on {
+            None
+        } else {
+            state.jobs.remove(&self.job)
+        };
+        drop(state);
+        self.here.changed.notify_all();
+        // Without the lock: it may have the last handle of anything.
+        drop(over);
+    }
+}
+
+/// Runs each input until it does not panic, or may not be tried again.
+fn run_again_and_again(job: Job, mut inputs: Frames, mut deliver: impl FnMut(Frames) -> bool) {
+    let retries = job.options.retries;
+    while inputs.count() > 0 {
+        let input = inputs.take_front(1);
+        let mut attempts = 0;
+        let mut goes_on = true;
+        let mut again = true;
+        while mem::take(&mut again) {
+            pool_worker::run_here(job.task, input.clone(), |reply| {
+                attempts += 1;
+                again = has_panicked(&reply) && retries.go_on_after(attempts);
+                if !again {
+                    goes_on = deliver(reply);
+                }
+                false
+            });
+            if again {
+                thread::sleep(retries.pause_after(attempts));
+            }
+        }
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+fn has_panicked(reply: &Frames) -> bool {
+    reply
+        .iter()
+        .any(|(tag, bytes)| tag == Tag::Fault && matches!(read_fault(bytes), Failure::Panicked(_)))
 }
 
 impl Workers for Here {
@@ -133,65 +319,91 @@ impl Workers for Here {
         inputs: Few<Portion>,
         more: bool,
     ) -> Result<JobId, Error> {
-        if self.closed.load(Ordering::SeqCst) {
+        let mut state = self.lock();
+        if state.closed {
             return Err(Error::Closed);
         }
-        let id = JobId {
-            place: 0,
-            serial: self.next.fetch_add(1, Ordering::Relaxed),
+        let serial = state.next;
+        state.next = serial.wrapping_add(1);
+        let id = JobId { place: 0, serial };
+        let open = Open {
+            job,
+            sink,
+            drawn_by: thread_number(),
+            more,
+            busy: true,
+            runs: false,
+            stopped: None,
         };
-        let open = Open { job, sink };
-        if more {
-            lock(&self.open).insert(id, open.clone());
-        }
-        open.run(id, inputs, &self.journal);
+        state.jobs.insert(id, open);
+        drop(state);
+        self.run(id, inputs);
         Ok(id)
     }
 
     fn push(&self, job: JobId, inputs: Few<Portion>, more: bool) -> Result<(), Error> {
-        let mut open = lock(&self.open);
-        let known = if more {
-            open.get(&job).cloned()
-        } else {
-            open.remove(&job)
-        };
-        drop(open);
-        let Some(open) = known else {
-            return Err(if self.terminated.load(Ordering::SeqCst) {
+        let mut state = self.lock();
+        let terminated = state.terminated;
+        let Some(open) = state.jobs.get_mut(&job) else {
+            return Err(if terminated {
                 Error::Terminated
             } else {
                 Error::Cancelled
             });
         };
-        open.run(job, inputs, &self.journal);
+        (open.more, open.busy) = (more, true);
+        open.drawn_by = thread_number();
+        drop(state);
+        self.run(job, inputs);
         Ok(())
     }
 
-    fn cancel(&self, job: JobId, _running: bool) {
-        lock(&self.open).remove(&job);
+    fn running(&self, job: JobId) -> usize {
+        let state = self.lock();
+        usize::from(state.jobs.get(&job).is_some_and(|open| open.runs))
+    }
+
+    fn cancel(&self, job: JobId, running: bool) {
+        let why = if running {
+            Stopped::Because(Failure::Cancelled)
+        } else {
+            Stopped::Abandoned
+        };
+        let over = self.lock().stop(job, why);
+        self.changed.notify_all();
+        drop(over);
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.lock().closed = true;
     }
 
     fn terminate(&self) {
-        self.close();
-        self.terminated.store(true, Ordering::SeqCst);
-        lock(&self.open).clear();
+        let mut state = self.lock();
+        (state.closed, state.terminated) = (true, true);
+        let jobs: Vec<JobId> = state.jobs.keys().copied().collect();
+        let stop = |id| state.stop(id, Stopped::Because(Failure::Terminated));
+        let over: Vec<_> = jobs.into_iter().filter_map(stop).collect();
+        drop(state);
+        self.changed.notify_all();
+        drop(over);
     }
 
-    fn join(&self, _: Option<Instant>) -> Result<(), Error> {
-        if !self.closed.load(Ordering::SeqCst) {
+    fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        if !self.lock().closed {
             return Err(Error::StillOpen);
         }
+        self.wait_for_end(deadline)?;
         self.finalize();
         Ok(())
     }
 
+    /// A task that runs in another thread can't be stopped, so the wait is bounded.
     fn shut_down(&self) {
         self.terminate();
-        self.finalize();
+        if self.wait_for_end(Some(Instant::now() + END_MAX)).is_ok() {
+            self.finalize();
+        }
     }
 
     fn count(&self) -> usize {

@@ -59,7 +59,10 @@ impl Memory {
         };
         for Portion { first, inputs } in pending.into_iter().rev() {
             let mut replies = Vec::new();
-            pool_worker::run_here(task, inputs, |reply| replies.push(reply));
+            pool_worker::run_here(task, inputs, |reply| {
+                replies.push(reply);
+                true
+            });
             for (at, reply) in replies.into_iter().enumerate().rev() {
                 Arc::clone(&sink).deliver(Outcomes {
                     first: first + at,

@@ -282,6 +282,18 @@ impl State {
         true
     }
 
+    /// How many workers run an input of this job.
+    pub(super) fn running(&self, job: JobId) -> usize {
+        let slots = self.workers.iter().enumerate();
+        let busy = slots.filter(|(slot, worker)| {
+            self.scheduler.is_busy(*slot)
+                && worker
+                    .as_ref()
+                    .is_some_and(|worker| self.scheduler.runs(*slot, worker.progress().begun, job))
+        });
+        busy.count()
+    }
+
     /// What came of the initializers of a worker, which have these names, if it has said so.
     pub(super) fn set_up(&mut self, slot: usize, names: &[String]) -> Option<Result<(), String>> {
         let worker = self.workers[slot].as_mut()?;

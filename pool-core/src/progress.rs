@@ -1,0 +1,466 @@
+//! [`Progress`]: how far a call is; and how the callback thread learns of it.
+//!
+//! A call with a handler has its outcomes counted on their way ([`Counted`]). The callback thread looks at the counts from time
+//! to time ([`ProgressReporter`]) and tells the handler. There is never more than one report to come, so a slow handler makes no queue; and
+//! the handler is called and dropped on that thread only, so it may do what it likes.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use pool_worker::Tag;
+use serde::Serialize;
+
+use crate::backend::{JobId, Outcomes, Sink, What, Workers};
+use crate::callback::{Callbacks, Tick};
+use crate::sync::{self, lock};
+
+/// How long a call that waits for its results waits for the last report too.
+const LAST_REPORT_MAX: Duration = Duration::from_millis(100);
+
+/// How far a call is: what [`Call::progress`](crate::Call::progress) reports.
+///
+/// Its `Display` is one line: `37 of 100 done (2 failed), 4 running, 12.3/s, 5s left`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Progress {
+    /// How many inputs have an outcome, failed ones included.
+    pub done: usize,
+    /// How many of them failed: the task panicked, its worker died, it was stopped at a limit, it was cancelled. A task that returns
+    /// an `Err` has a result, and did not fail.
+    pub failed: usize,
+    /// How many inputs of this call run now. A backend that can't tell says 0: the one of pool-nats does.
+    pub running: usize,
+    /// How many inputs there are, if that is known: from the start if the iterator's
+    /// [`size_hint`](Iterator::size_hint) is exact, otherwise when all inputs were drawn.
+    pub total: Option<usize>,
+    /// How many inputs are done in a second, recently: an average over the past in which what was 15 seconds ago counts
+    /// a tenth of what is now. 0 before the first is done.
+    pub rate: f64,
+    /// How long the call has been running.
+    pub elapsed: Duration,
+    /// How long it takes until all inputs are done, at that rate; `None` while that or the total is unknown.
+    pub remaining: Option<Duration>,
+}
+
+impl Progress {
+    /// Whether this is the last report: every input has an outcome.
+    pub fn is_finished(&self) -> bool {
+        self.remaining == Some(Duration::ZERO) && self.total == Some(self.done)
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.total {
+            Some(total) => write!(f, "{} of {total} done", self.done)?,
+            None => write!(f, "{} done", self.done)?,
+        }
+        if self.failed > 0 {
+            write!(f, " ({} failed)", self.failed)?;
+        }
+        if self.is_finished() {
+            return write!(f, " in {}", Short(self.elapsed));
+        }
+        if self.running > 0 {
+            write!(f, ", {} running", self.running)?;
+        }
+        if self.rate > 0.0 {
+            // Three digits, or all in front of the point.
+            let digits = match self.rate {
+                rate if rate >= 100.0 => 0,
+                rate if rate >= 10.0 => 1,
+                _ => 2,
+            };
+            write!(f, ", {:.digits$}/s", self.rate)?;
+        }
+        match self.remaining {
+            Some(remaining) => write!(f, ", {} left", Short(remaining)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A duration as people say it: "0.3s", "12s", "3m 05s", "2h 07m".
+struct Short(Duration);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match seconds {
+            0..10 => write!(f, "{:.1}s", self.0.as_secs_f64()),
+            10..60 => write!(f, "{seconds}s"),
+            60..3600 => write!(f, "{}m {:02}s", seconds / 60, seconds % 60),
+            _ => write!(f, "{}h {:02}m", seconds / 3600, seconds / 60 % 60),
+        }
+    }
+}
+
+/// What a user wants called.
+pub(crate) type Handler = Arc<dyn Fn(&Progress) + Send + Sync>;
+
+/// What is known of one call, by those who feed it, who deliver to it, and who report.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    state: Mutex<State>,
+    /// The last report was made.
+    reported: Condvar,
+    job: OnceLock<JobId>,
+    callbacks: Arc<Callbacks>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    done: usize,
+    failed: usize,
+    drawn: usize,
+    /// What the iterator has announced.
+    announced: Option<usize>,
+    /// No more inputs come.
+    ended: bool,
+    /// Nobody wants to know any more: outcomes are missing, and will not come.
+    gone: bool,
+    reported: bool,
+}
+
+impl State {
+    fn total(&self) -> Option<usize> {
+        match self.ended {
+            true => Some(self.drawn),
+            // An iterator that gives more than it has announced is not believed any more.
+            false => self.announced.filter(|announced| *announced >= self.drawn),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.ended && self.done >= self.drawn
+    }
+}
+
+impl Counts {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// So many more inputs are about to be handed over; `more` follow.
+    pub(crate) fn draw(&self, count: usize, more: bool) {
+        let mut state = self.lock();
+        state.drawn += count;
+        state.ended = !more;
+        self.finish(state);
+    }
+
+    /// The backend knows the call by this name.
+    pub(crate) fn accepted(&self, job: JobId) {
+        // One call is one job.
+        let _ = self.job.set(job);
+    }
+
+    /// The last inputs that were drawn, so many, were refused, and so is the rest. They have failed.
+    pub(crate) fn refuse(&self, count: usize) {
+        let mut state = self.lock();
+        let announced = state.announced.filter(|_| !state.ended);
+        let rest = announced.map_or(0, |all| all.saturating_sub(state.drawn));
+        state.drawn += rest;
+        state.done += count + rest;
+        state.failed += count + rest;
+        state.ended = true;
+        self.finish(state);
+    }
+
+    fn count(&self, done: usize, failed: usize) {
+        let mut state = self.lock();
+        state.done += done;
+        state.failed += failed;
+        self.finish(state);
+    }
+
+    /// Has the last report made, if all is done.
+    fn finish(&self, state: MutexGuard<'_, State>) {
+        let is_finished = state.is_finished();
+        drop(state);
+        if is_finished {
+            self.callbacks.start();
+        }
+    }
+
+    /// Waits for the last report, though not for a handler that takes its time.
+    pub(crate) fn wait_for_report(&self) {
+        if self.callbacks.is_here() {
+            return;
+        }
+        let deadline = Instant::now() + LAST_REPORT_MAX;
+        let mut state = self.lock();
+        while !state.reported && state.is_finished() {
+            let (guard, in_time) = sync::wait(&self.reported, state, Some(deadline));
+            state = guard;
+            if !in_time {
+                return;
+            }
+        }
+    }
+}
+
+/// Counts outcomes, and passes them on.
+#[derive(Debug)]
+struct Counted {
+    sink: Arc<dyn Sink>,
+    counts: Arc<Counts>,
+}
+
+impl Sink for Counted {
+    fn deliver(self: Arc<Self>, outcomes: Outcomes) {
+        let count = outcomes.count();
+        let failed = match &outcomes.what {
+            What::Failed { count, .. } => *count,
+            What::Replies(frames) => frames.iter().filter(|(tag, _)| *tag == Tag::Fault).count(),
+        };
+        Arc::clone(&self.sink).deliver(outcomes);
+        // The last report comes after the last outcome.
+        self.counts.count(count, failed);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // This may be under the lock of a pool. The handler is dropped by the thread that has it.
+        self.counts.lock().gone = true;
+    }
+}
+
+/// Has a call reported: gives the sink for its outcomes.
+pub(crate) fn report(
+    handler: &Handler,
+    announced: (usize, Option<usize>),
+    workers: &Arc<dyn Workers>,
+    callbacks: &Arc<Callbacks>,
+    sink: Arc<dyn Sink>,
+) -> (Arc<dyn Sink>, Reporting) {
+    let announced = announced.1.filter(|most| *most == announced.0);
+    let counts = Arc::new(Counts {
+        state: Mutex::new(State {
+            announced,
+            ..State::default()
+        }),
+        reported: Condvar::new(),
+        job: OnceLock::new(),
+        callbacks: Arc::clone(callbacks),
+    });
+    let reporter = ProgressReporter {
+        handler: Arc::clone(handler),
+        counts: Arc::clone(&counts),
+        workers: Arc::downgrade(workers),
+        began: Instant::now(),
+        pace: Pace::default(),
+        last: None,
+    };
+    let sink = Arc::new(Counted {
+        sink,
+        counts: Arc::clone(&counts),
+    });
+    let start = Some(Box::new(reporter));
+    (sink, Reporting { counts, start })
+}
+
+/// What whoever feeds a call tells of it.
+#[derive(Debug)]
+pub(crate) struct Reporting {
+    counts: Arc<Counts>,
+    /// What is not on the callback thread yet.
+    start: Option<Box<ProgressReporter>>,
+}
+
+impl Reporting {
+    /// So many more inputs are about to be handed over; `more` follow. With the first of it reports begin.
+    pub(crate) fn draw(&mut self, count: usize, more: bool) {
+        self.counts.draw(count, more);
+        if let Some(reporter) = self.start.take() {
+            self.counts.callbacks.look_at(reporter);
+        }
+    }
+
+    pub(crate) fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+}
+
+/// Reports on one call.
+struct ProgressReporter {
+    handler: Handler,
+    counts: Arc<Counts>,
+    /// These have the sink of the call, and with it the counts.
+    workers: Weak<dyn Workers>,
+    began: Instant,
+    pace: Pace,
+    last: Option<Progress>,
+}
+
+impl fmt::Debug for ProgressReporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProgressReporter")
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tick for ProgressReporter {
+    fn is_urgent(&self) -> bool {
+        self.counts.lock().is_finished()
+    }
+
+    fn tick(&mut self) -> bool {
+        if self.last.is_none() && self.begin() {
+            // Before anything is known to be done, whatever is.
+            let total = self.counts.lock().total();
+            self.tell(Progress {
+                done: 0,
+                failed: 0,
+                running: 0,
+                total,
+                rate: 0.0,
+                elapsed: Duration::ZERO,
+                remaining: None,
+            });
+        }
+        // This takes up what workers have replied, so it comes before the counts.
+        let running = self.running();
+        let state = self.counts.lock();
+        let (is_finished, is_gone) = (state.is_finished(), state.gone);
+        let (done, failed, total) = (state.done, state.failed, state.total());
+        drop(state);
+        let elapsed = self.began.elapsed();
+        let rate = self.pace.observe(elapsed, done);
+        if is_gone && !is_finished {
+            return false;
+        }
+        let remaining = if is_finished {
+            Some(Duration::ZERO)
+        } else {
+            total.and_then(|total| time_left(total.saturating_sub(done), rate))
+        };
+        let is_news = self.last.as_ref().is_none_or(|last| {
+            (last.done, last.failed, last.running, last.total) != (done, failed, running, total)
+        });
+        if is_finished || is_news {
+            self.tell(Progress {
+                done,
+                failed,
+                running: if is_finished { 0 } else { running },
+                total,
+                rate,
+                elapsed,
+                remaining,
+            });
+        }
+        if is_finished {
+            self.counts.lock().reported = true;
+            self.counts.reported.notify_all();
+        }
+        !is_finished
+    }
+}
+
+impl ProgressReporter {
+    /// Whether there is a beginning to tell of: a call without inputs has only an end.
+    fn begin(&self) -> bool {
+        let state = self.counts.lock();
+        state.drawn > 0 || !state.ended
+    }
+
+    fn running(&self) -> usize {
+        match (self.counts.job.get(), self.workers.upgrade()) {
+            (Some(job), Some(workers)) => workers.running(*job),
+            _ => 0,
+        }
+    }
+
+    fn tell(&mut self, progress: Progress) {
+        // A handler that panics is called again: each report stands for itself.
+        crate::callback::call(|| (self.handler)(&progress));
+        self.last = Some(progress);
+    }
+}
+
+fn time_left(inputs: usize, rate: f64) -> Option<Duration> {
+    if inputs == 0 || rate <= 0.0 {
+        return None;
+    }
+    Duration::try_from_secs_f64(inputs as f64 / rate).ok()
+}
+
+/// How many inputs are done in a second: an average in which the past counts less the longer ago it is, as the estimator of
+/// indicatif has it (`indicatif/src/state.rs`): after 15 seconds, a tenth. It begins with nothing, which is divided out.
+#[derive(Debug, Default)]
+struct Pace {
+    at: Duration,
+    done: usize,
+    /// Weighted, with the nothing from before the beginning.
+    rate: f64,
+}
+
+impl Pace {
+    fn observe(&mut self, at: Duration, done: usize) -> f64 {
+        let passed = at.saturating_sub(self.at).as_secs_f64();
+        if passed > 0.0 {
+            let rate = (done - self.done) as f64 / passed;
+            let keep = weight(passed);
+            self.rate = self.rate * keep + rate * (1.0 - keep);
+            (self.at, self.done) = (at, done);
+        }
+        let known = 1.0 - weight(self.at.as_secs_f64());
+        if known > 0.0 { self.rate / known } else { 0.0 }
+    }
+}
+
+fn weight(seconds: f64) -> f64 {
+    0.1_f64.powf(seconds / 15.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn a_steady_pace_is_known_at_once_and_a_new_one_soon() {
+        let mut pace = Pace::default();
+        for step in 1..=100_u32 {
+            let rate = pace.observe(seconds(f64::from(step) * 0.1), 5 * step as usize);
+            assert!((rate - 50.0).abs() < 1e-6, "{rate}");
+        }
+        let mut rate = 0.0;
+        for step in 1..=450_u32 {
+            let at = seconds(10.0 + f64::from(step) * 0.1);
+            rate = pace.observe(at, 500 + step as usize);
+        }
+        assert!((rate - 10.0).abs() < 0.1, "{rate}");
+        assert_eq!(pace.observe(seconds(55.0), 950), rate);
+    }
+
+    #[test]
+    fn one_line_says_it() {
+        let mut progress = Progress {
+            done: 37,
+            failed: 2,
+            running: 4,
+            total: Some(100),
+            rate: 12.34,
+            elapsed: seconds(3.0),
+            remaining: Some(seconds(5.1)),
+        };
+        let line = "37 of 100 done (2 failed), 4 running, 12.3/s, 5.1s left";
+        assert_eq!(progress.to_string(), line);
+        progress.total = None;
+        progress.remaining = None;
+        progress.failed = 0;
+        assert_eq!(progress.to_string(), "37 done, 4 running, 12.3/s");
+        progress.total = Some(37);
+        progress.remaining = Some(Duration::ZERO);
+        progress.elapsed = seconds(185.0);
+        assert_eq!(progress.to_string(), "37 of 37 done in 3m 05s");
+        assert_eq!(Short(seconds(7_620.0)).to_string(), "2h 07m");
+    }
+}
