@@ -54,6 +54,7 @@
 //! After a `fork` of this process the copy of a pool in the child takes no work and does nothing when
 //! it is dropped.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
 mod builder;
