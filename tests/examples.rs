@@ -292,6 +292,40 @@ fn fragile() {
     assert_eq!(*last, "the pool still works: 64");
     // A backtrace was asked for; it goes into the error, not onto the terminal.
     assert_eq!(run.stderr, "");
+    assert_pictured(&run, "fragile");
+}
+
+/// The README has a picture of what the example prints.
+fn assert_pictured(run: &Run, name: &str) {
+    let picture = examples_dir().join(format!("pictures/{name}.svg"));
+    let picture = fs::read_to_string(picture).expect("the picture");
+    // The first line is the command.
+    let texts = picture
+        .lines()
+        .filter(|line| line.starts_with("<text "))
+        .skip(1);
+    let pictured: Vec<String> = texts
+        .map(|text| without_pids(&without_tags(text)))
+        .collect();
+    let printed: Vec<String> = run.lines().into_iter().map(without_pids).collect();
+    assert_eq!(
+        pictured, printed,
+        "the picture is an old one: examples/README.md says how it is drawn"
+    );
+}
+
+fn without_tags(line: &str) -> String {
+    let pieces = line.split('<').filter_map(|piece| piece.split_once('>'));
+    pieces.map(|(_, text)| text).collect()
+}
+
+/// Process ids differ from run to run.
+fn without_pids(line: &str) -> String {
+    let mut parts = line.split("process ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |line, part| {
+        line + "process " + part.trim_start_matches(|c: char| c.is_ascii_digit())
+    })
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the test programs have in common; and the examples of the README, run as doctests.
+//! What the test programs have in common; and the programs in the README and the guide, run as doctests.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -7,10 +7,34 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// See README.md.
+/// The programs in Markdown files.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-pub struct Readme;
+mod pages {
+    macro_rules! pages {
+        ($($name:ident: $path:literal,)*) => {
+            $(
+                #[doc = include_str!($path)]
+                mod $name {}
+            )*
+        };
+    }
+
+    pages! {
+        readme: "../README.md",
+        readme_of_pool_core: "../pool-core/README.md",
+        readme_of_pool_nats: "../pool-nats/README.md",
+        first_steps: "../pool-core/guide/first_steps.md",
+        data: "../pool-core/guide/data.md",
+        errors: "../pool-core/guide/errors.md",
+        limits: "../pool-core/guide/limits.md",
+        services: "../pool-core/guide/services.md",
+        testing: "../pool-core/guide/testing.md",
+        machines: "../pool-core/guide/machines.md",
+        coming_from: "../pool-core/guide/coming_from.md",
+        how_it_works: "../pool-core/guide/how_it_works.md",
+        recipes: "../pool-core/guide/recipes.md",
+    }
+}
 
 /// How many children this process has, dead ones included.
 pub fn children() -> usize {

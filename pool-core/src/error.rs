@@ -20,6 +20,41 @@ use crate::backend::WorkerId;
 ///
 /// It goes through serde, so a task that uses a pool of its own may return `Result<T, Error>` and use `?`; or, with
 /// other errors beside it, `Result<T, `[`TaskError`](crate::TaskError)`>`.
+///
+/// [The guide](crate::guide::errors) says which error means what, and what to do about it.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, pool_task};
+///
+/// #[pool_task]
+/// fn fragile(x: i32) -> i32 {
+///     match x {
+///         1 => panic!("one is too much"),
+///         2 => std::process::abort(),
+///         _ => x,
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::with_processes(2)?;
+/// for outcome in pool.task(fragile).map_results(0..3) {
+///     match outcome {
+///         Ok(x) => assert_eq!(x, 0),
+///         Err(Error::Panicked(panic)) => assert_eq!(panic.message(), "one is too much"),
+///         Err(Error::WorkerLost(lost)) => assert_eq!(lost.signal(), Some("SIGABRT")),
+///         // The enum may grow.
+///         Err(other) => return Err(other),
+///     }
+/// }
+/// // Each names the task, and the position of its input.
+/// let error = pool.map(fragile, [0, 0, 1]).unwrap_err();
+/// assert!(error.task().unwrap().ends_with("fragile"));
+/// assert_eq!(error.index(), Some(2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
@@ -278,6 +313,34 @@ impl fmt::Display for Panicked {
 }
 
 /// The death of a worker under a task.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, pool_task};
+///
+/// #[pool_task]
+/// fn end(how: &str) {
+///     match how {
+///         "exit" => std::process::exit(3),
+///         _ => std::process::abort(),
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::with_processes(1)?;
+/// let worker = pool.worker_pids()[0];
+/// let Err(Error::WorkerLost(lost)) = pool.apply(end, ("exit".to_owned(),)) else { panic!() };
+/// assert_eq!((lost.exit_code(), lost.signal()), (Some(3), None));
+/// assert_eq!(lost.pid(), worker);
+///
+/// // With `retries` an input may cost several workers.
+/// let Err(Error::WorkerLost(lost)) = pool.task(end).retries(2).apply(("abort".to_owned(),)) else { panic!() };
+/// assert_eq!((lost.exit_code(), lost.signal()), (None, Some("SIGABRT")));
+/// assert_eq!(lost.attempts(), 3);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkerLost {
     pub(crate) place: Place,

@@ -72,6 +72,36 @@ pub struct Imap<T: Task, I: Iterator> {
 /// The results of [`Pool::imap_unordered`] or [`Pool::istarmap_unordered`], as they are finished.
 ///
 /// As [`Imap`], but for the order. [`indexed`](ImapUnordered::indexed) tells which input each result belongs to.
+///
+/// # Examples
+///
+/// ```
+/// use pool_core::{Error, Pool, pool_task};
+///
+/// #[pool_task]
+/// fn measure(text: &str) -> usize {
+///     assert!(!text.is_empty(), "an empty text");
+///     text.len()
+/// }
+///
+/// # fn main() -> Result<(), Error> {
+/// let pool = Pool::with_processes(2)?;
+/// let texts = ["one", "", "three"].map(String::from);
+/// let (mut sum, mut failed) = (0, 0);
+/// for result in pool.imap_unordered(measure, texts) {
+///     match result {
+///         Ok(length) => sum += length,
+///         // The others go on.
+///         Err(error) => {
+///             assert_eq!(error.index(), Some(1));
+///             failed += 1;
+///         }
+///     }
+/// }
+/// assert_eq!((sum, failed), (8, 1));
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "results are thrown away with it, and what has not begun is taken back"]
 pub struct ImapUnordered<T: Task, I: Iterator> {
     stream: Stream<T, I>,

@@ -1,59 +1,64 @@
-//! A process pool: Python's `multiprocessing.Pool` for Rust.
+//! A process pool: Python's `multiprocessing.Pool` for Rust, in which a crash costs one task and nothing else.
 //!
 //! ```
-//! use pool_core::{Pool, pool_task};
+//! use pool_core::{Error, Pool, pool_task};
 //!
 //! #[pool_task]
-//! fn square(x: u64) -> u64 { x * x }
+//! fn square(x: u64) -> u64 {
+//!     x * x
+//! }
 //!
-//! fn main() -> Result<(), pool_core::Error> {
+//! fn main() -> Result<(), Error> {
 //!     let pool = Pool::new()?;                       // one worker process for each CPU
-//!     assert_eq!(pool.map(square, 0..10)?, [0, 1, 4, 9, 16, 25, 36, 49, 64, 81]);
+//!     assert_eq!(pool.map(square, 0..5)?, [0, 1, 4, 9, 16]);
 //!     Ok(())
 //! }
 //! ```
 //!
-//! Each worker is this same program, started again: it never reaches `main`, but finds the function
-//! that [`macro@pool_task`] has registered, and runs it. A task that crashes its process costs itself,
-//! and nothing else.
+//! - **What it is.** Workers are this same program, started again. They never run `main`; they run functions that
+//!   [`#[pool_task]`](macro@pool_task) has registered. There is nothing to set up, also not in tests, doctests and libraries.
+//! - **What it needs.** Linux 5.3 or later, with `/proc`; Rust 1.89 or later.
+//! - **What it promises.** Each input gets exactly one outcome. A panic, a segfault, an `exit`, a passed limit of time or memory is an
+//!   [`Error`] of the one input that it happened to, and another worker takes over. Nothing runs twice, unless you allow
+//!   [retries](Call::retries). Nothing hangs, and nothing is left behind. Nothing of the library prints.
+//! - **Its limits.** Tasks are plain functions: no closures, methods or generics. Arguments and results are copied, through serde. It is no
+//!   [sandbox](guide::limits#can-a-task-harm-the-rest-of-the-program): workers have the rights of this program.
+//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. None is on by default.
+//!
+//! **New here?** The [`guide`] begins with the [first steps](guide::first_steps), has [recipes](guide::recipes), and says
+//! [what is what](guide::coming_from) for those who come from Python, rayon or Ray. The
+//! [examples](https://github.com/pool-rs/pool/blob/main/examples/README.md) are whole programs to copy.
 //!
 //! # Where to look
 //!
-//! - [`macro@pool_task`] says which functions can be tasks, and what happens to their arguments.
-//! - [`Pool`] runs them: one ([`apply`](Pool::apply)), many ([`map`](Pool::map),
-//!   [`starmap`](Pool::starmap)), as an iterator ([`imap`](Pool::imap)), or later
-//!   ([`apply_async`](Pool::apply_async) and the others).
-//! - [`guide`] says how to get data to workers, and what each way costs: lent ([`ByRef`]), bound
-//!   ([`Call::partial`]), in shared memory ([`Shared`]), or loaded before there are tasks.
-//! - [`Pool::builder`] has the settings of a pool: its size, what each worker runs before its first task
-//!   ([`initializer`](PoolBuilder::initializer)) and after its last ([`finalizer`](PoolBuilder::finalizer)), what is loaded
-//!   once for all workers, a limit of tasks for each worker.
-//! - [`Pool::task`] has the options of one call: chunk size, time limit, retries, one outcome for each
-//!   input, arguments that are lent or bound.
-//! - [`channel()`] lets tasks send something while they run: how far they are, parts of their results.
-//! - [`AsyncResult`] is the result of a call that goes on: wait for it, `.await` it, cancel it, or
-//!   attach callbacks. [`as_completed`] takes many as they finish. In an async program
-//!   [`cancel_on_drop`](AsyncResult::cancel_on_drop) frees the worker of a request that went away,
-//!   [`join_async`](Pool::join_async) waits for the end, and with the feature `futures` of this crate there are [`Imap`] and
-//!   [`Receiver`] as streams (`imap(…).stream()`); the
-//!   example `service` is a web service over a pool.
-//! - [`Error`] says what can go wrong, and to whom it happened. [`TaskError`] is for tasks that may fail: they return
-//!   `Result<T, TaskError>`, and use `?` on any error.
-//! - [`backend`] is for whoever wants the work to run elsewhere; [`PoolBuilder::inline`] runs it in the thread that calls, under a
-//!   debugger for instance.
+//! | I want to | look at |
+//! |---|---|
+//! | make a function a task | [`macro@pool_task`] |
+//! | run one, many, or an endless number of inputs | [`Pool`]: [`apply`](Pool::apply), [`map`](Pool::map), [`imap`](Pool::imap), [`imap_unordered`](Pool::imap_unordered), [`starmap`](Pool::starmap) |
+//! | go on, and ask later; `.await`; cancel; callbacks | [`apply_async`](Pool::apply_async), [`AsyncResult`], [`as_completed`] |
+//! | set options for one call: time limit, retries, chunk size, priority | [`Pool::task`] gives a [`Call`] |
+//! | keep an outcome for each input | [`Call::map_results`] |
+//! | know what went wrong | [`Error`], [its chapter](guide::errors) |
+//! | return errors from tasks | [`TaskError`] |
+//! | avoid copies of large arguments | [`Call::by_ref`], [`Call::partial`], [`Shared`], [its chapter](guide::data) |
+//! | set up a pool: size, limits, what runs first in each worker | [`Pool::builder`] gives a [`PoolBuilder`] |
+//! | send messages while a task runs | [`channel()`] |
+//! | use it in async code | [its chapter](guide::services) |
+//! | run on many machines | the crate [`pool-nats`](https://docs.rs/pool-nats), [its chapter](guide::machines) |
+//! | know in which process some code runs | [`worker`] |
+//! | run the work somewhere else | [`backend`] |
 //!
 //! # What means what
 //!
-//! Results come in the order of the inputs, but for the `_unordered` ones. If inputs of a
-//! [`map`](Pool::map) fail, the others run nevertheless, and the error is that of the lowest index.
-//! Nothing runs twice, unless [`retries`](Call::retries) are allowed. What a task prints goes where
-//! this program prints; its standard input is empty. Its command line and its environment are those of this program
-//! ([`PoolBuilder::env`] adds to them), so a `static` that is made of them is the same there; the first of
-//! [`std::env::args`] says which worker it is. A task may have a pool of its own.
-//!
-//! After a `fork` of this process the copy of a pool in the child takes no work and does nothing when
-//! it is dropped.
+//! - Results come in the order of the inputs, except from the `_unordered` methods.
+//! - If inputs of a [`map`](Pool::map) fail, the others still run, and the error is that of the lowest index.
+//! - Workers inherit the directory, the environment ([`PoolBuilder::env`] adds to it), the arguments, standard output and standard
+//!   error of this program. Their standard input is empty. The first of [`std::env::args`] says which worker it is.
+//! - A `static` is each process's own. A task may have a pool of its own.
+//! - Dropping a [`Pool`] terminates it. After a `fork` of this process, the copy in the child takes no work and does nothing when it is
+//!   dropped.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
 mod builder;

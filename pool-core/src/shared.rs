@@ -69,6 +69,27 @@ pub struct Shared<T: ?Sized> {
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Shared<T> {
     /// Shares a value that each worker decodes once. This process keeps the value as well.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use pool_core::{Error, Pool, Shared, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn price(prices: Shared<HashMap<String, u32>>, article: &str) -> Option<u32> {
+    ///     prices.get(article).copied()
+    /// }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::with_processes(2)?;
+    /// let prices = Shared::new(HashMap::from([("tea".to_owned(), 3), ("coffee".to_owned(), 4)]))?;
+    /// assert_eq!(prices["tea"], 3);                      // here it is a `HashMap`, too
+    /// assert_eq!(pool.apply(price, (prices.clone(), "coffee".to_owned()))?, Some(4));
+    /// assert_eq!(pool.apply(price, (prices, "milk".to_owned()))?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Encode`] if it can't be encoded, or there is no memory for it.

@@ -1,8 +1,34 @@
-//! For code that runs in a worker: which one is this?
+//! For code that may run in a worker: which process is this?
+//!
+//! Workers are this same program, but they never run `main`. A task, or a library that it calls, finds out here where it is:
+//!
+//! ```
+//! use pool_core::{Error, Pool, pool_task, worker};
+//!
+//! /// A name for files that only this process writes to.
+//! fn log_name() -> String {
+//!     match worker::index() {
+//!         Some(index) => format!("worker-{index}.log"),
+//!         None => "main.log".to_owned(),
+//!     }
+//! }
+//!
+//! #[pool_task]
+//! fn where_to() -> String {
+//!     assert!(worker::is_worker());
+//!     log_name()
+//! }
+//!
+//! # fn main() -> Result<(), Error> {
+//! let pool = Pool::with_processes(1)?;
+//! assert_eq!(pool.apply(where_to, ())?, "worker-0.log");
+//! assert_eq!(log_name(), "main.log");
+//! # Ok(())
+//! # }
+//! ```
 
-/// Which worker of its pool this process is, from 0; `None` in any other process. A worker that
-/// takes the place of one that died takes its index too. (`None` also in the tasks of a pool that is
-/// [`inline`](crate::PoolBuilder::inline): it has no workers.)
+/// The position of this worker in its pool, from 0; `None` in any other process, and in the tasks of a pool that is
+/// [`inline`](crate::PoolBuilder::inline) and has no workers. A worker that takes the place of one that died has the same index.
 pub fn index() -> Option<usize> {
     pool_worker::index()
 }
