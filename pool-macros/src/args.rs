@@ -9,27 +9,27 @@ use syn::{Error, Ident, LitInt, LitStr, Path, Token};
 use crate::errors::Errors;
 use crate::param::Format;
 
-const KNOWN: &str = "the options of `#[pool_task]` are `name = \"…\"`, `handle = Ident`, \
-                     `time_limit = \"5s\"`, `retries = 2`, `format = \"msgpack\"` and \
-                     `crate = path`";
+const EXPECTED: &str = "expected one of `name = \"…\"`, `handle = Ident`, `time_limit = \"5s\"`, \
+                        `retries = 2`, `format = \"msgpack\"` or `crate = path`";
 
-/// What stands between the parentheses of `#[pool_task(…)]`.
+/// The options between the parentheses of `#[pool_task(…)]`.
 #[derive(Default)]
 pub(crate) struct Options {
-    /// The name that errors show, in place of `crate::module::function`.
+    /// The name shown in errors instead of `crate::module::function`.
     pub(crate) name: Option<LitStr>,
-    /// The name of the struct, where the function is to stay as it is.
+    /// The name of the struct, if the function is to keep its own name.
     pub(crate) handle: Option<Ident>,
-    /// How long an input may run, and how often it is run again, where the call does not say.
+    /// How long an input may run, unless the call sets a limit.
     pub(crate) time_limit: Option<LitStr>,
+    /// How many times an input may be run again, unless the call sets its own number.
     pub(crate) retries: Option<LitInt>,
-    /// In which format arguments and results travel.
+    /// The format of arguments and results.
     pub(crate) format: Option<Format>,
-    /// Where `pool_core` is found.
+    /// The path to `pool_core`.
     pub(crate) krate: Option<Path>,
 }
 
-/// Parses the options, and goes on after a mistake in one of them.
+/// Parses the options, and continues after a mistake in one of them.
 ///
 /// ```text
 /// options = [ option { "," option } [ "," ] ]
@@ -41,7 +41,7 @@ pub(crate) struct Options {
 ///         | "crate"      "=" path without generic arguments
 /// ```
 ///
-/// The order is free, and each option stands once at most.
+/// Options may come in any order, each at most once.
 pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Options {
     let mut options = Options::default();
     let parser = |input: ParseStream<'_>| {
@@ -65,7 +65,7 @@ pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Options {
 impl Options {
     fn parse_one(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
         if !input.peek(Ident::peek_any) {
-            return Err(input.error(format_args!("expected an option: {KNOWN}")));
+            return Err(input.error(EXPECTED));
         }
         let key = input.call(Ident::parse_any)?;
         match key.to_string().as_str() {
@@ -75,7 +75,7 @@ impl Options {
                 if name.value().is_empty() {
                     return Err(Error::new(
                         name.span(),
-                        "the name of a pool task cannot be empty: errors show it",
+                        "`name` must not be empty: errors identify the task by it",
                     ));
                 }
                 set(&mut self.name, &key, name)?;
@@ -95,12 +95,15 @@ impl Options {
                     )
                 })?;
                 if duration.is_zero() {
-                    return Err(Error::new(limit.span(), "no task ends in no time"));
+                    return Err(Error::new(
+                        limit.span(),
+                        format_args!("`{key}` must be greater than zero"),
+                    ));
                 }
                 set(&mut self.time_limit, &key, limit)?;
             }
             "retries" => {
-                let wanted = "a number of attempts after the first, as in `retries = 2`";
+                let wanted = "the number of attempts after the first, as in `retries = 2`";
                 let retries = value(&key, input, <LitInt as Parse>::parse, wanted)?;
                 retries.base10_parse::<u32>().map_err(|error| {
                     Error::new(
@@ -133,7 +136,7 @@ impl Options {
             unknown => {
                 return Err(Error::new(
                     key.span(),
-                    format_args!("unknown option `{unknown}`: {KNOWN}"),
+                    format_args!("unknown option `{unknown}`: {EXPECTED}"),
                 ));
             }
         }
@@ -145,7 +148,7 @@ impl Options {
     }
 }
 
-/// Parses `= value`, and says what the value should be if it is something else.
+/// Parses `= value`; the error says what value was expected.
 fn value<T>(
     key: &Ident,
     input: ParseStream<'_>,
@@ -169,14 +172,14 @@ fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
     if slot.is_some() {
         return Err(Error::new(
             key.span(),
-            format_args!("the option `{key}` is given twice: keep one of the two"),
+            format_args!("the option `{key}` is given twice: remove one of them"),
         ));
     }
     *slot = Some(value);
     Ok(())
 }
 
-/// Drops what is left of an option that could not be understood.
+/// Skips the rest of an option that could not be parsed.
 fn skip_to_comma(input: ParseStream<'_>) -> syn::Result<()> {
     while !input.is_empty() && !input.peek(Token![,]) {
         input.parse::<proc_macro2::TokenTree>()?;
@@ -184,8 +187,8 @@ fn skip_to_comma(input: ParseStream<'_>) -> syn::Result<()> {
     Ok(())
 }
 
-/// The path to `pool_core`: what `crate = path` says, or else the name that the `Cargo.toml` of
-/// the user's crate gives to it.
+/// The path to `pool_core`: the one given by `crate = path`, or else the name it has in the
+/// `Cargo.toml` of the user's crate.
 pub(crate) fn core_path(options: &Options) -> TokenStream {
     use proc_macro_crate::{FoundCrate, crate_name};
 
@@ -194,9 +197,9 @@ pub(crate) fn core_path(options: &Options) -> TokenStream {
     }
     let name = match crate_name("pool-core") {
         Ok(FoundCrate::Name(name)) => name,
-        // The crate itself has no name for itself in a `Cargo.toml`, but its doctests,
-        // integration tests and (through `extern crate self`) unit tests all know it by this one.
-        // The same name is the best guess when there is no `Cargo.toml` to be read.
+        // `pool-core` does not name itself in its `Cargo.toml`, but its doctests, integration
+        // tests and (through `extern crate self`) unit tests all know it by this name, which is
+        // also the best guess if no `Cargo.toml` can be read.
         Ok(FoundCrate::Itself) | Err(_) => String::from("pool_core"),
     };
     let name = Ident::new(&name, Span::call_site());

@@ -7,20 +7,20 @@ use syn::{Attribute, Meta, Token, parse_quote};
 
 use crate::parse::Function;
 
-/// The attributes of a function, by the item that they are for.
+/// The attributes of a function, grouped by the item that they go to.
 #[derive(Default)]
 pub(crate) struct Sorted {
     /// `#[cfg]`: on every item.
     pub(crate) cfg: Vec<Attribute>,
-    /// On the struct, which is what readers of the documentation and callers meet.
+    /// On the struct, which callers use and the documentation shows.
     pub(crate) on_struct: Vec<Attribute>,
-    /// On the function that holds the user's body.
+    /// On the function with the user's body.
     pub(crate) on_function: Vec<Attribute>,
-    /// On the block with everything else: lint levels, since the user's types occur there again.
+    /// On the block that holds everything else: lint levels, since the user's types are repeated there.
     pub(crate) on_block: Vec<Attribute>,
 }
 
-/// Sorts the attributes; `handle` says that the function stays where it is.
+/// Sorts the attributes. `handle` means that the function stays where it is.
 pub(crate) fn sort(function: &Function, handle: bool) -> Sorted {
     let mut sorted = Sorted::default();
     for attr in &function.attrs {
@@ -38,7 +38,7 @@ impl Sorted {
             "cfg" => self.cfg.push(attr),
             "doc" if handle => self.on_function.push(attr),
             "doc" => self.on_struct.push(attr),
-            // Calls elsewhere are to warn, what is emitted here is not.
+            // Uses elsewhere should warn, but the emitted code should not.
             "deprecated" => {
                 self.on_block.push(parse_quote!(#[allow(deprecated)]));
                 self.on_struct.push(attr.clone());
@@ -52,7 +52,7 @@ impl Sorted {
                 self.on_block.push(attr.clone());
                 self.on_function.push(attr);
             }
-            // With the function inside of the block, only the struct can lack documentation.
+            // The function is inside the block, so only the struct can lack documentation.
             "expect" if !handle && lists(meta, "missing_docs") => self.on_struct.push(attr),
             "expect" => {
                 self.on_block.extend(as_allow(&attr));
@@ -63,8 +63,8 @@ impl Sorted {
     }
 }
 
-/// Takes `#[cfg_attr(when, a, b)]` apart into `#[cfg_attr(when, a)]` and `#[cfg_attr(when, b)]`,
-/// each with the attribute that it stands for.
+/// Splits `#[cfg_attr(when, a, b)]` into `#[cfg_attr(when, a)]` and `#[cfg_attr(when, b)]`,
+/// each with the attribute that it adds.
 fn split(attr: &Attribute) -> Vec<(Attribute, Meta)> {
     let whole = || vec![(attr.clone(), attr.meta.clone())];
     if !attr.path().is_ident("cfg_attr") {
@@ -86,7 +86,7 @@ fn split(attr: &Attribute) -> Vec<(Attribute, Meta)> {
         .collect()
 }
 
-/// Does `expect(…)` name this lint?
+/// Whether `expect(…)` lists this lint.
 fn lists(meta: &Meta, lint: &str) -> bool {
     let parser = Punctuated::<Meta, Token![,]>::parse_terminated;
     let lints = meta
@@ -95,7 +95,7 @@ fn lists(meta: &Meta, lint: &str) -> bool {
     lints.is_ok_and(|lints| lints.iter().any(|meta| meta.path().is_ident(lint)))
 }
 
-/// `#[expect(…)]` as `#[allow(…)]`: outside of the function there may be nothing to expect.
+/// Turns `#[expect(…)]` into `#[allow(…)]`: outside the function, the lint may not fire.
 fn as_allow(attr: &Attribute) -> Option<Attribute> {
     let tokens = &attr.meta.require_list().ok()?.tokens;
     if attr.path().is_ident("expect") {

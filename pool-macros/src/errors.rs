@@ -9,7 +9,7 @@ use syn::Error;
 pub(crate) struct Errors(Vec<Error>);
 
 impl Errors {
-    /// Adds a mistake; an error that already combines several counts as those.
+    /// Adds a mistake, or several if they are combined in one error.
     pub(crate) fn push(&mut self, error: Error) {
         self.0.extend(error);
     }
@@ -27,8 +27,8 @@ impl Errors {
         self.0.is_empty()
     }
 
-    /// Each mistake as an invocation of `compile_error!` with braces, which may stand as an item
-    /// and also as a type.
+    /// Each mistake as an invocation of `compile_error!` with braces, which is valid as an item and
+    /// as an expression.
     pub(crate) fn into_invocations(self) -> impl Iterator<Item = TokenStream> {
         self.0.into_iter().map(Error::into_compile_error)
     }

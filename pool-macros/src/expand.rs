@@ -1,8 +1,8 @@
-//! What a task becomes.
+//! Generates the code of a task.
 //!
-//! Every path is absolute, and every invented name begins with `__pool_task`: names of items, and
-//! with them the unit structs that tasks are, are not hygienic, so a local variable of the macro
-//! called `result` would be at odds with a task called `result`.
+//! Every path is absolute, and every name that the macro invents begins with `__pool_task`. Item
+//! names are not hygienic, and neither are the unit structs that stand for tasks: a local variable
+//! `result` of the macro would clash with a task called `result`.
 
 use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -15,7 +15,7 @@ use crate::errors::Errors;
 use crate::param::Travel;
 use crate::parse::Function;
 
-/// Expands a function that keeps every rule; `errors` are those of the options.
+/// Expands a function that follows every rule; `errors` are mistakes in the options.
 pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> TokenStream {
     let parts = Parts::new(function, options);
     let Parts {
@@ -46,7 +46,7 @@ pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> To
     let errors = errors
         .into_invocations()
         .map(|error| quote!(#(#cfg)* #error));
-    // Where rustc has something to say of the types as a whole, it is to point at the signature.
+    // An error about the types as a whole should point at the signature.
     let args = params.iter().map(Travel::owned);
     let args = quote_spanned!(at(function.sig.paren_token.span.join())=> (#(#args,)*));
     let markers = params
@@ -101,7 +101,7 @@ pub(crate) fn task(function: &Function, options: &Options, errors: Errors) -> To
     }
 }
 
-/// What an expansion and the stub after an error have in common.
+/// What a full expansion and the stub emitted after an error have in common.
 pub(crate) struct Parts<'a> {
     function: &'a Function,
     options: &'a Options,
@@ -109,7 +109,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) private: Private,
     /// The struct.
     pub(crate) task: &'a Ident,
-    /// The name that the user's body is called by.
+    /// The name of the function with the user's body.
     pub(crate) call: Ident,
     pub(crate) attrs: Sorted,
 }
@@ -117,11 +117,11 @@ pub(crate) struct Parts<'a> {
 impl<'a> Parts<'a> {
     pub(crate) fn new(function: &'a Function, options: &'a Options) -> Self {
         let name = &function.sig.ident;
-        // A handle of the same name is a mistake, and was reported as one.
+        // A handle with the function's name has been reported as a mistake.
         let handle = options.handle.as_ref().filter(|handle| *handle != name);
         let (task, call) = match handle {
             Some(handle) => (handle, name.clone()),
-            // The name is not the user's choice, so no lint about names is to find it.
+            // The user did not choose this name, so lints about names should ignore it.
             None => {
                 let span = at(name.span());
                 let plain = name.unraw();
@@ -138,7 +138,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// The struct and the function: first what stands beside the block, then what stands in it.
+    /// The struct and the function: first the part outside the block, then the part inside.
     pub(crate) fn definitions(&self) -> (TokenStream, TokenStream) {
         let Function { vis, sig, body, .. } = self.function;
         let Sorted {
@@ -164,8 +164,7 @@ impl<'a> Parts<'a> {
             };
             return (beside, TokenStream::new());
         }
-        // The struct cannot be called in a constant, so nothing is lost with the `const`, and a
-        // call of the function by itself stays possible.
+        // The struct cannot be called in a constant, so `const` would serve nobody.
         let sig = Signature {
             constness: None,
             ident: self.call.clone(),
@@ -173,7 +172,7 @@ impl<'a> Parts<'a> {
         };
         let beside = quote! {
             #(#cfg)* #(#on_struct)*
-            #[allow(non_camel_case_types, reason = "a task bears the name of its function")]
+            #[allow(non_camel_case_types, reason = "a task has the name of its function")]
             #derive
             #vis struct #task;
         };
@@ -189,11 +188,11 @@ impl<'a> Parts<'a> {
                 quote!(::core::concat!(::core::module_path!(), "::", #name))
             }
         };
-        // `line!` and `column!` tell where the outermost macro is invoked. What tells two functions
-        // in one `macro_rules!` apart is where their names stand.
+        // `line!` and `column!` give the place where the outermost macro is invoked. Two functions
+        // in one `macro_rules!` differ only in the positions of their names.
         let place = self.function.sig.ident.span().start();
         let place = format!("@{}:{}", place.line, place.column);
-        // Both were looked at when they were parsed.
+        // Both were checked when they were parsed.
         let time_limit = self.options.time_limit.as_ref().and_then(|limit| {
             let limit = humantime::parse_duration(&limit.value()).ok()?;
             let (seconds, nanos) = (limit.as_secs(), limit.subsec_nanos());
@@ -220,7 +219,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The place of `span`, but with the names that the macro sees.
+/// The location of `span`, but names resolve as at the macro's call site.
 pub(crate) fn at(span: Span) -> Span {
     span.resolved_at(Span::call_site())
 }
@@ -229,7 +228,7 @@ pub(crate) fn at(span: Span) -> Span {
 pub(crate) struct Private(TokenStream);
 
 impl Private {
-    /// The same path, located at the user's token that errors about its use are to point at.
+    /// The same path, located at the user's token to which errors about its use should point.
     fn at(&self, span: Span) -> TokenStream {
         let path = self.to_token_stream().into_iter();
         path.map(|mut token: TokenTree| {
@@ -247,7 +246,7 @@ impl ToTokens for Private {
     }
 }
 
-/// The types of the parameters, as they are written.
+/// The types of the parameters, as written.
 fn types(sig: &Signature) -> impl Iterator<Item = &Type> {
     sig.inputs.iter().filter_map(|input| match input {
         FnArg::Typed(param) => Some(&*param.ty),
@@ -255,7 +254,7 @@ fn types(sig: &Signature) -> impl Iterator<Item = &Type> {
     })
 }
 
-/// `fn(x: u64) -> u64`: the names are for whoever reads the documentation of the struct.
+/// `fn(x: u64) -> u64`: the names are for readers of the struct's documentation.
 fn fn_pointer(sig: &Signature) -> TokenStream {
     let inputs = sig.inputs.iter().filter_map(|input| match input {
         FnArg::Typed(param) => {
@@ -363,7 +362,7 @@ fn run(
                     let take = param.take(&private.at(param.span()), &reader, at >= others.len());
                     quote!(let #local = #take.map_err(#decode_error)?;)
                 });
-            // The last block is all that there is.
+            // A last block takes all bytes that are left.
             let finish = last_block
                 .is_none()
                 .then(|| quote!(#reader.finish().map_err(#decode_error)?;));

@@ -1,4 +1,4 @@
-//! What is emitted beside the messages, so that one mistake stays one message.
+//! What is emitted besides the messages, so that one mistake gives only one message.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -11,18 +11,17 @@ use crate::errors::Errors;
 use crate::expand::Parts;
 use crate::parse::Function;
 
-/// The item as it was, and the message: what is no free function has no use for options, and for
-/// messages about them.
+/// The item as it was, and one message: if the item is no free function, messages about options don't help.
 pub(crate) fn item(item: &TokenStream, error: Error) -> TokenStream {
     let error = error.into_compile_error();
     quote!(#item #error)
 }
 
-/// The function, and a struct that keeps quiet wherever it is used.
+/// The function, and a struct whose uses cause no further errors.
 ///
-/// The first message stands as the length of an array, and that array is all the types that the
-/// struct should have told. rustc says nothing of a type with an error inside of it, so
-/// `pool.map(bad, 0..3)` and `bad(3) + 1` elsewhere add nothing to the message.
+/// The first message is emitted as the length of an array, and that array serves as each associated
+/// type. rustc reports nothing about a type that contains an error, so `pool.map(bad, 0..3)` and
+/// `bad(3) + 1` elsewhere add no messages.
 pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> TokenStream {
     let parts = Parts::new(function, options);
     let Parts { private, task, .. } = &parts;
@@ -80,7 +79,7 @@ pub(crate) fn stub(function: &Function, options: &Options, errors: Errors) -> To
     }
 }
 
-/// Would rustc complain of the signature as well? Then it must not see it.
+/// Whether rustc would report the signature too. Then it must not be emitted.
 fn rejected_by_rustc(sig: &Signature, task: &Ident) -> bool {
     struct Rejected<'a> {
         task: &'a Ident,

@@ -1,4 +1,4 @@
-//! How one parameter travels: what the caller gives, and what the function is called with.
+//! How one parameter is sent: what the caller passes, and what the function is called with.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
@@ -7,9 +7,9 @@ use syn::{GenericArgument, Ident, Path, PathArguments, Type, TypeReference};
 
 use crate::expand::at;
 
-/// How the value of a parameter, or a result, is written and read.
+/// How the value of a parameter, or a result, is encoded and decoded.
 pub(crate) struct Travel<'a> {
-    /// As it is written, but without the `&`.
+    /// The type as written, but without the `&`.
     ty: &'a Type,
     /// The function takes a reference.
     by_ref: bool,
@@ -17,38 +17,38 @@ pub(crate) struct Travel<'a> {
     format: Format,
 }
 
-/// In which format go values that have none of their own.
+/// The format of values that are neither blocks nor text.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Format {
-    /// Compact, and for those only who know the type.
+    /// Compact; can be read only with the type at hand.
     #[default]
     Postcard,
-    /// It describes itself.
+    /// Self-describing.
     MsgPack,
 }
 
 enum Kind<'a> {
-    /// `T`: by itself.
+    /// `T` or `&T`.
     Plain,
-    /// `&str`: the caller gives a `String`, and the worker reads it in place.
+    /// `&str`: the caller passes a `String`, and the worker reads it in place.
     Str,
     /// `String`.
     String,
-    /// `&[T]`: the caller gives a `Vec<T>`.
+    /// `&[T]`: the caller passes a `Vec<T>`.
     Slice(&'a Type),
     /// `Vec<T>`.
     Vec(&'a Type),
-    /// Numbers that travel as one block.
+    /// Numbers that are sent as one block.
     Block(&'a Type, Form),
-    /// `&Path`, `&OsStr`, `&CStr`: the caller gives what `ToOwned` makes of it. Going through the
-    /// trait keeps a user's own type of that name working.
+    /// `&Path`, `&OsStr`, `&CStr`: the caller passes the type that `ToOwned` gives. Using the trait
+    /// means that a user's own type of that name works, too.
     Unsized,
 }
 
-/// What holds a block.
+/// The container of a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// `&[P]`: the caller gives a `Vec<P>`, and the worker reads it in place.
+    /// `&[P]`: the caller passes a `Vec<P>`, and the worker reads it in place.
     Slice,
     /// `Vec<P>`.
     Vec,
@@ -58,14 +58,14 @@ enum Form {
     Array,
 }
 
-/// The types of numbers that travel as blocks.
+/// The number types that are sent as blocks.
 const PRIMITIVES: [&str; 14] = [
     "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize", "f32",
     "f64",
 ];
 
 impl<'a> Travel<'a> {
-    /// Looks at a type as it is written, since a macro sees no more than that.
+    /// Decides by how a type is spelled, since a macro sees nothing else.
     pub(crate) fn of(ty: &'a Type, format: Format) -> Self {
         let (ty, by_ref) = match peel(ty) {
             Type::Reference(TypeReference { elem, .. }) => (&**elem, true),
@@ -91,7 +91,7 @@ impl<'a> Travel<'a> {
                 },
             },
         };
-        // Text is the same in each.
+        // Text is the same in both formats.
         let format = match kind {
             Kind::Str | Kind::Unsized | Kind::String => Format::Postcard,
             _ => format,
@@ -104,7 +104,7 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// Where a missing trait is to be underlined: at the user's type, but with the macro's names.
+    /// Where errors about a missing trait should point: at the user's type. Names resolve as in the macro.
     pub(crate) fn span(&self) -> Span {
         match self.kind {
             Kind::Slice(elem) => at(elem.span()),
@@ -112,7 +112,7 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// The type that the caller gives.
+    /// The type that the caller passes.
     pub(crate) fn owned(&self) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         match self.kind {
@@ -125,7 +125,7 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// The marker that says how it travels, for those who lend it.
+    /// The marker type that tells `by_ref` and `partial` how the parameter is sent.
     pub(crate) fn marker(&self, private: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         let owned = self.owned();
@@ -149,7 +149,7 @@ impl<'a> Travel<'a> {
         self.format == Format::MsgPack
     }
 
-    /// The functions that encode, decode, take, and take for a reference.
+    /// The names of the functions that encode, decode, take, and take for a reference.
     fn functions(&self) -> [Ident; 4] {
         let names = match self.format {
             Format::Postcard => ["encode", "decode", "take_owned", "take_kept"],
@@ -163,7 +163,7 @@ impl<'a> Travel<'a> {
         names.map(|name| Ident::new(name, self.span()))
     }
 
-    /// The call that appends the value of this expression to what is written, a `Result`.
+    /// An expression that encodes `value` to the end of the output; its type is a `Result`.
     pub(crate) fn encode(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         let (out, start) = (quote!(__pool_task_out), quote!(__pool_task_start));
@@ -178,7 +178,7 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// The same for a block behind which nothing comes: an `Option` of what is to follow.
+    /// The same for a block that is the last parameter; its type is an `Option` of bytes to send after the others.
     pub(crate) fn give_last(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
         let span = self.span();
         let (out, start) = (quote!(__pool_task_out), quote!(__pool_task_start));
@@ -194,7 +194,8 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// The call that writes a whole result, a `Result`: of a long block, if it is given back.
+    /// An expression that encodes a whole result. Its type is a `Result` of an `Option`, which holds a long block that
+    /// is to be sent from where it is.
     pub(crate) fn encode_output(&self, private: &TokenStream, value: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         let [encode, ..] = self.functions();
@@ -226,18 +227,18 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// What encodes and decodes a type that is spelled as a `Result`. Both ask for it in the same words, so that one
-    /// message tells of an error that can't be sent.
+    /// An expression for what encodes and decodes a type spelled `Result`. Both sides use the same expression, so that
+    /// rustc reports an error type that can't be sent only once.
     fn travels(&self, private: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         quote_spanned!(span=> {
-            #[allow(unused_imports, reason = "a `Result` has the function without the trait")]
+            #[allow(unused_imports, reason = "a `Result` has an inherent function of that name")]
             use #private::AnyReturned as _;
             #private::Returned::<#ty>::travels()
         })
     }
 
-    /// The call that decodes a whole result, a `Result`.
+    /// An expression that decodes a whole result; its type is a `Result`.
     pub(crate) fn decode_output(&self, private: &TokenStream) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         let [_, decode, ..] = self.functions();
@@ -262,12 +263,13 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// Whether it is a block, which needs no length where nothing comes behind it.
+    /// Whether it is a block. The last parameter, if it is a block, needs no length.
     pub(crate) fn is_block(&self) -> bool {
         matches!(self.kind, Kind::Block(..))
     }
 
-    /// The whole input as the value, if it is a block that the function takes as a vector: a `Result`.
+    /// If the only parameter is a block that the function takes as a vector: an expression that makes the whole input
+    /// into that vector; its type is a `Result`.
     pub(crate) fn take_whole(&self, private: &TokenStream) -> Option<TokenStream> {
         let span = self.span();
         match self.kind {
@@ -278,7 +280,8 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// The call that takes the value off `reader`, a `Result`. `last`: nothing comes behind it.
+    /// An expression that takes the value off `reader`; its type is a `Result`. `last`: this is a block and the last
+    /// parameter.
     pub(crate) fn take(&self, private: &TokenStream, reader: &Ident, last: bool) -> TokenStream {
         let (span, ty, owned) = (self.span(), self.ty, self.owned());
         let [_, _, take, take_kept] = self.functions();
@@ -308,7 +311,7 @@ impl<'a> Travel<'a> {
         }
     }
 
-    /// What the function is called with, given the local variable that holds the value.
+    /// The argument for the function's call, given the local variable that holds the value.
     pub(crate) fn pass(&self, local: &Ident) -> TokenStream {
         let (span, ty) = (self.span(), self.ty);
         match self.kind {
@@ -324,7 +327,7 @@ impl<'a> Travel<'a> {
     }
 }
 
-/// Takes off parentheses, and the invisible ones around what a `macro_rules!` variable held.
+/// Removes parentheses, and the invisible groups around the expansion of a `macro_rules!` variable.
 pub(crate) fn peel(mut ty: &Type) -> &Type {
     loop {
         match ty {
@@ -342,7 +345,7 @@ fn plain_path(ty: &Type) -> Option<&Path> {
     }
 }
 
-/// `str`, or the same by the path `core::primitive::str`.
+/// Whether this is the primitive type `name`, alone or by its path `core::primitive::name`.
 fn is_primitive(ty: &Type, name: &str) -> bool {
     plain_path(ty).is_some_and(|path| {
         let mut names = path.segments.iter().rev().map(|segment| &segment.ident);
@@ -351,7 +354,7 @@ fn is_primitive(ty: &Type, name: &str) -> bool {
     })
 }
 
-/// `Path`, `OsStr` or `CStr`, by whatever path.
+/// Whether this is `Path`, `OsStr` or `CStr`, by any path.
 fn is_unsized(ty: &Type) -> bool {
     plain_path(ty)
         .and_then(|path| path.segments.last())
@@ -363,25 +366,25 @@ fn is_unsized(ty: &Type) -> bool {
         })
 }
 
-/// What is called `Result`, by whatever path.
+/// Whether this is called `Result`, by any path.
 fn is_result(ty: &Type) -> bool {
     plain_path(peel(ty))
         .and_then(|path| path.segments.last())
         .is_some_and(|last| last.ident == "Result")
 }
 
-/// One of the numbers that travel as blocks.
+/// Whether this is a number type that is sent as a block.
 fn is_number(ty: &Type) -> bool {
     let ty = peel(ty);
     PRIMITIVES.iter().any(|name| is_primitive(ty, name))
 }
 
-/// `String`, or the same by its full path.
+/// Whether this is `String`, alone or by its full path.
 fn is_string(ty: &Type) -> bool {
     standard(ty, &["std", "alloc"], "string", "String").is_some_and(|arguments| arguments.is_none())
 }
 
-/// The `T` of `Vec<T>`, or of the same by its full path. Another path, `arena::Vec<u8>`, is another type.
+/// The `T` of `Vec<T>`, alone or by its full path. By another path, such as `arena::Vec<u8>`, it is another type.
 fn argument_of<'a>(ty: &'a Type, crates: &[&str], module: &str, name: &str) -> Option<&'a Type> {
     let PathArguments::AngleBracketed(arguments) = standard(ty, crates, module, name)? else {
         return None;
@@ -393,7 +396,7 @@ fn argument_of<'a>(ty: &'a Type, crates: &[&str], module: &str, name: &str) -> O
     }
 }
 
-/// The arguments of a type of the standard library, by its name alone or by its full path.
+/// The generic arguments of a type of the standard library, spelled by its name alone or by its full path.
 fn standard<'a>(
     ty: &'a Type,
     crates: &[&str],

@@ -1,4 +1,4 @@
-//! The function under the attribute, as it is written.
+//! Parses the function under the attribute.
 
 use proc_macro2::TokenStream;
 use syn::parse::{ParseStream, Parser};
@@ -9,8 +9,7 @@ pub(crate) struct Function {
     pub(crate) attrs: Vec<Attribute>,
     pub(crate) vis: Visibility,
     pub(crate) sig: Signature,
-    /// Kept as tokens: rustc has parsed it already, the macro has no business in it, and so it
-    /// may use syntax that `syn` has not heard of.
+    /// Kept as tokens: the macro doesn't look into it, so it may use syntax that `syn` doesn't know.
     pub(crate) body: TokenStream,
 }
 
@@ -28,7 +27,7 @@ pub(crate) fn function(item: TokenStream) -> syn::Result<Function> {
             return Err(Error::new(
                 sig.ident.span(),
                 format_args!(
-                    "`{}` has no body: a pool task is a free function that the worker can run",
+                    "`{}` has no body, but a pool task must be a function that a worker can run",
                     sig.ident
                 ),
             ));
@@ -49,7 +48,7 @@ pub(crate) fn function(item: TokenStream) -> syn::Result<Function> {
         })
 }
 
-/// Says what the item is instead of a function, if that is for sure.
+/// The error that says what the item is instead of a function, if it certainly is none.
 fn not_a_function(item: &Item) -> Option<Error> {
     use quote::ToTokens;
 
@@ -58,7 +57,7 @@ fn not_a_function(item: &Item) -> Option<Error> {
         Item::Enum(item) => (item.enum_token.to_token_stream(), "an enum"),
         Item::Impl(item) => (
             item.impl_token.to_token_stream(),
-            "an `impl` block; methods cannot be tasks either",
+            "an `impl` block (methods cannot be tasks either)",
         ),
         Item::Mod(item) => (item.mod_token.to_token_stream(), "a module"),
         Item::Static(item) => (item.static_token.to_token_stream(), "a static"),
@@ -70,11 +69,11 @@ fn not_a_function(item: &Item) -> Option<Error> {
         Item::ExternCrate(_) | Item::ForeignMod(_) | Item::Macro(_) | Item::TraitAlias(_) => {
             (item.to_token_stream(), "something else")
         }
-        // What `syn` does not know may be a function of a kind that has a message of its own.
+        // An item that `syn` can't parse may still be a function, of a kind that has its own message.
         _ => return None,
     };
     Some(Error::new_spanned(
         token,
-        format_args!("`#[pool_task]` makes a task of a free function, and this is {kind}"),
+        format_args!("`#[pool_task]` needs a free function, but this is {kind}"),
     ))
 }

@@ -1,7 +1,7 @@
 //! Snapshots of what the attribute emits.
 //!
-//! What the emitted code means is tested by compiling it, in the package `tests`; these tests
-//! show a change of the expansion to whoever reviews it.
+//! The package `tests` compiles the emitted code and checks what it does; these tests show
+//! reviewers what changed in the expansion.
 
 use crate::expand_attribute;
 

@@ -1,6 +1,6 @@
-//! What a function must be to become a task: every rule, and the message about each.
+//! The rules that a function must follow to become a task, and the message for each of them.
 //!
-//! Nothing here changes the function, and every rule is tried, so that one compile names every
+//! Nothing here changes the function, and every rule is checked, so that one compile reports every
 //! mistake.
 
 use quote::{ToTokens, quote};
@@ -16,19 +16,19 @@ use crate::errors::Errors;
 use crate::param::peel;
 use crate::parse::Function;
 
-/// Is this a function of an `impl` or a `trait`? No other rule matters then, and nothing but the
-/// function may be emitted, since a struct cannot stand beside it.
+/// Returns an error if this is visibly a function of an `impl` or a `trait`. The other rules don't
+/// matter then, and only the function may be emitted, since no struct is allowed beside it.
 ///
-/// A function there that mentions neither `self` nor `Self` looks like any other; rustc then says
-/// that it cannot have a struct there.
+/// A function there that uses neither `self` nor `Self` looks like any other; rustc then reports
+/// that a struct is not allowed there.
 pub(crate) fn associated(function: &Function) -> Option<Error> {
     let name = &function.sig.ident;
     if let Some(receiver) = function.sig.receiver() {
         return Some(Error::new_spanned(
             receiver.self_token,
             format_args!(
-                "`{name}` takes `self`: a pool task is a free function, which may take the value \
-                 as a parameter"
+                "`{name}` takes `self`, but a pool task must be a free function: move it out of \
+                 the `impl` and take the value as a parameter"
             ),
         ));
     }
@@ -38,7 +38,8 @@ pub(crate) fn associated(function: &Function) -> Option<Error> {
         Error::new_spanned(
             ident,
             format_args!(
-                "`{name}` mentions `Self`: a pool task is a free function, outside of any `impl`"
+                "`{name}` uses `Self`, but a pool task must be a free function: move it out of \
+                 the `impl` and write the type's name"
             ),
         )
     })
@@ -54,7 +55,7 @@ impl<'a> Visit<'a> for Mentions<'a> {
     }
 }
 
-/// Tries every rule on a free function.
+/// Checks every rule on a free function.
 pub(crate) fn function(function: &Function, options: &Options, errors: &mut Errors) {
     let mut rules = Rules {
         function,
@@ -73,7 +74,8 @@ pub(crate) fn function(function: &Function, options: &Options, errors: &mut Erro
     if let Some(variadic) = &function.sig.variadic {
         rules.at(
             variadic.dots,
-            "is variadic, and the pool must know the type of each argument: take a `Vec<T>`",
+            "is variadic, but the pool must know the type of each argument: take a `Vec<T>` \
+             instead",
         );
     }
     if let ReturnType::Type(_, ty) = &function.sig.output {
@@ -104,14 +106,14 @@ impl Rules<'_> {
         {
             self.at(
                 handle,
-                "cannot name both the function and its handle: choose another name, or leave \
-                 `handle` out, and the name of the function is the handle",
+                "is already the name of the function: choose another name for the handle, or \
+                 remove `handle` and pass the function's name to the pool",
             );
         }
         for attr in &self.function.attrs {
             let last = attr.path().segments.last();
             if last.is_some_and(|last| last.ident == "pool_task") {
-                self.at(attr, "bears `#[pool_task]` twice: keep one of the two");
+                self.at(attr, "has `#[pool_task]` twice: remove one of them");
             }
         }
     }
@@ -121,22 +123,22 @@ impl Rules<'_> {
         if let Some(token) = sig.asyncness {
             self.at(
                 token,
-                "is `async`, and a worker runs a task to its end: remove `async`, and block on \
-                 the future inside of the function",
+                "is `async`, but a worker calls a task like any other function: remove `async`, \
+                 and block on the future inside the function",
             );
         }
         if let Safety::Unsafe(token) = sig.safety {
             self.at(
                 token,
-                "is `unsafe`, and the pool cannot promise what it asks of its callers: make a \
-                 safe function around it the task",
+                "is `unsafe`, but the pool cannot uphold its safety requirements: wrap the \
+                 function in a safe one and make that the task",
             );
         }
         if let Some(abi) = &sig.abi {
             self.at(
                 abi,
-                "has a calling convention of its own: remove `extern`, or make a plain function \
-                 around it the task",
+                "is `extern`, but a pool task must use Rust's own calling convention: remove \
+                 `extern`, or wrap the function in a plain one and make that the task",
             );
         }
     }
@@ -150,15 +152,15 @@ impl Rules<'_> {
         if !lifetimes.is_empty() {
             self.at(
                 quote!(#(#lifetimes),*),
-                "declares a lifetime, and a task sees its arguments for one call only: remove \
-                 it, and write plain references such as `&str`",
+                "declares a lifetime, but a task borrows its arguments only while it runs: \
+                 remove it, and write plain references such as `&str`",
             );
         }
         if !types.is_empty() {
             self.at(
                 quote!(#(#types),*),
-                "is generic, and a worker finds a task by its name alone: write one function for \
-                 each concrete type",
+                "is generic, but a pool task must be a single concrete function: write one \
+                 function for each type that you need",
             );
         }
         if let Some(clause) = generics
@@ -168,7 +170,7 @@ impl Rules<'_> {
         {
             self.at(
                 clause.where_token,
-                "has a `where` clause, which a function without generics does not need: remove it",
+                "has a `where` clause, which only a generic function needs: remove it",
             );
         }
     }
@@ -178,8 +180,8 @@ impl Rules<'_> {
             if attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr") {
                 self.at(
                     attr,
-                    "has a parameter that is not always there: write two functions, each with a \
-                     `#[cfg]` of its own",
+                    "has a conditional parameter, but the parameters of a task must be fixed: \
+                     write two functions, each with its own `#[cfg]`",
                 );
             }
         }
@@ -194,8 +196,8 @@ impl Rules<'_> {
             let and = reference.and_token;
             self.at(
                 quote!(#and #token),
-                "takes `&mut`, and what it changes would stay in the worker: take the value \
-                 itself and return it",
+                "takes `&mut`, but its changes would stay in the worker: take the value itself, \
+                 and return it",
             );
         }
         if let Some(lifetime) = &reference.lifetime {
@@ -205,15 +207,15 @@ impl Rules<'_> {
             self.at(
                 object,
                 "takes a trait object, which cannot be sent to another process: take a concrete \
-                 type, or an enum of those that it may be",
+                 type, or an enum of the possible types",
             );
         } else {
             self.within(&reference.elem, Place::Parameter);
         }
     }
 
-    /// A binding that bears the name of a unit struct is a pattern that matches the struct, and
-    /// rustc says so in words that do not help whoever wrote a function.
+    /// A binding with the name of a unit struct is a pattern that matches the struct, and rustc's
+    /// message about that does not help somebody who wrote a function.
     fn own_name(&mut self, pat: &Pat) {
         struct Bindings<'a> {
             name: &'a Ident,
@@ -235,7 +237,7 @@ impl Rules<'_> {
         if let Some(ident) = bindings.found {
             self.at(
                 ident,
-                "has a parameter of its own name, which stands for the task here: rename the \
+                "has a parameter of the same name, but here that name means the task: rename the \
                  parameter, or give the task another name with `#[pool_task(handle = …)]`",
             );
         }
@@ -245,14 +247,14 @@ impl Rules<'_> {
         match peel(ty) {
             Type::Never(never) => self.at(
                 never,
-                "never returns, and whoever asks for its result would wait for ever: let it \
-                 return `()`",
+                "never returns, so its caller would wait forever for a result: return `()` \
+                 instead of `!`",
             ),
             Type::Reference(reference) => {
                 let owned = match peel(&reference.elem) {
                     Type::Slice(_) => "a `Vec` instead",
                     Type::Path(path) if path.path.is_ident("str") => "a `String` instead",
-                    _ => "the value itself",
+                    _ => "the value itself instead",
                 };
                 let message =
                     format!("returns a reference, which cannot leave the worker: return {owned}");
@@ -274,11 +276,11 @@ impl Rules<'_> {
 
     fn lifetime(&mut self, lifetime: &Lifetime) {
         let mut declared = self.function.sig.generics.lifetimes();
-        // A declared one is already the subject of a message.
+        // A declared lifetime has its message already.
         if !declared.any(|param| param.lifetime == *lifetime) {
             let message = format!(
-                "names the lifetime `{lifetime}`, and a task sees its arguments for one call \
-                 only: remove the lifetime"
+                "uses the lifetime `{lifetime}`, but a task borrows its arguments only while it \
+                 runs: remove the lifetime"
             );
             self.at(lifetime, &message);
         }
@@ -291,11 +293,11 @@ enum Place {
     Output,
 }
 
-/// Looks for what may not stand inside of a type.
+/// Looks for what is not allowed inside a type.
 struct Within<'r, 'a, 't> {
     rules: &'r mut Rules<'a>,
     place: Place,
-    /// The type that it stands in, without the `&` before that.
+    /// The whole type, without a leading `&`.
     outer: &'t Type,
 }
 
@@ -303,50 +305,50 @@ impl<'ast> Visit<'ast> for Within<'_, '_, '_> {
     fn visit_type_reference(&mut self, ty: &'ast TypeReference) {
         let what = match self.place {
             Place::Parameter => {
-                "takes a reference inside of another type, which cannot be sent to another process"
+                "takes a reference inside another type, which cannot be sent to another process"
             }
             Place::Output => {
-                "returns a reference inside of another type, which cannot leave the worker"
+                "returns a reference inside another type, which cannot leave the worker"
             }
         };
         let (owned, lent) = owner(ty);
         let (owned, lent) = (inside(self.outer, owned), inside(self.outer, lent));
-        let message = format!("{what}: write what owns the data, `{owned}` for `{lent}`");
+        let message =
+            format!("{what}: use a type that owns the data, `{owned}` instead of `{lent}`");
         self.rules.at(ty, &message);
     }
 
     fn visit_type_impl_trait(&mut self, ty: &'ast TypeImplTrait) {
         let message = match self.place {
             Place::Parameter => {
-                "takes an `impl Trait`, which makes it generic: name one concrete type"
+                "takes `impl Trait`, which makes it generic: name one concrete type"
             }
             Place::Output => {
-                "returns an `impl Trait`, which has no name to decode it by: name the type, or \
-                 collect into a `Vec`"
+                "returns `impl Trait`, so the caller has no type to decode the result into: name \
+                 the type, or collect into a `Vec`"
             }
         };
         self.rules.at(ty, message);
     }
 
     fn visit_type_infer(&mut self, ty: &'ast TypeInfer) {
-        self.rules
-            .at(ty, "leaves a type open: write it out instead of `_`");
+        self.rules.at(ty, "uses `_` as a type: write the type out");
     }
 
     fn visit_lifetime(&mut self, lifetime: &'ast Lifetime) {
-        // `Cow<'static, str>` is decoded into what it owns, so it may stand anywhere.
+        // `Cow<'static, str>` is decoded as the owned variant, so it is allowed anywhere.
         if lifetime.ident != "static" {
             self.rules.lifetime(lifetime);
         }
     }
 
-    // What these hold is not part of the value that travels.
+    // What these contain is not part of the value that is sent.
     fn visit_type_fn_ptr(&mut self, _: &'ast TypeFnPtr) {}
     fn visit_parenthesized_generic_arguments(&mut self, _: &'ast ParenthesizedGenericArguments) {}
     fn visit_expr(&mut self, _: &'ast Expr) {}
 }
 
-/// What owns what a reference lends, and that.
+/// The owned form of a reference, and the reference.
 fn owner(reference: &TypeReference) -> (&'static str, &'static str) {
     match peel(&reference.elem) {
         Type::Slice(_) => ("Vec<T>", "&[T]"),
@@ -356,7 +358,7 @@ fn owner(reference: &TypeReference) -> (&'static str, &'static str) {
     }
 }
 
-/// The same inside of a type such as this, if that is one which everybody knows.
+/// Writes `inner` inside `outer`, if `outer` is one of a few standard types; otherwise `inner` alone.
 fn inside(outer: &Type, inner: &str) -> String {
     match outer {
         Type::Slice(_) => format!("&[{inner}]"),

@@ -1,11 +1,11 @@
-//! Bytes that many inputs have in common, and that a worker gets once: the arguments that `partial` binds, and what is
-//! [shared](crate::shared).
+//! Attachments: bytes that many inputs refer to and that a worker gets only once, such as the arguments bound by
+//! `partial` and [shared](crate::shared) values.
 //!
-//! In the parent they are an [`Attachment`], which every portion that needs it holds. Before such a portion a worker is
-//! sent the attachment, if it does not have it yet: short ones lie in the ring of requests, long ones in memory of their own
-//! that all workers map, and that comes to each as a descriptor. The worker keeps what it got, an [`Attached`], until it
-//! is told that nobody holds the attachment any more. For that an attachment remembers whom it was sent to: see
-//! [`Freed`].
+//! In the parent they are an [`Attachment`], which every portion that needs it holds. Before a worker is sent such a
+//! portion, it is sent the attachment, if it does not have it yet: a short one through the ring of requests, a long one
+//! as the descriptor of shared memory, which all workers map. The worker keeps it as an [`Attached`] until the parent
+//! says that nobody holds the attachment any more. To this end, an attachment remembers which workers it was sent to:
+//! see [`Freed`].
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -36,37 +36,37 @@ use crate::scarce::no;
 use crate::shared::Held;
 use crate::watch::Waker;
 
-/// Longer ones have memory of their own.
+/// Attachments of more bytes than this are in shared memory.
 const SHORT_MAX: usize = FRAME_MAX;
 
 // ---- the parent's side ----------------------------------------------------------------------------
 
-/// Bytes that inputs have in common.
+/// Bytes that several inputs refer to.
 pub struct Attachment {
     id: u64,
     content: Option<Content>,
-    /// What they refer to.
+    /// The attachments that the bytes refer to.
     holds: Vec<Arc<Attachment>>,
-    /// Who is to know when it is dropped.
+    /// Must be told when it is dropped.
     holders: Mutex<Vec<Holder>>,
 }
 
-/// Who has a copy of an attachment elsewhere.
+/// Somebody who has a copy of an attachment.
 enum Holder {
-    /// Workers of this machine.
+    /// Workers on this machine.
     Workers(Weak<Freed>),
-    /// Whoever wants to be told the id.
+    /// A function to call with the id.
     Other(Box<dyn FnOnce(u64) + Send>),
 }
 
 enum Content {
     Short(Arc<Bytes>),
     Long(OwnedFd, usize),
-    /// No bytes: by this a worker may send into the channel.
+    /// No bytes: it lets a worker send messages into the channel.
     Channel(Arc<Channel>),
 }
 
-/// What a worker is sent of an attachment.
+/// The part of an attachment that a worker is sent.
 pub(crate) enum Sent<'a> {
     Short(&'a [u8]),
     Long(BorrowedFd<'a>, usize),
@@ -79,16 +79,16 @@ impl fmt::Debug for Attachment {
 }
 
 impl Attachment {
-    /// Makes one of these bytes, which refer to others.
+    /// Creates an attachment with these bytes, which refer to the attachments in `holds`.
     ///
     /// # Errors
     ///
-    /// If there is no shared memory for them.
+    /// If no shared memory is available for the bytes.
     pub fn new(bytes: &[u8], holds: Vec<Arc<Attachment>>) -> io::Result<Arc<Attachment>> {
         Attachment::of(&[bytes], holds)
     }
 
-    /// The same of bytes in several parts.
+    /// The same, with bytes in several parts.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl Attachment {
         Attachment::with_id(next_id(), parts, holds)
     }
 
-    /// By which a worker may send into the channel.
+    /// An attachment that lets workers send messages into this channel.
     pub(crate) fn of_channel(id: u64, channel: &Arc<Channel>) -> Arc<Attachment> {
         Arc::new(Attachment {
             id,
@@ -115,8 +115,8 @@ impl Attachment {
         }
     }
 
-    /// The same as one of another process that runs this program, which has this id there. All that is handed to the workers of
-    /// one pool must come from one process.
+    /// Creates an attachment under an id given by another process that runs this program. All attachments sent to the
+    /// workers of one pool must have ids from the same process.
     ///
     /// # Errors
     ///
@@ -131,7 +131,7 @@ impl Attachment {
             Content::Short(Arc::new(Bytes::short(&parts.concat())))
         } else {
             let memory = Constant::create("pool-attachment", parts);
-            let memory = memory.map_err(no("shared memory for what tasks have in common"))?;
+            let memory = memory.map_err(no("shared memory for the data that tasks share"))?;
             Content::Long(memory, len)
         };
         Ok(Arc::new(Attachment {
@@ -146,30 +146,30 @@ impl Attachment {
     ///
     /// # Errors
     ///
-    /// If there is no room to look at them.
+    /// If the memory that holds them can't be mapped.
     pub fn bytes(&self) -> io::Result<Arc<Bytes>> {
         match &self.content {
             Some(Content::Short(bytes)) => Ok(Arc::clone(bytes)),
             Some(Content::Long(memory, len)) => {
                 let mapped = Constant::open(memory, *len);
-                let mapped = mapped.map_err(no("room for what tasks have in common"))?;
+                let mapped = mapped.map_err(no("room for the data that tasks share"))?;
                 Ok(Arc::new(Bytes::Long(mapped)))
             }
             Some(Content::Channel(_)) | None => Ok(Arc::new(Bytes::short(&[]))),
         }
     }
 
-    /// What they refer to.
+    /// The attachments that the bytes refer to.
     pub fn holds(&self) -> &[Arc<Attachment>] {
         &self.holds
     }
 
-    /// Whether it stands for a channel, or refers to one that does.
+    /// Whether this is the attachment of a channel, or refers to one that is.
     pub fn has_channel(&self) -> bool {
         self.channel().is_some() || self.holds.iter().any(|other| other.has_channel())
     }
 
-    /// Tells it from all others of this process.
+    /// A number that no other attachment of this process has.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -182,7 +182,7 @@ impl Attachment {
         }
     }
 
-    /// Workers that `freed` stands for are sent this.
+    /// Notes that this is sent to workers of the pool that has `freed`.
     pub(crate) fn is_sent_for(&self, freed: &Arc<Freed>) {
         let mut holders = lock(&self.holders);
         holders.retain(|known| match known {
@@ -197,14 +197,14 @@ impl Attachment {
         }
     }
 
-    /// Has `tell` called with the id when nobody holds this any more. It may be called in any thread, under any lock of a pool's: it
-    /// should note the number and wake somebody, and do no more.
+    /// Calls `tell` with the id once nobody holds this any more. That may happen in any thread, while it holds any lock
+    /// of a pool, so `tell` should only note the id and wake a thread.
     pub fn on_drop(&self, tell: impl FnOnce(u64) + Send + 'static) {
         lock(&self.holders).push(Holder::Other(Box::new(tell)));
     }
 }
 
-/// A number for the next one.
+/// An id for a new attachment.
 pub(crate) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -232,21 +232,21 @@ impl Drop for Attachment {
     }
 }
 
-/// The attachments that workers of a pool have and nobody holds any more.
+/// The attachments that the workers of a pool still have, but that nobody else holds any more.
 ///
-/// An attachment is dropped by whoever held it last, which may be a thread that has the pool's lock. So what follows
-/// from that is left to the pool, which asks for it.
+/// An attachment is dropped by its last holder, which may be a thread that has the pool's lock. So the drop only notes
+/// it here, and the pool collects what was noted and tells the workers.
 #[derive(Debug)]
 pub struct Freed {
-    /// None, when there are no workers any more.
+    /// `None` once there are no workers any more.
     noted: Mutex<Option<Vec<Noted>>>,
-    /// Ends the sleep of whoever asks.
+    /// Wakes the thread that calls [`take`](Freed::take).
     waker: Waker,
 }
 
-/// One of them.
+/// An attachment that nobody holds any more.
 ///
-/// It takes a while to give long ones back to the system, so they are dropped with this, and not where the attachment was.
+/// It takes time to return long ones to the system, so their memory is dropped with this, not with the attachment.
 #[derive(Debug)]
 pub struct Noted {
     id: u64,
@@ -259,7 +259,7 @@ impl Noted {
         self.id
     }
 
-    /// Whether it is worth waking a worker to have it give up its part.
+    /// Whether it is worth waking a worker to make it drop its copy.
     pub fn is_long(&self) -> bool {
         self.is_long
     }
@@ -272,7 +272,7 @@ impl fmt::Debug for Content {
 }
 
 impl Freed {
-    /// None yet. The waker ends the sleep of whoever is to ask.
+    /// An empty list. `waker` wakes the thread that calls [`take`](Freed::take).
     pub fn new(waker: Waker) -> Arc<Freed> {
         Arc::new(Freed {
             noted: Mutex::new(Some(Vec::new())),
@@ -280,36 +280,36 @@ impl Freed {
         })
     }
 
-    /// Notes one, and takes its content; or gives that back, if nobody will ask any more.
+    /// Notes an attachment and takes its content, or returns the content if the list is closed.
     fn note(&self, noted: Noted) -> Option<Content> {
         let is_long = noted.is_long;
         match &mut *lock(&self.noted) {
             Some(all) => all.push(noted),
             None => return noted.content,
         }
-        // It is not worth a wake-up that workers keep a little more.
+        // Freeing a short one is not worth waking anybody.
         if is_long {
             self.waker.wake();
         }
         None
     }
 
-    /// Those that were freed since the last time.
+    /// Takes the attachments that were freed since the last call.
     pub fn take(&self) -> Vec<Noted> {
         lock(&self.noted).as_mut().map_or_else(Vec::new, mem::take)
     }
 
-    /// There are no workers any more, and nobody will ask. Gives those that were freed since the last time.
+    /// Takes those that were freed since the last call, and ignores later ones: there are no workers any more.
     pub fn close(&self) -> Vec<Noted> {
         lock(&self.noted).take().unwrap_or_default()
     }
 }
 
-/// Bytes that don't change. They begin where any number may.
+/// Immutable bytes, aligned for any type of number.
 pub enum Bytes {
-    /// So many, in these words.
+    /// Words that contain the bytes, and the number of bytes.
     Short(Box<[u128]>, usize),
-    /// Mapped.
+    /// Mapped memory.
     Long(Constant),
 }
 
@@ -339,16 +339,16 @@ impl fmt::Debug for Bytes {
     }
 }
 
-// ---- what is encoded meanwhile --------------------------------------------------------------------
+// ---- collecting attachments while encoding --------------------------------------------------------
 
 thread_local! {
-    /// Whether this thread encodes what goes to a worker, whether something was collected, and the id of one that need
-    /// not be collected, for it was before. In one number, since each input changes it.
+    /// Whether this thread is encoding data for a worker, whether it has collected an attachment, and the id of one
+    /// that was collected before and can be skipped. All in one number, since each input changes it.
     static COLLECTING: Cell<u64> = const { Cell::new(0) };
     static COLLECTED: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
-    /// What was collected for those within which another collection has begun.
+    /// The attachments of outer collections, while a nested one runs.
     static OUTER: RefCell<Vec<Vec<Arc<Attachment>>>> = const { RefCell::new(Vec::new()) };
-    /// What a collection that has ended has collected, until it is taken.
+    /// The attachments of a finished collection, until they are taken.
     static TAKEN: RefCell<Vec<Arc<Attachment>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -356,24 +356,24 @@ const IS_ON: u64 = 1 << 63;
 const ANY: u64 = 1 << 62;
 const KNOWN: u64 = ANY - 1;
 
-/// Something is encoded that goes to a worker: what that refers to is collected.
+/// Collects the attachments that data for a worker refers to, while that data is encoded.
 pub(crate) struct Collection {
     before: u64,
 }
 
 impl Collection {
-    /// Collects from now on; but not what has the id `known`.
+    /// Starts collecting, except for the attachment with the id `known`.
     #[inline]
     pub(crate) fn begin(known: u64) -> Collection {
         let before = COLLECTING.replace(IS_ON | known);
-        // Encoding something may encode something else, for another pool.
+        // Encoding a value may call another pool, and so encode another value.
         if before & ANY != 0 {
             set_aside();
         }
         Collection { before }
     }
 
-    /// Gives whether there may be something to [`take`].
+    /// Returns whether there may be something to [`take`].
     #[inline]
     pub(crate) fn end(self) -> bool {
         let before = self.before;
@@ -387,7 +387,7 @@ impl Collection {
     }
 }
 
-/// If what encodes panics.
+/// Runs if encoding panics.
 impl Drop for Collection {
     fn drop(&mut self) {
         let within = COLLECTING.replace(self.before);
@@ -414,7 +414,7 @@ fn go_back(within: u64, before: u64) -> Vec<Arc<Attachment>> {
     collected
 }
 
-/// Encodes something, and gives what that refers to.
+/// Calls `encode`, and returns its result and the attachments that the encoded data refers to.
 pub fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Arc<Attachment>>) {
     let collection = Collection::begin(0);
     let result = encode();
@@ -422,13 +422,13 @@ pub fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Arc<Attachment>>) {
     (result, take())
 }
 
-/// What the collection that has just ended has collected.
+/// Takes the attachments of the collection that has just ended.
 #[cold]
 pub(crate) fn take() -> Vec<Arc<Attachment>> {
     TAKEN.take()
 }
 
-/// Notes that what is encoded refers to this. It must go to a worker.
+/// Notes that the data being encoded refers to this attachment. The data must be for a worker.
 #[inline]
 pub(crate) fn refer_to(attachment: &Arc<Attachment>) {
     let collecting = COLLECTING.get();
@@ -438,16 +438,16 @@ pub(crate) fn refer_to(attachment: &Arc<Attachment>) {
     }
 }
 
-/// Whether what is encoded goes to a worker.
+/// Whether this thread is encoding data for a worker.
 #[inline]
 pub(crate) fn is_collecting() -> bool {
     COLLECTING.get() & IS_ON != 0
 }
 
-/// So many of the last ones are looked at whether one is among them already.
+/// How many of the last attachments are compared with a new one to avoid duplicates.
 const LOOKED_AT: usize = 8;
 
-/// Adds one, unless it was added lately.
+/// Adds an attachment, unless it was added recently.
 pub(crate) fn add(all: &mut Vec<Arc<Attachment>>, attachment: &Arc<Attachment>) {
     let mut last = all.iter().rev().take(LOOKED_AT);
     if !last.any(|known| Arc::ptr_eq(known, attachment)) {
@@ -459,20 +459,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Over which a worker is handed the memory of long attachments.
+/// The socket over which a worker is handed the memory of long attachments.
 #[derive(Debug)]
 pub(crate) struct Handover(OwnedFd);
 
-/// The two ends: ours, and the worker's.
+/// Creates both ends: the parent's and the worker's.
 pub(crate) fn handover() -> io::Result<(Handover, OwnedFd)> {
     let (ours, theirs) = greeting::socket()?;
-    // What a task may write there goes nowhere, and holds nobody up.
+    // Anything that a task writes to it is discarded, and blocks nobody.
     shutdown(&ours, Shutdown::Read).map_err(|error| no("socket for a worker")(error.into()))?;
     Ok((Handover(ours), theirs))
 }
 
 impl Handover {
-    /// Hands the memory of an attachment over; false if there is no room for that yet.
+    /// Hands over the memory of an attachment. Returns false if the socket is full for now.
     pub(crate) fn give(&self, id: u64, memory: BorrowedFd<'_>) -> io::Result<bool> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -492,7 +492,8 @@ impl Handover {
                 Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS | Errno::NOMEM) => {
                     return Ok(false);
                 }
-                // It is dead, or a task has closed its end: then it ends itself when it finds that nothing came.
+                // The worker is dead, or a task has closed the socket. In that case the worker aborts when it finds
+                // nothing to receive.
                 Err(Errno::PIPE | Errno::CONNRESET) => return Ok(true),
                 Err(error) => return Err(error.into()),
             }
@@ -510,21 +511,22 @@ impl Receiver {
         Receiver(Own::new(socket))
     }
 
-    /// Maps an attachment of so many bytes, whose memory was handed over.
+    /// Maps an attachment of `len` bytes, whose memory was handed over.
     ///
     /// # Errors
     ///
-    /// If there is no room for it.
+    /// If it can't be mapped.
     pub(crate) fn map(&self, id: u64, len: u64) -> Result<Attached, String> {
         let Some(memory) = self.take(id) else {
-            // A task has closed the socket, or read from it. What was not begun is run elsewhere.
+            // A task has closed the socket, or read from it. Inputs that have not begun will run in another worker.
             process::abort()
         };
         let attached = Attached::long(&memory, len as usize);
-        attached.map_err(|error| no("room for what inputs have in common")(error).to_string())
+        attached.map_err(|error| no("room for the data that inputs share")(error).to_string())
     }
 
-    /// The memory that was announced, if it was handed over. What comes before it was not needed after all.
+    /// Receives the memory that was announced, if it was handed over. Memory that comes before it is not needed any
+    /// more.
     fn take(&self, id: u64) -> Option<OwnedFd> {
         loop {
             let mut said = [0; size_of::<u64>()];
@@ -555,29 +557,31 @@ impl Receiver {
 type Kept = BTreeMap<u64, Result<Rc<Attached>, String>>;
 
 thread_local! {
-    /// What this worker has; or why it could not be had. Not dropped when the worker ends, for what was decoded is the
-    /// user's.
+    /// The attachments that this worker has, or why one could not be mapped. They are not dropped when the worker
+    /// exits, because that would run the user's destructors.
     static ATTACHED: ManuallyDrop<RefCell<Kept>> =
         const { ManuallyDrop::new(RefCell::new(BTreeMap::new())) };
 }
 
-/// Keeps what came.
+/// Keeps an attachment that has arrived.
 pub(crate) fn keep(id: u64, attached: Result<Attached, String>) {
     ATTACHED.with(|all| all.borrow_mut().insert(id, attached.map(Rc::new)));
 }
 
-/// Nobody needs it any more. What was decoded of it is the user's, and is dropped with what this gives.
+/// Removes an attachment that nobody needs any more. Dropping the returned value runs the destructors of values decoded
+/// from it, which are the user's code.
 pub(crate) fn forget(id: u64) -> Option<Rc<Attached>> {
     ATTACHED.with(|all| all.borrow_mut().remove(&id))?.ok()
 }
 
-/// What was kept.
+/// Finds an attachment that was kept.
 pub(crate) fn find(id: u64) -> Result<Rc<Attached>, String> {
     let found = ATTACHED.with(|all| all.borrow().get(&id).cloned());
-    found.unwrap_or_else(|| Err("what it refers to did not come with it".to_owned()))
+    found
+        .unwrap_or_else(|| Err("the shared data that it refers to was not sent with it".to_owned()))
 }
 
-/// Runs something in this process that has these, and what they hold, and nothing else.
+/// Calls `run` in this process, where it finds only these attachments and those that they hold.
 pub(crate) fn within<'a, R>(
     attachments: impl Iterator<Item = &'a Arc<Attachment>>,
     run: impl FnOnce() -> R,
@@ -603,23 +607,23 @@ fn open_all(one: &Attachment, all: &mut Kept) {
     }
 }
 
-/// Puts back what there was.
+/// Puts back the attachments from before [`within`].
 struct Restore(Kept);
 
 impl Drop for Restore {
     fn drop(&mut self) {
         let within = ATTACHED.with(|kept| kept.replace(mem::take(&mut self.0)));
-        // It is the user's, and may ask for others.
+        // This runs the user's destructors, which may look for other attachments.
         drop(within);
     }
 }
 
-/// What a worker has got.
+/// An attachment as a worker has it.
 pub(crate) struct Attached {
     bytes: Arc<Bytes>,
-    /// What was decoded of it: by how many bytes there were from there to the end.
+    /// Values that were decoded from parts of the bytes.
     decoded: RefCell<Vec<Decoded>>,
-    /// The whole of it as a value of this type.
+    /// The whole attachment as a value of this type.
     shared: RefCell<Vec<(TypeId, Arc<Held>)>>,
     /// The channel that it stands for, if that is in this process.
     channel: Option<Arc<Channel>>,
@@ -628,9 +632,10 @@ pub(crate) struct Attached {
 }
 
 struct Decoded {
+    /// The number of bytes from the start of the value to the end of the attachment.
     at: usize,
     value: Rc<dyn Any>,
-    /// How many bytes there were behind it.
+    /// The number of bytes after the value.
     rest: usize,
 }
 
@@ -645,11 +650,11 @@ impl Attached {
         Attached::of(Arc::new(Bytes::short(bytes)))
     }
 
-    /// Maps what came as a descriptor.
+    /// Maps memory that was received as a descriptor.
     ///
     /// # Errors
     ///
-    /// If it is not what was announced, or there is no room for it.
+    /// If it is not the memory that was announced, or it can't be mapped.
     pub(crate) fn long(fd: &OwnedFd, len: usize) -> io::Result<Attached> {
         let memory = Constant::open(fd, len)?;
         Ok(Attached::of(Arc::new(Bytes::Long(memory))))
@@ -665,7 +670,7 @@ impl Attached {
         }
     }
 
-    /// A channel with this place.
+    /// The attachment of the channel with this place.
     pub(crate) fn of_channel(place: u8) -> Attached {
         Attached {
             place: Some(place),
@@ -686,7 +691,7 @@ impl Attached {
         &self.bytes
     }
 
-    /// The whole of it as a `T`; made, if it was not before.
+    /// The whole attachment as a `T`, which `make` makes the first time.
     pub(crate) fn share<T: ?Sized + 'static>(
         &self,
         make: impl FnOnce(Arc<Bytes>) -> Result<Held, String>,
@@ -707,8 +712,8 @@ impl Attached {
         }
     }
 
-    /// The value at the front of `from`, which reaches to the end; decoded, if it was not before. Gives what is behind it,
-    /// too.
+    /// The value at the start of `from`, and the bytes after it. `from` must reach to the end of the attachment. The
+    /// value is decoded the first time only.
     pub(crate) fn keep<'a, T: 'static>(
         &self,
         from: &'a [u8],

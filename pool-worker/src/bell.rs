@@ -1,18 +1,17 @@
-//! The bell of a pool: how workers wake whoever collects their replies.
+//! The bell of a pool: how workers wake the thread that collects their replies.
 //!
-//! One page that the parent shares with all its workers. `listener` says who is to be woken:
+//! The bell is one page that the parent shares with all its workers. `listener` says whom to wake:
 //!
-//! - [`AWAKE`]: nobody. Somebody is collecting, and looks at all rings once more before sleeping.
+//! - [`AWAKE`]: nobody. A thread is collecting, and will look at all rings once more before it sleeps.
 //! - [`LEADER`]: the thread that waits for a result, which sleeps on `listener` itself.
 //! - [`COLLECTOR`]: the pool's own thread, which sleeps on `collector`.
 //!
-//! A worker that has something to say swaps in `AWAKE`, and wakes whom it found there; so a sleeper is
-//! woken once. Sleeping is safe against what is said at the same moment: the sleeper writes `listener`,
-//! then a fence, then looks at the rings; the worker writes its ring, then a fence, then looks at
-//! `listener`. One of them sees the other.
+//! A worker with something to say swaps in `AWAKE` and wakes the thread that it found there, so each sleeper is
+//! woken once. No wake-up is lost: the sleeper writes `listener`, then a fence, then looks at the rings; the worker
+//! writes its ring, then a fence, then looks at `listener`. At least one of them sees the other.
 //!
-//! The page holds nothing but hints. A task that scribbles over it can delay a wake-up or cause some for
-//! nothing, so no sleep with work outstanding is without a bound ([`TICK`]).
+//! The page holds only hints. A task that overwrites it can delay a wake-up or cause needless ones, so every sleep
+//! with work outstanding has a bound ([`TICK`]).
 
 use std::fmt;
 use std::io;
@@ -23,17 +22,17 @@ use std::time::Duration;
 use crate::futex;
 use crate::sync::{self, AtomicU32, Ordering, Shared, fence};
 
-/// Nobody is to be woken.
+/// Wake nobody.
 const AWAKE: u32 = 0;
-/// The thread that waits for a result.
+/// Wake the thread that waits for a result.
 const LEADER: u32 = 1;
-/// The pool's own thread.
+/// Wake the pool's own thread.
 const COLLECTOR: u32 = 2;
 
-/// With work outstanding, nobody sleeps longer than this without a look at the rings.
+/// With work outstanding, no thread sleeps longer than this without looking at the rings.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// So many workers may spin at a time, at the most.
+/// How many workers may spin at a time, at most.
 const SPINNERS: usize = if cfg!(pool_shuttle) { 1 } else { 63 };
 
 #[repr(C, align(64))]
@@ -42,9 +41,9 @@ struct Line(AtomicU32);
 #[repr(C)]
 pub(crate) struct Words {
     listener: Line,
-    /// Counts how often the collector was woken; it sleeps on this.
+    /// How many times the collector was woken; it sleeps on this.
     collector: Line,
-    /// The worker that may spin in each place, by its number plus one.
+    /// For each place, the index of the worker that may spin in it, plus one.
     spinners: [Line; SPINNERS],
 }
 
@@ -67,7 +66,7 @@ unsafe impl sync::Words for Words {
 #[derive(Clone)]
 pub struct Bell {
     memory: Arc<Shared<Words>>,
-    /// So many workers may spin.
+    /// How many workers may spin at a time.
     spinners: usize,
 }
 
@@ -78,7 +77,7 @@ impl fmt::Debug for Bell {
 }
 
 impl Bell {
-    /// A bell, and the descriptor by which workers get it. `cpus`: how many this process may use.
+    /// Creates a bell, and the descriptor with which workers open it. `cpus`: how many this process may use.
     pub(crate) fn create(cpus: usize) -> io::Result<(Bell, OwnedFd)> {
         let (memory, fd) = Shared::create("pool-bell", 0)?;
         Ok((Bell::of(memory, cpus), fd))
@@ -103,7 +102,7 @@ impl Bell {
 
     // ---- workers ------------------------------------------------------------------------------
 
-    /// Wakes whoever listens, if somebody sleeps. Call after a fence.
+    /// Wakes the listener, if one sleeps. Call after a fence.
     #[inline]
     pub(crate) fn ring(&self) {
         if self.words().listener.0.load(Ordering::Relaxed) != AWAKE {
@@ -120,7 +119,7 @@ impl Bell {
         }
     }
 
-    /// Worker `index` wants to spin; false: it may not.
+    /// Worker `index` wants to spin. Returns false if it may not.
     pub(crate) fn start_spinning(&self, index: usize) -> bool {
         let Some(place) = index.checked_rem(self.spinners) else {
             return false;
@@ -131,7 +130,7 @@ impl Bell {
         true
     }
 
-    /// Whether no other worker spins in its place by now.
+    /// Whether worker `index` may keep spinning: no other worker has taken its place.
     pub(crate) fn may_spin(&self, index: usize) -> bool {
         index.checked_rem(self.spinners).is_some_and(|place| {
             self.words().spinners[place].0.load(Ordering::Relaxed) == index as u32 + 1
@@ -140,7 +139,7 @@ impl Bell {
 
     // ---- the parent ---------------------------------------------------------------------------
 
-    /// Somebody collects: nobody need be woken.
+    /// A thread is collecting, so workers need not wake anybody.
     pub fn attend(&self) {
         let listener = &self.words().listener.0;
         if listener.load(Ordering::Relaxed) != AWAKE {
@@ -148,31 +147,31 @@ impl Bell {
         }
     }
 
-    /// From now on the leader is woken. Look at the rings afterwards, then sleep.
+    /// From now on workers wake the leader. Look at the rings afterwards, then sleep.
     pub fn listen_as_leader(&self) {
         self.words().listener.0.store(LEADER, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
-    /// From now on the collector is woken. Look at the rings afterwards.
+    /// From now on workers wake the collector. Look at the rings afterwards.
     pub fn listen_as_collector(&self) {
         self.words().listener.0.store(COLLECTOR, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
-    /// Whether nobody has rung since [`listen_as_leader`](Bell::listen_as_leader).
+    /// Whether no worker has rung since [`listen_as_leader`](Bell::listen_as_leader).
     pub fn is_leader_listening(&self) -> bool {
         self.words().listener.0.load(Ordering::Relaxed) == LEADER
     }
 
-    /// Sleeps as the leader, until woken or for so long.
+    /// Sleeps as the leader until woken, or until `timeout` has passed.
     pub fn sleep_as_leader(&self, timeout: Option<Duration>) {
         if futex::wait(&self.words().listener.0, LEADER, timeout).is_err() {
             std::thread::yield_now();
         }
     }
 
-    /// Wakes the leader, if one sleeps: something has happened that no worker said.
+    /// Wakes the leader, if one sleeps, because of something other than a worker's reply.
     pub fn wake_leader(&self) {
         fence(Ordering::SeqCst);
         let listener = &self.words().listener.0;
@@ -182,7 +181,7 @@ impl Bell {
         }
     }
 
-    /// How often the collector was woken; read before deciding to sleep.
+    /// How many times the collector was woken. Read it before deciding to sleep.
     pub fn collector_wakes(&self) -> u32 {
         self.words().collector.0.load(Ordering::SeqCst)
     }

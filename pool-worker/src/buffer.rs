@@ -1,8 +1,8 @@
-//! Bytes that can become numbers where they are.
+//! Bytes that can become a vector of numbers without a copy.
 //!
-//! A vector gives its memory back as it was allocated, so a `Vec<u8>` can't become a `Vec<f64>`, however its bytes are
-//! aligned. A [`Buffer`] is allocated for the numbers that its bytes will be: what puts a long value together knows their
-//! alignment before the first byte comes.
+//! A vector frees its memory with the alignment that it was allocated with, so a `Vec<u8>` can't become a `Vec<f64>`,
+//! even if its bytes happen to be aligned. A [`Buffer`] is allocated with the alignment of the numbers that it will
+//! hold. The code that assembles a long value knows that alignment before the first byte arrives.
 
 use std::alloc::{self, Layout};
 use std::fmt;
@@ -20,22 +20,23 @@ const UNIT: usize = size_of::<u128>();
 /// The largest alignment of numbers, as a power of two.
 pub(crate) const ALIGN_MAX: u32 = align_of::<u128>().ilog2();
 
-/// Bytes in memory of their own, aligned for numbers of one size.
+/// Owned bytes, aligned for numbers of one size.
 pub struct Buffer {
     start: NonNull<u8>,
     len: usize,
-    /// What was allocated, with this alignment; nothing, if it is 0.
+    /// The allocated size in bytes. If it is 0, nothing is allocated.
     capacity: usize,
+    /// The alignment of the allocation.
     align: usize,
 }
 
-// SAFETY: it owns its memory alone, as a vector does.
+// SAFETY: it is the only owner of its memory, as a vector is.
 unsafe impl Send for Buffer {}
-// SAFETY: as above; what is shared can only be read.
+// SAFETY: as above; a shared buffer can only be read.
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// An empty one, for numbers with an alignment of this power of two.
+    /// An empty buffer for numbers whose alignment is 2 to the power of `log2`.
     pub(crate) fn aligned(log2: u32) -> Buffer {
         Buffer {
             start: NonNull::dangling(),
@@ -45,7 +46,7 @@ impl Buffer {
         }
     }
 
-    /// The power of two that is its alignment.
+    /// The base-2 logarithm of its alignment.
     pub(crate) fn align_log2(&self) -> u32 {
         self.align.ilog2()
     }
@@ -58,7 +59,8 @@ impl Buffer {
         self.len = 0;
     }
 
-    /// Makes room for so many bytes more, in large pages where that pays. Gives false if there is no memory.
+    /// Makes room for `additional` more bytes, in large pages where that pays off. Returns false if there is not enough
+    /// memory.
     pub(crate) fn reserve(&mut self, additional: usize) -> bool {
         let Some(needed) = self.len.checked_add(additional) else {
             return false;
@@ -66,7 +68,7 @@ impl Buffer {
         needed <= self.capacity || self.grow(needed)
     }
 
-    /// The first time to what is needed; after that, by halves at least.
+    /// Grows to the needed size at first; later, by at least half of the current capacity.
     #[cold]
     fn grow(&mut self, needed: usize) -> bool {
         let wanted = needed.max(self.capacity.saturating_add(self.capacity / 2));
@@ -76,9 +78,9 @@ impl Buffer {
             return false;
         };
         let start = match self.layout() {
-            // SAFETY: more than 0 bytes are needed, for there is room for none.
+            // SAFETY: `needed` exceeds the capacity, so the size is not 0.
             None => unsafe { alloc::alloc(layout) },
-            // SAFETY: this was allocated with that layout, and the new size is one of a layout.
+            // SAFETY: the memory was allocated with `old`, and the new size comes from a valid layout.
             Some(old) => unsafe { alloc::realloc(self.start.as_ptr(), old, layout.size()) },
         };
         let Some(start) = NonNull::new(start) else {
@@ -96,12 +98,13 @@ impl Buffer {
         layout.filter(|layout| layout.size() > 0)
     }
 
-    /// Appends bytes for which there is room. Long buffers hold more than the caches do, and are written past them.
+    /// Appends bytes, for which there must be room. Large buffers don't fit into the caches, so they are written past
+    /// them.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         let past = self.capacity >= copy::HUGE_MIN;
         let spare = self.spare(bytes.len()).as_mut_ptr().cast::<u8>();
         if past {
-            // SAFETY: there is room for them, in memory of this process alone.
+            // SAFETY: there is room for them, in memory that only this process has.
             unsafe { copy::to_other(bytes.as_ptr(), spare, bytes.len()) };
         } else {
             // SAFETY: as above.
@@ -111,25 +114,26 @@ impl Buffer {
         unsafe { self.wrote(bytes.len()) };
     }
 
-    /// Where the next bytes are to be written, for which there is room.
+    /// The memory for the next `len` bytes, for which there must be room.
     pub(crate) fn spare(&mut self, len: usize) -> &mut [MaybeUninit<u8>] {
         assert!(len <= self.capacity - self.len, "there is room");
         // SAFETY: within what was allocated.
         let start = unsafe { self.start.as_ptr().add(self.len) };
-        // SAFETY: as above, and nobody else has it.
+        // SAFETY: as above, and `self` is borrowed exclusively.
         unsafe { slice::from_raw_parts_mut(start.cast(), len) }
     }
 
-    /// So many more bytes belong to it.
+    /// Adds `len` bytes that were written to the spare memory.
     ///
     /// # Safety
     ///
-    /// They were written to [`spare`](Buffer::spare).
+    /// The caller has written them to [`spare`](Buffer::spare).
     pub(crate) unsafe fn wrote(&mut self, len: usize) {
         self.len += len;
     }
 
-    /// The bytes as numbers: where they are, if they were allocated for such. What is less than one number is left out.
+    /// Turns the bytes into numbers, without a copy if they were allocated for such numbers. A partial number at the
+    /// end is dropped.
     pub(crate) fn into_vec<P: Primitive>(self) -> Vec<P> {
         const { assert!(size_of::<P>() > 0) };
         let (len, capacity) = (self.len / size_of::<P>(), self.capacity / size_of::<P>());
@@ -137,8 +141,8 @@ impl Buffer {
             return copied(&self[..len * size_of::<P>()]);
         }
         let this = ManuallyDrop::new(self);
-        // SAFETY: it was allocated as a vector of so many numbers would have been; `len` of them were written, and any
-        // bytes are numbers.
+        // SAFETY: it was allocated like a vector with room for `capacity` numbers; `len` of them were written, and any
+        // bytes are valid numbers.
         unsafe { Vec::from_raw_parts(this.start.as_ptr().cast(), len, capacity) }
     }
 }
@@ -169,7 +173,7 @@ impl Deref for Buffer {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: so many were written.
+        // SAFETY: `len` bytes were written.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -177,7 +181,7 @@ impl Deref for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(layout) = self.layout() {
-            // SAFETY: it was allocated so, or by a vector, whose layout is the same.
+            // SAFETY: it was allocated with this layout, or by a vector with the same layout.
             unsafe { alloc::dealloc(self.start.as_ptr(), layout) };
         }
     }
@@ -192,9 +196,9 @@ impl fmt::Debug for Buffer {
 /// An encoded value that has arrived.
 #[derive(Debug)]
 pub enum Arrived<'a> {
-    /// Among others.
+    /// In memory that holds other values, too.
     Lent(&'a [u8]),
-    /// In a buffer of its own.
+    /// In its own buffer.
     Own(Buffer),
 }
 
@@ -230,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_become_numbers_where_they_are_or_elsewhere() {
+    fn bytes_become_numbers_in_place_or_by_a_copy() {
         fn check<P: Primitive + PartialEq + std::fmt::Debug>(numbers: Vec<P>) {
             let bytes: Vec<u8> = bytemuck::cast_slice(&numbers).to_vec();
             for log2 in 0..=ALIGN_MAX {
@@ -257,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_number_is_left_out() {
+    fn a_partial_number_is_dropped() {
         assert_eq!(filled(3, &[1; 17]).into_vec::<u64>().len(), 2);
         assert_eq!(filled(0, &[1; 17]).into_vec::<u64>().len(), 2);
         assert_eq!(Buffer::from(vec![0_u8; 3]).into_vec::<u8>().len(), 3);
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_memory_for_is_refused() {
+    fn reserve_fails_without_enough_memory() {
         let mut buffer = filled(3, &[7; 20]);
         assert!(!buffer.reserve(usize::MAX));
         assert!(!buffer.reserve(isize::MAX as usize));

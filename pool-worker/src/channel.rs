@@ -1,8 +1,9 @@
-//! Channels: what tasks send while they run.
+//! Channels: messages that tasks send while they run.
 //!
-//! A channel is an [`Attachment`] without bytes: whoever holds that may send, or gives it to a task that may. So it is known
-//! when nobody can any more: see [`Attachment::on_drop`]. What a worker sends stands in its ring of replies (`ring`, *Messages*);
-//! whoever collects that puts it into the [`Channel`], where the receiver takes it.
+//! A channel is an [`Attachment`] without bytes: its holder may send messages, or pass it to a task, which may then
+//! send them. So the channel ends when the attachment is dropped: see [`Attachment::on_drop`]. A worker writes its
+//! messages to its ring of replies (`ring`, *Messages*); the thread that collects them puts them into the [`Channel`],
+//! from which the receiver takes them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,7 +26,7 @@ use crate::ring::{Credit, Framed, Gone, Messages, Outlet, Replies, mark};
 /// A thread that wakes a future needs little stack.
 const STACK: usize = 128 << 10;
 
-/// Wakes a user's future. The waker may panic, and this may be a thread that others need.
+/// Wakes a user's future. The waker may panic, which must not end a thread that others need.
 pub fn wake(waker: Waker) {
     let woken = panic::catch_unwind(AssertUnwindSafe(|| waker.wake()));
     if let Err(payload) = woken {
@@ -33,18 +34,18 @@ pub fn wake(waker: Waker) {
     }
 }
 
-/// In front of each message: the id of its channel, and the place of that.
+/// The size of what precedes each message: the id of its channel, and the channel's place in the worker.
 const ID: usize = size_of::<u64>();
 
-// ---- where messages arrive ------------------------------------------------------------------------
+// ---- receiving ------------------------------------------------------------------------------------
 
-/// Where the messages of one channel wait for their receiver.
+/// The queue in which the messages of one channel wait for their receiver.
 pub struct Channel {
     state: Mutex<State>,
     changed: Condvar,
-    /// A forked copy of this process gets no messages.
+    /// The process that receives; a forked copy of it gets no messages.
     owner: u32,
-    /// Told of messages, if they are for another process.
+    /// Called when there are messages, if they are for another process.
     relay: Option<Relay>,
 }
 
@@ -53,15 +54,15 @@ type Relay = Box<dyn Fn(&Channel) + Send + Sync>;
 #[derive(Default)]
 struct State {
     batches: VecDeque<Batch>,
-    /// How many bytes that is.
+    /// The number of bytes in `batches`.
     unread: u64,
-    /// How many threads wait for one.
+    /// The number of threads that wait for a message.
     waiting: usize,
-    /// The future that does.
+    /// The future that waits for a message.
     waker: Option<Waker>,
-    /// Nobody can send any more.
+    /// The last sender is gone.
     is_over: bool,
-    /// Nobody receives any more.
+    /// The receiver is gone.
     is_closed: bool,
 }
 
@@ -71,30 +72,30 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// What became of messages that were put into a channel.
+/// What happened to messages that were put into a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Put {
-    /// Nobody waits for them.
+    /// The receiver is not waiting.
     Quietly,
-    /// Somebody does, and is to be [woken](Channel::wake).
+    /// The receiver is waiting and must be [woken](Channel::wake).
     Awaited,
-    /// Nobody will ever read them.
+    /// The receiver is gone, so nobody will read them.
     Closed,
 }
 
-/// What comes of waiting for messages.
+/// The result of waiting for messages.
 #[derive(Debug)]
 pub enum Taken {
-    /// There are some.
+    /// Messages.
     Some(Batch),
-    /// There were none in time.
+    /// The deadline passed first.
     Late,
-    /// There are none, and nobody can send any more.
+    /// All messages have been received, and nobody can send more.
     Over,
 }
 
 impl Channel {
-    /// A channel, and what may send into it.
+    /// Opens a channel; returns it and a link for sending messages.
     pub fn open() -> (Arc<Channel>, Link) {
         let channel = Arc::new(Channel::new(None));
         let attachment = Attachment::of_channel(attach::next_id(), &channel);
@@ -116,9 +117,9 @@ impl Channel {
         }
     }
 
-    /// The same as one of another process, which has this id there: what workers of this process send into it is kept here, until it is
-    /// [taken](Channel::take_now) to be [given](Channel::give) to that one. `tell` is called when there is something, in any
-    /// thread, which it must not hold up.
+    /// A stand-in for a channel of another process, where it has this id. Messages from this process's workers are kept
+    /// here until they are [taken](Channel::take_now) and [given](Channel::give) to that channel. `tell` is called when
+    /// there are messages. It may be called in any thread and must not block.
     pub fn of_other(id: u64, tell: impl Fn(&Channel) + Send + Sync + 'static) -> Arc<Attachment> {
         Attachment::of_channel(id, &Arc::new(Channel::new(Some(Box::new(tell)))))
     }
@@ -127,7 +128,7 @@ impl Channel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts messages behind the others. Does not wait, and runs nothing of the user's.
+    /// Appends messages. Does not block, and runs no code of the user's.
     pub(crate) fn put(&self, batch: Batch) -> Put {
         let mut state = self.lock();
         if state.is_closed || state.is_over {
@@ -142,7 +143,7 @@ impl Channel {
         }
     }
 
-    /// Wakes those who wait.
+    /// Wakes waiting threads and the waiting future.
     pub fn wake(&self) {
         match &self.relay {
             Some(tell) => tell(self),
@@ -154,7 +155,8 @@ impl Channel {
         }
     }
 
-    /// Has this waker woken, instead of the one before, when there are messages, or nobody can send any more. False: that is so.
+    /// Arranges for `waker`, instead of the one before, to be woken when there are messages or nobody can send any
+    /// more. Returns false if that is already the case.
     pub fn wake_when_there_is_more(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
         if !state.batches.is_empty() || state.is_over || lineage() != self.owner {
@@ -164,19 +166,19 @@ impl Channel {
         true
     }
 
-    /// All messages that are there.
+    /// Takes all messages in the queue.
     pub fn take_now(&self) -> VecDeque<Batch> {
         let mut state = self.lock();
         state.unread = 0;
         std::mem::take(&mut state.batches)
     }
 
-    /// How many bytes wait here.
+    /// The number of bytes in the queue.
     pub(crate) fn unread(&self) -> u64 {
         self.lock().unread
     }
 
-    /// This is to be paid when all is read that waits here now.
+    /// Drops `credit` once everything now in the queue has been read.
     pub(crate) fn owe(&self, credit: Credit) {
         let mut state = self.lock();
         let owed = Paid::Worker(credit);
@@ -189,8 +191,8 @@ impl Channel {
         }
     }
 
-    /// Puts messages of [another process](Channel::of_other) behind the others, as [`Batch::to_bytes`] has written them. `read` is called
-    /// when they are read, or nobody will ever read them. False: that is so.
+    /// Appends messages from [another process](Channel::of_other), encoded by [`Batch::to_bytes`]. `read` is called
+    /// when they have been read, or if nobody will read them. Returns false if the receiver is gone.
     pub fn give(&self, mut bytes: Vec<u8>, read: impl FnOnce() + Send + 'static) -> bool {
         let is_alone = bytes.pop() == Some(ALONE);
         let put = self.put(Batch {
@@ -209,14 +211,14 @@ impl Channel {
         put != Put::Closed
     }
 
-    /// Nobody can send any more.
+    /// Ends the channel: the last sender is gone.
     fn end(&self) {
         let mut state = self.lock();
         state.is_over = true;
         let waker = state.waker.take();
         drop(state);
         self.changed.notify_all();
-        // Whoever has dropped the last sender may have a lock that the future wants.
+        // The thread that dropped the last sender may hold a lock that the future needs.
         if let Some(waker) = waker {
             let woken = waker.clone();
             let name = "pool-channel-end".to_owned();
@@ -227,14 +229,14 @@ impl Channel {
         }
     }
 
-    /// Nobody receives any more. Gives what was not received.
+    /// Closes the channel: the receiver is gone. Returns the messages that were not received.
     pub fn close(&self) -> VecDeque<Batch> {
         let mut state = self.lock();
         state.is_closed = true;
         std::mem::take(&mut state.batches)
     }
 
-    /// The next messages that came together; waits for some, but not beyond the deadline.
+    /// Takes the next batch of messages; waits for one until the deadline.
     pub fn take(&self, deadline: Option<Instant>) -> Taken {
         let mut state = self.lock();
         loop {
@@ -266,19 +268,19 @@ impl Channel {
     }
 }
 
-/// Messages that came together.
+/// Messages that arrived together.
 #[derive(Debug)]
 pub struct Batch {
     framed: Framed,
-    /// How much of that was read.
+    /// The number of bytes that were read.
     at: usize,
-    /// Whoever has sent them may send more once all is read.
+    /// Lets the sender send more once all is read.
     paid: Paid,
-    /// The same of those that were joined to them.
+    /// The same for batches that were joined to this one.
     also_paid: Vec<Paid>,
 }
 
-/// What is dropped when messages were read.
+/// Dropped when messages have been read.
 #[derive(Debug)]
 enum Paid {
     Nobody,
@@ -286,7 +288,7 @@ enum Paid {
     Other(#[expect(dead_code, reason = "its drop is its use")] Told),
 }
 
-/// Tells when it is dropped.
+/// Calls the function when it is dropped.
 struct Told(Option<Box<dyn FnOnce() + Send>>);
 
 impl Drop for Told {
@@ -303,7 +305,7 @@ impl fmt::Debug for Told {
     }
 }
 
-/// The last byte of what [`Batch::to_bytes`] writes.
+/// The last byte of the result of [`Batch::to_bytes`].
 const MANY: u8 = 0;
 const ALONE: u8 = 1;
 
@@ -319,8 +321,8 @@ impl From<Messages> for Batch {
 }
 
 impl Batch {
-    /// Puts others behind these, unless one of both is a single long message, or there would be more than so many bytes: then they are given
-    /// back.
+    /// Appends another batch. Returns it instead if one of the two is a single long message, or if together they would
+    /// have more than `most` bytes.
     pub fn join(&mut self, other: Batch, most: usize) -> Option<Batch> {
         match (&mut self.framed, &other.framed) {
             (Framed::Many(bytes), Framed::Many(others)) if bytes.len() + others.len() <= most => {
@@ -333,7 +335,7 @@ impl Batch {
         }
     }
 
-    /// All of them as one byte string, for another process.
+    /// The messages as one byte string, for another process.
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.framed {
             Framed::Many(bytes) => [bytes, &[MANY][..]].concat(),
@@ -341,7 +343,7 @@ impl Batch {
         }
     }
 
-    /// How many bytes they are.
+    /// The size in bytes.
     fn size(&self) -> u64 {
         match &self.framed {
             Framed::Many(bytes) => bytes.len() as u64,
@@ -349,7 +351,7 @@ impl Batch {
         }
     }
 
-    /// Shows the next message.
+    /// Returns the next message.
     #[inline]
     pub fn pop(&mut self) -> Option<&[u8]> {
         match &self.framed {
@@ -370,65 +372,66 @@ impl Batch {
     }
 }
 
-// ---- who sends ------------------------------------------------------------------------------------
+// ---- sending --------------------------------------------------------------------------------------
 
-/// What may send into a channel.
+/// The sending end of a channel.
 #[derive(Debug, Clone)]
 pub enum Link {
     /// In the process of the channel.
     Here {
         /// The channel.
         channel: Arc<Channel>,
-        /// By which workers get it; none, in a task that runs in this process: it was given the link for itself alone.
+        /// Passes the channel on to workers. `None` in a task that runs in this process: it must not pass the link on.
         attachment: Option<Arc<Attachment>>,
     },
     /// In a worker.
     There {
         /// The id of the channel.
         id: u64,
-        /// Its place among those of the worker.
+        /// Its place among the worker's channels.
         place: u8,
     },
 }
 
-/// Why something was not sent.
+/// Why a message was not sent.
 #[derive(Debug)]
 pub enum SendError {
     /// It can't be encoded.
     Encode(String),
-    /// Nobody receives any more.
+    /// The receiver is gone.
     Closed,
 }
 
-/// What a worker sends by.
+/// The ring of replies, through which a worker sends messages, and the worker's lineage.
 static REPLIES: OnceLock<(Replies, u32)> = OnceLock::new();
 static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
-/// This process is a worker, of this lineage.
+/// Called once in a worker, before it runs tasks.
 pub(crate) fn install(replies: Replies, lineage: u32) {
     let _ = REPLIES.set((replies, lineage));
 }
 
-/// This worker has a channel: it has this place, and so much counts as sent there already.
+/// Called when a worker has received a channel: the channel's place, and the number of bytes that count as already
+/// sent.
 pub(crate) fn has_come(place: u8, start: u64) {
     if let Some(outlet) = outlet() {
         outlet.begin(place, start);
     }
 }
 
-/// What the worker sends by, in the worker itself.
+/// The outlet of this worker; `None` if this process is no worker.
 fn outlet() -> Option<&'static Outlet> {
     let (replies, owner) = REPLIES.get()?;
-    // A copy of it that a task has made must not write into the same ring.
+    // A process that a task has forked must not write into the worker's ring.
     (lineage() == *owner).then(|| OUTLET.get_or_init(|| Outlet::new(replies)))
 }
 
 impl Link {
-    /// Sends what `encode` appends. In a worker it waits while the receiver has too much to read.
+    /// Sends the message that `encode` appends. In a worker, it blocks while too many bytes are unread.
     ///
     /// # Errors
     ///
-    /// If that can't be encoded, or nobody receives any more.
+    /// If the message can't be encoded, or the receiver is gone.
     pub fn send(
         &self,
         encode: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
@@ -442,7 +445,7 @@ impl Link {
         bytes.extend_from_slice(&mark.to_le_bytes());
         let encoded = encode(&mut bytes).map_err(|error| {
             let why = error.to_string();
-            SendError::Encode(why.replace(OTHER, "a channel does not carry it"))
+            SendError::Encode(why.replace(OTHER, "a channel does not support it"))
         });
         let sent = encoded.and_then(|()| match self {
             Link::Here { channel, .. } => channel.put_one(std::mem::take(&mut bytes)),
@@ -459,11 +462,11 @@ impl Link {
         sent
     }
 
-    /// What travels in its place.
+    /// Serializes the id of the channel, and attaches the channel to what is being encoded.
     ///
     /// # Errors
     ///
-    /// If it does not travel to a worker, or came to this process as a task's argument itself.
+    /// If the data is not for a worker, or if this process itself got the link as a task's argument.
     pub fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let Link::Here {
             attachment: Some(attachment),
@@ -471,23 +474,23 @@ impl Link {
         } = self
         else {
             return Err(ser::Error::custom(
-                "a `Sender` that a task was given can't be passed on to another process: make a channel of the task's own",
+                "a task can't pass its `Sender` on to another process: create a new channel in the task",
             ));
         };
         if !attach::is_collecting() {
             return Err(ser::Error::custom(
-                "a `Sender` travels to workers of a pool only, as an argument of a task or in one",
+                "a `Sender` can only be sent to the workers of a pool, as an argument of a task or inside one",
             ));
         }
         attach::refer_to(attachment);
         to.serialize_u64(attachment.id())
     }
 
-    /// What came in its place.
+    /// Finds the channel by the id that was serialized.
     ///
     /// # Errors
     ///
-    /// If it is not a task's argument.
+    /// If it is not deserialized as a task's argument.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Link, D::Error> {
         let id = u64::deserialize(from)?;
         let attached = attach::find(id).map_err(de::Error::custom)?;
@@ -499,13 +502,15 @@ impl Link {
         }
         match (outlet(), attached.place()) {
             (Some(_), Some(place)) => Ok(Link::There { id, place }),
-            _ => Err(de::Error::custom("a `Sender` came to what is no worker")),
+            _ => Err(de::Error::custom(
+                "a `Sender` can only be received in a worker",
+            )),
         }
     }
 }
 
 impl Channel {
-    /// One message, from this process.
+    /// Puts one message from this process into the channel.
     fn put_one(&self, bytes: Vec<u8>) -> Result<(), SendError> {
         let put = self.put(Batch {
             framed: Framed::Alone(bytes.into()),
@@ -524,7 +529,7 @@ impl Channel {
     }
 }
 
-/// A larger buffer is given back after use, in bytes.
+/// Buffers larger than this, in bytes, are freed after use.
 const KEEP: usize = 64 << 10;
 
 thread_local! {

@@ -1,14 +1,14 @@
-//! How values become bytes: postcard, one value after the other, and nothing between them; or MessagePack, where the task
-//! says so.
+//! How values are encoded: with postcard, one value after another with nothing in between; or with MessagePack, if the
+//! task says so.
 //!
-//! The functions here are what `#[pool_task]` calls.
+//! `#[pool_task]` emits calls of the functions here.
 //!
 //! # Blocks
 //!
-//! Numbers that stand together (`Vec<u8>`, `&[f64]`, `[u32; 8]`) go as one block of bytes, as they lie in memory, instead
-//! of element by element: both sides are the same program on the same kind of machine. A block behind which nothing
-//! comes goes without its length, and a long one as its own buffer. One that is too long for a frame is aligned,
-//! counted from the start of the input, so that it can be read where it arrived.
+//! Several numbers (`Vec<u8>`, `&[f64]`, `[u32; 8]`) are sent as one block of bytes, as they are in memory, instead of
+//! element by element: both sides are the same program on the same kind of machine. The last block of an input is sent
+//! without its length, and if it is long, in its own buffer. A block that is too long for a frame is aligned relative
+//! to the start of the input, so that it can be read in place.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -29,11 +29,11 @@ use crate::encode as encoding;
 use crate::frames::FRAME_MAX;
 use crate::msgpack;
 
-/// The numbers that go as blocks.
+/// The number types that are sent as blocks.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no number, and can't be read in place",
+    message = "`{Self}` is not a number, so it can't be read in place",
     label = "not one of `u8` to `u128`, `i8` to `i128`, `usize`, `isize`, `f32`, `f64`",
-    note = "`Shared::new(value)` takes any value that serde does, and each worker decodes it once"
+    note = "`Shared::new(value)` takes any value that serde supports, and each worker decodes it once"
 )]
 pub trait Primitive: Pod + Send + Sync {}
 
@@ -42,7 +42,7 @@ macro_rules! primitives {
 }
 primitives! { u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64 }
 
-/// A value could not be encoded or decoded; prints the reason.
+/// A value could not be encoded or decoded. `Display` gives the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodecError(String);
 
@@ -54,7 +54,7 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-/// Appends `value` to `out`; on an error `out` is as it was.
+/// Appends `value` to `out`. On an error, `out` is unchanged.
 #[inline]
 pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = out.len();
@@ -76,7 +76,7 @@ pub fn encode_msgpack<T: Serialize + ?Sized>(
     })
 }
 
-/// How many bytes to leave out at `offset`, so that a block of so many bytes is aligned.
+/// The number of bytes to skip at `offset` so that a block of this many bytes is aligned.
 #[inline]
 fn padding<P>(offset: usize, bytes: usize) -> usize {
     if bytes > FRAME_MAX {
@@ -92,7 +92,7 @@ fn pad<P>(block: &[P], out: &mut Vec<u8>, start: usize) {
     out.resize(out.len() + padding, 0);
 }
 
-/// Appends a block to `out`, of which the input begins at `start`.
+/// Appends a block to `out`, in which the input begins at `start`.
 #[inline]
 pub fn encode_block<P: Primitive>(
     block: &[P],
@@ -104,7 +104,7 @@ pub fn encode_block<P: Primitive>(
     Ok(())
 }
 
-/// The same, but the numbers are given back, to follow what was appended.
+/// The same, but appends only the length and returns the numbers, which must follow.
 #[inline]
 pub(crate) fn bind_block<'a, P: Primitive>(
     block: &'a [P],
@@ -116,18 +116,18 @@ pub(crate) fn bind_block<'a, P: Primitive>(
     Ok(bytemuck::cast_slice(block))
 }
 
-/// Appends a block behind which nothing comes.
+/// Appends the last block of an input.
 #[inline]
 pub fn encode_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usize) {
     pad(block, out, start);
-    // Small ones share a buffer that grows by itself.
+    // For smaller blocks, the buffer grows as usual.
     if size_of_val(block) >= copy::HUGE_MIN {
         copy::reserve(out, size_of_val(block));
     }
     out.extend_from_slice(bytemuck::cast_slice(block));
 }
 
-/// The same, but a long one is given back, to follow what was appended.
+/// The same, but a long block is returned instead. It must follow what was appended.
 #[inline]
 pub fn give_last_block<P: Primitive>(
     block: impl Into<Vec<P>> + AsRef<[P]>,
@@ -142,7 +142,7 @@ pub fn give_last_block<P: Primitive>(
     None
 }
 
-/// The same of one that is lent: a long one is copied.
+/// The same for a lent block: a long one is copied.
 #[inline]
 pub fn lend_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usize) -> Option<Tail> {
     if size_of_val(block) > FRAME_MAX {
@@ -152,7 +152,7 @@ pub fn lend_last_block<P: Primitive>(block: &[P], out: &mut Vec<u8>, start: usiz
     None
 }
 
-/// What follows an encoded input, in a buffer of its own.
+/// The rest of an encoded input, in its own buffer.
 #[derive(Clone, Debug)]
 pub struct Tail(Arc<Buffer>);
 
@@ -172,13 +172,13 @@ impl Deref for Tail {
 }
 
 impl Tail {
-    /// The buffer; if others have it too, a copy of it.
+    /// The buffer, or a copy if it has other owners.
     pub(crate) fn into_buffer(self) -> Buffer {
         Arc::try_unwrap(self.0).unwrap_or_else(|shared| Buffer::from(shared.to_vec()))
     }
 }
 
-/// Appends a block that is a whole result. A long one is given back instead.
+/// Appends a block that is a whole result. A long one is returned instead.
 #[inline]
 pub fn encode_output_block<P: Primitive>(
     block: impl Into<Vec<P>> + AsRef<[P]>,
@@ -191,13 +191,13 @@ pub fn encode_output_block<P: Primitive>(
     None
 }
 
-/// The same of an array.
+/// The same for an array.
 #[inline]
 pub fn encode_output_array<P: Primitive>(block: &[P], out: &mut Vec<u8>) {
     out.extend_from_slice(bytemuck::cast_slice(block));
 }
 
-/// Numbers of these bytes, wherever they lie.
+/// The numbers in these bytes, which need not be aligned.
 #[inline]
 pub(crate) fn copied<P: Primitive>(bytes: &[u8]) -> Vec<P> {
     let mut large = Buffer::aligned(align_of::<P>().ilog2());
@@ -218,22 +218,22 @@ pub fn decode_output_block<P: Primitive>(bytes: Arrived<'_>) -> Result<Vec<P>, C
     })
 }
 
-/// The array of a block.
+/// The block as an array.
 #[inline]
 pub fn array<P: Primitive, const N: usize>(block: &[P]) -> Result<[P; N], CodecError> {
     block.try_into().map_err(|_| {
         let len = block.len();
-        CodecError(format!("{len} numbers for an array of {N}"))
+        CodecError(format!("there are {len} numbers for an array of {N}"))
     })
 }
 
-/// Whether these bytes are numbers, and no part of one is missing.
+/// Checks that these bytes are a whole number of `P`s.
 #[inline]
 pub(crate) fn whole<P>(bytes: &[u8]) -> Result<(), CodecError> {
     if bytes.len().is_multiple_of(size_of::<P>()) {
         return Ok(());
     }
-    Err(CodecError("a part of a number is missing".to_owned()))
+    Err(CodecError("the last number is incomplete".to_owned()))
 }
 
 /// Decodes one value that fills `bytes` to the end.
@@ -256,16 +256,16 @@ pub fn decode_msgpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError
 /// The encoded arguments of one input, in a worker.
 #[derive(Debug)]
 pub struct Input<'a> {
-    /// Those that all inputs of the call have in common, which come first.
+    /// The first arguments, if `partial` has bound them for all inputs of the call.
     bound: Option<&'a Attached>,
     rest: Rest<'a>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Rest<'a> {
-    /// Where they arrived.
+    /// In the ring, where they arrived.
     Shared(&'a [u8]),
-    /// In a buffer of this process. Whoever takes it away leaves none for the next.
+    /// In a buffer of this process, which may be taken away.
     Buffer(&'a mut Buffer),
 }
 
@@ -299,14 +299,14 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Takes values off the front of an input.
+/// Takes one value after another from the front of an input.
 #[derive(Debug)]
 pub struct Reader<'a> {
     bound: Option<&'a Attached>,
-    /// What of that was not taken yet.
+    /// The bytes of `bound` that were not taken yet.
     bound_rest: &'a [u8],
     rest: &'a [u8],
-    /// How many bytes there were behind the bound ones.
+    /// The length of `rest` at the start.
     len: usize,
 }
 
@@ -331,7 +331,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes a value that owns all it has.
+    /// Takes a value that borrows nothing.
     #[inline]
     pub fn take_owned<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T, CodecError> {
         self.take()
@@ -354,7 +354,7 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
-    /// Takes a value of which a reference is wanted. One that is bound is decoded for the first input only.
+    /// Takes a value for a parameter that is a reference. A bound one is decoded only for the first input.
     #[inline]
     pub fn take_kept<T: for<'de> Deserialize<'de> + 'static>(
         &mut self,
@@ -385,7 +385,7 @@ impl<'a> Reader<'a> {
         Ok(Kept::Bound(value))
     }
 
-    /// Where the next value lies, and how far that is from the start.
+    /// The bytes from the next value on, and its offset from the start.
     #[inline]
     fn part(&mut self) -> (&mut &'a [u8], usize) {
         if self.bound_rest.is_empty() {
@@ -409,12 +409,12 @@ impl<'a> Reader<'a> {
                 let padding = padding::<P>(at, len);
                 from.get(padding..)?.split_at_checked(len)
             })
-            .ok_or_else(|| CodecError("more numbers than there are bytes for".to_owned()))?;
+            .ok_or_else(|| CodecError("there are fewer bytes than its numbers take".to_owned()))?;
         *from = rest;
         Ok(in_place(block))
     }
 
-    /// Takes all that is left: a block behind which nothing comes.
+    /// Takes the last block: all bytes that are left.
     #[inline]
     pub fn take_last_block<P: Primitive>(&mut self) -> Result<Cow<'a, [P]>, CodecError> {
         if !self.bound_rest.is_empty() {
@@ -432,22 +432,24 @@ impl<'a> Reader<'a> {
         Ok(in_place(block))
     }
 
-    /// Says that nothing more is expected.
+    /// Checks that no bytes are left.
     #[inline]
     pub fn finish(self) -> Result<(), CodecError> {
         match self.bound_rest.len() + self.rest.len() {
             0 => Ok(()),
-            rest => Err(CodecError(format!("{rest} bytes more than the type takes"))),
+            rest => Err(CodecError(format!(
+                "{rest} bytes are left over after the value"
+            ))),
         }
     }
 }
 
-/// A value of which a reference is wanted.
+/// A value for a parameter that is a reference.
 #[derive(Debug)]
 pub enum Kept<T> {
-    /// It is for this input.
+    /// For this input only.
     Own(T),
-    /// It is for all inputs of the call.
+    /// For all inputs of the call.
     Bound(Rc<T>),
 }
 
@@ -463,7 +465,7 @@ impl<T> Deref for Kept<T> {
     }
 }
 
-/// The numbers of a whole block; where they lie, if they are aligned there.
+/// The numbers of a whole block, in place if they are aligned.
 #[inline]
 fn in_place<P: Primitive>(block: &[u8]) -> Cow<'_, [P]> {
     match bytemuck::try_cast_slice(block) {

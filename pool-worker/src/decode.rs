@@ -1,10 +1,10 @@
-//! Decoding without harm: bytes that lie make an error, and neither overflow the stack nor keep a thread busy.
+//! Safe decoding: malicious bytes cause an error; they can neither overflow the stack nor keep a thread busy.
 //!
-//! postcard reads no more than there is, but asks a type for as many levels, and as many elements, as the bytes say. A
-//! recursive type takes a level for each byte, and elements that take no bytes (`()`) can be any number. So a
-//! deserializer stands in front, which measures the stack that was used and adds up the elements that were announced. As
-//! it sees every error, it also keeps the text of those that types make; postcard's own errors have no room for it.
-//! MessagePack (rmp-serde) has elements of a byte at least, but is asked for levels all the same.
+//! postcard never reads past the end, but it asks a type for as many levels, and as many elements, as the bytes say. A
+//! recursive type can take a level for each byte, and there can be any number of elements that take no bytes (`()`). So
+//! a deserializer in front of it measures the stack in use and counts the elements that were announced. Since it sees
+//! every error, it also keeps the messages of errors from types, for which postcard's own errors have no room.
+//! In MessagePack (rmp-serde), each element takes at least one byte, but the depth must be limited all the same.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,20 +17,21 @@ use serde::de::{
 use crate::encode::OTHER;
 use crate::part;
 
-/// A thread of Rust's has 2 MiB.
+/// How many bytes of the stack decoding may take by default. A Rust thread has 2 MiB.
 pub const STACK_DEFAULT: usize = 1 << 20;
 
-/// So many elements may there be without any bytes for them.
+/// How many elements a value may have beyond the number of its bytes.
 const EMPTY_ELEMENTS: usize = 1 << 20;
 
-/// One of so many bytes in memory counts as two such, for it may take no others (`#[serde(skip)]`).
+/// An element counts once more for each this many bytes of its size in memory, since its encoding may be empty all the
+/// same (`#[serde(skip)]`).
 const LARGE: usize = 32;
 
-/// Takes a value off the front of `bytes`. Gives what is left, too.
+/// Takes a value from the front of `bytes`. Returns it and the bytes after it.
 ///
 /// # Errors
 ///
-/// Says why the bytes are no such value.
+/// The reason why the bytes are not such a value.
 #[inline]
 pub(crate) fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<(T, &'de [u8]), String> {
     let limits = Limits::new(bytes);
@@ -44,11 +45,11 @@ pub(crate) fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<(T, &
 ///
 /// # Errors
 ///
-/// Says why the bytes are no such value.
+/// The reason why the bytes are not such a value.
 pub(crate) fn decode_msgpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), String> {
     let limits = Limits::new(bytes);
     let mut inner = rmp_serde::Deserializer::new(bytes);
-    // The limit is that of the stack.
+    // `Limits` limits the use of the stack instead.
     inner.set_max_depth(usize::MAX);
     T::deserialize(limits.guard(&mut inner))
         .map(|value| (value, inner.into_inner()))
@@ -57,20 +58,20 @@ pub(crate) fn decode_msgpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[
 
 fn why(Refused: Refused) -> String {
     WHY.take()
-        .unwrap_or_else(|| "its type refuses it".to_owned())
+        .unwrap_or_else(|| "its type rejects it".to_owned())
 }
 
 thread_local! {
-    /// A value may take so much of the stack while it is decoded, in bytes.
+    /// How many bytes of the stack decoding a value may take in this thread.
     static STACK: Cell<usize> = const { Cell::new(STACK_DEFAULT) };
 }
 
-/// From now on this thread decodes with another limit.
+/// Sets the limit of this thread, in bytes of the stack.
 pub(crate) fn set_stack(limit: usize) {
     STACK.set(limit);
 }
 
-/// Decodes with another limit than is usual: so many bytes of the stack.
+/// Calls `decode` with another limit for this thread, in bytes of the stack.
 pub fn with_stack<R>(limit: usize, decode: impl FnOnce() -> R) -> R {
     struct Restore(usize);
     impl Drop for Restore {
@@ -83,15 +84,15 @@ pub fn with_stack<R>(limit: usize, decode: impl FnOnce() -> R) -> R {
 }
 
 thread_local! {
-    /// Why the value was refused that this thread decodes.
+    /// Why the value that this thread is decoding was refused.
     static WHY: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// A value could not be decoded. (Errors are handed up through every level, so they are nothing but that.)
+/// A value could not be decoded. (An error passes through every level of the value, so it has no content; see [`WHY`].)
 #[derive(Debug)]
 struct Refused;
 
-/// Says nothing, for what there is to say was said when it was made.
+/// Empty, since the message was kept when the error was made.
 impl fmt::Display for Refused {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
         Ok(())
@@ -108,7 +109,7 @@ impl de::Error for Refused {
     }
 }
 
-/// Through postcard, to where it was called.
+/// Hands an error down to postcard, as postcard's own.
 #[inline]
 fn down<T, E: de::Error>(result: Result<T, Refused>) -> Result<T, E> {
     result.map_err(E::custom)
@@ -122,10 +123,11 @@ fn up<T, E: de::Error>(result: Result<T, E>) -> Result<T, Refused> {
     })
 }
 
-/// What [`Refused`] becomes in postcard, and in rmp-serde, which have no other way to hand it through.
+/// The messages of [`Refused`] after it has passed through postcard or rmp-serde.
 const HANDED_THROUGH: [&str; 3] = ["", "Serde Deserialization Error", "uncategorized error: "];
 
-/// The last error counts, for a type may get over one. Those that are handed through say nothing.
+/// Keeps the message of an error. The last one counts, since a type may recover from an error. Errors that only passed
+/// through add nothing.
 #[cold]
 fn say(why: String) {
     if HANDED_THROUGH.contains(&&*why) {
@@ -134,28 +136,28 @@ fn say(why: String) {
     let is_question = why == postcard::Error::WontImplement.to_string();
     WHY.set(Some(if is_question {
         format!(
-            "the type asks what the bytes hold, which they do not say (`#[serde(untagged)]`, `#[serde(tag = \"…\")]`, \
-             `serde_json::Value` and the like do that): {OTHER}"
+            "its type must be told what the bytes contain, but this format does not say (types with \
+             `#[serde(untagged)]` or `#[serde(tag = \"…\")]`, `serde_json::Value` and others need that): {OTHER}"
         )
     } else {
         why
     }));
 }
 
-/// Where the stack has come to, about.
+/// The current position in the stack, roughly.
 #[inline]
 fn stack_pointer() -> usize {
     let here = 0_u8;
     (&raw const here).addr()
 }
 
-/// What is watched while one value is decoded.
+/// The limits for decoding one value.
 struct Limits {
-    /// Where the stack stood at the beginning.
+    /// The position in the stack at the start.
     base: usize,
-    /// How much of it may be taken.
+    /// How many bytes of the stack decoding may take.
     stack: usize,
-    /// How many elements may be announced yet.
+    /// How many more elements may be announced.
     elements: Cell<usize>,
 }
 
@@ -185,12 +187,12 @@ impl Limits {
         }
     }
 
-    /// One level down.
+    /// Enters the next level of a value.
     #[inline]
     fn enter(&self) -> Result<(), Refused> {
         if self.base.abs_diff(stack_pointer()) > self.stack {
             return Err(de::Error::custom(format_args!(
-                "it is nested too deep: decoding it takes more than {} KiB of stack \
+                "it is nested too deeply: decoding it takes more than {} KiB of stack \
                  (`PoolBuilder::decode_stack`)",
                 self.stack >> 10
             )));
@@ -203,7 +205,7 @@ impl Limits {
     fn announce(&self, elements: usize) -> Result<(), Refused> {
         let Some(left) = self.elements.get().checked_sub(elements) else {
             return Err(de::Error::custom(
-                "it has more elements than there are bytes for",
+                "it has more elements than its bytes can hold",
             ));
         };
         self.elements.set(left);
@@ -211,7 +213,7 @@ impl Limits {
     }
 }
 
-/// Something of postcard's or of serde's, with the limits.
+/// An object of postcard's or serde's, with the limits.
 struct Guarded<'l, T> {
     inner: T,
     limits: &'l Limits,
@@ -226,7 +228,7 @@ macro_rules! as_it_is {
     )*};
 }
 
-/// What has parts.
+/// Types with parts.
 macro_rules! in_parts {
     ($($method:ident($($name:ident: $type:ty),*))*) => {$(
         #[inline]
@@ -238,7 +240,7 @@ macro_rules! in_parts {
     )*};
 }
 
-/// What a recursive type has in its circle, unless it reads itself as far as there are bytes.
+/// Types through which a type can contain itself and still end; their elements are announced by the bytes.
 macro_rules! one_level_down {
     ($($method:ident($($name:ident: $type:ty),*))*) => {$(
         #[inline]
@@ -294,15 +296,15 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Guarded<'_, D> {
     }
 }
 
-/// Who is given the parts of a value.
+/// A visitor that gets the parts of a value.
 struct Parts<'l, V> {
     visitor: Guarded<'l, V>,
-    /// Their number stands in the bytes.
+    /// The bytes say how many there are.
     are_announced: bool,
 }
 
 impl<'l, V> Parts<'l, V> {
-    /// Hands the parts over, with the limits.
+    /// Passes the parts on, with the limits.
     #[inline]
     fn hand<P, T, E: de::Error>(
         self,
@@ -378,7 +380,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Parts<'_, V> {
     fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<V::Value, A::Error> {
         let count = parts.size_hint();
         self.count(count.unwrap_or_default())?;
-        // postcard tells no number for which there are no bytes.
+        // postcard does not say how many elements there are if there are fewer bytes than that.
         let inner = Elements {
             parts,
             are_counted: self.are_announced && count.is_none(),
@@ -410,7 +412,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Guarded<'_, S> {
 
 struct Elements<A> {
     parts: A,
-    /// Each by itself, as it comes.
+    /// Each element is counted when it is decoded.
     are_counted: bool,
 }
 
@@ -531,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_without_end_is_an_error() {
+    fn endless_nesting_is_an_error() {
         // In a thread with the stack that Rust gives to threads.
         let decoding = thread::spawn(|| {
             for levels in [100_000, 50_000_000] {
@@ -542,16 +544,16 @@ mod tests {
                     why::<Tree>(&[1, 1].repeat(levels)),
                     why::<Tree>(&[2, 1, 7].repeat(levels)),
                 ] {
-                    assert!(why.contains("nested too deep"), "{why}");
+                    assert!(why.contains("nested too deeply"), "{why}");
                 }
             }
         });
         decoding.join().expect("it does not end the thread");
     }
 
-    /// It ends where the bytes do, and has nothing else in its circle but itself.
+    /// Such a type contains itself directly, and ends where the bytes do.
     #[test]
-    fn what_gets_over_the_end_of_the_bytes_does_not_overflow_the_stack() {
+    fn a_type_that_ignores_the_end_of_the_bytes_does_not_overflow_the_stack() {
         #[derive(Debug, Deserialize)]
         struct Endless {
             _number: u8,
@@ -564,14 +566,14 @@ mod tests {
         let decoding = thread::spawn(|| {
             let (_, rest) = decode::<Endless>(&[1; 1_000_000])
                 .map(|(value, rest)| (value, rest.len()))
-                .expect("it gets over it");
+                .expect("it ignores the error");
             assert!(rest > 0);
         });
         decoding.join().expect("it does not end the thread");
     }
 
     #[test]
-    fn what_is_nested_as_values_are_is_decoded() {
+    fn reasonable_nesting_is_decoded() {
         let mut chain = Chain::default();
         for _ in 0..300 {
             let next = Some(Box::new(chain));
@@ -588,7 +590,7 @@ mod tests {
         let (units, _) = decode::<Vec<()>>(&announced(1_000_000)).expect("they are not too many");
         assert_eq!(units.len(), 1_000_000);
         assert!(why::<Vec<()>>(&announced(1 << 60)).contains("more elements"));
-        // Not by many sequences, either.
+        // They are counted over many sequences, too.
         let many = [announced(1000), announced(10_000).repeat(1000)].concat();
         assert!(why::<Vec<Vec<()>>>(&many).contains("more elements"));
     }
@@ -608,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_type_says_is_told() {
+    fn a_types_own_message_is_kept() {
         #[derive(Debug)]
         struct Picky;
         impl<'de> Deserialize<'de> for Picky {
@@ -621,7 +623,7 @@ mod tests {
         }
         type Deep = Vec<(u8, Option<BTreeMap<u8, Picky>>)>;
         assert_eq!(why::<Deep>(&[1, 5, 1, 1, 2, 77]), "77 is not to my taste");
-        // And nothing that was said of something else.
+        // And nothing from an earlier error.
         assert!(why::<Deep>(&[1, 5, 1, 1, 2]).contains("end"));
         assert_eq!(decode::<u8>(&[7]).expect("it is a number").0, 7);
         assert!(

@@ -1,10 +1,10 @@
-//! Encoding in one pass: postcard writes the bytes, and what it would get wrong is refused on the way.
+//! Encoding in one pass: postcard writes the bytes, and values that it would get wrong are refused on the way.
 //!
-//! postcard keeps the kind of an error only, and a user who wrote "path contains invalid UTF-8
-//! characters" deserves to see it. And it takes no notice of a field that is left out
-//! (`skip_serializing_if`), after which the other side reads something else than was written. So this
-//! serializer stands in front of postcard's: postcard writes numbers and strings, and what holds them
-//! together is walked through here. So it sees every part of a value (`part.rs`).
+//! postcard keeps only the kind of an error, but a user should see a message such as "path contains invalid UTF-8
+//! characters". And postcard ignores that a field is skipped (`skip_serializing_if`), after which the other side
+//! would read something other than what was written. So this serializer is in front of postcard's: postcard writes
+//! numbers and strings, and the structures around them are walked through here. So it sees every part of a value
+//! (`part.rs`).
 
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
@@ -19,8 +19,8 @@ use serde::ser::{
 
 use crate::part;
 
-/// Appends `value` to `out`, or gives the message of the first part of it that fails. Then `out` holds
-/// what came before that.
+/// Appends `value` to `out`, or returns the message of the first part that fails. In that case `out` contains the parts
+/// before it.
 #[inline]
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
     let mut postcard = Serializer {
@@ -29,9 +29,9 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Res
     part(value, &mut Encoder(&mut postcard)).map_err(|error| part::explained(error.to_string()))
 }
 
-/// Writes a part of a value, or all of it. That it is a path which serde refuses is seen when it has been refused, so that
-/// nothing else pays for it. (It is part of every level, for else a deep value would take more of the stack in a build that
-/// is not optimized.)
+/// Writes a part of a value, or all of it. A path is looked for only after serde has refused the part, so that nothing
+/// else pays for that. (It is inlined into every level, since a deep value would otherwise take more of the stack in an
+/// unoptimized build.)
 #[inline(always)]
 fn part<T: Serialize + ?Sized>(value: &T, encoder: &mut Encoder<'_, '_>) -> Result<(), Error> {
     if part::is_not_ours::<T>() {
@@ -51,8 +51,8 @@ fn refused<T: ?Sized>(value: &T, error: Error, encoder: &mut Encoder<'_, '_>) ->
     }
 }
 
-/// What carries what postcard can't.
-pub(crate) const OTHER: &str = "`#[pool_task(format = \"msgpack\")]` carries it";
+/// Advice for values that postcard can't encode.
+pub(crate) const OTHER: &str = "use `#[pool_task(format = \"msgpack\")]`";
 
 /// postcard's own flavors take a vector by value or write byte by byte; this one does neither.
 struct Append<'a>(&'a mut Vec<u8>);
@@ -84,8 +84,8 @@ impl<'b> Encoder<'_, 'b> {
         Encoder(self.0)
     }
 
-    /// Writes a number as postcard does, also those of lengths and variants: seven bits a byte, the
-    /// lowest first. Most numbers are short, and short ones are faster written than copied.
+    /// Writes a number as postcard does (also lengths and variants): seven bits per byte, the lowest first. Most
+    /// numbers are short, and pushing a byte is faster than copying from a buffer.
     #[inline]
     fn number(&mut self, mut number: u64) -> Result<(), Error> {
         let out = &mut *self.0.output.0;
@@ -97,12 +97,12 @@ impl<'b> Encoder<'_, 'b> {
         Ok(())
     }
 
-    /// postcard writes the length first.
+    /// Writes a length, which comes first in postcard, so it must be known.
     fn known(&mut self, len: Option<usize>, what: &str) -> Result<(), Error> {
         match len {
             Some(len) => self.number(len as u64),
             None => Err(Error::custom(format!(
-                "a {what} whose length is not known beforehand (from `#[serde(flatten)]`, say): {OTHER}"
+                "a {what} whose length is not known in advance (for example from `#[serde(flatten)]`): {OTHER}"
             ))),
         }
     }
@@ -256,7 +256,7 @@ impl ser::Serializer for Encoder<'_, '_> {
     }
 
     fn is_human_readable(&self) -> bool {
-        // As postcard.
+        // As in postcard.
         false
     }
 }
@@ -299,8 +299,8 @@ macro_rules! fields {
             }
             fn skip_field(&mut self, key: &'static str) -> Result<(), Error> {
                 Err(Error::custom(format!(
-                    "field `{key}` is left out (`#[serde(skip_serializing_if)]`), and the bytes do \
-                     not tell which fields there are: {OTHER}"
+                    "field `{key}` is skipped (`#[serde(skip_serializing_if)]`), but this format \
+                     does not say which fields there are: {OTHER}"
                 )))
             }
             fn end(self) -> Result<(), Error> {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_found_however_deep_it_lies() {
+    fn the_message_of_a_deep_part_is_returned() {
         let start = SystemTime::UNIX_EPOCH;
         let before = start - Duration::from_secs(1);
         let deep = Deep::Variant {
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_left_out_is_an_error() {
+    fn a_skipped_field_is_an_error() {
         #[derive(serde::Serialize)]
         struct Partly {
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -372,11 +372,11 @@ mod tests {
             size: 300,
         };
         let error = encode(&partly, &mut Vec::new()).unwrap_err().to_string();
-        assert!(error.starts_with("field `level` is left out"), "{error}");
+        assert!(error.starts_with("field `level` is skipped"), "{error}");
     }
 
     #[test]
-    fn a_length_that_is_not_known_is_called_so() {
+    fn an_unknown_length_is_an_error() {
         struct Endless;
         impl Serialize for Endless {
             fn serialize<S: ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,11 +1,11 @@
-//! Why a task that its worker survived gave no result.
+//! Why an input has no result although its worker survived.
 
 use serde::{Deserialize, Serialize};
 
-/// Why a task that its worker survived gave no result.
+/// Why an input has no result although its worker survived.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
-    /// It panicked.
+    /// The task panicked.
     Panicked(Panic),
     /// The worker could not decode the arguments.
     Decode(String),
@@ -13,37 +13,37 @@ pub enum Fault {
     Encode(String),
     /// The worker does not know the task.
     Unknown(String),
-    /// It was run for its effect, and returned an error.
+    /// A task that is run only for its effect, such as an initializer, returned an error.
     Returned(String),
 }
 
 /// A panic, as the worker's panic hook saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Panic {
-    /// The panic message; a fixed text if the payload is no string.
+    /// The panic message, or a fixed text if the payload is not a string.
     pub message: String,
     /// `file:line:column`, if known.
     pub location: Option<String>,
-    /// The worker's backtrace, if `RUST_BACKTRACE` asks for it.
+    /// The worker's backtrace, if `RUST_BACKTRACE` asks for one.
     pub backtrace: Option<String>,
     /// What the task printed before, at the end of it, if the parent captures that. A worker leaves it out.
     pub output: Option<String>,
 }
 
 impl Fault {
-    /// As a worker writes it.
+    /// Encodes it as a worker does.
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Strings into a vector: does not fail.
+        // Writing strings to a vector does not fail.
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
-    /// As a worker writes it in so many bytes: the ends of long texts are missing.
+    /// The same in at most `most` bytes: long texts are cut off.
     pub(crate) fn to_bytes_within(&self, most: usize) -> Vec<u8> {
         let bytes = self.to_bytes();
         if bytes.len() <= most {
             return bytes;
         }
-        // Three texts at the most, and some bytes for each.
+        // At most three texts, and a few bytes more for each.
         let each = most / 4;
         let cut = |text: &String| {
             let mut end = each.min(text.len());
@@ -67,7 +67,7 @@ impl Fault {
         short.to_bytes()
     }
 
-    /// Reads what a worker wrote; `None` if it is no fault.
+    /// Decodes what a worker wrote. Returns `None` if it is not a fault.
     pub fn from_bytes(bytes: &[u8]) -> Option<Fault> {
         postcard::from_bytes(bytes).ok()
     }

@@ -1,8 +1,8 @@
-//! Byte strings one behind the other in one buffer: the inputs of a portion, or the answers to them.
+//! A sequence of byte strings in one buffer: the inputs of a portion, or the replies to them.
 //!
-//! A *frame* is a word of four bytes, little-endian (the length times four, plus a [`Tag`]), and the
-//! bytes. That is also how frames lie in the rings, so a whole portion is copied there at once. One that
-//! is longer than [`FRAME_MAX`] stands alone, without the word, so that its buffer can become the value.
+//! A *frame* is a word of four bytes, little-endian (the length times four, plus a [`Tag`]), followed by the
+//! bytes. Frames have the same form in the rings, so a whole portion is copied there at once. A byte string
+//! longer than [`FRAME_MAX`] stands alone, without the word, so that its buffer can become the value.
 
 use std::fmt;
 use std::slice;
@@ -12,19 +12,19 @@ use crate::attach::{self, Attachment, Collection};
 use crate::buffer::{Arrived, Buffer};
 use crate::codec::Tail;
 
-/// The longest byte string that stands with others, in bytes.
+/// The length in bytes of the longest byte string that may share a buffer with others.
 pub const FRAME_MAX: usize = 32 * 1024;
 
-/// Room that is made for the first byte string, so that small ones need no more.
+/// The bytes reserved for the first byte string, so that small ones need only one allocation.
 const RESERVE: usize = 60;
 
-/// A larger buffer is not used again for what may need less.
+/// Buffers with more capacity than this are not reused, since the next content may need less.
 const RECYCLE: usize = 256;
 
-/// The word in front of the bytes.
+/// The size of the word before the bytes.
 pub(crate) const WORD: usize = 4;
 
-/// What the bytes are.
+/// The kind of a byte string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tag {
     /// An encoded input, or an encoded result.
@@ -33,18 +33,18 @@ pub enum Tag {
     Fault,
 }
 
-/// What [`Frames::to_bytes`] writes behind the bytes: how many there are, and one byte that says whether it is one that
-/// stands alone, and which.
+/// The size of what [`Frames::to_bytes`] writes after the bytes: the number of byte strings, and one byte that is
+/// [`MANY`], or the tag and alignment of a byte string that stands alone.
 const TRAILER: usize = size_of::<u32>() + 1;
 const MANY: u8 = u8::MAX;
 
-/// The tag of a piece of a longer byte string, in a ring only: the rest follows.
+/// Used only in a ring: the tag of a piece of a longer byte string, of which more pieces follow.
 pub(crate) const PIECE: u32 = 2;
 
-/// The tag that announces such a byte string: eight bytes say how long it is.
+/// Used only in a ring: the tag that announces such a byte string. Eight bytes give its length.
 pub(crate) const LONG: u32 = 3;
 
-/// Set in the word of a message, in a ring only: no reply, but what a task sends meanwhile. Its first eight bytes are the
+/// Used only in a ring: set in the word of a message, which a task sends while it runs. Its first eight bytes are the
 /// id of the channel.
 pub(crate) const MESSAGE: u32 = 1 << 31;
 
@@ -57,14 +57,14 @@ impl Tag {
     }
 }
 
-/// The word in front of `len` bytes.
+/// The word before `len` bytes.
 #[inline]
 pub(crate) fn word(len: usize, tag: u32) -> [u8; WORD] {
     debug_assert!(len <= FRAME_MAX);
     ((len as u32) << 2 | tag).to_le_bytes()
 }
 
-/// Reads a word: the length, and the bits of the tag.
+/// Reads a word: returns the length and the bits of the tag.
 #[inline]
 pub(crate) fn read_word(word: [u8; WORD]) -> (usize, u32) {
     let word = u32::from_le_bytes(word);
@@ -74,29 +74,30 @@ pub(crate) fn read_word(word: [u8; WORD]) -> (usize, u32) {
 /// Byte strings, in order.
 #[derive(Clone, Default)]
 pub struct Frames {
-    /// From `start` on: `count` frames, or the one byte string that stands alone, with this tag.
+    /// From `start` on: `count` frames, or the one byte string that stands alone.
     bytes: Vec<u8>,
     start: usize,
     count: usize,
+    /// The tag of the byte string that stands alone.
     alone: Option<Tag>,
     /// There is no fault among them, as was seen before.
     only_values: bool,
-    /// What is rare, in a box, for frames are moved often.
+    /// Rarely used fields, in a box because frames are moved often.
     extra: Option<Box<Extra>>,
 }
 
 #[derive(Clone, Default)]
 struct Extra {
-    /// What comes behind `bytes`, of one that stands alone.
+    /// The rest, after `bytes`, of a byte string that stands alone.
     tail: Option<Tail>,
-    /// What all the byte strings have in front of them.
+    /// The bound arguments, which precede every byte string.
     bound: Option<Arc<Attachment>>,
-    /// What some of them refer to.
+    /// The attachments that some of the byte strings refer to.
     held: Arc<Vec<Arc<Attachment>>>,
 }
 
 impl Extra {
-    /// The id of what was referred to last; 0, if there is none.
+    /// The id of the attachment that was referred to last, or 0.
     fn known(&self) -> u64 {
         self.held.last().map_or(0, |last| last.id())
     }
@@ -121,7 +122,7 @@ impl fmt::Debug for Frames {
 }
 
 impl Frames {
-    /// One byte string.
+    /// A single byte string.
     pub fn alone(tag: Tag, bytes: impl Into<Buffer>) -> Frames {
         let bytes = bytes.into();
         if bytes.len() > FRAME_MAX {
@@ -140,12 +141,12 @@ impl Frames {
         Frames::many(framed, 1)
     }
 
-    /// None, with room for so many bytes.
+    /// No byte strings, with room for this many bytes.
     pub fn with_capacity(bytes: usize) -> Frames {
         Frames::many(Vec::with_capacity(bytes), 0)
     }
 
-    /// `count` frames that were checked before.
+    /// `count` frames, which must be valid.
     pub(crate) fn many(bytes: Vec<u8>, count: usize) -> Frames {
         Frames {
             bytes,
@@ -176,7 +177,7 @@ impl Frames {
     ///
     /// # Errors
     ///
-    /// Those of `write`; then nothing was appended.
+    /// Those of `write`. In that case nothing is appended.
     #[inline]
     pub fn push<E>(
         &mut self,
@@ -201,7 +202,7 @@ impl Frames {
         Ok(self.finish(at, tail, &referred))
     }
 
-    /// Completes the byte string whose word is at this place.
+    /// Completes the byte string whose word is at `at`.
     #[cold]
     fn finish(
         &mut self,
@@ -218,7 +219,7 @@ impl Frames {
             return None;
         }
         let (bytes, start) = if self.count == 0 {
-            // Some may have been taken away.
+            // Earlier ones may have been taken away.
             self.start = 0;
             (std::mem::take(bytes), at + WORD)
         } else {
@@ -246,7 +247,7 @@ impl Frames {
         Some(alone)
     }
 
-    /// Some byte strings refer to these.
+    /// Adds attachments that byte strings refer to.
     fn hold(&mut self, referred: &[Arc<Attachment>]) {
         if !referred.is_empty() {
             let extra = self.extra.get_or_insert_default();
@@ -255,20 +256,20 @@ impl Frames {
         }
     }
 
-    /// The arguments in this attachment are in front of all byte strings.
+    /// Sets the bound arguments, which precede every byte string.
     pub fn bind(&mut self, bound: &Arc<Attachment>) {
         let extra = self.extra.get_or_insert_default();
         extra.bound = Some(Arc::clone(bound));
     }
 
-    /// Whether workers need something else before they get these.
+    /// Whether workers must be sent attachments before these byte strings.
     #[inline]
     pub fn has_attachments(&self) -> bool {
         let extra = self.extra.as_ref();
         extra.is_some_and(|extra| extra.bound.is_some() || !extra.held.is_empty())
     }
 
-    /// The same for what was made of [bytes](Frames::from_bytes): what they are bound to, and what they refer to.
+    /// Sets the bound arguments and the attachments of frames that were made [from bytes](Frames::from_bytes).
     pub fn attach(&mut self, bound: Option<&Arc<Attachment>>, held: &[Arc<Attachment>]) {
         if let Some(bound) = bound {
             self.bind(bound);
@@ -276,36 +277,36 @@ impl Frames {
         self.hold(held);
     }
 
-    /// All of these; each may [hold](Attachment::holds) more.
+    /// All attachments of these byte strings; each may [hold](Attachment::holds) others.
     pub fn attachments(&self) -> impl Iterator<Item = &Arc<Attachment>> {
         self.bound().into_iter().chain(self.held())
     }
 
-    /// To how many attachments the byte strings refer.
+    /// The number of attachments that the byte strings refer to.
     #[inline]
     pub fn references(&self) -> usize {
         self.held().len()
     }
 
-    /// What some of the byte strings refer to.
+    /// The attachments that some of the byte strings refer to.
     #[inline]
     pub fn held(&self) -> &[Arc<Attachment>] {
         self.extra.as_ref().map_or(&[], |extra| &extra.held)
     }
 
-    /// What all the byte strings have in front of them.
+    /// The bound arguments, which precede every byte string.
     #[inline]
     pub fn bound(&self) -> Option<&Arc<Attachment>> {
         self.extra.as_ref()?.bound.as_ref()
     }
 
-    /// How many byte strings there are.
+    /// The number of byte strings.
     #[inline]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// How many bytes they take.
+    /// The number of bytes that they take.
     #[inline]
     pub fn size(&self) -> usize {
         self.bytes.len() - self.start + self.tail().len()
@@ -321,7 +322,7 @@ impl Frames {
         tail.map_or(&[], |tail| tail)
     }
 
-    /// Takes the first `front` away, as frames of their own.
+    /// Removes the first `front` byte strings, and returns them.
     pub fn take_front(&mut self, front: usize) -> Frames {
         if front >= self.count {
             return std::mem::take(self);
@@ -337,7 +338,7 @@ impl Frames {
         }
     }
 
-    /// The same, in a buffer that was used before and is now another's.
+    /// The same, but reuses the buffer of `used` if it is large enough.
     pub fn take_front_into(&mut self, front: usize, used: Frames) -> Frames {
         let buffer = used.bytes.capacity();
         if front >= self.count || buffer > RECYCLE {
@@ -359,7 +360,7 @@ impl Frames {
         }
     }
 
-    /// Takes the first byte string away, and shows it.
+    /// Removes the first byte string, and returns it.
     #[inline]
     pub fn pop(&mut self) -> Option<(Tag, Arrived<'_>)> {
         self.count = self.count.checked_sub(1)?;
@@ -371,7 +372,7 @@ impl Frames {
         Some((tag, Arrived::Lent(frame)))
     }
 
-    /// The byte string that stands alone; its buffer, if there is nothing else in it.
+    /// Takes the byte string that stands alone, without a copy if all of it is in the tail.
     fn take_alone(&mut self) -> Buffer {
         let mut front = std::mem::take(&mut self.bytes);
         front.drain(..self.start);
@@ -385,8 +386,8 @@ impl Frames {
         }
     }
 
-    /// All of them as one byte string, which another process understands that runs this program on a machine of this kind; but
-    /// for what they refer to.
+    /// Encodes all byte strings as one, without the attachments. It can be decoded by any process that runs this
+    /// program on the same kind of machine.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.size() + TRAILER);
         bytes.extend_from_slice(self.rest());
@@ -400,7 +401,7 @@ impl Frames {
         bytes
     }
 
-    /// Reads what [`to_bytes`](Frames::to_bytes) has written; `None` if this is something else.
+    /// Decodes the result of [`to_bytes`](Frames::to_bytes). Returns `None` if it is something else.
     pub fn from_bytes(mut bytes: Vec<u8>) -> Option<Frames> {
         let (rest, trailer) = bytes.split_last_chunk::<TRAILER>()?;
         let [count @ .., kind] = *trailer;
@@ -443,7 +444,7 @@ impl Frames {
         })
     }
 
-    /// How many at the front take no more than `max_bytes` together, up to `most`; but at least one.
+    /// The number of byte strings at the front that fit into `max_bytes`: at least one, at most `most`.
     #[inline]
     pub fn fitting(&self, most: usize, max_bytes: usize) -> usize {
         let most = most.min(self.count).max(1);
@@ -458,7 +459,8 @@ impl Frames {
         fit.unwrap_or(most).clamp(1, most)
     }
 
-    /// The byte strings, in order. Of one that has a tail, only that or what is before it: so of results, not of inputs.
+    /// The byte strings, in order. Don't use it for inputs: of a byte string that consists of bytes and a tail, only
+    /// the bytes are returned.
     pub fn iter(&self) -> Iter<'_> {
         let rest = match self.rest() {
             [] => self.tail(),
@@ -471,7 +473,7 @@ impl Frames {
         }
     }
 
-    /// Reads `count` frames that the parent has written into a ring.
+    /// Reads `count` frames that the parent wrote to a ring.
     #[inline]
     pub(crate) fn read(bytes: &[u8], count: usize) -> Iter<'_> {
         Iter {
@@ -481,7 +483,7 @@ impl Frames {
         }
     }
 
-    /// As they lie in a ring, if none stands alone.
+    /// The frames as they are written to a ring, if they are not a byte string that stands alone.
     pub(crate) fn as_framed(&self) -> Option<&[u8]> {
         self.alone.is_none().then(|| self.rest())
     }
@@ -491,7 +493,7 @@ impl Frames {
         [self.rest(), self.tail()]
     }
 
-    /// For numbers of which alignment it is, if it stands alone: a power of two.
+    /// The base-2 logarithm of the alignment of a byte string that stands alone.
     pub(crate) fn align_log2(&self) -> u32 {
         let tail = self.extra.as_ref().and_then(|extra| extra.tail.as_ref());
         tail.filter(|_| self.rest().is_empty())
@@ -499,7 +501,7 @@ impl Frames {
     }
 }
 
-/// How far `count` frames reach.
+/// The number of bytes in the first `count` frames.
 fn skip(bytes: &[u8], count: usize) -> usize {
     let mut at = 0;
     for _ in 0..count {
@@ -509,8 +511,7 @@ fn skip(bytes: &[u8], count: usize) -> usize {
     at
 }
 
-/// The first frame of several, and the rest. Nothing, if it is not whole: in a worker, a task may have written
-/// over it.
+/// The first frame, and the bytes after it. `None` if it is incomplete: in a worker, a task may have overwritten it.
 #[inline]
 fn first(bytes: &[u8]) -> Option<(Tag, &[u8], &[u8])> {
     let (word, rest) = bytes.split_first_chunk()?;
@@ -570,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_pushed_comes_back() {
+    fn byte_strings_come_back_as_pushed() {
         let mut frames = Frames::default();
         for text in ["one", "", "three"] {
             assert_eq!(push(&mut frames, text.as_bytes()), None);
@@ -607,7 +608,7 @@ mod tests {
             assert_eq!(strings(&alone), [&long[..]]);
             assert_eq!(alone.count(), 1);
             assert_eq!(frames.count(), before);
-            // Also when those before it were taken away.
+            // The same after the others were taken away.
             while frames.pop().is_some() {}
             assert!(push(&mut frames, &long).is_some());
             assert_eq!((frames.count(), frames.size()), (0, 0));
@@ -639,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn they_travel_as_bytes() {
+    fn frames_survive_encoding_as_bytes() {
         let mut some = Frames::default();
         for text in ["one", "", "three", "four"] {
             push(&mut some, text.as_bytes());
@@ -675,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn what_they_need_goes_with_each_part() {
+    fn each_part_keeps_the_attachments() {
         let attachment = |byte| Attachment::new(&[byte], Vec::new()).expect("it is short");
         let (bound, referred) = (attachment(1), attachment(2));
         let mut frames = Frames::default();
@@ -704,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_is_not_held() {
+    fn a_failed_push_holds_no_attachment() {
         let referred = Attachment::new(&[1], Vec::new()).expect("it is short");
         let mut frames = Frames::default();
         let failed = frames.push(|_| {
@@ -717,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_fit() {
+    fn fitting_counts_bytes() {
         let mut frames = Frames::default();
         for _ in 0..10 {
             push(&mut frames, b"12345678");

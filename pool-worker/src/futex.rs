@@ -15,7 +15,7 @@ mod real {
 
     use crate::sync::AtomicU32;
 
-    /// So often a wake-up that failed is tried again.
+    /// How many times a failed wake-up is tried again.
     const TRIES: usize = 100;
 
     /// Sleeps while `word` is `value`, but no longer than `timeout`. May return early.
@@ -30,12 +30,12 @@ mod real {
         }
     }
 
-    /// Wakes who sleeps on `word`; one at the most.
+    /// Wakes one thread that sleeps on `word`, if there is one.
     pub(crate) fn wake(word: &AtomicU32) {
         wake_some(word, 1);
     }
 
-    /// Wakes all who sleep on `word`.
+    /// Wakes all threads that sleep on `word`.
     pub(crate) fn wake_all(word: &AtomicU32) {
         wake_some(word, i32::MAX as u32);
     }
@@ -47,8 +47,8 @@ mod real {
         }
     }
 
-    /// A reference is mapped, but its page may be swapped out, and there may be no memory for it at the moment. Who is
-    /// to be woken may sleep without a bound.
+    /// A wake-up can fail although the word is mapped: its page may be swapped out, with no memory to bring it back
+    /// right now. It must be repeated, since the sleeper may have no timeout.
     #[cold]
     fn wake_again(word: &AtomicU32, most: u32) {
         for _ in 0..TRIES {
@@ -60,8 +60,8 @@ mod real {
     }
 }
 
-/// A kernel whose sleepers wake when they are woken, and never by themselves: one that nobody wakes is
-/// found as a deadlock.
+/// A model of the kernel in which sleepers wake only when they are woken, so shuttle reports a lost wake-up as a
+/// deadlock.
 #[cfg(pool_shuttle)]
 mod model {
     use std::io;

@@ -1,7 +1,7 @@
-//! What a process believes of another, against anything that the other may say.
+//! The code that reads data from another process, fuzzed with arbitrary data.
 //!
-//! Each function here runs one input; the inputs come from libFuzzer (`fuzz/`), and a test runs those that it has kept.
-//! None may panic, whatever the input. What it may cost in time and memory is checked in `fuzz/src/lib.rs`.
+//! Each function here runs one fuzz input. The inputs come from libFuzzer (`fuzz/`), and a test runs the saved ones.
+//! No input may cause a panic. `fuzz/src/lib.rs` limits the time and memory that one may take.
 
 mod frames;
 mod replies;
@@ -13,7 +13,7 @@ pub use frames::frames;
 pub use replies::{racing, replies};
 pub use values::values;
 
-/// What a worker is told by its environment.
+/// The call that a worker reads from its environment.
 pub fn calls(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -29,8 +29,8 @@ mod tests {
     use std::panic;
     use std::path::Path;
 
-    /// Runs what the corpus has for a target. (A packaged crate, which Cargo has given that other manifest, comes
-    /// without.)
+    /// Runs the corpus of a target. (A packaged crate has none; it is recognized by the `Cargo.toml.orig` that Cargo
+    /// adds.)
     fn digest(target: &str, run: fn(&[u8])) {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         if here.join("Cargo.toml.orig").exists() {

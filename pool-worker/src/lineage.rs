@@ -1,4 +1,4 @@
-//! Telling a process from its copies by `fork`, without a system call.
+//! Tells a process apart from its forked copies, without a system call.
 
 use std::process;
 use std::ptr;
@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-/// The first number that is free.
+/// The next free number.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// A number that this process shares with no process that it came of by `fork`, and with none that comes
-/// of it.
+/// A number that differs between this process, every process that it was forked from, and every process forked from it.
 #[inline]
 pub fn lineage() -> u32 {
     static WORD: OnceLock<Option<&'static AtomicU32>> = OnceLock::new();
@@ -23,7 +22,7 @@ pub fn lineage() -> u32 {
         return process::id();
     };
     match word.load(Ordering::Relaxed) {
-        // A copy, which has never asked.
+        // The first call in this process, or in this forked copy.
         0 => {
             let new = NEXT.fetch_add(1, Ordering::Relaxed);
             let set = word.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed);
@@ -33,7 +32,7 @@ pub fn lineage() -> u32 {
     }
 }
 
-/// A word that is 0 in every copy of this process. `None` if the system has none.
+/// A word that is 0 in every forked copy of this process. `None` if the system can't provide one.
 fn wiped_on_fork() -> Option<&'static AtomicU32> {
     let len = rustix::param::page_size();
     // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.

@@ -1,7 +1,7 @@
-//! Memory that two processes share: a sealed memfd, mapped.
+//! Memory that two processes share: a sealed, mapped memfd.
 //!
-//! Nobody can shrink it, so a process that touches it can't be killed by SIGBUS, whatever the other one
-//! does. It has no name, and reaches the other process as a descriptor.
+//! It can't be shrunk, so nothing that one process does can cause a SIGBUS in the other. It has no name, and
+//! is sent to the other process as a descriptor.
 
 use std::fmt;
 use std::fs::File;
@@ -16,13 +16,13 @@ use rustix::process::{Resource, getrlimit};
 
 const WRITABLE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
-/// A mapping of shared memory. All zero when it is made.
+/// A mapping of shared memory, which is zeroed at first.
 pub(crate) struct Memory {
     base: *mut u8,
     len: usize,
 }
 
-// SAFETY: a mapping belongs to no thread; what is in it is accessed by its users, who say how.
+// SAFETY: a mapping is not tied to a thread. The users of this type access the content, and justify how.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -34,7 +34,7 @@ impl fmt::Debug for Memory {
 }
 
 impl Memory {
-    /// Makes memory, and the descriptor by which another process gets it.
+    /// Creates memory, and the descriptor with which another process opens it.
     pub(crate) fn create(name: &str, len: usize) -> io::Result<(Memory, OwnedFd)> {
         let fd = unsealed(name, len)?;
         ftruncate(&fd, len as u64)?;
@@ -42,7 +42,7 @@ impl Memory {
         Ok((Memory::map(&fd, len, WRITABLE, MapFlags::SHARED)?, fd))
     }
 
-    /// Maps memory that another process has made.
+    /// Maps memory that another process has created.
     pub(crate) fn open(fd: &OwnedFd, len: usize) -> io::Result<Memory> {
         check_size(fd, len)?;
         Memory::map(fd, len, WRITABLE, MapFlags::SHARED)
@@ -57,7 +57,7 @@ impl Memory {
         })
     }
 
-    /// Where it begins: the start of a page.
+    /// The first byte, which is the start of a page.
     pub(crate) fn base(&self) -> *mut u8 {
         self.base
     }
@@ -70,17 +70,18 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and whoever has a pointer into it holds this value.
+        // SAFETY: this value owns the mapping, and pointers into it are not used after it is dropped.
         let _ = unsafe { munmap(self.base.cast(), self.len) };
     }
 }
 
-/// Bytes that nobody can change, shared by as many processes as like.
+/// Immutable bytes that any number of processes may map.
 #[derive(Debug)]
 pub struct Constant(Memory);
 
 impl Constant {
-    /// Makes them of these parts, and gives the descriptor by which other processes get them. There must be some.
+    /// Creates them from these parts, and returns the descriptor with which processes open them. They must not be
+    /// empty.
     pub(crate) fn create(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
         let len = parts.iter().map(|part| part.len()).sum();
         let mut file = File::from(unsealed(name, len)?);
@@ -92,22 +93,22 @@ impl Constant {
         Ok(file.into())
     }
 
-    /// Maps what another process has made.
+    /// Maps bytes that this or another process has created.
     pub(crate) fn open(fd: &OwnedFd, len: usize) -> io::Result<Constant> {
         check_size(fd, len)?;
-        // Before Linux 6.7 nothing that is sealed against writing is mapped as shared, not even for reading.
+        // Before Linux 6.7, memory that is sealed against writing can't be mapped as shared, not even for reading.
         let memory = Memory::map(fd, len, ProtFlags::READ, MapFlags::PRIVATE)?;
         Ok(Constant(memory))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is as long, lives as long as `self`, and is sealed against writing.
+        // SAFETY: the mapping has this length, lives as long as `self`, and is sealed against writing.
         unsafe { slice::from_raw_parts(self.0.base, self.0.len) }
     }
 }
 
 fn unsealed(name: &str, len: usize) -> io::Result<OwnedFd> {
-    // Going past it is a signal that ends the process.
+    // Exceeding the limit would send SIGXFSZ, which kills the process.
     let limit = getrlimit(Resource::Fsize).current;
     if limit.is_some_and(|limit| limit < len as u64) {
         return Err(rustix::io::Errno::FBIG.into());
@@ -120,7 +121,7 @@ fn unsealed(name: &str, len: usize) -> io::Result<OwnedFd> {
 
 fn check_size(fd: &OwnedFd, len: usize) -> io::Result<()> {
     if fstat(fd)?.st_size != len as i64 {
-        return Err(io::Error::other("shared memory of another size"));
+        return Err(io::Error::other("shared memory of an unexpected size"));
     }
     Ok(())
 }
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_constant_can_be_read_and_not_be_written() {
+    fn constant_memory_can_only_be_read() {
         let fd = Constant::create("pool-test", &[b"some ", b"bytes"]).expect("there is memory");
         let one = Constant::open(&fd, 10).expect("there is memory");
         let other = Constant::open(&fd, 10).expect("there is memory");

@@ -1,4 +1,5 @@
-//! Encoding in MessagePack, which describes itself: what stands in front of rmp-serde, to see every part of a value.
+//! Encoding in MessagePack, a self-describing format: a serializer in front of rmp-serde, which sees every part of a
+//! value.
 
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
@@ -10,16 +11,16 @@ use serde::ser::{
 
 use crate::part;
 
-// What stands between one level of a value and the next is inlined always, for else a deep value would take twice the stack
-// in a build that is not optimized.
+// The functions between one level of a value and the next are always inlined. Otherwise a deep value would take twice
+// the stack in an unoptimized build.
 
-/// Appends `value` to `out`, structs with the names of their fields; or gives the message of the first part of it that
-/// fails. Then `out` holds what came before that.
+/// Appends `value` to `out`, structs with their field names; or returns the message of the first part that fails. In
+/// that case `out` contains the parts before it.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
     let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
     let encoded = Part(value).serialize(&mut serializer);
     encoded.map_err(|error| match error {
-        // What a type says.
+        // The message of a type.
         rmp_serde::encode::Error::Syntax(why) => part::explained(why),
         error => error.to_string(),
     })
@@ -46,7 +47,7 @@ fn special<T: ?Sized, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, 
     }
 }
 
-/// A serializer, or what takes the parts of something, which gets them as [`Part`]s.
+/// A serializer, of a whole value or of the parts of one, that passes the parts on as [`Part`]s.
 struct InParts<S>(S);
 
 macro_rules! as_it_is {

@@ -1,8 +1,8 @@
-//! What a task says that is run for its effect: nobody wants its result, but whether it is an error.
+//! Whether a task that is run only for its effect, such as an initializer, returned an error.
 //!
-//! Only concrete code can tell, so the function that `#[pool_task]` emits asks `(&&&&Outcome(&result)).error()`. Which
-//! [`Tell`] that is, the compiler finds by taking one reference away after the other: the first whose conditions are met
-//! wins. So it sees through aliases and associated types.
+//! Only code that knows the concrete type can find out, so the function emitted by `#[pool_task]` calls
+//! `(&&&&Outcome(&result)).error()`. To select an impl of [`Tell`], the compiler removes one reference after another
+//! and takes the first impl whose bounds are met. This works through aliases and associated types, too.
 
 use std::fmt::{Debug, Display};
 
@@ -10,7 +10,7 @@ use std::fmt::{Debug, Display};
 #[derive(Debug)]
 pub struct Outcome<'r, R>(pub &'r R);
 
-/// Tells whether a result is an error.
+/// Says whether a result is an error.
 pub trait Tell {
     /// The text of the error, if it is one.
     fn error(&self) -> Option<String>;
@@ -47,7 +47,7 @@ mod tests {
 
     use super::*;
 
-    /// As `#[pool_task]` asks.
+    /// The expression that `#[pool_task]` emits.
     macro_rules! error_of {
         ($result:expr) => {
             (&&&&Outcome(&$result)).error()
@@ -71,7 +71,7 @@ mod tests {
     type Alias = Result<u32, Shown>;
 
     #[test]
-    fn an_error_tells_what_it_can() {
+    fn an_error_is_shown_as_well_as_possible() {
         let shown: Alias = Err(Shown);
         assert_eq!(error_of!(shown).as_deref(), Some("shown"));
         let dumped: Result<(), Dumped> = Err(Dumped);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_is_no_error() {
+    fn other_results_are_no_errors() {
         let fine: Alias = Ok(1);
         assert_eq!(error_of!(fine), None);
         assert_eq!(error_of!(Some(Mute)), None);

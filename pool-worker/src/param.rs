@@ -1,8 +1,7 @@
-//! How parameters travel, for those who don't give their arguments away: what may be lent for each, and how it is
-//! encoded from where it lies.
+//! Arguments that the caller lends or binds: what may be lent for each parameter, and how it is encoded in place.
 //!
-//! `#[pool_task]` writes one of these markers for each parameter, by how its type is spelled. What is encoded is the same
-//! as what `Task::encode_args` makes of an owned value.
+//! `#[pool_task]` emits one of these markers for each parameter, depending on how its type is spelled. A lent value is
+//! encoded to the same bytes as `Task::encode_args` encodes an owned one.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -15,21 +14,21 @@ use crate::codec::{
     encode_msgpack, give_last_block, lend_last_block,
 };
 
-/// How one parameter travels.
+/// How the argument for one parameter is encoded.
 pub trait Param {
-    /// What the caller gives away.
+    /// The type that the caller passes by value.
     type Owned: Borrow<Self::Lent>;
-    /// What the caller lends.
+    /// The type that the caller lends.
     type Lent: ?Sized + 'static;
 
-    /// Appends what was lent to `out`, of which the input begins at `start`.
+    /// Appends a lent argument to `out`, in which the input begins at `start`.
     ///
     /// # Errors
     ///
     /// If it can't be encoded.
     fn encode(lent: &Self::Lent, out: &mut Vec<u8>, start: usize) -> Result<(), CodecError>;
 
-    /// The same of an argument that is bound. Gives what is to follow what was appended, if it need not be copied for that.
+    /// The same for a bound argument. Returns bytes that must follow the appended ones and need not be copied.
     ///
     /// # Errors
     ///
@@ -43,7 +42,7 @@ pub trait Param {
         Ok(&[])
     }
 
-    /// The same, where nothing comes behind it. A long block is given back, to follow what was appended.
+    /// The same for the last argument. A long block is not appended but returned; it must follow the appended bytes.
     ///
     /// # Errors
     ///
@@ -57,7 +56,7 @@ pub trait Param {
         Ok(None)
     }
 
-    /// The same of a value that was given away.
+    /// The same for the last argument, passed by value.
     ///
     /// # Errors
     ///
@@ -87,17 +86,17 @@ macro_rules! markers {
 markers! {
     /// `T`, `&T`: lent as a `T`.
     Plain<T>;
-    /// `&Path` and the like: lent as that.
+    /// `&Path` and similar types: lent as they are.
     Unsized<U: ?>;
     /// `Vec<T>`, `&[T]`: lent as a `[T]`.
     Slice<T>;
     /// As `Plain`, for `#[pool_task(format = "msgpack")]`.
     Described<T>;
-    /// As `Slice`, for the same.
+    /// As `Slice`, for `#[pool_task(format = "msgpack")]`.
     DescribedSlice<T>;
-    /// `Vec<f64>`, `&[f64]`, `Box<[f64]>`, with what owns the numbers: lent as a `[f64]`.
+    /// `Vec<f64>`, `&[f64]`, `Box<[f64]>`: lent as a `[f64]`. `V` owns the numbers, and `P` is their type.
     Block<V, P>;
-    /// `[f64; 8]`: lent as that.
+    /// `[f64; 8]`: lent as it is.
     Array<A>;
 }
 
@@ -196,13 +195,13 @@ impl<P: Primitive, const N: usize> Param for Array<[P; N]> {
     }
 }
 
-/// What lends a `B`: a reference to whatever borrows one, as a `&String` lends a `str`.
+/// A reference that lends a `B`: to a `B`, or to a type that borrows as one. For example, a `&String` lends a `str`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not lend a `{B}`",
-    label = "a reference to a `{B}`, or to what borrows one, is expected"
+    label = "expected a reference to a `{B}`, or to a type that implements `Borrow<{B}>`"
 )]
 pub trait Lends<B: ?Sized> {
-    /// What is lent.
+    /// The value that is lent.
     #[doc(hidden)]
     fn lent(&self) -> &B;
 }
@@ -215,20 +214,20 @@ impl<S: Borrow<B> + ?Sized, B: ?Sized> Lends<B> for &S {
     }
 }
 
-/// A tuple of references, or a reference to a tuple, that lends what all parameters need.
+/// A tuple of references, or a reference to a tuple, that lends an argument for every parameter.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not lend the arguments",
-    label = "a tuple of references is expected, one for each argument that is open"
+    message = "`{Self}` does not lend the arguments of this task",
+    label = "expected a tuple of references, one for each argument that is not bound, in order"
 )]
 pub trait LendsAll<Params> {
-    /// Encodes all of them. A long block at their end is given back, to follow what was appended.
+    /// Encodes all arguments. A long block at the end is not appended but returned; it must follow the appended bytes.
     #[doc(hidden)]
     fn encode(&self, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
 }
 
-/// A tuple of values that has what all parameters need.
+/// A tuple of values with an argument for every parameter.
 pub trait GivesAll<Params> {
-    /// Encodes all of them. A long block at their end is given back, to follow what was appended.
+    /// Encodes all arguments. A long block at the end is not appended but returned; it must follow the appended bytes.
     ///
     /// # Errors
     ///
@@ -239,44 +238,44 @@ pub trait GivesAll<Params> {
 /// A tuple whose last element is an `A`.
 pub trait EndsWith<A> {}
 
-/// A tuple of the first of these arguments.
+/// A tuple with the first of these arguments.
 #[diagnostic::on_unimplemented(
-    message = "`partial` can't bind `{Self}`: the arguments that are open are `{Args}`",
-    label = "a tuple of the first of `{Args}` is expected",
-    note = "`.by_ref()` before `.partial(...)` binds references, too"
+    message = "`partial` can't bind `{Self}`: the arguments that are not bound yet are `{Args}`",
+    label = "expected a tuple with the first arguments of `{Args}`",
+    note = "to bind references, call `.by_ref()` before `.partial(...)`"
 )]
 pub trait Binds<Args, Params> {
     /// The arguments that are left.
     type Args;
-    /// How these travel.
+    /// The markers of the parameters that are left.
     #[doc(hidden)]
     type Params;
 
-    /// Appends the arguments to those that were bound before, which is all of `out`; but for what this gives, which is
-    /// to follow.
+    /// Appends the arguments to `out`, which contains the arguments that were bound before. Returns bytes that must
+    /// follow.
     #[doc(hidden)]
     fn encode(&self, out: &mut Vec<u8>) -> Result<&[u8], CodecError>;
 }
 
 /// A tuple of references that lends the first of these arguments.
 #[diagnostic::on_unimplemented(
-    message = "`partial` can't bind `{Self}`: the arguments that are open are `{Args}`",
-    label = "a tuple of references to the first of `{Args}` is expected"
+    message = "`partial` can't bind `{Self}`: the arguments that are not bound yet are `{Args}`",
+    label = "expected a tuple of references to the first arguments of `{Args}`"
 )]
 pub trait BindsLent<Args, Params> {
     /// The arguments that are left.
     type Args;
-    /// How these travel.
+    /// The markers of the parameters that are left.
     #[doc(hidden)]
     type Params;
 
-    /// Appends the arguments to those that were bound before, which is all of `out`; but for what this gives, which is
-    /// to follow.
+    /// Appends the arguments to `out`, which contains the arguments that were bound before. Returns bytes that must
+    /// follow.
     #[doc(hidden)]
     fn encode(&self, out: &mut Vec<u8>) -> Result<&[u8], CodecError>;
 }
 
-/// For tuples of one length: the last one is apart, since nothing comes behind it.
+/// Implements the traits for whole tuples of one length. The last element is separate, since it is encoded differently.
 macro_rules! whole {
     ($($s:ident $p:ident $at:tt),* ; $last_s:ident $last_p:ident $last:tt) => {
         #[diagnostic::do_not_recommend]
@@ -327,7 +326,7 @@ macro_rules! whole {
     };
 }
 
-/// For tuples of one length, of which the first ones are bound.
+/// Implements `Binds` for tuples of one length whose first elements are bound.
 macro_rules! bound {
     ($($s:ident $p:ident $at:tt),* ; $($left_s:ident $left_p:ident),*) => {
         #[diagnostic::do_not_recommend]
@@ -351,7 +350,7 @@ macro_rules! bound {
     };
 }
 
-/// The same for references.
+/// Implements `BindsLent` in the same way.
 macro_rules! bound_lent {
     ($($s:ident $p:ident $a:ident $at:tt),* ; $($left_a:ident $left_p:ident),*) => {
         #[diagnostic::do_not_recommend]
@@ -375,7 +374,7 @@ macro_rules! bound_lent {
     };
 }
 
-/// For every number of arguments, and every number of those that are bound.
+/// Calls the macros for every number of arguments, and every number of bound ones.
 macro_rules! every_length {
     ($($s:ident $p:ident $a:ident $at:tt),*) => {
         every_length!(@lengths [] $([$s $p $a $at])*);

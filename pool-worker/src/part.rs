@@ -1,10 +1,10 @@
-//! What is made of some parts of values, wherever they stand, instead of what their types do.
+//! Parts of values that are encoded in a special way, at any depth, instead of as their types would do it.
 //!
-//! A path has any bytes, and serde refuses one that is not UTF-8. Here it goes as bytes then, which read like text. And what
-//! ipc-channel sends over its own channels, and only there, is refused: by itself it would be written as a number that
-//! nobody can read, while its descriptor stays behind.
+//! A path may contain any bytes, but serde refuses one that is not UTF-8. Here it is written as bytes, in the encoding
+//! of text. And the types that only ipc-channel can send are refused: they would be written as a number that nobody can
+//! use, without the descriptor that belongs to it.
 //!
-//! Serializers see the type of each part. As a type parameter it may have lifetimes, so it is told by its [`typeid`].
+//! Serializers see the type of each part. Since that may contain lifetimes, it is identified by its [`typeid`].
 
 use std::any::{TypeId, type_name};
 use std::borrow::Cow;
@@ -19,50 +19,54 @@ use std::sync::Arc;
 use serde::de::{self, Visitor};
 use serde::ser;
 
-/// Whether only ipc-channel can send it: known when this is compiled.
+/// Whether only ipc-channel can send the type. The compiler can evaluate this.
 #[inline]
 pub(crate) fn is_not_ours<T: ?Sized>() -> bool {
-    // Elements are seen by reference.
+    // serde passes elements by reference.
     let name = type_name::<T>();
     name.starts_with("ipc_channel::ipc::") || name.starts_with("&ipc_channel::ipc::")
 }
 
-/// What is said of that, before it does what it does to be sent.
+/// The error about such a type. Return it before the type's own `serialize` runs, which has side effects.
 #[cold]
 pub(crate) fn refusal<T: ?Sized, E: ser::Error>() -> E {
     let name = type_name::<T>().trim_start_matches('&');
     E::custom(format_args!(
-        "`{name}` goes over channels of ipc-channel only: `pool_core::channel` makes senders that tasks can be given"
+        "`{name}` can only be sent over a channel of ipc-channel: use `pool_core::channel`, whose `Sender` can be passed to \
+         tasks"
     ))
 }
 
-/// The text of an error, and what to do if it is about a path that was written where no part of it is seen.
+/// The text of an error; with advice, if it is about a path inside a type that does not pass it on as a part.
 pub(crate) fn explained(why: String) -> String {
     if why == "path contains invalid UTF-8 characters" {
-        return format!("{why}, and its type writes it by itself: an `OsString` carries any bytes");
+        return format!(
+            "{why}, and the type around it serializes the path itself: use an `OsString`, which may contain any bytes"
+        );
     }
     why
 }
 
-/// Whether this part is not to be written as its type does.
+/// Whether this part is not written as its type would do it.
 pub(crate) fn is_special<T: ?Sized>(value: &T) -> bool {
     is_not_ours::<T>() || odd_path(value).is_some()
 }
 
-/// `value`, if it is a path that serde refuses.
+/// Returns `value` if it is a path that serde refuses.
 pub(crate) fn odd_path<T: ?Sized>(value: &T) -> Option<&OsStr> {
     path(value)
         .filter(|path| path.to_str().is_none())
         .map(Path::as_os_str)
 }
 
-/// What serde writes as a `Path`. Elements of sequences and maps are seen by reference.
+/// Returns `value` if it is one of the types that serde writes as a `Path`, or a reference to one, as serde passes the
+/// elements of sequences and maps.
 fn path<T: ?Sized>(value: &T) -> Option<&Path> {
     let is = typeid::of::<T>();
     macro_rules! seen {
         ($($path:ty)*) => {$(
             if is == TypeId::of::<$path>() {
-                // SAFETY: they are the same type, but for lifetimes, and what is seen lives no longer than `value`.
+                // SAFETY: they are the same type except for lifetimes, and the result lives no longer than `value`.
                 return Some(unsafe { seen_as::<T, $path>(value) });
             }
             if is == TypeId::of::<&$path>() {
@@ -77,20 +81,20 @@ fn path<T: ?Sized>(value: &T) -> Option<&Path> {
 
 /// # Safety
 ///
-/// `T` and `U` are the same type, but for lifetimes, and those of `U` are no longer than those of `T`.
+/// `T` and `U` are the same type except for lifetimes, and those of `U` are no longer than those of `T`.
 unsafe fn seen_as<T: ?Sized, U: ?Sized>(value: &T) -> &U {
-    // SAFETY: references to the same type.
+    // SAFETY: they are references to the same type.
     unsafe { mem::transmute_copy::<&T, &U>(&value) }
 }
 
-/// Whether this is what serde makes a `PathBuf` by.
+/// Whether this is serde's own visitor for a `PathBuf`.
 #[inline]
 pub(crate) fn is_path<'de, V: Visitor<'de>>() -> bool {
-    // A type may have a visitor of its own, which looks at what it gets.
+    // A user's visitor may also make a `PathBuf`, and must get what it asks for.
     typeid::of::<V::Value>() == TypeId::of::<PathBuf>() && type_name::<V>().starts_with("serde")
 }
 
-/// Makes a path of text, as the visitor in it does, or of bytes that are none.
+/// Makes a path from text, as the inner visitor does, or from bytes that are not UTF-8.
 pub(crate) struct OddPath<V>(pub(crate) V);
 
 impl<'de, V: Visitor<'de>> Visitor<'de> for OddPath<V> {
@@ -107,7 +111,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for OddPath<V> {
     fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<V::Value, E> {
         match str::from_utf8(bytes) {
             Ok(text) => self.0.visit_str(text),
-            Err(_) => made::<V>(bytes).ok_or_else(|| E::custom("it is no text")),
+            Err(_) => made::<V>(bytes).ok_or_else(|| E::custom("it is not valid UTF-8")),
         }
     }
 }
@@ -115,7 +119,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for OddPath<V> {
 fn made<'de, V: Visitor<'de>>(bytes: &[u8]) -> Option<V::Value> {
     is_path::<V>().then(|| {
         let path = ManuallyDrop::new(PathBuf::from(OsStr::from_bytes(bytes)));
-        // SAFETY: they are the same type, and the original is forgotten.
+        // SAFETY: they are the same type, and the original is not dropped.
         unsafe { mem::transmute_copy::<ManuallyDrop<PathBuf>, V::Value>(&path) }
     })
 }
@@ -135,7 +139,7 @@ mod tests {
         Path::new(OsStr::from_bytes(b"not \xff text"))
     }
 
-    /// Both must be what went in.
+    /// Checks that the value is the same after encoding and decoding, in both formats.
     fn travels<T>(value: &T)
     where
         T: Serialize + for<'de> Deserialize<'de> + PartialEq + fmt::Debug,
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_travels_whatever_its_bytes_and_wherever_it_stands() {
+    fn a_path_with_any_bytes_is_sent_at_any_depth() {
         travels(&odd().to_path_buf());
         travels(&everything(odd()));
         travels(&everything(Path::new("text")));
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lent_path_is_written_as_one_that_is_given() {
+    fn a_lent_path_is_encoded_like_an_owned_one() {
         let (mut lent, mut given) = (Vec::new(), Vec::new());
         encode(odd(), &mut lent).expect("it can be encoded");
         encode(&odd().to_path_buf(), &mut given).expect("it can be encoded");
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_a_type_writes_by_itself_is_refused_with_advice() {
+    fn a_path_that_its_type_serializes_itself_is_refused_with_advice() {
         let hidden = Mutex::new(odd().to_path_buf());
         for error in [
             encode(&hidden, &mut Vec::new()),
@@ -225,10 +229,10 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_none_is_refused_still() {
+    fn bytes_that_are_no_text_are_still_refused() {
         let mut bytes = Vec::new();
         encode(odd(), &mut bytes).expect("it can be encoded");
-        decode::<String>(&bytes).expect_err("it is no text");
+        decode::<String>(&bytes).expect_err("it is not text");
         #[derive(Debug)]
         struct Own;
         impl<'de> Deserialize<'de> for Own {
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ipc_channel_sends_is_refused_before_it_is_touched() {
+    fn types_of_ipc_channel_are_refused_before_they_are_serialized() {
         let (sender, receiver) = ipc_channel::ipc::channel::<u8>().expect("a channel");
         #[derive(Serialize)]
         struct Holds<T>(u8, Option<T>);
@@ -263,7 +267,7 @@ mod tests {
             let error = error.expect_err("it is refused").to_string();
             assert!(error.contains("`pool_core::channel`"), "{error}");
         }
-        // The channel is whole.
+        // The channel still works.
         sender.send(7).expect("it is open");
         let Holds(_, Some((_, receiver))) = holds else {
             unreachable!("it was put there");

@@ -1,4 +1,4 @@
-//! A child process, known by its pidfd: signal it, learn how it ended. Nothing here waits for it.
+//! A child process, identified by its pidfd: signals it, and finds out how it ended. Nothing here waits.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::process::{
 use crate::exit::Exit;
 use crate::scarce::no;
 
-/// A child of this process, which leads a process group, or will.
+/// A child of this process, which leads a process group or soon will.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
@@ -24,12 +24,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// A child that nobody has asked for its status yet: until then the number is its own.
+    /// A child whose status nobody has read yet: until then, its pid can't belong to another process.
     pub(crate) fn open(pid: u32, what: &str) -> io::Result<Process> {
         let group = i32::try_from(pid)
             .ok()
             .and_then(Pid::from_raw)
-            .ok_or_else(|| io::Error::other("a process without a pid"))?;
+            .ok_or_else(|| io::Error::other("invalid process id"))?;
         let pidfd = pidfd_open(group, PidfdFlags::empty());
         let pidfd = pidfd.map_err(|error| no(&format!("descriptor for {what}"))(error.into()))?;
         Ok(Process {
@@ -40,8 +40,8 @@ impl Process {
         })
     }
 
-    /// As [`open`](Process::open), for one that may be no child of this process at all. If there is no descriptor for it,
-    /// it is ended.
+    /// As [`open`](Process::open), for a process that may not be a child of this one. If no descriptor can be opened
+    /// for it, it is killed.
     pub(crate) fn adopt(pid: u32, what: &str) -> io::Result<Process> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let ask = |how| loop {
@@ -50,10 +50,10 @@ impl Process {
                 status => return status.unwrap_or(Err(Errno::CHILD)),
             }
         };
-        // (If the system does not tell, it is believed.)
+        // On other errors, assume that it is a child.
         if ask(WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG).err() == Some(Errno::CHILD) {
             return Err(io::Error::other(format!(
-                "process {pid} is no child of this one, or has ended"
+                "process {pid} is not a child of this process, or was already reaped"
             )));
         }
         Process::open(pid, what).inspect_err(|_| {
@@ -69,7 +69,7 @@ impl Process {
         self.pid
     }
 
-    /// Readable when it is dead.
+    /// A descriptor that is readable once the process is dead.
     pub fn pidfd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.pidfd)
     }
@@ -92,11 +92,12 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process group that this process leads. Not by its number, which may be a stranger's
-    /// once somebody has read the status of a dead one; or only if that can't be.
+    /// Sends a signal to the process group that this process leads, by its pidfd. Its number could belong to another
+    /// group once somebody has read the status of the dead process, so the number is used only while that can't be the
+    /// case.
     fn signal_group(&self, signal: Signal) {
         const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
-        // SAFETY: sends a signal; the information about it may be null.
+        // SAFETY: the call only sends a signal, and the pointer to its information may be null.
         let sent = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
@@ -106,7 +107,7 @@ impl Process {
                 PIDFD_SIGNAL_PROCESS_GROUP,
             )
         };
-        // Before Linux 6.9.
+        // Before Linux 6.9, that flag is invalid.
         if sent != 0
             && Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::INVAL)
             && self.status(WaitIdOptions::NOWAIT).is_ok()
@@ -115,7 +116,7 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has. An error: there is no such child.
+    /// How it ended, if it has. Fails with ECHILD if somebody else has read its status.
     fn status(&self, how: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
         loop {
@@ -126,7 +127,7 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
+    /// How it ended, if it has; call this when the pidfd is readable. Kills the rest of its process group.
     pub fn reap(&mut self) -> Option<Exit> {
         if self.exit.is_none() {
             self.exit = match self.status(WaitIdOptions::NOWAIT) {
@@ -149,7 +150,7 @@ impl Process {
                     self.signal_group(Signal::KILL);
                     Some(Exit::Unknown)
                 }
-                // The system does not tell now. A child that is not asked for again stays a zombie.
+                // The status can't be read right now. Unless this is called again, the child stays a zombie.
                 Err(_) => None,
             };
         }

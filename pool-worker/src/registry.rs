@@ -1,4 +1,4 @@
-//! The tasks of this binary, each registered before `main` by `#[pool_task]`.
+//! The tasks in this binary, each registered by `#[pool_task]` before `main` runs.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
@@ -7,30 +7,30 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::buffer::Buffer;
 use crate::codec::{CodecError, Input};
 
-/// The function that `#[pool_task]` emits for the worker: decode, call, encode. The result is appended; or given back, if
-/// it is a long block. If the last argument is true, the task is run for its effect: nothing is encoded, and a result that is
-/// an error is one.
+/// The function that `#[pool_task]` emits for the worker: it decodes the arguments, calls the task, and encodes the
+/// result. The result is appended, or returned if it is a long block. If the last argument is true, the task is run
+/// only for its effect: nothing is encoded, and an `Err` that the task returns becomes [`RunError::Returned`].
 pub type Run = fn(Input<'_>, &mut Vec<u8>, bool) -> Result<Option<Buffer>, RunError>;
 
-/// Why a task gave no result, other than by a panic.
+/// Why a task has no result, other than a panic.
 #[derive(Debug, Clone)]
 pub enum RunError {
     /// The arguments could not be decoded.
     Decode(CodecError),
     /// The result could not be encoded.
     Encode(CodecError),
-    /// The task returned an error, with this text, where it was run for its effect.
+    /// The task was run only for its effect, and returned an error with this text.
     Returned(String),
 }
 
 impl RunError {
-    /// What follows from what a task [tells](crate::Tell) that was run for its effect.
+    /// The outcome of a task that was run only for its effect, from the error that it [returned](crate::Tell), if any.
     pub fn returned(error: Option<String>) -> Result<Option<Buffer>, RunError> {
         error.map_or(Ok(None), |error| Err(RunError::Returned(error)))
     }
 }
 
-/// One task of this binary.
+/// A task in this binary.
 #[derive(Debug)]
 pub struct Registration {
     name: &'static str,
@@ -39,16 +39,16 @@ pub struct Registration {
     number: &'static Number,
 }
 
-/// The number of a task: its place among all tasks of this binary, by their ids. Two processes that run
-/// the same program give a task the same number.
+/// The number of a task: its position among all tasks in this binary, sorted by their ids. It is the same in all
+/// processes that run the same program.
 #[derive(Debug)]
 pub struct Number(AtomicU32);
 
 impl Number {
-    /// One that is not known yet.
+    /// A number that is not known yet.
     #[expect(
         clippy::new_without_default,
-        reason = "made by `#[pool_task]`, in a constant"
+        reason = "`#[pool_task]` calls it in a constant"
     )]
     pub const fn new() -> Self {
         Number(AtomicU32::new(u32::MAX))
@@ -67,7 +67,7 @@ impl Number {
 }
 
 impl Registration {
-    /// What `#[pool_task]` hands to `inventory::submit!`.
+    /// Creates the value that `#[pool_task]` passes to `inventory::submit!`.
     pub const fn new(
         name: &'static str,
         id: &'static str,
@@ -82,7 +82,7 @@ impl Registration {
         }
     }
 
-    /// The name that errors show.
+    /// The name shown in errors.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -96,7 +96,7 @@ impl Registration {
         (self.run)(args, out, false)
     }
 
-    /// The same for its effect.
+    /// The same, only for its effect.
     pub(crate) fn run_for_effect(&self, args: Input<'_>) -> Result<(), RunError> {
         (self.run)(args, &mut Vec::new(), true).map(drop)
     }
@@ -104,12 +104,12 @@ impl Registration {
 
 inventory::collect!(Registration);
 
-/// What a look-up by number may find.
+/// The result of a look-up by number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Found {
     Task(&'static Registration),
     Nothing,
-    /// Two functions bear this id: one `macro_rules!` invocation can emit two of one name.
+    /// Several functions have this id: one `macro_rules!` invocation can emit two with the same name.
     Several(&'static str),
 }
 
@@ -119,12 +119,13 @@ pub(crate) fn find(number: u32) -> Found {
     found.copied().unwrap_or(Found::Nothing)
 }
 
-/// A number that two processes share if they know the same tasks.
+/// A number that is the same in two processes if they have the same tasks.
 pub fn fingerprint() -> u64 {
     registry().fingerprint
 }
 
-/// What tells the tasks of this program apart, in the order of their numbers: the name, and the place in the source.
+/// The ids of all tasks in this program, in the order of their numbers. An id consists of the name and the place in the
+/// source.
 pub fn tasks() -> impl ExactSizeIterator<Item = &'static str> {
     registry().by_number.iter().map(|found| match found {
         Found::Task(task) => task.id,

@@ -1,16 +1,16 @@
-//! How much memory a process has in use.
+//! How much memory a process uses.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 
-/// The resident memory of a process, in bytes. Nothing, if the system does not tell.
+/// The resident memory of a process, in bytes. `None` if the system doesn't say.
 pub(crate) fn of(pid: u32) -> Option<u64> {
     read(&format!("/proc/{pid}/statm"))
 }
 
-/// That of the only child of its only child.
+/// The resident memory of the only child of its only child.
 pub(crate) fn of_grandchild(pid: u32) -> Option<u64> {
     of(only_child(only_child(pid)?)?)
 }
@@ -22,12 +22,12 @@ fn only_child(pid: u32) -> Option<u32> {
     text.split(' ').next()?.parse().ok()
 }
 
-/// That of this process.
+/// The resident memory of this process.
 pub(crate) fn of_this_process() -> Option<u64> {
     read("/proc/self/statm")
 }
 
-/// How much address space this process has. Allocates nothing.
+/// The size of this process's address space, in bytes. Allocates nothing.
 pub(crate) fn address_space() -> Option<u64> {
     read_field("/proc/self/statm", 0)
 }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_grows_with_what_is_touched() {
+    fn it_grows_when_memory_is_touched() {
         let before = of_this_process().expect("there is /proc");
         let touched = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = of(std::process::id()).expect("there is /proc");

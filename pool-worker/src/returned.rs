@@ -1,8 +1,9 @@
-//! What a task returns where it may fail: the compile error about an error that can't be sent names the remedy.
+//! Tasks that return a `Result`: the compile error about an error type that can't be sent says what to do.
 //!
-//! `#[pool_task]` asks [`Returned`] for both directions where a return type is spelled `Result`. For a `Result` of any two
-//! types that finds the function of its own, which asks for an [`ErrorValue`]; for a user's own type of that name the one of
-//! [`AnyReturned`], which asks for what serde does. Both directions ask the same function, so there is one message.
+//! If a return type is spelled `Result`, the code of `#[pool_task]` calls [`Returned::travels`] to encode and to
+//! decode. For the standard `Result`, that is the inherent function, which requires an [`ErrorValue`]. For a user's own
+//! type of that name, it is the function of [`AnyReturned`], which only requires serde's traits. Encoding and decoding
+//! use the same function, so there is only one message.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, decode, decode_msgpack, encode, encode_msgpack};
 
-/// The error of a task, which the caller gets as a value.
+/// The error that a task returns, and that its caller gets as a value.
 #[diagnostic::on_unimplemented(
     message = "the error `{Self}` can't be sent to the caller",
-    label = "not both `serde::Serialize` and `serde::Deserialize`",
-    note = "return `Result<T, TaskError>`: `?` makes a `pool_core::TaskError` of any error",
-    note = "for an error type of your own, `#[derive(serde::Serialize, serde::Deserialize)]` does, too"
+    label = "does not implement both `serde::Serialize` and `serde::Deserialize`",
+    note = "return `Result<T, TaskError>`: `?` turns any error into a `pool_core::TaskError`",
+    note = "or, if the error type is your own, add `#[derive(serde::Serialize, serde::Deserialize)]` to it"
 )]
 pub trait ErrorValue: Serialize + DeserializeOwned {}
 
@@ -34,7 +35,7 @@ impl<R> fmt::Debug for Returned<R> {
 }
 
 impl<T, E> Returned<Result<T, E>> {
-    /// How it travels.
+    /// How it is encoded and decoded.
     #[inline]
     pub fn travels() -> impl Travels<Result<T, E>>
     where
@@ -45,12 +46,12 @@ impl<T, E> Returned<Result<T, E>> {
     }
 }
 
-/// The same for whatever is no `Result`.
+/// The same for types other than the standard `Result`.
 pub trait AnyReturned {
-    /// That type.
+    /// The type.
     type Value;
 
-    /// How it travels.
+    /// How it is encoded and decoded.
     #[inline]
     fn travels() -> impl Travels<Self::Value>
     where
@@ -64,7 +65,7 @@ impl<R> AnyReturned for Returned<R> {
     type Value = R;
 }
 
-/// Both directions, in both formats.
+/// Encodes and decodes, in both formats.
 pub trait Travels<R>: Sized {
     /// As [`encode`](fn@encode).
     ///
@@ -84,14 +85,14 @@ pub trait Travels<R>: Sized {
     ///
     /// # Errors
     ///
-    /// If these bytes are no such value.
+    /// If the bytes are not such a value.
     fn decode(self, bytes: &[u8]) -> Result<R, CodecError>;
 
     /// As [`decode_msgpack`](fn@decode_msgpack).
     ///
     /// # Errors
     ///
-    /// If these bytes are no such value.
+    /// If the bytes are not such a value.
     fn decode_msgpack(self, bytes: &[u8]) -> Result<R, CodecError>;
 }
 

@@ -1,8 +1,8 @@
-//! Values that many tasks read, in memory that all workers map: what is behind `Shared`.
+//! Values that many tasks read, in memory that all workers map: the implementation of `Shared`.
 //!
-//! A value that is shared is an [`Attachment`]. What travels with an input is its number, which the worker looks up among
-//! what it was sent. Numbers and text are read where they lie; of anything else each worker decodes a value of its own,
-//! for as long as the attachment is held.
+//! A shared value is an [`Attachment`]. An input contains only its id, by which the worker finds the attachment that it
+//! was sent. Numbers and text are read in place. Any other value is decoded once in each worker, which keeps it as long
+//! as the attachment.
 
 use std::any::Any;
 use std::fmt;
@@ -16,15 +16,15 @@ use serde::ser::{self, Serialize, Serializer};
 use crate::attach::{self, Attachment, Bytes};
 use crate::codec::{CodecError, Primitive, decode, encode, whole};
 
-/// A value, in a process that has it.
+/// A shared value in one process.
 pub struct Held {
     bytes: Option<Arc<Bytes>>,
     value: Option<Box<dyn Any + Send + Sync>>,
     /// The bytes are text.
     is_text: bool,
-    /// Encodes the value again, where the bytes refer to what only this process was sent.
+    /// Encodes the value again, since the bytes may refer to attachments that only this process was sent.
     encode: Option<Encode>,
-    /// By which workers get it. A worker makes one when it gives the value to workers of its own.
+    /// The attachment that workers are sent. A worker creates one if it passes the value to workers of its own pool.
     attachment: OnceLock<Arc<Attachment>>,
 }
 
@@ -36,26 +36,26 @@ impl fmt::Debug for Held {
     }
 }
 
-/// What can be shared: any value that serde can take apart and put together, slices of numbers, and `str`.
+/// A type that can be shared: any type that serde can serialize and deserialize, slices of numbers, and `str`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be shared",
-    label = "not `Serialize + DeserializeOwned + Send + Sync + 'static`, a slice of numbers, or `str`"
+    label = "is neither `Serialize + DeserializeOwned + Send + Sync + 'static`, nor a slice of numbers, nor `str`"
 )]
 pub trait Share: Send + Sync + 'static {
     #[doc(hidden)]
     fn of(held: &Held) -> &Self;
 
-    /// In a worker.
+    /// Makes the value from its bytes, in a worker.
     #[doc(hidden)]
     fn take(bytes: Arc<Bytes>) -> Result<Held, String>;
 }
 
-/// What is read where it lies in shared memory: slices of numbers, and `str`.
+/// A type that is read in place, in shared memory: slices of numbers, and `str`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be read in place",
-    label = "neither a slice of numbers nor `str`",
-    note = "of a vector or an array of numbers, share a slice: `Shared::copy_from(&numbers[..])`",
-    note = "`Shared::new(value)` takes any value that serde does, and each worker decodes it once"
+    label = "is neither a slice of numbers nor `str`",
+    note = "to share a vector or an array of numbers, pass a slice: `Shared::copy_from(&numbers[..])`",
+    note = "`Shared::new(value)` takes any value that serde supports, and each worker decodes it once"
 )]
 pub trait InPlace: Share {
     #[doc(hidden)]
@@ -81,11 +81,11 @@ impl From<CodecError> for ShareError {
 }
 
 impl Held {
-    /// A value that workers decode.
+    /// Shares a value that workers decode.
     ///
     /// # Errors
     ///
-    /// If it can't be encoded, or there is no memory for it.
+    /// If it can't be encoded, or there is not enough memory for it.
     pub fn value<T: Serialize + Send + Sync + 'static>(value: T) -> Result<Held, ShareError> {
         let mut bytes = Vec::new();
         let (encoded, holds) = attach::collect(|| encode(&value, &mut bytes));
@@ -100,11 +100,11 @@ impl Held {
         })
     }
 
-    /// A copy of what is read in place.
+    /// Shares a copy of a value that workers read in place.
     ///
     /// # Errors
     ///
-    /// If there is no memory for it.
+    /// If there is not enough memory for it.
     pub fn copy<T: InPlace + ?Sized>(value: &T) -> Result<Held, ShareError> {
         let attachment = Attachment::new(value.bytes(), Vec::new())?;
         Ok(Held {
@@ -121,7 +121,7 @@ impl Held {
         self.bytes.as_deref().map_or(&[], |bytes| bytes)
     }
 
-    /// Of what this process was sent by another, for workers of its own.
+    /// Creates an attachment for workers of this process, of a value that another process has sent to it.
     fn attach_again(&self) -> Result<Arc<Attachment>, String> {
         let Some(encode) = self.encode else {
             return Attachment::new(self.bytes(), Vec::new()).map_err(|error| error.to_string());
@@ -132,15 +132,15 @@ impl Held {
         Attachment::new(&bytes, holds).map_err(|error| error.to_string())
     }
 
-    /// What travels in its place.
+    /// Serializes the id of the attachment, and attaches it to the data being encoded.
     ///
     /// # Errors
     ///
-    /// If it does not travel to a worker.
+    /// If that data is not for a worker.
     pub fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         if !attach::is_collecting() {
             return Err(ser::Error::custom(
-                "a `Shared` travels to workers of a pool only, as an argument of a task or in one",
+                "a `Shared` can only be sent to the workers of a pool, as an argument of a task or inside one",
             ));
         }
         let attachment = match self.attachment.get() {
@@ -154,11 +154,11 @@ impl Held {
         to.serialize_u64(attachment.id())
     }
 
-    /// What came in its place.
+    /// Finds the value by the id that was serialized.
     ///
     /// # Errors
     ///
-    /// If it is not a task's argument, or no `T`.
+    /// If it is not deserialized as a task's argument, or is not a `T`.
     pub fn deserialize<'de, T: Share + ?Sized, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Arc<Held>, D::Error> {
@@ -172,7 +172,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Share for T {
     #[inline]
     fn of(held: &Held) -> &T {
         let value = held.value.as_ref().and_then(|value| value.downcast_ref());
-        value.expect("it is kept as what it is")
+        value.expect("a value is kept as its own type")
     }
 
     fn take(bytes: Arc<Bytes>) -> Result<Held, String> {
@@ -211,7 +211,7 @@ impl Share for str {
     #[inline]
     fn of(held: &Held) -> &str {
         assert!(held.is_text);
-        // SAFETY: what says that it is text was made of a `str`, or of bytes that were looked at; and they don't change.
+        // SAFETY: `is_text` means that the bytes came from a `str` or were checked, and they don't change.
         unsafe { str::from_utf8_unchecked(held.bytes()) }
     }
 

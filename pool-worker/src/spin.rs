@@ -1,23 +1,24 @@
-//! Waiting awake, for as long as it pays.
+//! Busy waiting, for as long as it pays off.
 //!
-//! A wake-up costs ten microseconds and more, so whoever waits for less spins. Whether it will be less is
-//! learned: the budget doubles when what was waited for came in time, and shrinks to a quarter when it
-//! did not. One that has become small could not learn that longer waits have become worth it, so after
-//! some misses a longer one is tried.
+//! A wake-up costs ten microseconds or more, so a thread that expects to wait less than that spins. It learns how long
+//! to spin: the budget doubles when the event came in time, and shrinks to a quarter when it did not. A budget that has
+//! become small could never grow again if waits became longer, so after several misses a longer spin is tried.
 
 use std::hint;
 use std::time::{Duration, Instant};
 
+/// The smallest budget.
 const LEAST: Duration = Duration::from_micros(2);
+/// The largest budget.
 const MOST: Duration = Duration::from_micros(50);
 
-/// A piece takes ten microseconds, unless somebody is preempted.
+/// How long to spin for a piece of a long value, which takes ten microseconds unless a thread is preempted.
 const FOR_PIECE: Duration = Duration::from_micros(100);
 
-/// After so many misses in a row it tries again with half of the most.
+/// After this many misses in a row, the budget is set to half of `MOST`.
 const MISSES: u32 = 8;
 
-/// Looks between two readings of the clock.
+/// How many times the condition is checked between two readings of the clock.
 const LOOKS: u32 = 32;
 
 /// How long one kind of wait may spin.
@@ -37,8 +38,8 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// Spins until `come`, within the budget and as long as `may`. Gives whether it came. `expected`: how
-    /// long it will take, if that is known; if it is too long, there is no spinning.
+    /// Spins until `come` returns true, within the budget and while `may` returns true. Returns whether it came.
+    /// `expected` is how long it will take, if that is known; if that is too long, this returns at once.
     pub fn until(
         &mut self,
         expected: Option<Duration>,
@@ -66,14 +67,14 @@ impl Spin {
     }
 }
 
-/// Spins for the next piece of something long, which the other side is about to write or to take away.
+/// Spins for the next piece of a long value, which the other side is about to write or to take away.
 pub fn spin_for_piece(come: impl FnMut() -> bool, may: impl FnMut() -> bool) -> bool {
     spin(FOR_PIECE, come, may)
 }
 
 fn spin(budget: Duration, mut come: impl FnMut() -> bool, mut may: impl FnMut() -> bool) -> bool {
     if cfg!(pool_shuttle) {
-        // Waiting awake proves nothing there.
+        // Under shuttle, time does not pass.
         return come();
     }
     let mut began = None;

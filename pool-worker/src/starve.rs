@@ -1,9 +1,9 @@
-//! Telling an abort for want of memory from another.
+//! Finds out whether a worker aborted because it ran out of memory.
 //!
-//! Rust's standard library aborts when an allocation fails, and so do most programs in C and C++. What the abort is
-//! for, only its last error number tells: the allocator has left ENOMEM there. A handler of SIGABRT looks, and writes
-//! what it finds into the rings; then the process ends as it would have. (It finds nothing where the standard library prints a
-//! backtrace first, as with RUST_BACKTRACE=1, for that leaves numbers of its own.)
+//! Rust's standard library aborts when an allocation fails, and so do most C and C++ programs. Only `errno` shows why:
+//! the allocator has set it to ENOMEM. A SIGABRT handler checks for that and writes what it finds to the rings; then
+//! the process ends as it would have. (It finds nothing if the standard library prints a backtrace first, as with
+//! RUST_BACKTRACE=1, since that overwrites `errno`.)
 
 use std::io;
 use std::mem;
@@ -15,30 +15,31 @@ use rustix::process::{Resource, getrlimit};
 use crate::resident;
 use crate::ring::Replies;
 
-/// An allocation has failed, and the process aborted.
+/// An allocation failed, and the process aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Starved {
-    /// How much address space the process may have, in bytes; `u64::MAX` without a limit (RLIMIT_AS).
+    /// The limit of the process's address space in bytes (RLIMIT_AS); `u64::MAX` if there is none.
     pub limit: u64,
-    /// How much it had, in bytes; 0 if that is not known.
+    /// The size of its address space in bytes; 0 if unknown.
     pub used: u64,
 }
 
 static REPLIES: OnceLock<Replies> = OnceLock::new();
 
-/// From now on. (A task may set a handler of its own; then nothing is told.)
+/// Installs the handler. (If a task installs its own, aborts are not explained.)
 pub(crate) fn watch(replies: Replies) {
     let _ = REPLIES.set(replies);
-    // SAFETY: all zero is an empty set, no flags, and no handler.
+    // SAFETY: all zeros means an empty signal set, no flags, and no handler.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = on_abort as *const () as libc::sighandler_t;
-    // Once, and on the stack for signals, where there is one.
+    // Run it only once, and on the alternate signal stack, if there is one.
     action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-    // SAFETY: the handler does only what is allowed in one.
+    // SAFETY: the handler does only what is allowed in a signal handler.
     unsafe { libc::sigaction(libc::SIGABRT, &action, ptr::null_mut()) };
 }
 
-/// `abort` sends the signal again once this returns. So must we for a signal that another process has sent.
+/// Sends the signal again, because the process must end even if another process has sent it. (`abort` itself would
+/// do that.)
 extern "C" fn on_abort(signal: libc::c_int) {
     if io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM)
         && let Some(replies) = REPLIES.get()
@@ -48,6 +49,6 @@ extern "C" fn on_abort(signal: libc::c_int) {
             used: resident::address_space().unwrap_or_default(),
         });
     }
-    // SAFETY: sends a signal to this thread, where it is blocked until the handler returns.
+    // SAFETY: this sends a signal to this thread, where it is blocked until the handler returns.
     unsafe { libc::raise(signal) };
 }

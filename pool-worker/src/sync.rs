@@ -1,7 +1,7 @@
-//! Words of shared memory: the processor's, or shuttle's, which tries very many orders of their accesses.
+//! Words in shared memory: real atomics, or shuttle's, which tries very many orders of their accesses.
 //!
 //! `RUSTFLAGS="--cfg pool_shuttle" cargo test -p pool-worker --lib orders` runs the code of `ring` and `bell` in
-//! threads under shuttle, in memory of one process and with rings of a few bytes.
+//! threads under shuttle, in the memory of one process and with rings of a few bytes.
 
 #[cfg(pool_shuttle)]
 pub(crate) use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -19,26 +19,26 @@ use std::os::fd::OwnedFd;
 #[inline]
 pub(crate) fn this_cpu() -> u32 {
     if cfg!(pool_shuttle) {
-        // Every run is to be the same.
+        // Every run must be the same.
         return 0;
     }
     rustix::thread::sched_getcpu() as u32
 }
 
-/// What a piece of shared memory begins with. All zero when the memory is made.
+/// The words at the start of a piece of shared memory, all zero at first.
 ///
 /// # Safety
 ///
-/// Every bit pattern must be valid, and the type must have an alignment of a page at the most.
+/// Every bit pattern must be valid, and the type's alignment must not exceed a page.
 pub(crate) unsafe trait Words {
-    /// How many bytes the memory has.
+    /// The size of the memory in bytes.
     const SIZE: usize;
 
     #[cfg(pool_shuttle)]
     fn new() -> Self;
 }
 
-/// Shared memory that begins with words; the rest is for their owner to divide.
+/// Shared memory that begins with words. Their owner decides how to use the rest.
 pub(crate) struct Shared<W> {
     #[cfg(not(pool_shuttle))]
     memory: crate::memory::Memory,
@@ -70,8 +70,8 @@ impl<W: Words> Shared<W> {
     #[inline]
     pub(crate) fn words(&self) -> &W {
         const { assert!(size_of::<W>() <= W::SIZE) };
-        // SAFETY: the mapping begins with a page, is as long as `W` says, and lives as long as `self`;
-        // every bit pattern is a valid `W`.
+        // SAFETY: the mapping starts at a page, has `W::SIZE` bytes, and lives as long as `self`; every bit pattern is
+        // a valid `W`.
         unsafe { &*self.memory.base().cast::<W>() }
     }
 
@@ -89,7 +89,7 @@ impl<W: Words> Shared<W> {
 }
 
 #[cfg(pool_shuttle)]
-#[expect(clippy::unnecessary_wraps, reason = "as the real one")]
+#[expect(clippy::unnecessary_wraps, reason = "same signature as the real one")]
 impl<W: Words> Shared<W> {
     pub(crate) fn create(_: &str, _: usize) -> io::Result<(Self, OwnedFd)> {
         let null = std::fs::File::open("/dev/null")?;
@@ -125,5 +125,5 @@ impl<W: Words> Shared<W> {
 }
 
 #[cfg(pool_shuttle)]
-// SAFETY: the bytes are accessed by its users, who say how.
+// SAFETY: the users of this type access the bytes, and justify how.
 unsafe impl<W: Sync> Sync for Shared<W> {}

@@ -1,4 +1,4 @@
-//! What makes a function callable in another process: the trait that `#[pool_task]` implements.
+//! The trait that `#[pool_task]` implements, so that a function can be called in another process.
 
 use std::time::Duration;
 
@@ -7,8 +7,7 @@ use crate::codec::{CodecError, Tail};
 
 /// A function that a pool can run in another process.
 ///
-/// Implemented by the attribute `#[pool_task]`, and by nothing else: the hidden members may change
-/// in any release.
+/// Only the attribute `#[pool_task]` implements it: the hidden members may change in any release.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a pool task",
     label = "not a pool task",
@@ -20,37 +19,37 @@ pub trait Task: Copy + Send + Sync + 'static {
     type Args;
     /// What the function returns.
     type Output;
-    /// The name of the function, `crate::module::function` unless `#[pool_task(name = "…")]` says
-    /// otherwise. It stands in every error about this task.
+    /// The name shown in every error about this task: `crate::module::function`, unless
+    /// `#[pool_task(name = "…")]` gives another.
     const NAME: &'static str;
 
-    /// How long an input may run, if the call does not say.
+    /// How long an input may run, unless the call sets its own limit.
     #[doc(hidden)]
     const TIME_LIMIT: Option<Duration> = None;
 
-    /// How often an input is run again, if the call does not say.
+    /// How many times an input is run again, unless the call sets its own number.
     #[doc(hidden)]
     const RETRIES: Option<u32> = None;
 
-    /// What finds the function in a worker: the name and the place in the source, since two
-    /// functions nested in two others may bear one name.
+    /// Identifies the function in a worker: the name and the place in the source, since functions nested
+    /// in different functions may have the same name.
     #[doc(hidden)]
     const ID: &'static str;
 
-    /// The same in a form that is quick to look up.
+    /// A number that identifies the function, for quick look-ups.
     #[doc(hidden)]
     fn number() -> u32;
 
-    /// How each parameter travels, as a tuple of [markers](crate::param).
+    /// How the argument for each parameter is encoded, as a tuple of [markers](crate::param).
     #[doc(hidden)]
     type Params;
 
-    /// Appends the encoded arguments to `out`. A long block at their end is given back instead, to
-    /// follow what was appended.
+    /// Appends the encoded arguments to `out`. A long block at the end is not appended but returned; it
+    /// must follow the appended bytes.
     #[doc(hidden)]
     fn encode_args(args: Self::Args, out: &mut Vec<u8>) -> Result<Option<Tail>, CodecError>;
 
-    /// Decodes what the worker sent back.
+    /// Decodes the result that the worker sent back.
     #[doc(hidden)]
     fn decode_output(bytes: Arrived<'_>) -> Result<Self::Output, CodecError>;
 }

@@ -1,4 +1,4 @@
-//! Waiting for one of several descriptors, for a time, or to be woken.
+//! Waiting until one of several descriptors is readable, a time has passed, or a waker is used.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,19 +12,19 @@ use rustix::io::Errno;
 
 use crate::scarce::no;
 
-/// If the system will not wait, so long passes between two looks.
+/// How long to sleep if waiting fails.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The mark of the waker.
 const WAKER: u64 = u64::MAX;
 
-/// So many descriptors are told of at once.
+/// How many readable descriptors one wait reports, at most.
 const AT_ONCE: usize = 64;
 
-/// One thread waits here; see [`Watch::wait`].
+/// A set of descriptors on which one thread waits; see [`Watch::wait`].
 #[derive(Debug)]
 pub struct Watch {
-    // Unlike `poll`, it takes any number of descriptors, whatever RLIMIT_NOFILE has become.
+    // Unlike `poll`, epoll takes any number of descriptors, even if RLIMIT_NOFILE has been lowered.
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
 }
@@ -34,6 +34,8 @@ pub struct Watch {
 pub struct Waker(Arc<OwnedFd>);
 
 impl Watch {
+    /// Creates an empty set, and the waker that ends its waits.
+    ///
     /// # Errors
     ///
     /// If the process has no descriptor left.
@@ -48,23 +50,23 @@ impl Watch {
         new().map_err(no("descriptor to wait with"))
     }
 
-    /// From now on [`wait`](Watch::wait) tells of `mark` when this is readable.
+    /// Adds a descriptor. From now on, [`wait`](Watch::wait) returns `mark` when it is readable.
     ///
     /// # Errors
     ///
-    /// If the system watches no more.
+    /// If the system can't watch more descriptors.
     pub fn add(&self, fd: impl AsFd, mark: u64) -> io::Result<()> {
         let added = epoll::add(&self.epoll, fd, EventData::new_u64(mark), EventFlags::IN);
         added.map_err(|error| no("watch over a worker")(error.into()))
     }
 
-    /// The descriptor is watched no more.
+    /// Removes a descriptor.
     pub fn remove(&self, fd: impl AsFd) {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Waits until something is readable, the waker was used, or `timeout` is over. Gives the marks of what is
-    /// readable, or of some of it.
+    /// Waits until a descriptor is readable, the waker is used, or `timeout` has passed. Returns the marks of readable
+    /// descriptors, but not necessarily of all of them.
     pub fn wait(&self, timeout: Option<Duration>) -> Vec<u64> {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64,
@@ -90,9 +92,9 @@ impl Watch {
 }
 
 impl Waker {
-    /// Ends the wait that goes on, or the next one.
+    /// Ends the current wait, or the next one.
     pub fn wake(&self) {
-        // It can only fail by being full, and then it has been woken.
+        // It fails only if the counter is full, and then the thread has been woken already.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 }

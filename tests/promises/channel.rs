@@ -329,7 +329,7 @@ fn what_can_not_be_is_refused_with_a_reason() {
     let pool = pool(1);
     let (sender, receiver) = channel().unwrap();
     let why = pool.apply(pass_on, (sender.clone(),)).unwrap().unwrap_err();
-    assert!(why.contains("can't be passed on"), "{why}");
+    assert!(why.contains("can't pass its `Sender` on"), "{why}");
     let error = pool.apply(give_back, (sender.clone(),)).unwrap_err();
     assert!(matches!(error, Error::Encode(_)), "{error}");
     let error = postcard::to_stdvec(&sender).unwrap_err();
@@ -346,7 +346,7 @@ fn what_can_not_be_is_refused_with_a_reason() {
         text.starts_with("channel: can't encode the message"),
         "{text}"
     );
-    assert!(text.ends_with("a channel does not carry it"), "{text}");
+    assert!(text.ends_with("a channel does not support it"), "{text}");
 }
 
 #[pool_task]

@@ -791,14 +791,14 @@ fn a_shared_value_travels_to_workers_only() -> Result<(), Error> {
         assert!(
             error
                 .to_string()
-                .contains("travels to workers of a pool only"),
+                .contains("can only be sent to the workers of a pool"),
             "{error}"
         );
         assert!(postcard::to_stdvec(&table).is_err());
         let number: U64Deserializer<value::Error> = 1_u64.into_deserializer();
         let error = Shared::<[f64]>::deserialize(number).unwrap_err();
         assert!(
-            error.to_string().contains("did not come with it"),
+            error.to_string().contains("was not sent with it"),
             "{error}"
         );
         // Those of a task's own pool are workers, too.
@@ -1075,7 +1075,7 @@ fn what_is_nested_too_deep_is_refused_in_both_formats() -> Result<(), Error> {
     let pool = pool(1);
     let refused = |error: Error| {
         assert!(matches!(error, Error::Decode(_)), "{error}");
-        assert!(error.to_string().contains("nested too deep"), "{error}");
+        assert!(error.to_string().contains("nested too deeply"), "{error}");
         assert!(error.to_string().contains("decode_stack"), "{error}");
     };
     // To encode as much takes stack, too, here and in the worker.

@@ -419,7 +419,7 @@ fn what_is_nested_too_deep_is_an_error_of_its_input() {
             matches!(&error, Error::Decode(codec) if codec.side() == side),
             "{error:?}"
         );
-        assert!(error.to_string().contains("nested too deep"), "{error}");
+        assert!(error.to_string().contains("nested too deeply"), "{error}");
     }
     works(&pool);
     assert_eq!(pool.worker_pids(), pids);

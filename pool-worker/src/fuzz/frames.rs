@@ -1,4 +1,4 @@
-//! Byte strings one behind the other: what a worker finds in a ring, and what a parent makes of its own.
+//! Frames: those that a worker reads from a ring, and those that a parent builds.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -12,20 +12,20 @@ use crate::frames::{FRAME_MAX, Frames, Tag};
 
 #[derive(Debug, Arbitrary)]
 enum Input<'a> {
-    /// A worker reads what its own task may have written over.
+    /// A worker reads frames that its own task may have overwritten.
     Read { count: u16, bytes: &'a [u8] },
-    /// A parent reads the report of a fault.
+    /// A parent reads a fault.
     Fault(&'a [u8]),
-    /// A worker writes one, in so few bytes.
+    /// A worker writes a fault in at most `most` bytes.
     Report {
         kind: u8,
         texts: [Cow<'a, str>; 3],
         are_known: [bool; 2],
         most: u16,
     },
-    /// A parent puts byte strings together and takes them apart.
+    /// A parent appends and removes byte strings.
     Steps(Vec<Step>),
-    /// Somebody reads what has come from another machine.
+    /// A process reads frames from another machine.
     Travel(&'a [u8]),
 }
 
@@ -39,7 +39,7 @@ enum Step {
     Fit { most: u8, bytes: u16 },
 }
 
-/// Frames, and the faults that are in some.
+/// Fuzzes frames, and the faults in them.
 pub fn frames(data: &[u8]) {
     match Input::arbitrary_take_rest(Unstructured::new(data)) {
         Ok(Input::Read { count, bytes }) => {
@@ -75,7 +75,7 @@ pub fn frames(data: &[u8]) {
 }
 
 fn report(kind: u8, [text, location, backtrace]: [String; 3], are_known: [bool; 2], most: usize) {
-    // A head, and something of each text.
+    // Room for a header and the start of each text.
     let most = most.max(64);
     let fault = match kind % 5 {
         0 => Fault::Panicked(Panic {

@@ -1,4 +1,4 @@
-//! The parent's end of the rings, against a worker that writes what it likes.
+//! The parent's end of the rings, against a worker that writes arbitrary data.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::ring::fuzzed::{Fuzzed, Write};
 
-/// What a parent does, and what a worker does meanwhile.
+/// A step of the parent or of the worker.
 #[derive(Debug, Arbitrary)]
 enum Step {
     Send {
@@ -25,16 +25,16 @@ enum Step {
     Look,
     Exit,
     Write(Write),
-    /// While the parent does something.
+    /// The worker writes during the parent's next steps, after this many looks.
     WriteLater {
         looks: u8,
         write: Write,
     },
-    /// So that what the parent reads twice is not the same.
+    /// The worker alternates two writes, so that the parent reads different data each time.
     WriteByTurns(Write, Write),
 }
 
-/// Some steps. What the worker writes while the parent reads is written at the same look each time.
+/// Runs some steps, deterministically: writes during a step of the parent happen at a fixed look.
 pub fn replies(data: &[u8]) {
     let Ok(steps) = Vec::arbitrary_take_rest(Unstructured::new(data)) else {
         return;
@@ -42,7 +42,7 @@ pub fn replies(data: &[u8]) {
     take(&mut Fuzzed::new(), steps);
 }
 
-/// The same, while another thread never stops writing.
+/// The same, while another thread writes all the time.
 pub fn racing(data: &[u8]) {
     let Ok((writes, steps)) = Arbitrary::arbitrary_take_rest(Unstructured::new(data)) else {
         return;
@@ -51,11 +51,11 @@ pub fn racing(data: &[u8]) {
 }
 
 fn take(ends: &mut Fuzzed, steps: Vec<Step>) {
-    // A portion that was sent in part is sent to its end, or taken back.
+    // A partly sent portion must be sent completely or taken back.
     let mut pending: Option<(Frames, usize)> = None;
     let mut received = VecDeque::new();
     let mut messages = Vec::new();
-    // Threads look at what was so a while ago.
+    // Real threads also use a glance that is out of date.
     let mut glance = ends.parent.glance();
     for step in steps {
         match step {
@@ -78,7 +78,7 @@ fn take(ends: &mut Fuzzed, steps: Vec<Step>) {
             Step::Send { .. } | Step::SendLong { .. } => {}
             Step::Receive => {
                 if ends.parent.receive(&mut received, &mut messages).is_err() {
-                    // It is killed.
+                    // The worker would be killed.
                     return;
                 }
                 for mut batch in messages.drain(..).map(Batch::from) {

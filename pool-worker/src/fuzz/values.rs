@@ -1,4 +1,4 @@
-//! Values of many types: the results that a worker says there are, and its arguments.
+//! Values of many types: results that a parent decodes, and arguments that a worker decodes.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, LinkedList, VecDeque};
@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Input, Reader, Rest, decode, encode};
 
-/// Up to four values: a byte that chooses the type, one that says how many bytes the value has (or 255, for all that are
-/// left), and these.
+/// Decodes up to four values. Each consists of a byte that selects the type, a byte for the length (255: all that is
+/// left), and the bytes of the value.
 pub fn values(mut data: &[u8]) {
     for _ in 0..4 {
         let [which, len, rest @ ..] = data else {
@@ -87,7 +87,7 @@ enum Tree {
 #[derive(Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Nothing(PhantomData<String>);
 
-/// Takes no bytes, and much memory.
+/// Takes no bytes but much memory.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Cached {
     #[serde(skip)]
@@ -186,15 +186,15 @@ impl PartialEq for Collections {
     }
 }
 
-/// Its field is left out at times, which only the encoder sees.
+/// Its field is sometimes skipped, which only the encoder notices.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Partly {
     #[serde(skip_serializing_if = "Option::is_none")]
     level: Option<u8>,
 }
 
-/// Its fields have a value, whatever the bytes say. (An element takes a byte of its own, or a million of them would be
-/// made of no bytes at all, at the cost of three errors each.)
+/// Each field falls back to a default on any error. (An element of a vector also has a byte. Otherwise a million
+/// elements would take no bytes at all, and cost three errors each.)
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Forgiving {
     #[serde(deserialize_with = "or_default")]
@@ -211,7 +211,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(T::deserialize(from).unwrap_or_default())
 }
 
-/// Takes elements until there are no more, and keeps their number.
+/// Reads elements to the end, and counts them.
 #[derive(Debug, PartialEq)]
 struct Greedy(usize);
 
@@ -270,7 +270,7 @@ struct Flattened {
     rest: BTreeMap<String, u8>,
 }
 
-/// What is hard to hit upon as bytes.
+/// A type whose values are hard to find as bytes.
 #[derive(Debug, PartialEq, Serialize, Deserialize, Arbitrary)]
 struct Made {
     texts: Vec<(String, char)>,
@@ -279,8 +279,8 @@ struct Made {
     time: Duration,
 }
 
-/// What can be decoded can be encoded, and is the same when it is decoded again. (It may have too many elements then:
-/// numbers may be written longer than they must be, and more bytes may have more elements.)
+/// Checks that a decoded value can be encoded and decoded again to the same value. (Then it may have too many elements:
+/// the fuzz input may have written numbers with more bytes than needed, and more bytes allow more elements.)
 fn value<T>(bytes: &[u8])
 where
     T: fmt::Debug + PartialEq + Serialize + for<'de> Deserialize<'de>,
@@ -290,7 +290,7 @@ where
     }
 }
 
-/// Also NaN.
+/// The same for floats, which may be NaN.
 fn floats(bytes: &[u8]) {
     if let Ok(value) = told(take::<Vec<(f32, f64)>>(bytes)) {
         let bits = |(a, b): &(f32, f64)| (a.to_bits(), b.to_bits());
@@ -300,12 +300,12 @@ fn floats(bytes: &[u8]) {
     }
 }
 
-/// Values that no bytes make.
+/// Decodes a type that postcard can't decode from any bytes.
 fn refused<T: fmt::Debug + for<'de> Deserialize<'de>>(bytes: &[u8]) {
     let _ = told(take::<T>(bytes));
 }
 
-/// A value that was made otherwise, of so few bytes that it is not too deep.
+/// Makes a value without decoding. It takes few bytes of the input, so that the value is not too deep.
 fn made<T>(bytes: &[u8])
 where
     T: fmt::Debug + PartialEq + Serialize + for<'a> Deserialize<'a> + for<'a> Arbitrary<'a>,
@@ -322,7 +322,7 @@ where
 {
     let mut bytes = vec![7];
     if let Err(error) = encode(value, &mut bytes) {
-        assert!(error.to_string().contains("is left out"), "{error}");
+        assert!(error.to_string().contains("is skipped"), "{error}");
         assert_eq!(bytes, [7]);
         return;
     }
@@ -332,18 +332,18 @@ where
     }
 }
 
-/// Not inlined, so that it takes as much of the stack each time.
+/// Not inlined, so that it takes the same amount of stack each time.
 #[inline(never)]
 fn take<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, CodecError> {
     decode(bytes)
 }
 
-/// An error says why.
+/// Checks that an error has a message.
 fn told<T>(result: Result<T, CodecError>) -> Result<T, CodecError> {
     result.inspect_err(|error| assert_ne!(error.to_string(), ""))
 }
 
-/// As `#[pool_task]` reads them.
+/// Reads arguments as the code of `#[pool_task]` does.
 fn arguments(bytes: &[u8]) {
     let input = Input::new(Rest::Shared(bytes), None);
     let mut reader = Reader::new(&input);
