@@ -383,9 +383,11 @@ impl Segment {
             return None;
         }
         const { assert!(TALLIES_AT.is_multiple_of(align_of::<Tally>()) || cfg!(pool_shuttle)) };
-        // SAFETY: the tallies lie within the mapping, which begins with a page and lives as long as `self`; a tally is atomics,
-        // for which every bit pattern is valid.
-        Some(unsafe { &*self.0.base().add(TALLIES_AT).cast::<Tally>().add(at) })
+        // SAFETY: the tallies lie within the mapping, and `at` is one of them.
+        let tally = unsafe { self.0.base().add(TALLIES_AT + at * size_of::<Tally>()) };
+        // SAFETY: the mapping begins with a page, so this is aligned; it lives as long as `self`; a tally is atomics, for which every
+        // bit pattern is valid.
+        Some(unsafe { &*tally.cast::<Tally>() })
     }
 
     #[inline]

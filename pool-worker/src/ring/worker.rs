@@ -678,7 +678,7 @@ impl Outlet {
         self.sent[at(place)].fetch_add(sent, atomic::Ordering::Relaxed);
     }
 
-    /// Sends a message: the [`mark`](super::mark) of its channel, and the value. Waits while too much is unread.
+    /// Sends a message: the [`mark`] of its channel, and the value. Waits while too much is unread.
     pub(crate) fn send(&self, channel: u64, place: u8, bytes: &[u8]) -> Result<(), Gone> {
         let words = &self.replies.segment.words().channels.0[at(place)];
         let is_gone = || words.closed.load(Ordering::Relaxed) == channel;
