@@ -302,7 +302,7 @@ impl Workers for LocalWorkers {
             }
             state.drawn_here(job);
             state.collect_before_submitting();
-            state.stamp(&inputs);
+            state.stamp();
             state.scheduler.push(job, inputs, more);
             Ok(())
         })

@@ -353,7 +353,7 @@ impl fmt::Display for WorkerState {
     }
 }
 
-/// "square[3] for 1.5 s".
+/// `square[3] for 1.5 s`.
 impl fmt::Display for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.task)?;

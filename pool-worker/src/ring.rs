@@ -123,6 +123,8 @@ pub(crate) struct Words {
     /// By the worker: how far requests were read.
     requests_taken: Line<AtomicU64>,
     worker: Line<WorkerWords>,
+    /// By the worker: CLOCK_MONOTONIC, in nanoseconds, when it last read the clock. What it runs has begun then, or a little later.
+    read_at: Line<AtomicU64>,
     /// By both: what the worker sleeps for.
     asleep: Line<AtomicU32>,
     /// By both: whether threads of the worker that send messages sleep.
@@ -154,8 +156,6 @@ struct ParentWords {
 struct WorkerWords {
     /// CLOCK_MONOTONIC, in nanoseconds, when the last input with a time limit was begun.
     begun_at: AtomicU64,
-    /// The same, when the worker last read the clock: what it runs has begun then, or a little later.
-    read_at: AtomicU64,
     /// A task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
     pace: AtomicU64,
     /// How much memory it had in use after its last input, in bytes; 0 if it does not tell.
@@ -188,12 +188,12 @@ unsafe impl sync::Words for Words {
             requests_taken: Line(long()),
             worker: Line(WorkerWords {
                 begun_at: long(),
-                read_at: long(),
                 pace: long(),
                 memory: long(),
                 starved: (long(), long()),
                 cpu: short(),
             }),
+            read_at: Line(long()),
             asleep: Line(short()),
             sender_asleep: Line(short()),
             channels: Line(std::array::from_fn(|_| ChannelWords {
@@ -383,9 +383,11 @@ impl Segment {
             return None;
         }
         const { assert!(TALLIES_AT.is_multiple_of(align_of::<Tally>()) || cfg!(pool_shuttle)) };
-        // SAFETY: the tallies lie within the mapping, which begins with a page and lives as long as `self`; a tally is atomics,
-        // for which every bit pattern is valid.
-        Some(unsafe { &*self.0.base().add(TALLIES_AT).cast::<Tally>().add(at) })
+        // SAFETY: the tallies lie within the mapping, and `at` is one of them.
+        let tally = unsafe { self.0.base().add(TALLIES_AT + at * size_of::<Tally>()) };
+        // SAFETY: the mapping begins with a page, so this is aligned; it lives as long as `self`; a tally is atomics, for which every
+        // bit pattern is valid.
+        Some(unsafe { &*tally.cast::<Tally>() })
     }
 
     #[inline]

@@ -8,7 +8,7 @@ const CLOSE: Time = Time::from_micros(4);
 /// So many of them, after one that was read.
 const SKIPPED: u32 = 15;
 
-/// Stamps submissions of one input.
+/// Stamps submissions.
 #[derive(Debug, Default)]
 pub(super) struct Stamps {
     /// The last reading, and how many submissions there were since.

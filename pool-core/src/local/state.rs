@@ -141,20 +141,16 @@ impl State {
             return None;
         }
         self.collect_before_submitting();
-        self.stamp(&inputs);
+        self.stamp();
         let id = self.scheduler.submit(job, inputs, more);
         self.open(id, sink);
         Some(id)
     }
 
-    /// Notes when these inputs are accepted.
-    pub(super) fn stamp(&mut self, inputs: &Few<Portion>) {
-        let is_one = inputs.single().is_some_and(|only| only.inputs.count() == 1);
-        let stamp = if is_one {
-            self.stamps.next(pool_worker::now)
-        } else {
-            pool_worker::now()
-        };
+    /// Notes when the inputs are accepted that are about to be submitted.
+    #[inline]
+    pub(super) fn stamp(&mut self) {
+        let stamp = self.stamps.next(pool_worker::now);
         self.scheduler.stamp(stamp);
     }
 

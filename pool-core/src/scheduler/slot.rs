@@ -33,8 +33,8 @@ impl Given {
             Past {
                 attempts: 0,
                 misses: 0,
-                submitted,
-            } => submitted,
+                submitted_ns,
+            } => Time::from_nanos(submitted_ns),
             _ => Time::ZERO,
         }
     }
@@ -84,15 +84,15 @@ pub(super) struct Past {
     pub(super) attempts: u32,
     /// How many workers have died that were to begin the first of them next.
     pub(super) misses: u32,
-    /// When they were accepted, if that is known.
-    submitted: Time,
+    /// When they were accepted, in nanoseconds; 0, if that is not known. (Inputs are moved often.)
+    submitted_ns: u64,
 }
 
 impl Past {
     /// Nothing became of them yet, and they were accepted then.
     pub(super) fn of(submitted: Time) -> Past {
         Past {
-            submitted,
+            submitted_ns: submitted.as_nanos() as u64,
             ..Past::default()
         }
     }

@@ -82,6 +82,7 @@ fn report(kind: u8, [text, location, backtrace]: [String; 3], are_known: [bool; 
             message: text,
             location: are_known[0].then_some(location),
             backtrace: are_known[1].then_some(backtrace),
+            output: None,
         }),
         1 => Fault::Decode(text),
         2 => Fault::Encode(text),

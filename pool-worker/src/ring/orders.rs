@@ -77,6 +77,7 @@ fn send(parent: &mut ParentEnd, inputs: &Frames) -> bool {
         limited: false,
         inputs,
         skip: 0,
+        submitted: std::time::Duration::ZERO,
     });
     if let Some(sleeper) = parent.sleeper() {
         sleeper.wake();

@@ -1008,7 +1008,7 @@ impl Tallies {
 
     /// When the worker last read the clock, by [`now`](crate::now()): what it runs has begun then, or a little later.
     pub(crate) fn read_at(&self) -> Duration {
-        let read_at = &self.0.words().worker.0.read_at;
+        let read_at = &self.0.words().read_at.0;
         Duration::from_nanos(read_at.load(Ordering::Relaxed))
     }
 }

@@ -25,8 +25,8 @@ use crate::tally::Tally;
 /// it is finished, and is not lost waiting.
 const RESERVE: usize = if cfg!(pool_shuttle) { 8 } else { 4096 };
 
-/// A request that comes within so many looks comes at once: they take less than a microsecond.
-const LOOKS_SHORT: u32 = 32;
+/// A request that comes within so many looks comes soon: they take some microseconds.
+const LOOKS_SHORT: u32 = 256;
 
 /// A larger buffer is given back to the system after use. One of this size costs 30 ms to be had anew.
 const KEEP_MAX: usize = 128 << 20;
@@ -414,7 +414,7 @@ impl Replies {
     /// Tells when the clock was last read.
     #[inline]
     pub(crate) fn set_read_at(&self, now_ns: u64) {
-        let read_at = &self.segment.words().worker.0.read_at;
+        let read_at = &self.segment.words().read_at.0;
         read_at.store(now_ns, Ordering::Relaxed);
     }
 
@@ -678,7 +678,7 @@ impl Outlet {
         self.sent[at(place)].fetch_add(sent, atomic::Ordering::Relaxed);
     }
 
-    /// Sends a message: the [`mark`](super::mark) of its channel, and the value. Waits while too much is unread.
+    /// Sends a message: the [`mark`] of its channel, and the value. Waits while too much is unread.
     pub(crate) fn send(&self, channel: u64, place: u8, bytes: &[u8]) -> Result<(), Gone> {
         let words = &self.replies.segment.words().channels.0[at(place)];
         let is_gone = || words.closed.load(Ordering::Relaxed) == channel;
