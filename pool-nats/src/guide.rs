@@ -133,12 +133,10 @@
 //! # Monitoring
 //!
 //! - Each node logs a line to standard error when it waits, joins and ends, with the reason. The parent reports through
-//! `tracing`: `a node has joined`, `a node has left`, `a node was refused`.
+//!   `tracing`: `a node has joined`, `a node has left`, `a node was refused`.
 //! - `nats stream info pool_nightly` shows how many loads are published but not finished (no more than three per
-//!   worker), and which
-//! consumers exist. `nats sub 'pool.nightly.>'` shows the messages. `nats object info pool_nightly` shows what is
-//! stored.
+//!   worker), and which consumers exist. `nats sub 'pool.nightly.>'` shows the messages.
+//!   `nats object info pool_nightly` shows what is stored.
 //! - After a run, neither the stream nor the object store exists. If they are left behind, because the parent and all
-//!   its nodes were killed
-//! together, the parent's host lost power, or the server was unreachable at the end, the next run of the same name
-//! deletes them.
+//!   its nodes were killed together, the parent's host lost power, or the server was unreachable at the end, the next
+//!   run of the same name deletes them.

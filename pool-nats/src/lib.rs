@@ -33,25 +33,21 @@
 //! # Guarantees
 //!
 //! - Each input gets exactly one outcome, whatever happens to the nodes. An input runs at most once, unless
-//! [`retries`](pool_core::Call::retries) allow more.
+//!   [`retries`](pool_core::Call::retries) allow more.
 //! - When a node is lost, the inputs that it had begun fail with [`Error::WorkerLost`], which names the host, or are
-//!   retried; the
-//! other inputs run elsewhere. A killed node is noticed within a second, a silent one within three. Inputs are sent to
-//! nodes in loads of a few milliseconds of work; once a load has begun, all of its inputs count as begun.
+//!   retried; the other inputs run elsewhere. A killed node is noticed within a second, a silent one within three.
+//!   Inputs are sent to nodes in loads of a few milliseconds of work; once a load has begun, all of its inputs count as
+//!   begun.
 //! - `terminate` and cancellation give the inputs their outcomes promptly, but reach the nodes as messages: until then
-//!   a node may still begin inputs that it has
-//! already received.
+//!   a node may still begin inputs that it has already received.
 //! - Messages that tasks send into a [`channel`](pool_core::channel()) arrive in order, once, and before the outcome of
-//!   the input that sent
-//! them. The parent stops taking messages from a node for a channel while 1 MiB of them is unread. Messages that
-//! finalizers send, and messages in transit at `terminate` or when the node is lost, are lost.
+//!   the input that sent them. The parent stops taking messages from a node for a channel while 1 MiB or more is
+//!   unread. Messages that finalizers send, and messages in transit at `terminate` or when the node is lost, are lost.
 //! - A [`priority`](pool_core::Call::priority) affects only the inputs that no node has begun or is about to begin.
 //! - The server may be restarted: the pool waits for it for up to [`server_timeout`](Nats::server_timeout). After that,
-//!   all
-//! open calls fail with [`Error::Broken`].
+//!   all open calls fail with [`Error::Broken`].
 //! - At the end of a run, its stream `pool_RUN` and its object store `OBJ_pool_RUN` are deleted; if the parent was
-//!   killed, the nodes
-//! delete them.
+//!   killed, the nodes delete them.
 //!
 //! # Connections
 //!
@@ -63,8 +59,8 @@
 //! # Security
 //!
 //! **Anyone who may publish to the subjects of a run (`pool.RUN.>`) can run any task registered in the program, with
-//! any arguments, on every node.** Require authentication on the server, give the users of a run permissions for [its
-//! subjects only](guide#permissions), and use TLS between hosts.
+//! any arguments, on every node.** Require authentication on the server, give the users of a run permissions for
+//! [its subjects only](guide#permissions), and use TLS between hosts.
 
 mod book;
 pub mod guide;
