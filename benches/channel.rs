@@ -1,4 +1,4 @@
-//! How many messages a second come from two workers, while their tasks run.
+//! How many messages per second arrive from two workers while their tasks run.
 
 use pool_core::{Pool, channel};
 
@@ -24,7 +24,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// Two tasks send so many messages each, which this thread reads.
+/// Two tasks send `each` messages each, which this thread reads.
 fn receive(pool: &Pool, each: u64) -> Outcome<()> {
     let (sender, receiver) = channel()?;
     let inputs = [(each, sender.clone()), (each, sender)];
@@ -32,7 +32,7 @@ fn receive(pool: &Pool, each: u64) -> Outcome<()> {
     let count = receiver.filter(|(x, y): &(u64, u64)| *x == !*y).count();
     sent.get()?;
     if count as u64 != 2 * each {
-        return Err(format!("{count} messages of {} came", 2 * each).into());
+        return Err(format!("{count} of {} messages arrived", 2 * each).into());
     }
     Ok(())
 }

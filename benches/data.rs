@@ -18,7 +18,7 @@ use crate::tasks::square;
 use crate::tools::{Outcome, field, fresh, side_by_side, time};
 use crate::{Bench, DATA};
 
-/// The modes of this program that measure in a process of their own.
+/// The modes in which this program measures in a process of its own.
 pub(crate) mod modes {
     pub(crate) const LENT: &str = "data-lent";
     pub(crate) const CLONED: &str = "data-cloned";
@@ -29,7 +29,7 @@ pub(crate) mod modes {
 
 const MIB: usize = 1 << 20;
 
-/// Workers of a preloaded pool.
+/// The number of workers of a preloaded pool.
 const WORKERS: usize = 8;
 
 #[pool_task]
@@ -69,7 +69,7 @@ pub(crate) fn count_numbers(numbers: &[f64]) -> usize {
 
 static MODEL: OnceLock<Vec<u8>> = OnceLock::new();
 
-/// Loads a model, and says in a file when it was through.
+/// Loads a model, and notes in a file when it had finished.
 #[pool_task]
 pub(crate) fn load(bytes: usize, through: PathBuf) {
     assert!(MODEL.set(vec![1; bytes]).is_ok());
@@ -81,7 +81,7 @@ pub(crate) fn at_of_model(at: u64) -> u64 {
     at ^ u64::from(MODEL.get().expect("it was loaded")[at as usize])
 }
 
-/// The clock that all processes have in common.
+/// Reads the clock that all processes share.
 fn now() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec as u32)
@@ -91,7 +91,7 @@ fn texts() -> Vec<String> {
     (0..1_000_000).map(|x| format!("{x:032}")).collect()
 }
 
-/// As much as there is room for, up to 1 GiB.
+/// As much memory as is available, up to 1 GiB.
 fn much() -> Outcome<usize> {
     let free = field("/proc/meminfo", "MemAvailable:")? as usize >> 10;
     Ok(1024.min(free / 4) * MIB)
@@ -138,7 +138,7 @@ fn lend(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// The peak of memory over that before.
+/// Returns by how much the peak of memory exceeds the memory used before.
 pub(crate) fn peak(clones: bool) -> Outcome<Value> {
     let peak = || field("/proc/self/status", "VmHWM:");
     let pool = Pool::with_processes(2)?;
@@ -173,7 +173,7 @@ fn share(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// Tasks that read a large value, beside tasks that read nothing.
+/// Compares tasks that read a large value with tasks that read nothing.
 pub(crate) fn shared() -> Outcome<Value> {
     let pool = Pool::with_processes(2)?;
     let bytes = much()?;
@@ -233,13 +233,13 @@ fn bind(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// A table of several sizes that all tasks read: how it gets to them.
+/// How a table of several sizes, which all tasks read, gets to the workers.
 fn sizes(bench: &mut Bench) -> Outcome<()> {
     let pool = Pool::with_processes(2)?;
     let inputs: Vec<u64> = (0..1000).collect();
     for size in [64 << 10, MIB, 16 * MIB, 64 * MIB] {
         let table = vec![7_u8; size];
-        // What is sent each time takes seconds.
+        // Sending it with each task takes seconds.
         let few = &inputs[..(64 * MIB / size).clamp(4, 1000)];
         let [bound, shared, sent] = side_by_side(
             3,
@@ -355,7 +355,7 @@ fn preload(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// A pool whose workers share what one process has loaded.
+/// Measures a pool whose workers share what one process has loaded.
 pub(crate) fn preloaded() -> Outcome<Value> {
     let bytes = much()?;
     let through = tempfile::NamedTempFile::new()?;
@@ -401,7 +401,7 @@ fn children() -> Outcome<Vec<u32>> {
     Ok(all)
 }
 
-/// A process that has as much memory in use, and forks as often.
+/// Measures a process that has as much memory in use, and forks as often.
 pub(crate) fn forks() -> Outcome<Value> {
     let model = vec![1_u8; much()?];
     let mut ready = Vec::new();
@@ -410,7 +410,7 @@ pub(crate) fn forks() -> Outcome<Value> {
         let start = Instant::now();
         let mut forked = Vec::new();
         for _ in 0..WORKERS {
-            // SAFETY: there is one thread, and the child writes a byte and ends.
+            // SAFETY: there is only one thread, and the child writes a byte and ends.
             match unsafe { libc::fork() } {
                 0 => {
                     let said = writer.write_all(b"x");

@@ -1,4 +1,4 @@
-//! How much of two processors' time goes into tasks that keep them busy: all of one size, or mixed.
+//! How much of the time of two CPUs goes into tasks that keep them busy: all of one size, or mixed.
 
 use pool_core::Pool;
 
@@ -24,12 +24,12 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     heavy_tail(bench, &pool, &rayon)
 }
 
-/// Seconds for tasks of these durations, in default chunks.
+/// Returns the seconds for tasks of these durations, in default chunks.
 fn in_chunks(pool: &Pool, tasks: &[u64]) -> Outcome<f64> {
     time(|| pool.map(work, tasks.iter().copied()).map(drop))
 }
 
-/// The same one by one.
+/// The same, one by one.
 fn one_by_one(pool: &Pool, tasks: &[u64]) -> Outcome<f64> {
     time(|| {
         pool.task(work)
@@ -56,7 +56,7 @@ fn one_size(
             &mut || rayon.work(&tasks),
         ],
     )?;
-    // Useful time, to that of two processors.
+    // The useful time as a share of the time of two CPUs.
     let percent = |each: f64| us as f64 * 1e-6 / (2.0 * each) * 100.0;
     let ours = |seconds: f64| percent(seconds / tasks.len() as f64);
     let (chunks, single, threads) = (ours(chunks), ours(single), ours(threads));
@@ -89,7 +89,7 @@ fn one_size(
     Ok(())
 }
 
-/// Against the best schedule there can be: both processors busy to the end, or with the longest.
+/// Compares with the best possible schedule: both CPUs busy to the end, or one busy with the longest task.
 fn heavy_tail(bench: &mut Bench, pool: &Pool, rayon: &Rayon) -> Outcome<()> {
     let tasks = mixed(4000);
     let sum: u64 = tasks.iter().sum();

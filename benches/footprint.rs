@@ -1,5 +1,5 @@
-//! What the pool takes of the machine: memory, threads, descriptors, wake-ups. Most is measured in a
-//! process of its own, which has done nothing before: see [`modes`].
+//! What the pool uses of the machine: memory, threads, descriptors, wake-ups. Most is measured in a fresh process of
+//! its own: see [`modes`].
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -14,7 +14,7 @@ use crate::report::{AtMost, Row};
 use crate::tasks::{square, work};
 use crate::tools::{Outcome, entries, field, fresh, side_by_side, switches, time};
 
-/// The modes of this program that measure in a process of their own.
+/// The modes in which this program measures in a process of its own.
 pub(crate) mod modes {
     pub(crate) const MEMORY: &str = "footprint-memory";
     pub(crate) const MANY: &str = "footprint-many";
@@ -70,7 +70,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// The peak of a map over that of the pool before it, for each result.
+/// Returns by how much the peak during a map exceeds the memory of the pool before it, per result.
 pub(crate) fn memory() -> Outcome<Value> {
     let peak = || field("/proc/self/status", "VmHWM:");
     let pool = Pool::with_processes(2)?;
@@ -81,7 +81,7 @@ pub(crate) fn memory() -> Outcome<Value> {
     Ok(json!({ "bytes": kib as f64 * 1024.0 / results.len() as f64 }))
 }
 
-/// Many workers against two, on the same tasks, once all have served.
+/// Compares many workers with two, on the same tasks, once all workers have run some.
 pub(crate) fn many() -> Outcome<Value> {
     let tasks = |count: usize| (0..count).map(|_| 5_000);
     let mut all = serde_json::Map::new();
@@ -109,7 +109,7 @@ pub(crate) fn many() -> Outcome<Value> {
     Ok(Value::Object(all))
 }
 
-/// What a worker takes that has worked, and what an idle pool does.
+/// Measures what a worker uses after it has worked, and what an idle pool does.
 pub(crate) fn idle() -> Outcome<Value> {
     let pool = Pool::with_processes(2)?;
     pool.map(square, 0..1_000_000)?;

@@ -1,4 +1,4 @@
-//! Very many calls of one async program, all awaited at once; beside tokio's own threads for what blocks.
+//! A great many calls of one async program, all awaited at once; compared with tokio's own threads for blocking code.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -17,7 +17,7 @@ const CALLS: u64 = 20_000;
 pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     let pool = Pool::with_processes(2)?;
     pool.map(square, 0..10_000)?;
-    // As many threads for what blocks as tokio likes, and as many as the pool has workers.
+    // With as many blocking threads as tokio uses by default, and with as many as the pool has workers.
     let (tokio, two) = (runtime(512)?, runtime(2)?);
     let [ours, threads, two_threads] = side_by_side(
         bench.runs,
@@ -34,7 +34,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// A runtime of two threads, and up to so many more for what blocks.
+/// Returns a runtime of two threads, and up to `blocking` more for blocking code.
 fn runtime(blocking: usize) -> Outcome<Runtime> {
     let mut builder = Builder::new_multi_thread();
     let builder = builder.worker_threads(2).max_blocking_threads(blocking);

@@ -1,11 +1,11 @@
 //! Counts the instructions of the hot path, where `valgrind` is installed.
 //!
 //!     cargo bench -p benches --bench instructions
-//!     cargo bench -p benches --bench instructions -- --check    # fails if one takes more than it may
+//!     cargo bench -p benches --bench instructions -- --check    # fails if one takes more than its limit
 //!
-//! Unlike times, the counts are the same whatever else the machine does. Workers can't run under
-//! valgrind, because they re-execute `/proc/self/exe`, which is valgrind itself there. So this counts
-//! what needs no worker: how values become frames, and frames become values.
+//! Unlike times, the counts do not depend on what else the machine does. Workers can't run under valgrind, because they
+//! re-execute `/proc/self/exe`, which is valgrind itself there. So this counts what needs no worker: encoding values
+//! into frames, and decoding them.
 
 #![expect(clippy::print_stdout, reason = "the table is what a bench is for")]
 
@@ -15,8 +15,8 @@ use std::process::Command;
 
 use pool_worker::{CodecError, Frames, decode, encode};
 
-/// What is counted, and the instructions that each input may take: a fifth more than it took when this was
-/// written (Rust 1.95, x86-64).
+/// What is counted, and the most instructions that each input may take: a fifth more than when this was written (Rust
+/// 1.95, x86-64).
 const CASES: [(&str, Case, f64); 4] = [
     ("encode a u64 and frame it", frame, 96.0),
     ("take a chunk of 64 off the front, each", take, 19.0),
@@ -24,7 +24,7 @@ const CASES: [(&str, Case, f64); 4] = [
     ("encode and decode a text of 16 bytes", text, 590.0),
 ];
 
-/// Does its work for so many inputs, of which all took part in the preparation, too.
+/// Prepares this many inputs, then runs the case on all of them.
 type Case = fn(u64) -> Result<(), CodecError>;
 
 fn frames(count: u64) -> Result<Frames, CodecError> {
@@ -75,23 +75,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(case(count.parse()?)?);
     }
     if Command::new("valgrind").arg("--version").output().is_err() {
-        println!("valgrind is missing: no instructions are counted.");
+        println!("valgrind is not installed: no instructions are counted.");
         return Ok(());
     }
     println!(
         "{:44} {:>12} {:>8}",
-        "instructions of each input", "", "at most"
+        "instructions per input", "", "at most"
     );
     let mut framing = 0.0;
     let mut short = false;
     for (index, (name, _, most)) in CASES.iter().enumerate() {
-        // The difference leaves out what starting a process takes.
+        // The difference leaves out the cost of starting a process.
         let (few, many) = (6_400, 64_000);
         let all = counted(index, many)? - counted(index, few)?;
         let mut each = all / (many - few) as f64;
         match index {
             0 => framing = each,
-            // These two made the frames first.
+            // These two cases made the frames first.
             1 | 2 => each -= framing,
             _ => {}
         }
@@ -106,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// How many instructions this program takes for one case.
+/// Returns how many instructions this program executes for one case.
 fn counted(case: usize, count: u64) -> Result<f64, Box<dyn Error>> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -118,6 +118,6 @@ fn counted(case: usize, count: u64) -> Result<f64, Box<dyn Error>> {
         return Err(format!("valgrind: {}\n{said}", output.status).into());
     }
     let line = said.lines().find_map(|line| line.split_once("Collected :"));
-    let (_, number) = line.ok_or_else(|| format!("valgrind said no count:\n{said}"))?;
+    let (_, number) = line.ok_or_else(|| format!("valgrind printed no count:\n{said}"))?;
     Ok(number.trim().parse()?)
 }

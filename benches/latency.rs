@@ -1,5 +1,5 @@
-//! How long one task takes, there and back: from one thread on one core, on two, after a pause, and
-//! from several threads at once.
+//! How long one task takes, there and back: from one thread on one core, on two, after a pause, and from several
+//! threads at once.
 
 use std::hint::black_box;
 use std::thread;
@@ -29,7 +29,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     from_threads(bench)
 }
 
-/// Seconds for each of so many round trips.
+/// Returns the seconds per round trip.
 fn applies(pool: &Pool, count: u32) -> Outcome<f64> {
     let total = time(|| {
         (0..u64::from(count)).try_for_each(|x| pool.apply(square, (x,)).map(|x| _ = black_box(x)))
@@ -111,7 +111,7 @@ fn paused(bench: &mut Bench, cpus: &[usize]) -> Outcome<()> {
     Ok(())
 }
 
-/// One group of bars, in microseconds.
+/// Adds one group of bars, in microseconds.
 fn points(
     bench: &mut Bench,
     x: f64,
@@ -141,7 +141,7 @@ fn from_threads(bench: &mut Bench) -> Outcome<()> {
                 thread::scope(|scope| {
                     let all: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
                     let mut ends = all.into_iter().map(|thread| thread.join());
-                    // A thread that panicked has said so; there is no figure to spoil by hiding it.
+                    // A thread that panicked has reported it; its figure does not count.
                     ends.try_for_each(|end| end.unwrap_or(Ok::<(), Error>(())))
                 })
             })

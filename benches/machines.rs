@@ -1,5 +1,5 @@
-//! The pool on many machines, all of them this one: a NATS server, and two nodes of one process each, which are this program. Beside it,
-//! where they are installed, Ray's Pool and dask.distributed with two workers.
+//! The pool on many machines, which are all this one: a NATS server, and two nodes with one worker each, which are this
+//! program. For comparison, where they are installed: Ray's Pool and dask.distributed with two workers.
 
 use std::env;
 use std::fs;
@@ -131,12 +131,12 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// Useful time, to that of two processors.
+/// Returns the useful time as a percentage of the time of two CPUs.
 fn percent(milliseconds: f64, each: f64) -> f64 {
     milliseconds * 1e-3 / (2.0 * each) * 100.0
 }
 
-/// What becomes of a peer's seconds.
+/// How to convert a peer's seconds.
 #[derive(Clone, Copy)]
 enum Unit {
     Microseconds,
@@ -156,7 +156,7 @@ impl Unit {
     }
 }
 
-/// The script's figures. Nothing, where neither is installed for the Python of `POOL_BENCH_PYTHON`, or `python3`.
+/// The script's figures. Empty if neither peer is installed for the Python of `POOL_BENCH_PYTHON`, or `python3`.
 struct Peers(Value);
 
 impl Peers {
@@ -177,7 +177,7 @@ impl Peers {
     }
 }
 
-/// A NATS server on a port of its own.
+/// A NATS server on its own port.
 struct Server {
     _process: Process,
     url: String,
@@ -212,7 +212,7 @@ impl Server {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        Err("nats-server does not start".into())
+        Err("nats-server did not start".into())
     }
 
     fn node(&self) -> Outcome<Process> {

@@ -1,11 +1,11 @@
-//! The pool beside its peers, and beside what the machine allows, in one run.
+//! Compares the pool with its peers, and with what the machine allows, in one run.
 //!
 //!     cargo bench -p benches                 # some minutes
-//!     cargo bench -p benches -- --quick      # a minute, rougher
+//!     cargo bench -p benches -- --quick      # a minute, less precise
 //!
-//! Prints a table, and writes it and plots to `target/bench`. Nothing fails for being slow: it is a
-//! report. What is measured is in the modules `latency`, `throughput`, `futures`, `channel`, `efficiency`,
-//! `payload`, `data`, `processes`, `footprint` and `machines`; the peers are in `peers` and `raw`.
+//! Prints a table, and writes it and plots to `target/bench`. It is a report: nothing fails for being slow. The modules
+//! `latency`, `throughput`, `futures`, `channel`, `efficiency`, `payload`, `data`, `processes`, `footprint` and
+//! `machines` measure; the peers are in `peers` and `raw`.
 
 mod channel;
 mod data;
@@ -44,22 +44,22 @@ const BANDWIDTH: &str = "bandwidth";
 const START_UP: &str = "start_up";
 const DATA: &str = "data";
 
-/// What round trips are held against, in the table and in the plot.
+/// What round trips are compared with, in the table and in the plot.
 const PING: &str = "futex ping-pong";
 
-/// Measures the pool beside its peers.
+/// Measures the pool and its peers
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Measure less, in a minute.
+    /// Measure less, in a minute
     #[arg(long)]
     quick: bool,
-    /// Where results and plots are written.
+    /// Where to write results and plots
     #[arg(long, value_name = "DIR", default_value_os_t = default_out())]
     out: PathBuf,
-    /// Measure only this group; may be given more than once.
+    /// Measure only this group; may be given more than once
     #[arg(long, value_name = "GROUP")]
     only: Vec<Group>,
-    /// What `cargo bench` gives to every bench.
+    /// Passed by `cargo bench` to every bench
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -79,7 +79,7 @@ enum Group {
 }
 
 impl Group {
-    /// What the script of Python's calls it.
+    /// Its name in the Python script.
     fn name(self) -> &'static str {
         match self {
             Group::Latency => "latency",
@@ -115,21 +115,21 @@ impl Group {
 #[derive(Debug)]
 struct Bench {
     quick: bool,
-    /// How many runs a median is of.
+    /// How many runs each median is taken from.
     runs: usize,
     python: Python,
     report: Report,
 }
 
 impl Bench {
-    /// So many tasks, or a tenth.
+    /// Returns this count, or a tenth of it with `--quick`.
     fn scaled(&self, count: u64) -> u64 {
         if self.quick { count / 10 } else { count }
     }
 }
 
 fn main() -> Outcome<()> {
-    // A process of procspawn's goes no further. One of the pool's did not even come here.
+    // In a process that procspawn started, this does not return. Workers of the pool never get here.
     procspawn::init();
     match std::env::args().nth(1).as_deref() {
         Some(raw::SAYS_ONE_BYTE) => raw::say_one_byte(),
@@ -146,7 +146,7 @@ fn main() -> Outcome<()> {
     }
 }
 
-/// What a process that measures for another one has found.
+/// Prints the figures that a process measured for another one.
 #[expect(clippy::print_stdout, reason = "the other one reads it")]
 fn answer(figures: &Value) -> Outcome<()> {
     println!("{figures}");
@@ -172,7 +172,7 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
         report: Report::default(),
     };
     if bench.python.is_missing() {
-        println!("python3 is missing, or its script failed: its figures are empty.");
+        println!("python3 is not installed, or its script failed: its figures are missing.");
     }
     for group in groups {
         println!();
@@ -193,7 +193,7 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// Where it was measured.
+/// Describes the machine.
 fn about(bench: &Bench) -> Value {
     let text = |path| fs::read_to_string(path).unwrap_or_default();
     let processors = text("/proc/cpuinfo");
@@ -212,7 +212,7 @@ fn about(bench: &Bench) -> Value {
     })
 }
 
-/// `bench` in the target directory, of which this program is in `release/deps`.
+/// Returns `bench` in the target directory; this program is in `release/deps`.
 fn default_out() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
     let target = exe.ancestors().nth(3).filter(|path| path.is_dir());

@@ -1,4 +1,4 @@
-//! How fast bytes travel: to a worker and back, and to a worker that reads them where they arrived.
+//! How fast bytes travel: to a worker and back, and to a worker that reads them in place.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::{BANDWIDTH, Bench};
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// What is wanted for one size: of the echo, of it against memcpy and Python, of reading in place.
+/// The goals for one size: for the echo, for its ratio to memcpy and to Python, and for reading in place.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wanted {
     echo: Option<Bound>,
@@ -46,7 +46,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// Seconds for each of so many round trips; the arguments are made beforehand.
+/// Returns the seconds per round trip; the arguments are made beforehand.
 fn round_trip<T: Task<Args = (Vec<u8>,)>>(
     pool: &Pool,
     task: impl Fn() -> T,
@@ -81,7 +81,7 @@ fn one_size(
             &mut || round_trip(pool, || length, &bytes, times),
         ],
     )?;
-    // Longer ones take it seconds.
+    // Longer ones take Python seconds.
     let theirs = if size <= MIB {
         let runs = if bench.quick { 5 } else { 15 };
         other.echo(bytes.clone())?;

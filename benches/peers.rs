@@ -1,4 +1,4 @@
-//! Other people's pools: Python's, by a script that is run once; procspawn and rayon, in here.
+//! Other pools: Python's, through a script that runs once; procspawn and rayon, in this process.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::tasks::busy;
 use crate::tools::{Outcome, spin, time};
 
-/// The script's figures, which are seconds for the most part. Empty, if there is no Python.
+/// The script's figures, most of them in seconds. Empty if there is no Python.
 #[derive(Debug)]
 pub(crate) struct Python(Option<Value>);
 
@@ -37,12 +37,12 @@ impl Python {
         self.0.as_ref()?.get("version")?.as_str()
     }
 
-    /// The figure called `key`.
+    /// Returns the figure called `key`.
     pub(crate) fn get(&self, key: &str) -> Option<f64> {
         self.0.as_ref()?.get(key)?.as_f64()
     }
 
-    /// The figure called `key` with a number behind it, such as `ready_8`.
+    /// Returns the figure called `key` followed by a number, such as `ready_8`.
     pub(crate) fn at(&self, key: &str, number: usize) -> Option<f64> {
         let mut name = key.to_owned();
         write!(name, "_{number}").ok()?;
@@ -50,7 +50,7 @@ impl Python {
     }
 }
 
-/// procspawn's pool. It re-executes this program, too, and needs `procspawn::init()` in `main`.
+/// procspawn's pool. It re-executes this program too, and needs `procspawn::init()` in `main`.
 pub(crate) struct Procspawn(procspawn::Pool);
 
 impl Procspawn {
@@ -62,8 +62,8 @@ impl Procspawn {
         Ok(procspawn)
     }
 
-    /// Seconds for so many empty tasks, of which up to a hundred are open at a time: each takes four
-    /// descriptors, and a process that has no more of them panics.
+    /// Returns the seconds for `count` empty tasks, with up to a hundred open at a time: each takes four descriptors,
+    /// and procspawn panics when they run out.
     pub(crate) fn one_by_one(&self, count: u64) -> Outcome<f64> {
         time(|| {
             let mut open = VecDeque::new();
@@ -77,7 +77,7 @@ impl Procspawn {
         })
     }
 
-    /// Seconds for each of so many round trips, after a pause before each.
+    /// Returns the seconds per round trip, with a pause before each.
     pub(crate) fn round_trip(&self, count: u64, pause: Duration) -> Outcome<f64> {
         let mut total = 0.0;
         for x in 0..count {
@@ -90,7 +90,7 @@ impl Procspawn {
         Ok(total / count as f64)
     }
 
-    /// Seconds for a byte string there and back.
+    /// Returns the seconds for a byte string there and back.
     pub(crate) fn echo(&self, bytes: Vec<u8>) -> Outcome<f64> {
         time(|| {
             let handle = self.0.spawn(bytes, |bytes: Vec<u8>| bytes);
@@ -121,7 +121,7 @@ impl Rayon {
         Ok(Rayon(builder.build()?))
     }
 
-    /// Seconds for so many empty jobs in one scope.
+    /// Returns the seconds for `count` empty jobs in one scope.
     pub(crate) fn spawn(&self, count: u64) -> Outcome<f64> {
         time(|| {
             self.0.scope(|scope| {
@@ -133,7 +133,7 @@ impl Rayon {
         })
     }
 
-    /// Seconds for busy tasks of these durations, one a piece.
+    /// Returns the seconds for busy tasks of these durations, one job each.
     pub(crate) fn work(&self, durations: &[u64]) -> Outcome<f64> {
         time(|| {
             let tasks = || durations.par_iter().with_max_len(1);

@@ -1,4 +1,4 @@
-//! The plots, as SVG: bars in groups, and lines; the legend stands beside them, never upon them.
+//! The plots, as SVG: grouped bars, and lines. The legend stands beside the plot, never on top of it.
 
 use std::ops::Range;
 use std::path::Path;
@@ -22,7 +22,7 @@ const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// What is written around a plot.
+/// The labels around a plot.
 #[derive(Debug)]
 struct Labels {
     title: &'static str,
@@ -30,7 +30,7 @@ struct Labels {
     y: &'static str,
 }
 
-/// Draws whatever there are points for.
+/// Draws every plot that there are points for.
 pub(crate) fn all(report: &Report, directory: &Path) -> Outcome<()> {
     let file = |name: &str| directory.join(name).with_extension("svg");
     let series = report.series(ROUND_TRIP);
@@ -123,7 +123,7 @@ pub(crate) fn all(report: &Report, directory: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// The range of a logarithmic axis that holds all values; `None` if there are no values.
+/// Returns the range of a logarithmic axis that holds all values; `None` if there are no values.
 fn range(series: &[&Series]) -> Option<(f64, f64)> {
     let values = || {
         series
@@ -134,8 +134,8 @@ fn range(series: &[&Series]) -> Option<(f64, f64)> {
     let low = values().reduce(f64::min)?;
     let high = values().reduce(f64::max)?;
     let decade = |value: f64| 10_f64.powf(value);
-    // A little below the decade, or its own mark would be lost to rounding; and room above, for what is
-    // written there.
+    // A little below the decade, or rounding would lose its tick mark; and some room above for the values written
+    // there.
     let floor = low.log10().floor();
     let ceiling = (high.log10() + 0.2).max(floor + 1.0);
     Some((decade(floor) * 0.999, decade(ceiling)))
@@ -161,7 +161,7 @@ fn bytes(value: &f64) -> String {
     }
 }
 
-/// Thousands and millions, for what is counted.
+/// Formats counts with thousands and millions.
 fn counted(value: &f64) -> String {
     match *value {
         value if value >= 1e6 => plain(&(value / 1e6)) + " M",
@@ -170,7 +170,7 @@ fn counted(value: &f64) -> String {
     }
 }
 
-/// Who is who keeps its colour in all plots: the pool is blue, its variants are shades of it.
+/// Returns the colour of a series, the same in all plots: the pool is blue, its variants are shades of blue.
 fn colour(name: &str) -> RGBColor {
     match name {
         "pool" | "pool, default chunks" | "pool, Vec<u8> echo" => RGBColor(0x1f, 0x5f, 0xbf),
@@ -187,7 +187,7 @@ fn colour(name: &str) -> RGBColor {
     }
 }
 
-/// Splits the page: the plot, under its title, and the legend.
+/// Splits the page into the plot, under its title, and the legend.
 fn page<'a>(root: &Area<'a>, labels: &Labels, series: &[&Series]) -> Outcome<Area<'a>> {
     root.fill(&WHITE)?;
     let root = root.margin(8, 0, 0, 0).titled(labels.title, (FONT, 20))?;
@@ -203,7 +203,7 @@ fn page<'a>(root: &Area<'a>, labels: &Labels, series: &[&Series]) -> Outcome<Are
     Ok(plot)
 }
 
-/// One line for each series.
+/// Draws one line for each series.
 fn lines<X, Y>(
     file: &Path,
     labels: &Labels,
@@ -253,8 +253,8 @@ where
     Ok(())
 }
 
-/// One group of bars for each name; the points of the series say which. The axis is logarithmic, so the
-/// bars have no true length, and the values stand upon them.
+/// Draws one group of bars for each name; the points of the series say which group they belong to. The axis is
+/// logarithmic, so the lengths of bars mean little, and their values are written above them.
 fn bars(
     file: &Path,
     labels: &Labels,
@@ -290,7 +290,7 @@ fn bars(
         style.pos(Pos::new(HPos::Center, VPos::Bottom))
     };
     for (group, name) in names.iter().enumerate() {
-        // Only those that have a bar here take room here.
+        // Only series with a bar in this group take space in it.
         let bars: Vec<_> = series
             .iter()
             .filter_map(|series| {

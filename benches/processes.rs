@@ -1,4 +1,4 @@
-//! How long processes take to be there, and to be replaced.
+//! How long it takes to start processes, and to replace them.
 
 use std::hint::black_box;
 
@@ -25,7 +25,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
             bench.report.row(row);
         }
     }
-    // Not where it would push the machine to its limits.
+    // Skipped where it would push the machine to its limits.
     if field("/proc/meminfo", "MemAvailable:")? > 4 << 20 {
         let much = vec![1_u8; 2 << 30];
         for processes in [2, 8] {
@@ -43,7 +43,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     recycle(bench)
 }
 
-/// Milliseconds until the pool is built, and until as many bare processes are there.
+/// Returns the milliseconds until the pool is built, and until as many bare processes are running.
 fn ready(bench: &Bench, processes: usize) -> Outcome<[f64; 2]> {
     let mut ours = || {
         let mut pool = None;

@@ -1,5 +1,4 @@
-//! What the machine allows: two processes that wake each other by a futex, processes that are
-//! nothing but processes, and memory that is copied.
+//! What the machine allows: two processes that wake each other with a futex, bare processes, and copying memory.
 
 use std::hint::black_box;
 use std::io::{self, Read, Write};
@@ -11,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::tools::{Outcome, pin, spin, time};
 
-/// The modes of this program that do as little as a process can.
+/// The modes in which this program does as little as a process can.
 pub(crate) const SAYS_ONE_BYTE: &str = "bare-says-one-byte";
 pub(crate) const ENDS: &str = "bare-ends";
 
-/// Two processes wake each other through one word of shared memory: seconds for each round trip.
-/// The other one is pinned to `cpus`; before each round this one is busy for `pause`.
+/// Two processes wake each other through one word of shared memory. Returns the seconds per round trip. The other one
+/// is pinned to `cpus`; before each round, this one is busy for `pause`.
 pub(crate) fn ping_pong(rounds: u32, cpus: &[usize], pause: Duration) -> Outcome<f64> {
     let word = shared_word()?;
     // SAFETY: the child calls nothing but `sched_setaffinity` and `futex`, and leaves by `_exit`.
@@ -33,7 +32,7 @@ pub(crate) fn ping_pong(rounds: u32, cpus: &[usize], pause: Duration) -> Outcome
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(0) };
     }
-    // Until it waits.
+    // Time for the child to start waiting.
     thread::sleep(Duration::from_millis(5));
     let mut total = Duration::ZERO;
     let mut start = Instant::now();
@@ -56,7 +55,7 @@ pub(crate) fn ping_pong(rounds: u32, cpus: &[usize], pause: Duration) -> Outcome
     Ok(total.as_secs_f64() / f64::from(rounds))
 }
 
-/// A word that a forked child shares. It is never unmapped: there are few.
+/// Returns a word that forked children share. It is never unmapped: there are few.
 fn shared_word() -> Outcome<&'static AtomicU32> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
@@ -80,11 +79,11 @@ fn wait_while(word: &AtomicU32, value: u32) {
 
 fn wake(word: &AtomicU32, value: u32) {
     word.store(value, Ordering::Release);
-    // SAFETY: wakes whoever waits on a word that stays mapped.
+    // SAFETY: wakes the process that waits on a word that stays mapped.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
 }
 
-/// The child of [`bare_processes`]: says one byte, waits for the end of its input.
+/// The child of [`bare_processes`]: writes one byte, then waits for the end of its input.
 pub(crate) fn say_one_byte() -> Outcome<()> {
     let mut output = io::stdout();
     output.write_all(b"x")?;
@@ -93,7 +92,7 @@ pub(crate) fn say_one_byte() -> Outcome<()> {
     Ok(())
 }
 
-/// Seconds until so many processes of this same program have said one byte each.
+/// Returns the seconds until `count` processes of this same program have each written one byte.
 pub(crate) fn bare_processes(count: usize) -> Outcome<f64> {
     let start = Instant::now();
     let mut children = Vec::with_capacity(count);
@@ -119,7 +118,7 @@ pub(crate) fn bare_processes(count: usize) -> Outcome<f64> {
     Ok(elapsed)
 }
 
-/// Seconds for `count` processes of this same program that end at once, two at a time.
+/// Returns the seconds for `count` processes of this same program that end at once, two at a time.
 pub(crate) fn ending_processes(count: u64) -> Outcome<f64> {
     let half = |count: u64| -> io::Result<()> {
         for _ in 0..count {
@@ -136,7 +135,7 @@ pub(crate) fn ending_processes(count: u64) -> Outcome<f64> {
     })
 }
 
-/// Seconds to copy `from` over memory that has been used before.
+/// Returns the seconds to copy `from` over memory that has been used before.
 pub(crate) fn copy(from: &[u8], to: &mut [u8], times: usize) -> f64 {
     let start = Instant::now();
     for _ in 0..times {

@@ -1,5 +1,5 @@
-//! What was measured, beside its peers and what we want of it: as a printed table, as Markdown, and
-//! as JSON; with the points of the plots.
+//! The measurements, with those of the peers and our goals: as a printed table, as Markdown, and as JSON; with the
+//! points of the plots.
 
 use std::fmt;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::tools::Outcome;
 
-/// What we want of a figure or of a ratio.
+/// A goal for a figure or a ratio.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
@@ -38,7 +38,7 @@ impl fmt::Display for Bound {
     }
 }
 
-/// What a ratio of the pool to a peer says.
+/// The meaning of a ratio between the pool and a peer.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Ratio {
@@ -79,13 +79,13 @@ impl Row {
         }
     }
 
-    /// What we want of the pool's figure itself.
+    /// Sets the goal for the pool's own figure.
     pub(crate) fn wanted(mut self, bound: Bound) -> Row {
         self.wanted = Some(bound);
         self
     }
 
-    /// A peer that shows what is possible: the ratio is the pool's figure to its.
+    /// Adds a peer that shows what is possible: the ratio is the pool's figure divided by the peer's.
     pub(crate) fn limit(
         self,
         name: &'static str,
@@ -95,7 +95,7 @@ impl Row {
         self.peer(name, figure.into(), Ratio::OfIt, wanted.into())
     }
 
-    /// A peer that does the same job: the ratio is how many times better the pool is.
+    /// Adds a peer that does the same job: the ratio is how many times better the pool is.
     pub(crate) fn rival(
         self,
         name: &'static str,
@@ -128,7 +128,7 @@ impl Row {
         self
     }
 
-    /// Whether all that is wanted, and could be measured, was reached; `None` if there is nothing.
+    /// Whether every goal that could be measured was reached; `None` if there is none.
     fn ok(&self) -> Option<bool> {
         let own = self.wanted.map(|wanted| wanted.holds(self.pool));
         let all = own
@@ -171,13 +171,13 @@ fn verdict(ok: Option<bool>) -> &'static str {
 
 fn with_unit(figure: f64, unit: &str) -> String {
     if unit.is_empty() {
-        // Something that is counted.
+        // A count.
         return format!("{figure}");
     }
     format!("{} {unit}", short(figure))
 }
 
-/// Three digits that matter.
+/// Rounds to three significant digits.
 fn short(x: f64) -> String {
     let decimals = match x.abs() {
         x if x >= 100.0 || x == 0.0 => 0,
@@ -197,7 +197,7 @@ pub(crate) struct Series {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// All of a run.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<Row>,
@@ -222,7 +222,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Adds a point to a series of a plot; what could not be measured is left out.
+    /// Adds a point to a series of a plot; ignores what could not be measured.
     pub(crate) fn point(
         &mut self,
         plot: &'static str,
@@ -247,7 +247,7 @@ impl Report {
         series.filter(|series| series.plot == plot).collect()
     }
 
-    /// How many rows reached what we want, and how many did not.
+    /// Says how many rows reached their goals, and how many did not.
     pub(crate) fn summary(&self) -> String {
         let count = |wanted| {
             self.rows
@@ -281,7 +281,7 @@ impl Report {
         for row in &self.rows {
             let (pool, wanted) = (with_unit(row.pool, row.unit), row.wanted_words());
             let own = row.wanted.map(|wanted| wanted.holds(row.pool));
-            // A row with nothing wanted of its own figure shares the line of its first peer.
+            // A row without a goal for its own figure shares the line of its first peer.
             let alone = own.is_some() || row.peers.is_empty();
             if alone {
                 line([&row.name, &pool, "", "", &wanted, verdict(own)]);

@@ -1,16 +1,16 @@
-//! What the workers are given to do.
+//! The tasks that the workers run.
 
 use std::time::Instant;
 
 use pool_core::{Sender, pool_task};
 
-/// As good as nothing.
+/// Does next to nothing.
 #[pool_task]
 pub(crate) fn square(x: u64) -> u64 {
     x.wrapping_mul(x)
 }
 
-/// Keeps a processor busy for so many nanoseconds.
+/// Keeps a CPU busy for this many nanoseconds.
 #[pool_task]
 pub(crate) fn work(nanoseconds: u64) -> u64 {
     busy(nanoseconds)
@@ -21,31 +21,31 @@ pub(crate) fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Reads its argument where it arrived.
+/// Reads its argument in place.
 #[pool_task]
 pub(crate) fn length(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Sends so many messages.
+/// Sends this many messages.
 #[pool_task]
 pub(crate) fn say(count: u64, to: Sender<(u64, u64)>) -> Result<(), String> {
     (0..count).try_for_each(|x| to.send((x, !x)).map_err(|error| error.to_string()))
 }
 
-/// What [`work`] does, for peers that call a function.
+/// Does what [`work`] does, for peers that call a function.
 pub(crate) fn busy(nanoseconds: u64) -> u64 {
     let start = Instant::now();
     while (start.elapsed().as_nanos() as u64) < nanoseconds {}
     nanoseconds
 }
 
-/// Durations in nanoseconds, from 1 µs to 10 ms: most are short, and a few make up most of the sum.
-/// The same in every run.
+/// Returns durations in nanoseconds, from 1 µs to 10 ms: most are short, and a few make up most of the sum. The same in
+/// every run.
 pub(crate) fn mixed(count: usize) -> Vec<u64> {
     let mut state: u64 = 1;
     let mut uniform = || {
-        // Knuth's MMIX generator; the high bits are the good ones.
+        // Knuth's MMIX generator; its high bits are the good ones.
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);

@@ -1,4 +1,4 @@
-//! How many empty tasks a second, by two workers: one by one, and in chunks.
+//! How many empty tasks per second two workers run: one by one, and in chunks.
 
 use std::hint::black_box;
 
@@ -112,7 +112,7 @@ fn in_chunks(bench: &mut Bench, pool: &Pool) -> Outcome<()> {
     Ok(())
 }
 
-/// A thousand jobs of a thousand against one of a million: what a job costs.
+/// Compares a thousand jobs of a thousand inputs with one job of a million: the cost of a job.
 fn many_calls(bench: &mut Bench, pool: &Pool) -> Outcome<()> {
     let mut one = || time(|| pool.map(square, 0..1_000_000).map(drop));
     let mut many = || {
@@ -132,7 +132,7 @@ fn many_calls(bench: &mut Bench, pool: &Pool) -> Outcome<()> {
     Ok(())
 }
 
-/// Millions of tasks a second.
+/// Converts to millions of tasks per second.
 fn rate(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds / 1e6
 }
@@ -141,7 +141,7 @@ fn python(bench: &Bench, key: &str) -> Option<f64> {
     bench.python.get(key).map(|seconds| 1e-6 / seconds)
 }
 
-/// Plots a rate, in tasks a second.
+/// Plots a rate, in tasks per second.
 fn point(bench: &mut Bench, name: &'static str, x: f64, rate: impl Into<Option<f64>>) {
     let rate = rate.into().map(|millions| millions * 1e6);
     bench.report.point(THROUGHPUT, name, x, rate);

@@ -1,4 +1,4 @@
-//! What every measurement needs: clocks, medians, pinning, and what `/proc` knows.
+//! What every measurement needs: clocks, medians, pinning, and figures from `/proc`.
 
 use std::error::Error;
 use std::fs;
@@ -6,21 +6,21 @@ use std::mem;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Whatever goes wrong ends the run, and is told.
+/// Any error ends the run and is printed.
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// One measurement, in seconds.
 pub(crate) type Measure<'a> = &'a mut dyn FnMut() -> Outcome<f64>;
 
-/// Seconds that `work` takes.
+/// Returns the seconds that `work` takes.
 pub(crate) fn time<E: Into<Box<dyn Error>>>(work: impl FnOnce() -> Result<(), E>) -> Outcome<f64> {
     let start = Instant::now();
     work().map_err(Into::into)?;
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Medians of several measurements that are taken in turns, so that whatever else the machine does
-/// meets all of them alike.
+/// Returns the medians of several measurements, taken in turns, so that disturbances from other programs affect all of
+/// them alike.
 pub(crate) fn side_by_side<const N: usize>(
     runs: usize,
     mut measures: [Measure<'_>; N],
@@ -34,7 +34,7 @@ pub(crate) fn side_by_side<const N: usize>(
     Ok(all.map(middle))
 }
 
-/// The median of several runs of one measurement.
+/// Returns the median of several runs of one measurement.
 pub(crate) fn median(runs: usize, mut measure: impl FnMut() -> Outcome<f64>) -> Outcome<f64> {
     side_by_side(runs, [&mut measure]).map(|[figure]| figure)
 }
@@ -44,7 +44,7 @@ fn middle(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Keeps the processor busy, as a program does that works between two calls.
+/// Keeps the CPU busy, like a program that works between two calls.
 pub(crate) fn spin(duration: Duration) {
     let start = Instant::now();
     while start.elapsed() < duration {
@@ -52,7 +52,7 @@ pub(crate) fn spin(duration: Duration) {
     }
 }
 
-/// The processors that this program may use.
+/// Returns the CPUs that this program may use.
 pub(crate) fn cpus() -> Vec<usize> {
     let mut set = no_cpus();
     let size = size_of_val(&set);
@@ -67,8 +67,8 @@ pub(crate) fn cpus() -> Vec<usize> {
         .collect()
 }
 
-/// Lets a process, or this thread if it is 0, run on these processors alone. One that refuses is
-/// measured where it is. Safe to call between `fork` and `exec`: it allocates nothing.
+/// Restricts a process, or this thread if `pid` is 0, to these CPUs. A process that refuses is measured where it is.
+/// Safe to call between `fork` and `exec`: it allocates nothing.
 pub(crate) fn pin(pid: u32, cpus: &[usize]) {
     let mut set = no_cpus();
     for cpu in cpus {
@@ -84,20 +84,20 @@ fn no_cpus() -> libc::cpu_set_t {
     unsafe { mem::zeroed() }
 }
 
-/// Figures that must come from a process that has done nothing else: runs this program again, in
-/// one of its modes, and reads what it prints.
+/// Gets figures that must come from a process that has done nothing else: runs this program again, in one of its modes,
+/// and reads what it prints.
 pub(crate) fn fresh(mode: &str) -> Outcome<serde_json::Value> {
     let output = Command::new("/proc/self/exe")
         .arg(mode)
         .stderr(Stdio::inherit())
         .output()?;
     if !output.status.success() {
-        return Err(format!("`{mode}`, in a process of its own: {}", output.status).into());
+        return Err(format!("`{mode}` in its own process: {}", output.status).into());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// The first number after `key` in a file of lines such as `Pss:  123 kB`.
+/// Returns the first number after `key` in a file of lines such as `Pss:  123 kB`.
 pub(crate) fn field(path: &str, key: &str) -> Outcome<u64> {
     let text = fs::read_to_string(path)?;
     let line = text.lines().find(|line| line.starts_with(key));
@@ -105,12 +105,12 @@ pub(crate) fn field(path: &str, key: &str) -> Outcome<u64> {
     Ok(word.ok_or_else(|| format!("no {key} in {path}"))?.parse()?)
 }
 
-/// How many entries a directory has: `/proc/self/task` or `/proc/self/fd`.
+/// Returns how many entries a directory has: `/proc/self/task` or `/proc/self/fd`.
 pub(crate) fn entries(path: &str) -> Outcome<usize> {
     Ok(fs::read_dir(path)?.count())
 }
 
-/// How often the threads of a process have left a processor.
+/// Returns how often the threads of a process were switched off a CPU.
 pub(crate) fn switches(pid: u32) -> Outcome<u64> {
     let mut sum = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {

@@ -1,4 +1,4 @@
-//! What the test programs have in common; and the programs in the README and the guide, run as doctests.
+//! What the test programs share; and the programs in the README and the guide, run as doctests.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -36,7 +36,7 @@ mod pages {
     }
 }
 
-/// How many children this process has, dead ones included.
+/// Returns how many children this process has, dead ones included.
 pub fn children() -> usize {
     fs::read_dir("/proc/self/task")
         .into_iter()
@@ -46,27 +46,26 @@ pub fn children() -> usize {
         .sum()
 }
 
-/// What a program holds of the system.
+/// The system resources that a program holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Possessions {
     descriptors: usize,
     threads: usize,
     children: usize,
-    /// Mappings of memory that has no name.
+    /// Mappings of anonymous memory.
     shared: usize,
-    /// What lies in `TMPDIR` (the test that starts the program gives it one of its own) and in `/dev/shm`.
+    /// The files in `TMPDIR` (the test that starts the program gives it its own) and in `/dev/shm`.
     files: BTreeSet<PathBuf>,
 }
 
 impl Possessions {
-    /// How long the system may take to put away what a program has given back: a thread that was joined is among
-    /// the program's for a moment yet.
+    /// How long the system may take to clean up what a program has returned: a thread that was joined still counts
+    /// among the program's for a moment.
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    /// Of a program that has this thread only and no child; waits until that is so.
+    /// Returns what a program with only this thread and no children holds; waits until that is so.
     ///
-    /// # Panics
-    /// It does not come to be so.
+    /// # Panics If it does not come to be so.
     pub fn at_rest() -> Possessions {
         let began = Instant::now();
         loop {
@@ -99,10 +98,9 @@ impl Possessions {
         }
     }
 
-    /// Waits until the program holds just this again.
+    /// Waits until the program holds exactly this again.
     ///
-    /// # Errors
-    /// It does not: what it held and what it holds, as text.
+    /// # Errors If it does not: a text with what it held and what it holds.
     pub fn regained(&self) -> Result<(), String> {
         let began = Instant::now();
         loop {

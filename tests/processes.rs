@@ -1,8 +1,8 @@
-//! What happens to processes: none is left behind, whatever becomes of the parent; nothing of the
-//! parent's leaks into a worker; a program that must not have workers gets an error.
+//! What happens to processes: none is left behind, whatever happens to the parent; nothing of the parent's leaks into a
+//! worker; a program that must not have workers gets an error.
 //!
-//! Each test runs a program from `bin/`, for these are things to be done to a whole process. A
-//! program is linked under a name of its own, so all processes that ever came of it can be found.
+//! Each test runs a program from `bin/`, because these things affect a whole process. Each program is linked under a
+//! unique name, so that all processes that it started can be found.
 
 #![expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Whatever takes this long hangs. No test depends on it but to fail.
+/// Anything that takes this long hangs. Tests fail on it, but do not otherwise depend on it.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
 const HOLD: &str = env!("CARGO_BIN_EXE_hold");
@@ -32,7 +32,7 @@ const FORKED: &str = env!("CARGO_BIN_EXE_forked");
 const ODD: &str = env!("CARGO_BIN_EXE_odd");
 const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
 const MESSAGES: &str = env!("CARGO_BIN_EXE_messages");
-/// What workers may be.
+/// The kinds of workers.
 const KINDS: [&str; 6] = [
     "",
     "busy",
@@ -60,7 +60,7 @@ fn a_killed_parent_leaves_no_worker() {
     }
 }
 
-/// What stands in the way of namespaces here, if anything does.
+/// Returns why workers can't be contained on this machine, if they can't.
 fn nothing_is_contained() -> Option<String> {
     let home = Home::new(HOLD);
     let output = home.program(&["1", "daemons"]).output();
@@ -77,7 +77,7 @@ fn daemons_of_contained_workers_end_with_the_parent() {
     }
     for _ in 0..10 {
         let mut held = Held::start(&["2", "daemons"]);
-        // Guard, first process, worker, and daemon, of two.
+        // Guard, first process, worker and daemon, for two workers.
         assert!(processes_of(&held.home.program).len() > 2 * 4);
         held.signal(libc::SIGKILL);
         held.wait();
@@ -99,7 +99,7 @@ fn daemons_of_contained_workers_end_with_the_parent() {
     }
 }
 
-/// Wherever the parent is killed, and so wherever the three processes of a worker are by then.
+/// Kills the parent at any moment, so in any state of the three processes of a worker.
 #[test]
 fn a_parent_killed_while_contained_workers_start_leaves_none() {
     if nothing_is_contained().is_some() {
@@ -117,7 +117,7 @@ fn a_parent_killed_while_contained_workers_start_leaves_none() {
 
 #[test]
 fn a_parent_killed_while_its_pool_starts_leaves_no_worker() {
-    // The moments lie ever later, from before `main` to after the last worker's start.
+    // The moments grow later and later, from before `main` to after the last worker's start.
     for moment in 0..120 {
         let (moment, what) = (moment / 2, ["", "preloaded"][moment as usize % 2]);
         let home = Home::new(HOLD);
@@ -131,8 +131,8 @@ fn a_parent_killed_while_its_pool_starts_leaves_no_worker() {
 
 #[test]
 fn a_parent_killed_while_its_worker_starts_leaves_no_file() {
-    // From the moment when there is a process that can remove it. Killed before that, but after
-    // ipc-channel has made the socket, a parent does leave it behind.
+    // From the moment when there is a process that can remove it. If the parent is killed before that, but after
+    // ipc-channel has made the socket, it does leave the socket behind.
     for moment in 0..40 {
         let home = Home::new(HOLD);
         let mut program = home.program(&["1"]).start();
@@ -181,7 +181,7 @@ fn a_dropped_pool_leaves_no_worker_and_no_zombie() {
     for what in KINDS {
         let mut held = Held::start(&["3", what]);
         held.ask("drop");
-        // By then, not some time after.
+        // By then, not some time later.
         for pid in &held.pids {
             assert!(!exists(*pid), "{pid} of {what:?} is still there");
         }
@@ -247,8 +247,8 @@ fn a_worker_has_nothing_of_its_parent_but_the_three_streams() {
         for stream in [1, 2] {
             assert_eq!(descriptors[&stream], self::descriptors(held.pid())[&stream]);
         }
-        // The two channels have three ends here, for one end is for the parent to write to; and
-        // whatever of the greeting's connection is still open.
+        // The two channels have three ends here, since one end is for the parent to write to; and there may be
+        // something left of the greeting's connection.
         let others: Vec<_> = descriptors.values().skip(3).collect();
         assert!(others.len() <= 6, "{descriptors:?}");
         let ours = |what: &str| what.starts_with("socket:") || what.starts_with("/memfd:");
@@ -264,7 +264,7 @@ fn a_parent_has_few_threads_and_descriptors_however_many_workers() {
         let threads = fs::read_dir(format!("/proc/{}/task", held.pid())).expect("it runs");
         assert!(threads.count() <= 4);
         let descriptors = descriptors(held.pid());
-        // Cargo, too, leaves something to whatever it starts.
+        // Cargo leaks descriptors too, into everything it starts.
         let of_pools = ["anon_inode:", "socket:", "/memfd:"];
         let ours = descriptors
             .values()
@@ -441,7 +441,7 @@ fn an_argument_too_large_for_the_memory_of_a_worker_costs_itself() {
 fn an_abort_for_want_of_memory_is_told_from_another() {
     let home = Home::new(CORNERS);
     let mut program = home.program(&["starved"]);
-    // A backtrace that the standard library prints hides the reason.
+    // A backtrace printed by the standard library would hide the reason.
     program.0.env("RUST_BACKTRACE", "0");
     program.fine();
 }
@@ -549,7 +549,7 @@ fn system_calls_that_fail_do_no_harm() {
     Home::new(FAILING).program(&[]).fine();
 }
 
-/// What guards a worker is killed, and the worker lives for a moment yet: nothing runs twice.
+/// The guard of a worker is killed, and the worker lives on for a moment: nothing runs twice.
 #[test]
 fn chaos_costs_no_more_where_workers_are_contained() {
     if nothing_is_contained().is_some() {
@@ -649,7 +649,7 @@ fn a_setuid_program_gets_no_worker_and_obeys_no_variable() {
     }
     const OWNER: u32 = 1;
     const CALLER: u32 = 65534;
-    // A place that the caller can reach, unlike perhaps the target directory.
+    // A place that the caller can reach, which the target directory may not be.
     let directory = tempfile::tempdir().expect("there is room");
     let everybody = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory.path(), everybody).expect("it is ours");
@@ -679,7 +679,7 @@ fn a_setuid_program_gets_no_worker_and_obeys_no_variable() {
     }
 }
 
-/// Another thread's fork may hold the descriptor that wrote it for a moment more.
+/// Another thread's fork may briefly still hold the descriptor that the file was written through.
 fn run_file_just_written(mut run: impl FnMut() -> io::Result<Output>) -> Output {
     loop {
         match run() {
@@ -689,7 +689,7 @@ fn run_file_just_written(mut run: impl FnMut() -> io::Result<Output>) -> Output 
     }
 }
 
-/// The variable that calls a worker. All crates of the workspace have one version.
+/// The variable that makes a process a worker. All crates of the workspace have one version.
 fn variable() -> String {
     let [major, minor] = [
         env!("CARGO_PKG_VERSION_MAJOR"),
@@ -704,17 +704,17 @@ fn squares() -> String {
 
 // ---- programs -------------------------------------------------------------------------------------
 
-/// A program under a name of its own, with a temporary directory of its own.
+/// A program under a unique name, with its own temporary directory.
 struct Home {
     directory: TempDir,
     temporary: TempDir,
     program: PathBuf,
 }
 
-/// A program that was not started yet.
+/// A program that has not been started yet.
 struct Ready<'h>(Command, &'h Home);
 
-/// A program that runs, line by line. It is killed when this is dropped.
+/// A running program, controlled line by line. It is killed when this is dropped.
 struct Program {
     child: Child,
     stdin: ChildStdin,
@@ -729,12 +729,12 @@ struct Held {
     home: Home,
 }
 
-/// Kills a program, and all that came of it, unless it is dropped in time.
+/// Kills a program, and every process that it started, unless it is dropped in time.
 struct Watchdog(#[expect(dead_code, reason = "its drop is the message")] Sender<()>);
 
 impl Home {
     fn new(program: &str) -> Home {
-        // Beside the program, so that it can be linked. (A copy would have to be written, and a
+        // In the same directory tree as the program, so that it can be linked. (A copy would have to be written, and a
         // file that some thread's fork still holds open for writing can't be run.)
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("there is room");
         let linked = directory.path().join("program");
@@ -742,7 +742,7 @@ impl Home {
         Home {
             program: linked,
             directory,
-            // Elsewhere, because the names of sockets are short.
+            // Elsewhere, because names of sockets must be short.
             temporary: TempDir::new().expect("there is room"),
         }
     }
@@ -772,7 +772,7 @@ impl Home {
 impl Ready<'_> {
     fn start(mut self) -> Program {
         self.0.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // What `hold` is asked to do may be a panic.
+        // `hold` may be asked to panic.
         let child = self.0.stderr(Stdio::null()).spawn();
         let mut child = child.expect("it can be run");
         let stdin = child.stdin.take().expect("it is piped");
@@ -790,7 +790,7 @@ impl Ready<'_> {
         self.0.output().expect("it can be run")
     }
 
-    /// What it prints, if all is as it should be.
+    /// Returns what it prints, if it succeeds.
     fn fine(self) -> String {
         let home = self.1;
         let output = self.output();
@@ -857,7 +857,7 @@ impl Held {
         writeln!(self.program.stdin, "{word}").expect("it reads");
     }
 
-    /// Says it, and gives back what is answered under the same word.
+    /// Sends it a word, and returns the answer, which starts with the same word.
     fn ask(&mut self, word: &str) -> String {
         self.say(word);
         self.hear(word)
@@ -894,7 +894,7 @@ impl Watchdog {
     }
 }
 
-/// What a shell starts in the background ignores SIGINT, and so would all that this starts.
+/// A program that a shell starts in the background ignores SIGINT, and so would everything that it starts.
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     let deafness_ends = || {
@@ -918,17 +918,17 @@ fn text(bytes: &[u8]) -> String {
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < WATCHDOG, "in vain: {what}");
+        assert!(start.elapsed() < WATCHDOG, "timed out: {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }
 
 fn signal(pid: u32, number: libc::c_int) {
-    // SAFETY: sends a signal to a process that came of a test; at worst it is gone.
+    // SAFETY: sends a signal to a process that a test started; at worst it is gone.
     unsafe { libc::kill(pid as libc::pid_t, number) };
 }
 
-/// Also if it is a zombie.
+/// Whether it exists, even as a zombie.
 fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -937,13 +937,13 @@ fn proc(pid: u32, file: &str) -> String {
     fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
 }
 
-/// 'R' for running, 'T' for stopped, 'Z' for a zombie.
+/// Returns 'R' for running, 'T' for stopped, 'Z' for a zombie.
 fn state(pid: u32) -> Option<char> {
-    // The name before it is in parentheses, and may contain any character.
+    // The name before the state is in parentheses, and may contain any character.
     proc(pid, "stat").rsplit_once(") ")?.1.chars().next()
 }
 
-/// All of them, zombies included.
+/// Returns all of its children, zombies included.
 fn children(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     threads
@@ -957,7 +957,7 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Who runs this file, whatever has become of its name. A zombie runs nothing.
+/// Returns the processes that run this file, under whatever name. A zombie runs nothing.
 fn processes_of(program: &Path) -> Vec<u32> {
     let deleted = PathBuf::from(format!("{} (deleted)", program.display()));
     fs::read_dir("/proc")

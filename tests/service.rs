@@ -1,4 +1,4 @@
-//! Runs the example `service`, and asks it, over connections of our own, for everything at once.
+//! Runs the example `service`, and requests everything from it at once, over our own connections.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,13 +14,13 @@ use wait_timeout::ChildExt;
 
 use super::{LIMIT, example};
 
-/// Keeps a worker busy for ever, and its processor, too.
+/// Keeps a worker, and a CPU, busy forever.
 const ENDLESS: &str = "/primes/18446744073709551615";
 
 #[test]
 fn two_hundred_requests_of_which_twenty_abort_twenty_panic_and_twenty_clients_go_away() {
     let mut service = Service::start(&["--processes", "2", "--time-limit", "1h"]);
-    // Both workers are in the hands of clients that will go away.
+    // Both workers work for clients that will go away.
     let first = service.pids();
     let mut gone = vec![service.ask(ENDLESS), service.ask(ENDLESS)];
     eventually("both work", || first.iter().all(|pid| works(*pid)));
@@ -50,7 +50,7 @@ fn two_hundred_requests_of_which_twenty_abort_twenty_panic_and_twenty_clients_go
             _ => assert_eq!((status, body), (200, (x * x).to_string())),
         }
     }
-    // Their work was stopped, not only forgotten.
+    // Their work was stopped, not just forgotten.
     let replaced = || service.pids().is_disjoint(&first);
     eventually("their workers are gone", replaced);
 
@@ -72,7 +72,7 @@ fn a_request_that_takes_too_long_and_an_end_by_ctrl_c() {
     service.ends_well();
 }
 
-/// Nor is there an answer for who still waits when the grace is over.
+/// Clients that still wait when the grace period is over get no answer either.
 #[test]
 fn clients_that_never_finish_do_not_keep_it_from_ending() {
     let args = ["--processes", "1", "--time-limit", "1h", "--grace", "100ms"];
@@ -86,7 +86,7 @@ fn clients_that_never_finish_do_not_keep_it_from_ending() {
 
 /// The service, which is killed if a test fails.
 struct Service {
-    /// Linked under a name of its own, so that all its processes can be found.
+    /// Linked under a unique name, so that all its processes can be found.
     program: PathBuf,
     _home: TempDir,
     child: Child,
@@ -126,7 +126,7 @@ impl Service {
         stream
     }
 
-    /// Asks, and does not wait for the answer.
+    /// Sends a request, and does not wait for the answer.
     fn ask(&self, path: &str) -> TcpStream {
         let mut stream = self.connect();
         let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
@@ -134,7 +134,7 @@ impl Service {
         stream
     }
 
-    /// Those of its workers.
+    /// Returns the pids of its workers.
     fn pids(&self) -> BTreeSet<u32> {
         let (status, body) = answer(self.ask("/pids"));
         assert_eq!(status, 200, "{body}");
@@ -148,7 +148,7 @@ impl Service {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    /// It ends, with code 0, and leaves no process.
+    /// Checks that it ends with code 0, and leaves no process behind.
     fn ends_well(&mut self) {
         let status = self.child.wait_timeout(LIMIT).expect("the status");
         assert_eq!(status.and_then(|it: ExitStatus| it.code()), Some(0));
@@ -163,7 +163,7 @@ impl Drop for Service {
     }
 }
 
-/// Waits for the whole answer: its status, and its body.
+/// Waits for the whole answer; returns its status and its body.
 fn answer(mut stream: TcpStream) -> (u16, String) {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
@@ -172,7 +172,7 @@ fn answer(mut stream: TcpStream) -> (u16, String) {
     (status.expect("a status"), body.to_owned())
 }
 
-/// Whether a process has used more of a processor than one that waits would have.
+/// Whether a process has used more CPU time than one that merely waits.
 fn works(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(") ").next().unwrap_or_default();
@@ -191,7 +191,7 @@ fn processes_of(program: &Path) -> Vec<u32> {
 fn eventually(what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < LIMIT, "not in time: {what}");
+        assert!(began.elapsed() < LIMIT, "timed out: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,4 +1,4 @@
-//! Programs at a terminal: it stops none of their workers, and its keys do to the program what people expect.
+//! Programs in a terminal: the terminal does not stop their workers, and its keys do what people expect.
 
 #![cfg(test)]
 
@@ -47,20 +47,20 @@ fn ctrl_c_ends_the_program_and_its_workers_without_noise() {
     assert_eq!(after.replace("^C", "").trim(), "");
 }
 
-/// A shell starts the program, and has it go on when it was stopped: a terminal stops no program without one.
+/// A shell starts the program, and resumes it after it was stopped: without a shell, a terminal stops no program.
 #[test]
 fn ctrl_z_stops_the_program_which_goes_on_later() {
     let script = format!("'{HOLD}' 2; echo stopped: $?; fg");
     let mut terminal = Terminal::start("sh", &["-mc", &script], 0);
     terminal.pids();
     terminal.type_in("\x1a");
-    // 128, and the number of SIGTSTP.
+    // 128 plus the number of SIGTSTP.
     terminal.wait_for("stopped: 148");
     terminal.type_in("work\n");
     terminal.wait_for("work: [0, 1, 4, 9");
 }
 
-/// A program that has a terminal of its own.
+/// A program with a terminal of its own.
 struct Terminal {
     child: Child,
     keys: File,
@@ -75,7 +75,7 @@ impl Terminal {
         command.args(arguments);
         command.stdin(stream()).stdout(stream()).stderr(stream());
         let take_terminal = || {
-            // What a shell starts in the background ignores SIGINT, and so would all that this starts.
+            // A program that a shell starts in the background ignores SIGINT, and so would everything that it starts.
             // SAFETY: a disposition without a handler.
             unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
             // SAFETY: touches no memory.
@@ -96,7 +96,7 @@ impl Terminal {
         let seen = Arc::clone(&shown);
         thread::spawn(move || {
             let mut bytes = [0; 1024];
-            // An error: nobody has it open any more.
+            // An error means that nobody has it open any more.
             while let Ok(len @ 1..) = screen.read(&mut bytes) {
                 let text = String::from_utf8_lossy(&bytes[..len]);
                 seen.lock().expect("nobody panics").push_str(&text);
@@ -137,7 +137,7 @@ impl Drop for Terminal {
     }
 }
 
-/// A new terminal with these modes besides the usual ones: the end of the person, and that of the program.
+/// Opens a terminal with these modes besides the usual ones: returns the user's end, and the program's.
 fn open_terminal(modes: libc::tcflag_t) -> (OwnedFd, OwnedFd) {
     let (mut master, mut slave) = (-1, -1);
     // SAFETY: writes two descriptors; the rest may be null.
@@ -157,7 +157,7 @@ fn open_terminal(modes: libc::tcflag_t) -> (OwnedFd, OwnedFd) {
         // SAFETY: nobody else has it.
         unsafe { OwnedFd::from_raw_fd(end) }
     });
-    // SAFETY: all zero is a valid value, which is then written over.
+    // SAFETY: all zeros is a valid value, which is then overwritten.
     let mut all: libc::termios = unsafe { std::mem::zeroed() };
     // SAFETY: writes to `all`.
     let read = unsafe { libc::tcgetattr(slave.as_raw_fd(), &raw mut all) };
@@ -171,7 +171,7 @@ fn open_terminal(modes: libc::tcflag_t) -> (OwnedFd, OwnedFd) {
 fn eventually(condition: impl Fn() -> bool, what: &str) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out: {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }

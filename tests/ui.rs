@@ -1,8 +1,8 @@
-//! What `#[pool_task]` accepts, and the messages about what it does not.
+//! What `#[pool_task]` accepts, and its messages about what it does not.
 //!
-//! `ui/pass` holds programs that must compile and run. `ui/fail` holds one rule a file, with what
-//! the compiler prints beside it; `TRYBUILD=overwrite cargo test --test ui` writes that anew, and
-//! the messages belong to the stable compiler of their day.
+//! `ui/pass` holds programs that must compile and run. `ui/fail` holds one rule per file, next to the compiler's
+//! output. `TRYBUILD=overwrite cargo test --test ui` rewrites that output, which depends on the version of the stable
+//! compiler.
 
 #[test]
 fn ui() {

@@ -43,7 +43,7 @@ def median(action, runs=RUNS):
 
 
 def figures(apply, chunks, singles):
-    """`chunks` and `singles` map a function over a list, in chunks as is the default, or one by one."""
+    """`chunks` and `singles` map a function over a list: in default chunks, or one by one."""
     many = list(range(20_000 if QUICK else 100_000))
     few = many[:2000]
     chunks(square, few)
@@ -103,7 +103,7 @@ def main():
                 found[name] = {}
     print(json.dumps(found))
     sys.stdout.flush()
-    # Their threads need not be waited for.
+    # Do not wait for their threads.
     os._exit(0)
 
 

@@ -147,7 +147,7 @@ def efficiency(figures):
     with Pool(2) as pool:
         pool.map(work, [1000] * 1000)
         for us in (1, 10, 100, 1000):
-            # A second of useful time, or a fifth; less of short tasks one by one, which take far longer.
+            # One second of useful time, or a fifth with QUICK; less for short tasks one by one, which take far longer.
             total = 200_000 if QUICK else 1_000_000
             for key, chunksize, most in (("default", None, 200_000), ("one", 1, scaled(50_000))):
                 count = min(total // us, most)
@@ -187,7 +187,7 @@ def data(figures):
 def start(figures):
     def ready(processes):
         start = time.perf_counter()
-        # Python's constructor does not wait, so each worker answers once.
+        # Python's constructor does not wait for the workers, so let each of them answer once.
         pool = Pool(processes)
         pool.map(square, range(processes), chunksize=1)
         elapsed = time.perf_counter() - start

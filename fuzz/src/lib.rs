@@ -1,14 +1,14 @@
-//! What one input may cost. (libFuzzer's own limit of time counts whole seconds on the clock of the wall, and its limit
-//! of memory is looked at once a second, when another input may be at work.)
+//! Limits on what one input may cost. (libFuzzer's own time limit counts whole seconds of wall-clock time, and it
+//! checks its memory limit once a second, when another input may be running.)
 
 use std::mem;
 use std::time::Duration;
 
-/// So much time on a CPU may an input take: very much more than any should, for other programs may have thrown its
-/// memory out of the caches.
+/// How much CPU time an input may take. This is far more than any input should need, because other programs may have
+/// evicted its memory from the caches.
 const TIME: Duration = Duration::from_millis(100);
 
-/// So much memory may this process have used, libFuzzer's own included, in KiB.
+/// How much memory this process may have used, libFuzzer included, in KiB.
 const MEMORY: i64 = 256 << 10;
 
 /// Runs one input.
@@ -16,12 +16,12 @@ pub fn within_limits(run: impl FnOnce()) {
     let before = cpu_time();
     run();
     let took = cpu_time() - before;
-    assert!(took < TIME, "it takes {took:?}");
+    assert!(took < TIME, "took {took:?}");
     let memory = peak_memory();
-    assert!(memory < MEMORY, "it takes {} MiB", memory >> 10);
+    assert!(memory < MEMORY, "used {} MiB", memory >> 10);
 }
 
-/// Of this thread: what a second one does meanwhile is not the input's.
+/// The CPU time of this thread: what a second thread does meanwhile does not count.
 fn cpu_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -34,7 +34,7 @@ fn cpu_time() -> Duration {
 }
 
 fn peak_memory() -> i64 {
-    // SAFETY: all zero is a valid one.
+    // SAFETY: all zeros is a valid value.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
     // SAFETY: writes into `usage`.
     let failed = unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };

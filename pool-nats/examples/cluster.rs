@@ -1,11 +1,12 @@
-//! A cluster on this machine: a NATS server, two nodes, and a count of words that survives the death of one of them.
-//! `cluster [PATH]`.
+//! A cluster on this machine: a NATS server, two nodes, and a word count that survives the death of one node. `cluster
+//! [PATH]`.
 //!
-//! Who may publish to the subjects of a run may run any task of the program. So the server is told who may do what
-//! (`pool_nats::guide` shows it), and both sides show certificates to each other.
+//! Anyone who may publish to the subjects of a run can run any task of the program. So the server has a list of
+//! permissions (see `pool_nats::guide`), and server and clients show each other certificates.
 //!
-//! The nodes are this same program, started with `POOL_NODE` in its environment: they never reach `main`. On real machines a server
-//! runs already, and the nodes are started there by ssh, Slurm, Kubernetes or systemd: see `pool_nats::guide`.
+//! The nodes are this same program, started with `POOL_NODE` in its environment: they never reach `main`. On real
+//! machines a server is already running, and the nodes are started with ssh, Slurm, Kubernetes or systemd: see
+//! `pool_nats::guide`.
 
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
@@ -27,13 +28,13 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType}
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-/// Counts the words of all files below a directory on a cluster, of which a part dies.
+/// Counts the words of all files below a directory, on a cluster that loses a node.
 #[derive(Parser)]
 struct Options {
-    /// The directory
+    /// The directory to count
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// The program of the server
+    /// The server program
     #[arg(long, env = "NATS_SERVER_BIN", default_value = "nats-server")]
     server: PathBuf,
 }
@@ -44,7 +45,7 @@ type Words = HashMap<String, u64>;
 fn count_words(files: &[PathBuf]) -> Words {
     let mut words = Words::new();
     for file in files {
-        // What is no text has no words.
+        // A file that is not text has no words.
         let text = fs::read_to_string(file).unwrap_or_default().to_lowercase();
         for word in text.split(|c: char| !c.is_alphabetic()) {
             if !word.is_empty() {
@@ -72,14 +73,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let start = Instant::now();
     let mut words = Words::new();
-    // Counting twice does no harm, so what a lost node had begun may run again.
+    // Counting twice does no harm, so inputs that a lost node had begun may run again.
     let call = pool.task(count_words).by_ref().retries(2);
     for (done, counted) in call.imap_unordered(batches.iter().copied()).enumerate() {
         for (word, count) in counted? {
             *words.entry(word).or_default() += count;
         }
         if done == batches.len() / 3 {
-            println!("a third is done: node {} is killed", nodes[0].0.id());
+            println!("a third is done: killing node {}", nodes[0].0.id());
             nodes[0].0.kill()?;
         }
     }
@@ -102,10 +103,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What the guide says about who may do what, with passwords of its own, and on a port of its own.
+/// The configuration of the guide; the passwords and the port are replaced.
 const CONFIGURATION: &str = include_str!("../src/server.conf");
 
-/// A server, and the directory with all that it and its users need.
+/// A server, and the directory with everything that it and its users need.
 struct Server {
     _process: Process,
     directory: TempDir,
@@ -135,7 +136,7 @@ impl Server {
         let process = match command.stderr(Stdio::null()).spawn() {
             Ok(process) => Process(process),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err("there is no nats-server: install the package `nats-server`, or say where it is with --server".into());
+                return Err("there is no nats-server: install the package `nats-server`, or give its path with --server".into());
             }
             Err(error) => return Err(error.into()),
         };
@@ -154,14 +155,14 @@ impl Server {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        Err("the server does not start".into())
+        Err("the server did not start".into())
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// Who the parent is.
+    /// The credentials of the parent.
     fn options(&self) -> ConnectOptions {
         ConnectOptions::new()
             .user_and_password("parent".to_owned(), self.password.clone())
@@ -169,7 +170,7 @@ impl Server {
             .add_client_certificate(self.file("client.pem"), self.file("client-key.pem"))
     }
 
-    /// This program again, as a node, which learns from its environment who it is.
+    /// Starts this program again, as a node, which finds its credentials in its environment.
     fn node(&self) -> io::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -183,7 +184,7 @@ impl Server {
     }
 }
 
-/// An authority that this run alone trusts, and certificates of it for the server and its clients.
+/// Creates an authority that only this run trusts, and certificates for the server and its clients.
 fn make_certificates(directory: &Path) -> Result<(), Box<dyn Error>> {
     let key = KeyPair::generate()?;
     let mut authority = CertificateParams::new([])?;
@@ -202,7 +203,7 @@ fn make_certificates(directory: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A process that ends with this one's interest in it.
+/// A process that is killed on drop.
 struct Process(Child);
 
 impl Drop for Process {

@@ -1,9 +1,10 @@
-//! What the parent knows of its jobs, its loads and its nodes, and what follows from what happens. No I/O: events in, actions out.
+//! The parent's record of its jobs, loads and nodes, and the decisions that follow from events. No I/O: events in,
+//! actions out.
 //!
-//! A *load* is what one node gets together: whole chunks of one job, about as much as a worker does in [`TARGET_NS`]. Only so
-//! many are published that all workers have something to do, and some more; the rest waits here. A load that a node has
-//! taken is the node's until it is done, or the node is lost. What it had begun by then has failed, or is run again if
-//! that is allowed; what it had not is given back.
+//! A *load* is the inputs that one node gets at once: whole chunks of one job, about as much as a worker does in
+//! [`TARGET_NS`]. Only enough loads are published to keep all workers busy, plus a few; other inputs wait here. A load
+//! that a node has taken stays with the node until it is done or the node is lost. If the load had begun by then, its
+//! open inputs fail, or run again if retries allow; otherwise it is published again.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,28 +13,28 @@ use pool_core::backend::{Exit, Failure, Job, Outcomes, Portion, WorkerId};
 
 use crate::wire::NodeId;
 
-/// A load is to take a worker so long, in nanoseconds.
+/// The time that a load should take a worker, in nanoseconds.
 const TARGET_NS: u64 = 5_000_000;
 
-/// As long as it is not known how long a task takes, a load has one chunk; and it never has more inputs than this.
+/// The most inputs in a load. Until the pace of a task is known, a load holds one chunk.
 const LOAD_MAX: usize = 16_384;
 
-/// A load has no more bytes than this, unless one chunk has.
+/// The most bytes in a load, unless a single chunk has more.
 const LOAD_BYTES: usize = 192 << 10;
 
-/// A load that no node has for so many ticks is published again.
+/// A load that no node has taken is published again after this many ticks.
 const IDLE_MAX: u32 = 2;
 
-/// Nothing comes out of the stream if no node gets a load in so many ticks.
+/// After this many ticks without a node taking a load, the stream is considered stuck.
 const STUCK: u32 = 6;
 
-/// A load that so many nodes could not begin has no outcome but that.
+/// A load fails when this many nodes could not begin it.
 const RETURNS_MAX: u32 = 10;
 
-/// So many loads are published for each worker, if they are no longer together than the user wants.
+/// How many loads are published per worker, if `bytes_max` allows.
 const AHEAD: usize = 3;
 
-/// What is to be done.
+/// What the parent must do.
 #[derive(Debug)]
 pub(crate) enum Action {
     /// Publish this load.
@@ -43,13 +44,13 @@ pub(crate) enum Action {
         what: Job,
         pieces: Vec<Portion>,
     },
-    /// Give these to the sink of the job.
+    /// Pass these outcomes to the sink of the job.
     Deliver { job: u64, outcomes: Outcomes },
     /// The job is over: its sink gets nothing more.
     Over(u64),
-    /// The load is done: take it from the stream, by this subject.
+    /// The load is done: remove it from the stream by publishing to this subject.
     Acknowledge(String),
-    /// Nobody needs what was stored for this load.
+    /// What was stored for this load is no longer needed.
     Forget(u64),
 }
 
@@ -60,13 +61,13 @@ pub(crate) struct Book {
     loads: HashMap<u64, LoadState>,
     nodes: HashMap<String, NodeState>,
     next_load: u64,
-    /// How long an input takes, by the number of the task, in nanoseconds.
+    /// How long an input takes, in nanoseconds, by task number.
     paces: HashMap<u32, u64>,
-    /// Which job is served next.
+    /// The number of the job that is served next.
     turn: u64,
-    /// There was one with another priority than most have.
+    /// A job with a priority other than 0 has been submitted.
     has_priorities: bool,
-    /// Once the loads that are published have so many bytes together, no other is.
+    /// No load is published while the published ones hold this many bytes or more.
     bytes_max: usize,
     actions: Vec<Action>,
 }
@@ -85,17 +86,17 @@ struct LoadState {
     job: u64,
     pieces: Vec<Portion>,
     bytes: usize,
-    /// Which inputs have outcomes, in the order of the pieces.
+    /// Whether each input has its outcome, in the order of the pieces.
     answered: Vec<bool>,
     missing: usize,
     holder: Option<Holder>,
-    /// How many nodes were lost under it.
+    /// How many nodes were lost while running it.
     losses: u32,
-    /// For how many ticks no node has had it.
+    /// How many ticks it has gone without a node.
     idle: u32,
-    /// How many nodes have given it back.
+    /// How many nodes could not begin it and returned it.
     returns: u32,
-    /// It was published once more, behind a load that goes first.
+    /// It was published again, behind a load of higher priority.
     made_way: bool,
 }
 
@@ -127,13 +128,13 @@ impl Book {
         }
     }
 
-    /// What is to be done since the last time.
+    /// Returns what must be done since the last call.
     pub(crate) fn actions(&mut self) -> Vec<Action> {
         self.publish();
         std::mem::take(&mut self.actions)
     }
 
-    /// How many workers the nodes have.
+    /// Returns the number of workers on all nodes.
     pub(crate) fn workers(&self) -> usize {
         self.nodes.values().map(|node| node.processes).sum()
     }
@@ -150,7 +151,7 @@ impl Book {
         !self.jobs.is_empty()
     }
 
-    /// How many inputs of a task a worker does in the time of a load.
+    /// Returns the number of inputs of a task that a worker runs in the time of one load.
     pub(crate) fn hint(&self, task: u32) -> usize {
         self.paces
             .get(&task)
@@ -171,7 +172,7 @@ impl Book {
         );
     }
 
-    /// Inputs of a job, if it is open.
+    /// Adds inputs to a job, if it is open.
     pub(crate) fn push(&mut self, job: u64, inputs: impl Iterator<Item = Portion>, more: bool) {
         let Some(state) = self.jobs.get_mut(&job) else {
             return;
@@ -194,7 +195,7 @@ impl Book {
         }
     }
 
-    /// Nobody wants what is left of a job. With a failure, that is its outcome.
+    /// Drops what is left of a job. With a failure, that becomes the outcome of its open inputs.
     pub(crate) fn cancel(&mut self, job: u64, failure: Option<Failure>) {
         let Some(state) = self.jobs.remove(&job) else {
             return;
@@ -231,7 +232,7 @@ impl Book {
         self.actions.push(Action::Over(job));
     }
 
-    /// Ends all jobs.
+    /// Ends all jobs with this failure.
     pub(crate) fn end(&mut self, failure: &Failure) {
         let all: Vec<u64> = self.jobs.keys().copied().collect();
         for job in all {
@@ -244,12 +245,13 @@ impl Book {
         self.nodes.insert(id, NodeState { node, processes });
     }
 
-    /// A node has a load, which has not begun.
+    /// A node has received a load, which has not begun.
     pub(crate) fn took(&mut self, node: &str, load: u64, ack: String) {
         self.hold(node, load, ack);
     }
 
-    /// Whether a load may begin on this node. If so, it has. The node may ask again, if it did not get the answer.
+    /// Returns whether a load may begin on this node, and if so, marks it as begun. The node may ask again if the
+    /// answer was lost.
     pub(crate) fn begin(&mut self, node: &str, load: u64, ack: String) -> bool {
         let makes_way = self.makes_way(load);
         let Some(holder) = self.hold(node, load, ack) else {
@@ -269,8 +271,9 @@ impl Book {
         false
     }
 
-    /// Whether a load is to be published once more instead of begun, since nodes get them in the order in which they were published, and
-    /// there is one of a job with a higher priority that no node has. Once: that one may be lost.
+    /// Whether a load should be published again instead of begun, because a load with a higher priority has no node.
+    /// (Nodes get loads in the order of publication.) This happens once per load, since the other load may have been
+    /// lost.
     fn makes_way(&self, load: u64) -> bool {
         let Some(state) = self.loads.get(&load).filter(|state| !state.made_way) else {
             return false;
@@ -289,10 +292,10 @@ impl Book {
             .map_or(0, |job| job.what.options.priority)
     }
 
-    /// Makes the node the holder of a load, unless another one is. What else was given out is of no use.
+    /// Makes the node the holder of a load, unless another node is. Acknowledges deliveries that are no longer needed.
     fn hold(&mut self, node: &str, load: u64, ack: String) -> Option<&mut Holder> {
         if !self.nodes.contains_key(node) {
-            // It was given up, and everything that it had is elsewhere.
+            // The node was declared lost, and its loads are elsewhere.
             return None;
         }
         let actions = &mut self.actions;
@@ -312,7 +315,8 @@ impl Book {
         (holder.node == node).then_some(holder)
     }
 
-    /// A node does not begin this load, though it may: since it could not, or since others may do so sooner.
+    /// A node returns a load that it was allowed to begin: because it could not begin it, or because others may begin
+    /// it sooner.
     pub(crate) fn returned(&mut self, node: &str, load: u64, ack: String, could_not: bool) {
         self.hold(node, load, ack.clone());
         if let Some(state) = self.loads.get_mut(&load)
@@ -325,13 +329,13 @@ impl Book {
             if state.returns < RETURNS_MAX {
                 self.publish_again(load);
             } else {
-                let why = "no node could get the data that it needs from the object store";
+                let why = "no node could fetch its data from the object store";
                 self.refused(load, Failure::DecodeArguments(why.to_owned()));
             }
         }
     }
 
-    /// Publishes all that no node has: the server may have lost it.
+    /// Publishes all loads that no node has, since the server may have lost them.
     pub(crate) fn publish_all_again(&mut self) {
         let free = self.loads.iter().filter(|(_, load)| load.holder.is_none());
         let free: Vec<u64> = free.map(|(number, _)| *number).collect();
@@ -343,9 +347,9 @@ impl Book {
         }
     }
 
-    /// To be called once a second. A load that no node has, though there are more workers than loads that nodes have, is published
-    /// again: somebody who is gone, or stopped, has got it. Those that `is_on_its_way` are not there yet. True: that has not helped, so nothing comes
-    /// out of the stream.
+    /// To be called once a second. If nodes hold fewer loads than there are workers, publishes loads again that no node
+    /// has: they may have gone to a node that died or was stopped. Ignores loads for which `is_on_its_way` holds: they
+    /// have not reached the server yet. Returns true if publishing again has not helped, so the stream is stuck.
     pub(crate) fn tick(&mut self, is_on_its_way: impl Fn(u64) -> bool) -> bool {
         let held = self.loads.values().filter(|load| load.holder.is_some());
         let mut room = self.workers().saturating_sub(held.count());
@@ -379,7 +383,7 @@ impl Book {
         }
     }
 
-    /// Inputs of a load have their outcomes. Gives the number of the task, if it is known better now how long that takes.
+    /// Records outcomes of a load. Returns the task number if they improve the estimate of how long that task takes.
     pub(crate) fn done(
         &mut self,
         node: &str,
@@ -388,7 +392,7 @@ impl Book {
         each_ns: u64,
     ) -> Option<u32> {
         let state = self.loads.get_mut(&load)?;
-        // What comes of a node that was given up is not true any more.
+        // Outcomes from a node that was declared lost no longer count.
         if state
             .holder
             .as_ref()
@@ -420,7 +424,7 @@ impl Book {
         task
     }
 
-    /// Whether somebody waits for outcomes of this job.
+    /// Whether anybody waits for outcomes of this job.
     pub(crate) fn is_wanted(&self, job: u64) -> bool {
         self.jobs.contains_key(&job)
     }
@@ -429,14 +433,14 @@ impl Book {
         self.loads.contains_key(&load)
     }
 
-    /// Whether an input has no outcome yet that this node may tell.
+    /// Whether this node holds the load and the input at `first` still has no outcome.
     pub(crate) fn waits_for(&self, node: &str, load: u64, first: usize) -> bool {
         self.loads.get(&load).is_some_and(|load| {
             load.is_held_by(node) && load.unanswered().any(|position| position == first)
         })
     }
 
-    /// A node is gone.
+    /// A node is lost.
     pub(crate) fn lost(&mut self, node: &str, why: &str) {
         let Some(NodeState { node, .. }) = self.nodes.remove(node) else {
             return;
@@ -502,7 +506,7 @@ impl Book {
         self.fail(&state, failure);
     }
 
-    /// A load can't be published.
+    /// Fails a load that can't be published or begun.
     pub(crate) fn refused(&mut self, number: u64, failure: Failure) {
         let Some(state) = self.loads.remove(&number) else {
             return;
@@ -511,7 +515,7 @@ impl Book {
         self.fail(&state, Arc::new(failure));
     }
 
-    /// What has no outcome of a load that was removed has this one.
+    /// Gives this failure to the open inputs of a load that has been removed.
     fn fail(&mut self, state: &LoadState, failure: Arc<Failure>) {
         if let Some(job) = self.jobs.get_mut(&state.job) {
             job.open -= state.missing;
@@ -525,8 +529,8 @@ impl Book {
         self.end_if_over(state.job);
     }
 
-    /// Publishes what there is room for: of the jobs of the highest priority, one load of each after the other. These may find no room
-    /// because of others, and have some of their own.
+    /// Publishes as many loads as there is room for, taking turns among the jobs of the highest priority. Loads of
+    /// lower priority take no room from them.
     fn publish(&mut self) {
         let room = self.workers() * AHEAD;
         let mut bytes: usize = self.loads.values().map(|load| load.bytes).sum();
@@ -557,7 +561,7 @@ impl Book {
         }
     }
 
-    /// Publishes the next load of a job. Gives how many bytes it has.
+    /// Publishes the next load of a job, and returns its size in bytes.
     fn cut(&mut self, number: u64) -> usize {
         let workers = self.workers().max(1);
         let task = self.jobs.get(&number).map_or(0, |job| job.what.task);
@@ -566,7 +570,7 @@ impl Book {
             return 0;
         };
         let chunk = job.what.options.chunksize.unwrap_or(1);
-        // Towards the end everybody has something.
+        // Towards the end, loads get smaller so that every worker gets one.
         let waiting: usize = job.pending.iter().map(|some| some.inputs.count()).sum();
         let wanted = wanted.min(waiting.div_ceil(2 * workers)).max(1);
         let wanted = wanted.next_multiple_of(chunk);
@@ -621,7 +625,6 @@ impl Book {
 }
 
 impl JobState {
-    /// Whether a load can be cut: a whole chunk, or all there is.
     fn is_ready(&self) -> bool {
         !self.pending.is_empty()
     }
@@ -634,7 +637,7 @@ impl LoadState {
             .is_some_and(|holder| holder.node == node)
     }
 
-    /// The positions of all inputs among those of the job.
+    /// Returns the positions of all inputs, counted within the job.
     fn positions(&self) -> impl Iterator<Item = usize> {
         self.pieces
             .iter()
@@ -647,7 +650,8 @@ impl LoadState {
             .map(|(position, _)| position)
     }
 
-    /// Notes outcomes. Gives whether they are new; nothing, if they are of no inputs of this load, or only in part.
+    /// Records outcomes. Returns whether they are new, or `None` if they don't match inputs of this load or only some
+    /// are new.
     fn answer(&mut self, first: usize, count: usize) -> Option<bool> {
         let start = self.positions().position(|position| position == first)?;
         let end = start.checked_add(count)?;
@@ -664,7 +668,7 @@ impl LoadState {
         Some(true)
     }
 
-    /// The inputs without outcomes.
+    /// Returns the inputs without outcomes.
     fn missing_pieces(&self) -> Vec<Portion> {
         let mut answered = self.answered.iter();
         let mut missing = Vec::new();
@@ -694,7 +698,7 @@ mod tests {
 
     use super::*;
 
-    /// What happens in a world with a server that forgets and repeats itself.
+    /// Events in a world whose server forgets and repeats things.
     #[derive(Debug, Clone)]
     enum Step {
         Submit {
@@ -713,12 +717,12 @@ mod tests {
             running: bool,
         },
         Join,
-        /// The server gives a load to a node.
+        /// The server delivers a load to a node.
         Give {
             node: usize,
             at: usize,
         },
-        /// It has forgotten that it did.
+        /// The server delivers a load again, having forgotten the first time.
         GiveAgain {
             node: usize,
             at: usize,
@@ -732,7 +736,7 @@ mod tests {
             at: usize,
             part: bool,
         },
-        /// The parent is told once more.
+        /// The node reports the same outcome again.
         FinishAgain {
             at: usize,
         },
@@ -788,11 +792,11 @@ mod tests {
     #[derive(Debug, Default)]
     struct World {
         book: Book,
-        /// What the server has: loads, their jobs, and the positions of their inputs.
+        /// What the server holds: loads, their jobs, and the positions of their inputs.
         stream: Vec<(u64, u64, Vec<usize>)>,
-        /// What it had.
+        /// What the server has delivered.
         given: Vec<(u64, u64, Vec<usize>)>,
-        /// What each living node has.
+        /// What each living node holds.
         nodes: BTreeMap<String, Vec<Given>>,
         next: u64,
         jobs: Vec<u64>,
@@ -802,7 +806,7 @@ mod tests {
         /// How often each input has begun, and how many outcomes it has.
         begun: BTreeMap<(u64, usize), u32>,
         outcomes: BTreeMap<(u64, usize), u32>,
-        /// Jobs that are over, and those whose outcomes nobody wants.
+        /// Jobs that are over, and jobs whose outcomes nobody wants.
         over: Vec<u64>,
         abandoned: Vec<u64>,
         told: Vec<(String, u64, usize, usize)>,
@@ -852,7 +856,7 @@ mod tests {
                         self.stream.push((load, job, positions.collect()));
                     }
                     Action::Deliver { job, outcomes } => {
-                        assert!(!self.over.contains(&job), "an outcome behind the end");
+                        assert!(!self.over.contains(&job), "an outcome after the end");
                         for position in outcomes.first..outcomes.first + outcomes.count() {
                             *self.outcomes.entry((job, position)).or_default() += 1;
                         }
@@ -879,7 +883,7 @@ mod tests {
             self.given.push((load, job, positions.clone()));
             let has = self.nodes.get_mut(&node).unwrap();
             if has.iter().any(|given| given.load == load) {
-                // The node sees that itself.
+                // The node notices the duplicate itself.
                 return;
             }
             has.push(Given {
@@ -1038,7 +1042,7 @@ mod tests {
                             if given[at].told == 0 {
                                 let given = given.remove(at);
                                 if given.begun {
-                                    // It might, but has not.
+                                    // It was allowed to begin, but has not.
                                     for position in &given.positions {
                                         let begun = self.begun.get_mut(&(given.job, *position));
                                         *begun.unwrap() -= 1;
@@ -1053,7 +1057,7 @@ mod tests {
                 Step::Lose { node } => {
                     if let Some(node) = self.pick(node) {
                         self.nodes.remove(&node);
-                        self.book.lost(&node, "it is a test");
+                        self.book.lost(&node, "this is a test");
                     }
                 }
                 Step::Forget { at } => {
@@ -1093,7 +1097,7 @@ mod tests {
             }
         }
 
-        /// All is well from now on.
+        /// From now on, nothing goes wrong.
         fn come_to_an_end(&mut self) {
             for job in std::mem::take(&mut self.feeding) {
                 self.push(job, 0, false);

@@ -1,7 +1,7 @@
-//! # Many machines: how to run it
+//! # Running a pool on many machines
 //!
-//! A run has three parts: a NATS server with JetStream, one *parent* (your program, as you start it), and *nodes* (the same
-//! program, with `POOL_NODE` in its environment). They may be started in any order.
+//! A run has three parts: a NATS server with JetStream, one *parent* (your program, started as usual), and any number
+//! of *nodes* (the same program, started with `POOL_NODE` in its environment). You can start them in any order.
 //!
 //! # On a laptop, in three terminals
 //!
@@ -11,7 +11,7 @@
 //! $ ./app
 //! ```
 //!
-//! where the program has
+//! where the program contains
 //!
 //! ```no_run
 //! # use pool_core::{Error, Pool};
@@ -22,11 +22,12 @@
 //! # }
 //! ```
 //!
-//! All must be the same build: a node with other tasks is refused, and both sides say which task is missing.
+//! All processes must run the same build of the program. A node whose tasks differ is refused, and both sides say which
+//! tasks differ.
 //!
 //! # By ssh
 //!
-//! Copy the program, and start it; a node waits for the run, and ends with it.
+//! Copy the program to each host and start it. Each node waits for the run, and ends with it.
 //!
 //! ```text
 //! for host in n1 n2 n3; do
@@ -38,7 +39,7 @@
 //!
 //! # With Slurm
 //!
-//! One node process on each host of the job, with all its CPUs; the parent is the script's last step.
+//! Start one node on each host of the job, with all of its CPUs; the parent is the last step of the script.
 //!
 //! ```text
 //! #!/bin/bash
@@ -51,7 +52,8 @@
 //!
 //! # On Kubernetes
 //!
-//! A Job of nodes; they may be evicted and come again at any time. The grace period must be longer than the pool's `grace`.
+//! Run the nodes as a Job. They may be evicted and restarted at any time. `terminationGracePeriodSeconds` must be
+//! longer than the pool's `grace`.
 //!
 //! ```yaml
 //! apiVersion: batch/v1
@@ -74,7 +76,7 @@
 //!
 //! # With systemd
 //!
-//! A node that is always there, and waits for the next run of this name:
+//! This node always runs, and waits for the next run of this name:
 //!
 //! ```text
 //! [Service]
@@ -83,54 +85,58 @@
 //! Restart=always
 //! ```
 //!
-//! # Who may do what
+//! # Permissions
 //!
-//! Who may publish to the subjects of a run may run any task of the program. This configuration of a server lets a parent and its nodes do
-//! what they must, and no more; nobody who has no certificate gets in at all. (It is what the tests of this crate use.)
+//! Anyone who may publish to the subjects of a run can run any task of the program. This server configuration gives a
+//! parent and its nodes the permissions that they need and no others, and rejects clients without a certificate. (The
+//! tests of this crate use it.)
 //!
 //! ```text
 #![doc = include_str!("server.conf")]
 //! ```
 //!
-//! A node learns who it is from the variables of the command `nats`:
+//! A node takes its credentials from the environment variables of the `nats` command-line tool:
 //!
 //! ```text
 //! NATS_USER=node NATS_PASSWORD='change me too' \
 //!     NATS_CA=ca.pem NATS_CERT=client.pem NATS_KEY=client-key.pem POOL_NODE=tls://head:4222/nightly ./app
 //! ```
 //!
-//! and so does a parent that has no [`options`](crate::Nats::options). What the server denies to one of them is
-//! [`Error::Broken`](pool_core::Error::Broken), or the last line of the node, with the subject.
+//! So does a parent that has not been given [`options`](crate::Nats::options). If the server denies the parent
+//! something, the pool is [`Error::Broken`](pool_core::Error::Broken); if it denies a node something, the node ends.
+//! The error, or the last line that the node logs, names the subject.
 //!
-//! # When the server has little room
+//! # When the server is short of space
 //!
-//! Loads are in the memory of the server (on its disk, if it may use no memory), what is long in an object store on its disk.
-//! [`max_bytes`](crate::Nats::max_bytes) bounds what inputs take there. A disk that is full is waited for as long as a
-//! server that is away, with [`server_timeout`](crate::Nats::server_timeout).
+//! Loads are kept in the server's memory (or on its disk if it may not use memory), and long data in an object store on
+//! its disk. [`max_bytes`](crate::Nats::max_bytes) limits how much space inputs take there. If the disk is full, the
+//! pool waits for up to [`server_timeout`](crate::Nats::server_timeout), as it does when the server is unreachable.
 //!
-//! # What it costs
+//! # Performance
 //!
-//! Measured with server, parent and two nodes on one machine with two processors, so that all of them shared these:
+//! Measured with the server, the parent and two nodes on one machine with two CPUs, which they all shared:
 //!
 //! | | |
 //! |---|---|
 //! | `apply` of an empty task | 0.33 to 0.46 ms |
-//! | `map` of empty tasks | 2.6 million a second |
-//! | the same with `chunksize(1)` | 2.6 million a second |
-//! | processors' time that is spent in tasks of 1 ms, of 10 ms | 88 to 92 %, 97 to 99 % |
+//! | `map` of empty tasks | 2.6 million per second |
+//! | the same with `chunksize(1)` | 2.6 million per second |
+//! | share of CPU time spent in tasks, for tasks of 1 ms and of 10 ms | 88 to 92 %, 97 to 99 % |
 //! | an argument of 64 MiB | 130 MiB/s |
 //!
-//! (`cargo bench -p benches -- --only machines` measures it, beside Ray and Dask.)
+//! (To measure it, alongside Ray and Dask: `cargo bench -p benches -- --only machines`.)
 //!
-//! Inputs travel in loads of about 5 ms of work. What is longer than 256 KiB goes through the object store of the run. What is
-//! bound by [`partial`](pool_core::Call::partial), and each [`Shared`](pool_core::Shared), goes there once, from there
-//! to each node once, and is in memory once on each.
+//! Inputs travel in loads of about 5 ms of work. Data longer than 256 KiB goes through the object store of the run.
+//! Arguments bound by [`partial`](pool_core::Call::partial), and each [`Shared`](pool_core::Shared), go there once,
+//! from there to each node once, and are in memory once on each node.
 //!
-//! # What to watch
+//! # Monitoring
 //!
-//! - Each node writes a line to its standard error when it waits, joins, and ends, and why. The parent tells the same through
+//! - Each node logs a line to standard error when it waits, joins and ends, with the reason. The parent reports through
 //!   `tracing`: `a node has joined`, `a node has left`, `a node was refused`.
-//! - `nats stream info pool_nightly` shows what is published and not done (no more than three loads for each worker), and who
-//!   pulls. `nats sub 'pool.nightly.>'` shows the talk. `nats object info pool_nightly` shows what is stored.
-//! - After a run there is neither the stream nor the object store. What is left where a parent and all its nodes were killed together,
-//!   where the parent's host lost its power, or where the server was away at the end, is deleted by the next run of this name.
+//! - `nats stream info pool_nightly` shows how many loads are published but not finished (no more than three per
+//!   worker), and which consumers exist. `nats sub 'pool.nightly.>'` shows the messages.
+//!   `nats object info pool_nightly` shows what is stored.
+//! - After a run, neither the stream nor the object store exists. If they are left behind, because the parent and all
+//!   its nodes were killed together, the parent's host lost power, or the server was unreachable at the end, the next
+//!   run of the same name deletes them.

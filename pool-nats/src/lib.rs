@@ -1,4 +1,4 @@
-//! The pool on many machines: a backend of [`pool_core`] over [NATS](https://nats.io) JetStream.
+//! A backend of [`pool_core`] that runs the pool on many machines, over [NATS](https://nats.io) JetStream.
 //!
 //! ```no_run
 //! use pool_core::{Pool, pool_task};
@@ -20,44 +20,47 @@
 //! POOL_NODE=nats://head:4222/nightly ./app
 //! ```
 //!
-//! It never reaches `main`. It joins the run, or waits for it, and runs its inputs in worker processes of its own, as a pool
-//! of that machine would: `POOL_NODE_PROCESSES` of them (default: what [`processes`](pool_core::PoolBuilder::processes) says, or as
-//! many as there are CPUs for it). Nodes may come and go at any time. A node ends when the run ends, 15 seconds after the parent was
-//! heard last, or when the server has been away 15 seconds longer than the pool waits for it; at SIGTERM it finishes what runs
-//! within the pool's [`grace`](pool_core::PoolBuilder::grace), and gives back the rest. What it has to say goes to its standard error,
-//! one line for each event.
+//! A node never reaches `main`. It joins the run, waiting for it if necessary, and runs inputs in its own worker
+//! processes, as a pool on that machine would. `POOL_NODE_PROCESSES` sets the number of workers (default: the pool's
+//! [`processes`](pool_core::PoolBuilder::processes) setting, or else the number of CPUs that the node may use). Nodes
+//! may come and go at any time. A node ends when the run ends, when it has not heard from the parent for 15 seconds, or
+//! when it has lost the server for [`server_timeout`](Nats::server_timeout) plus 15 seconds. On SIGTERM it finishes the
+//! running inputs, within the pool's [`grace`](pool_core::PoolBuilder::grace) period, and gives back the rest. It logs
+//! to standard error, one line per event.
 //!
-//! [`guide`] says how to run it by ssh, Slurm, Kubernetes or systemd, and what it costs.
+//! The [`guide`] shows how to run nodes with ssh, Slurm, Kubernetes or systemd, and gives performance figures.
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - One outcome for each input, whatever becomes of nodes. An input is run once at the most, unless
+//! - Each input gets exactly one outcome, whatever happens to the nodes. An input runs at most once, unless
 //!   [`retries`](pool_core::Call::retries) allow more.
-//! - When a node is lost, what it had begun is [`Error::WorkerLost`] with the name of its host, or is run
-//!   again; the rest runs elsewhere. A node that was killed is seen within a second, one that is silent within three. Inputs go to
-//!   nodes in loads of some milliseconds, and a load that was begun counts as begun as a whole.
-//! - `terminate` and a cancellation are messages: their outcomes are there soon, and until a node hears of it, it begins what it has.
-//! - What tasks send into a [`channel`](pool_core::channel()) arrives in order, once, and before their outcome. The parent takes it from a node
-//!   while less than a MiB of that is unread. What finalizers send, and what was on its way at `terminate` or when its node was lost, is
-//!   lost.
-//! - A [`priority`](pool_core::Call::priority) counts among the inputs that no node has begun, or is about to begin.
-//! - The server may be restarted: the pool waits for it, [`server_timeout`](Nats::server_timeout) long. After that everything
-//!   open is [`Error::Broken`].
-//! - At the end of a run the stream and the object store, `pool_RUN` and `OBJ_pool_RUN`, are deleted; by the nodes, if the
-//!   parent was killed.
+//! - When a node is lost, the inputs that it had begun fail with [`Error::WorkerLost`], which names the host, or are
+//!   retried; the other inputs run elsewhere. A killed node is noticed within a second, a silent one within three.
+//!   Inputs are sent to nodes in loads of a few milliseconds of work; once a load has begun, all of its inputs count as
+//!   begun.
+//! - `terminate` and cancellation give the inputs their outcomes promptly, but reach the nodes as messages: until then
+//!   a node may still begin inputs that it has already received.
+//! - Messages that tasks send into a [`channel`](pool_core::channel()) arrive in order, once, and before the outcome of
+//!   the input that sent them. The parent stops taking messages from a node for a channel while 1 MiB or more is
+//!   unread. Messages that finalizers send, and messages in transit at `terminate` or when the node is lost, are lost.
+//! - A [`priority`](pool_core::Call::priority) affects only the inputs that no node has begun or is about to begin.
+//! - The server may be restarted: the pool waits for it for up to [`server_timeout`](Nats::server_timeout). After that,
+//!   all open calls fail with [`Error::Broken`].
+//! - At the end of a run, its stream `pool_RUN` and its object store `OBJ_pool_RUN` are deleted; if the parent was
+//!   killed, the nodes delete them.
 //!
 //! # Connections
 //!
-//! A user and password, or a token, may stand in the URL. Everything else is said by the variables of the environment that the
-//! command `nats` knows, for nodes and, if it has no [`options`](Nats::options), for the parent: `NATS_USER` and
-//! `NATS_PASSWORD`, `NATS_TOKEN`, `NATS_CREDS` and `NATS_NKEY` (files), `NATS_CA`, `NATS_CERT` and `NATS_KEY` (files in PEM
-//! format), `NATS_INBOX_PREFIX`.
+//! The URL may contain a user and password, or a token. Everything else comes from the environment variables of the
+//! `nats` command-line tool: `NATS_USER` and `NATS_PASSWORD`, `NATS_TOKEN`, `NATS_CREDS` and `NATS_NKEY` (files),
+//! `NATS_CA`, `NATS_CERT` and `NATS_KEY` (PEM files), `NATS_INBOX_PREFIX`. Nodes read them, and so does the parent,
+//! unless it has been given [`options`](Nats::options).
 //!
 //! # Security
 //!
-//! **Who may publish to the subjects of a run (`pool.RUN.>`) may run any task that is registered in the program, with any
-//! arguments, on every node.** Ask for authentication on the server, give the users of a run permissions for
-//! [its subjects alone](guide#who-may-do-what), and use TLS between hosts.
+//! **Anyone who may publish to the subjects of a run (`pool.RUN.>`) can run any task registered in the program, with
+//! any arguments, on every node.** Require authentication on the server, give the users of a run permissions for
+//! [its subjects only](guide#permissions), and use TLS between hosts.
 
 mod book;
 pub mod guide;
@@ -79,7 +82,7 @@ use pool_core::backend::{Backend, Settings, Workers};
 pool_core::node!("nats", node::run);
 pool_core::node!("tls", node::run);
 
-/// A pool whose workers are nodes, found through a NATS server; made by [`connect`]. Nothing is connected before
+/// A backend whose workers run on nodes, found through a NATS server. Made by [`connect`]. It does not connect before
 /// [`build`](pool_core::PoolBuilder::build).
 #[derive(Debug)]
 #[must_use = "a backend does nothing until a pool is built with it"]
@@ -92,14 +95,15 @@ pub struct Nats {
     max_bytes: usize,
 }
 
-/// A pool over the server at this URL: `nats://host:4222`, `nats://user:password@host`, `tls://host`.
+/// Returns a backend that uses the NATS server at this URL: `nats://host:4222`, `nats://user:password@host` or
+/// `tls://host`.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidSetting`] if it is no such URL.
+/// [`Error::InvalidSetting`] if the URL is malformed or has another scheme.
 pub fn connect(url: &str) -> Result<Nats, Error> {
     let (url, _) = Url::parse(url).ok_or_else(|| {
-        Error::invalid_setting("connect", "a URL is expected, such as `nats://host:4222`")
+        Error::invalid_setting("connect", "must be a URL such as `nats://host:4222`")
     })?;
     Ok(Nats {
         url,
@@ -112,38 +116,39 @@ pub fn connect(url: &str) -> Result<Nats, Error> {
 }
 
 impl Nats {
-    /// The name of the run, by which nodes find it: letters, digits, `-` and `_`.
+    /// Sets the name of the run, by which nodes find it. It may contain ASCII letters, digits, `-` and `_`.
     ///
-    /// Default: a random one; see [`run_name`](Nats::run_name).
+    /// Default: a random name, which [`run_name`](Nats::run_name) returns.
     pub fn run(mut self, name: &str) -> Nats {
         name.clone_into(&mut self.run);
         self
     }
 
-    /// The name of the run.
+    /// Returns the name of the run.
     pub fn run_name(&self) -> &str {
         &self.run
     }
 
-    /// [`build`](pool_core::PoolBuilder::build) waits until so many nodes have joined, no longer than
-    /// [`start_timeout`](pool_core::PoolBuilder::start_timeout).
+    /// Sets how many nodes must have joined before [`build`](pool_core::PoolBuilder::build) returns. It waits for
+    /// [`start_timeout`](pool_core::PoolBuilder::start_timeout) at most, and then fails.
     ///
-    /// Default: 1. 0: it waits for none.
+    /// Default: 1. With 0, `build` waits for no node.
     pub fn nodes(mut self, nodes: usize) -> Nats {
         self.nodes = nodes;
         self
     }
 
-    /// How to connect: credentials, NKeys, TLS, as async-nats has them. What is in the URL is used as well. Of these options the
-    /// name, the timeout of requests, the interval of pings, the delay of reconnects and the callback for events are the pool's own.
+    /// Sets how to connect: credentials, NKeys, TLS, as in async-nats. Credentials in the URL are added. The pool
+    /// itself sets the connection name, request timeout, ping interval, reconnect delay and event callback; yours are
+    /// replaced.
     ///
-    /// Default: what the variables of the environment say that the command `nats` knows, as [nodes](crate#connections) do.
+    /// Default: the environment variables of the `nats` command-line tool, as for [nodes](crate#connections).
     pub fn options(mut self, options: ConnectOptions) -> Nats {
         self.options = Some(options);
         self
     }
 
-    /// How long the server may be away, or take nothing, until the pool is [`Error::Broken`].
+    /// Sets how long the server may be unreachable, or refuse to store data, before the pool is [`Error::Broken`].
     ///
     /// Default: 60 seconds.
     pub fn server_timeout(mut self, timeout: Duration) -> Nats {
@@ -151,11 +156,13 @@ impl Nats {
         self
     }
 
-    /// As soon as inputs that are on the server, in its stream and its object store, have so many bytes together, no more are sent until
-    /// nodes have done some; the others wait in the parent. The load that reaches it may pass it. What tasks share is not counted, nor
-    /// are results, which the parent takes from the server as they come.
+    /// Limits how many bytes of inputs are on the server at once, in its stream and its object store. When the limit is
+    /// reached, no more are sent until nodes have finished some; the others wait in the parent. The last load sent may
+    /// exceed the limit. Neither shared data nor results count; the parent takes results from the server as they
+    /// arrive.
     ///
-    /// Default: 1 GiB. (No more than three loads for each worker are there in any case: some milliseconds of work each.)
+    /// Default: 1 GiB. (In any case, no more than three loads per worker are on the server, of a few milliseconds of
+    /// work each.)
     pub fn max_bytes(mut self, bytes: usize) -> Nats {
         self.max_bytes = bytes;
         self
@@ -167,13 +174,13 @@ impl Backend for Nats {
         if !is_name(&self.run) {
             return Err(Error::invalid_setting(
                 "run",
-                "a name consists of letters, digits, `-` and `_`",
+                "must consist of letters, digits, `-` and `_`",
             ));
         }
         if self.server_timeout.is_zero() {
             return Err(Error::invalid_setting(
                 "server_timeout",
-                "every server is away for a moment",
+                "must be greater than zero",
             ));
         }
         parent::start(*self, settings)
@@ -187,7 +194,7 @@ fn is_name(name: &str) -> bool {
             .all(|letter| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_')
 }
 
-/// Where the server is, and who asks.
+/// Where the server is, and who connects.
 #[derive(Clone)]
 struct Url {
     /// `nats://host:port`.
@@ -202,7 +209,7 @@ impl std::fmt::Debug for Url {
 }
 
 impl Url {
-    /// The server, and the path behind it.
+    /// Parses a URL into the server and the path behind it.
     fn parse(url: &str) -> Option<(Url, &str)> {
         let (scheme, rest) = url.split_once("://")?;
         if !["nats", "tls"].contains(&scheme) {
@@ -226,7 +233,7 @@ impl Url {
         Some((Url { server, user }, path))
     }
 
-    /// These options, with what is in the URL.
+    /// Adds the user in the URL to these options.
     fn options(&self, options: ConnectOptions) -> ConnectOptions {
         match &self.user {
             None => options,
@@ -257,7 +264,7 @@ mod tests {
             assert!(Url::parse(wrong).is_none(), "{wrong}");
             assert!(matches!(connect(wrong), Err(Error::InvalidSetting(_))));
         }
-        // A password is not for logs.
+        // Passwords must not appear in logs.
         let (url, _) = Url::parse("nats://me:secret@head").unwrap();
         assert!(!format!("{url:?}").contains("secret"));
     }

@@ -1,4 +1,4 @@
-//! The connection to the server, of a parent and of a node.
+//! The connection of a parent or a node to the server.
 
 use std::env;
 use std::error::Error;
@@ -13,27 +13,27 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::Url;
 
-/// A request that was not answered in this time is asked again.
+/// How long to wait for the answer to a request.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// The server is asked so often whether it is there, and the connection given up if it has not answered three times: sooner than a
-/// node would take that for the parent's silence.
+/// How often the server is pinged. The connection is closed after three pings without an answer: sooner than a node
+/// would take the silence for the parent's death.
 const PING: Duration = Duration::from_secs(3);
 
-/// And JetStream answers in this time.
+/// How long to wait for an answer of JetStream.
 pub(crate) const JETSTREAM: Duration = Duration::from_secs(5);
 
-/// A connection, and what its user was not allowed to do.
+/// A connection, and the permissions that its user turned out to lack.
 pub(crate) struct Link {
     pub(crate) client: Client,
-    /// What the server does not let this user do, in its words.
+    /// What the server has denied this user, in its words.
     pub(crate) denied: UnboundedReceiver<String>,
 }
 
 /// Why there is no connection.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// There may be one later.
+    /// The server can't be reached now; it may be later.
     Unreachable(String),
     Wrong(String),
 }
@@ -46,7 +46,7 @@ impl Refused {
     }
 }
 
-/// Connects, with these options or those of the environment.
+/// Connects, with these options or with those from the environment.
 pub(crate) async fn connect(
     url: &Url,
     options: Option<ConnectOptions>,
@@ -86,7 +86,7 @@ fn sort(error: &ConnectError, server: &str) -> Refused {
     let text = format!("{server}: {error}");
     match error.kind() {
         ConnectErrorKind::Io if is_about_tls(error) => Refused::Wrong(format!(
-            "{text} (NATS_CA, or the options, say whom to trust; NATS_CERT and NATS_KEY, who this is)"
+            "{text} (NATS_CA, or the options, set whom to trust; NATS_CERT and NATS_KEY set this client's certificate)"
         )),
         ConnectErrorKind::Io | ConnectErrorKind::TimedOut | ConnectErrorKind::Dns => {
             Refused::Unreachable(text)
@@ -95,20 +95,20 @@ fn sort(error: &ConnectError, server: &str) -> Refused {
     }
 }
 
-/// Whether one side does not like what the other says of itself.
+/// Whether the TLS handshake failed because one side rejected the other.
 fn is_about_tls(error: &ConnectError) -> bool {
     let sources = iter::successors(error.source(), |error| (**error).source());
     let mut errors = sources.filter_map(|error| error.downcast_ref::<io::Error>());
     errors.any(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
-/// What the variables of the command `nats` say.
+/// Reads the environment variables of the `nats` command-line tool.
 fn from_environment(get: impl Fn(&str) -> Option<PathBuf>) -> Result<ConnectOptions, String> {
     let get = |name: &str| get(name).filter(|value| !value.as_os_str().is_empty());
     let text = |name: &str| match get(name).map(|value| value.into_os_string().into_string()) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
-        Some(Err(_)) => Err(format!("{name}: UTF-8 is expected")),
+        Some(Err(_)) => Err(format!("{name} is not valid UTF-8")),
     };
     let read = |name: &str| match get(name) {
         None => Ok(None),
@@ -121,7 +121,7 @@ fn from_environment(get: impl Fn(&str) -> Option<PathBuf>) -> Result<ConnectOpti
         (Some(user), password) => {
             options = options.user_and_password(user, password.unwrap_or_default());
         }
-        (None, Some(_)) => return Err("NATS_PASSWORD needs NATS_USER beside it".to_owned()),
+        (None, Some(_)) => return Err("NATS_PASSWORD is set without NATS_USER".to_owned()),
         (None, None) => {}
     }
     if let Some(token) = text("NATS_TOKEN")? {
@@ -143,7 +143,7 @@ fn from_environment(get: impl Fn(&str) -> Option<PathBuf>) -> Result<ConnectOpti
             options = options.add_client_certificate(certificate, key);
         }
         (None, None) => {}
-        _ => return Err("of NATS_CERT and NATS_KEY one needs the other".to_owned()),
+        _ => return Err("NATS_CERT and NATS_KEY must be set together".to_owned()),
     }
     if let Some(prefix) = text("NATS_INBOX_PREFIX")? {
         options = options.custom_inbox_prefix(prefix);
@@ -151,20 +151,20 @@ fn from_environment(get: impl Fn(&str) -> Option<PathBuf>) -> Result<ConnectOpti
     Ok(options)
 }
 
-/// How many connections there have been.
+/// Returns how many times the client has connected.
 pub(crate) fn connects(client: &Client) -> u64 {
     client.statistics().connects.load(Ordering::Relaxed)
 }
 
-/// A sentence about what the server has said of it.
+/// Returns an error message about a denied permission.
 pub(crate) fn not_allowed(url: &Url, said: &str) -> String {
     format!(
-        "{}: this user is not allowed what a pool needs: {said}",
+        "{}: the server denied this user a permission that a pool needs: {said}",
         url.server
     )
 }
 
-/// Soon at first, and never later than a second.
+/// Returns the delay before an attempt to reconnect: short at first, a second at most.
 fn reconnect_delay(attempts: usize) -> Duration {
     Duration::from_millis(20)
         .saturating_mul(1 << attempts.min(6))

@@ -1,7 +1,7 @@
-//! A node: this same program, which does not reach `main`, but runs the inputs of a pool that is elsewhere.
+//! A node: this same program, which does not reach `main` but runs the inputs of a pool that lives elsewhere.
 //!
-//! It pulls loads as it has room for them, and no more. Before the inputs of a load are given to the local workers, the
-//! parent is asked whether they may begin.
+//! It pulls only as many loads as it has room for. Before it gives the inputs of a load to the local workers, it asks
+//! the parent whether they may begin.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -35,28 +35,29 @@ use crate::wire::{
     consumer, from_bytes, to_bytes,
 };
 
-/// How many processes a node has, if not as many as the pool asks for.
+/// The variable that sets how many workers the node has; by default, as many as the pool asks for.
 const PROCESSES: &str = "POOL_NODE_PROCESSES";
 
-/// A node ends when it has not heard of the parent for so long.
+/// A node ends when it has not heard from the parent for this long.
 const PARENT_GONE: Duration = Duration::from_secs(15);
 
-/// Who waits for a server or a run looks again after this, or sooner at first.
+/// The longest pause between two looks for a server or a run. Pauses are shorter at first.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// The node looks so often whether the connection and the parent are there.
+/// How often the node checks the connection and the parent.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The server is told so often that a load is still wanted.
+/// How often the node tells the server that it still has its loads.
 const PROGRESS: Duration = Duration::from_secs(4);
 
-/// The server keeps a pull for so long. A node that is stopped gets loads in vain until then.
+/// How long the server keeps a pull request. If the node is stopped, loads may be delivered to it in vain until then.
 const PULL: Duration = Duration::from_secs(2);
 
-/// So many loads are held for each process, those that run included, if they are quick; else one.
+/// How many loads are held per worker, running ones included, if loads are quick. Otherwise one.
 const HELD: usize = 3;
 
-/// A quick load takes no longer than this: the next one is asked for while it runs. Others are better run by whoever is free.
+/// A load that takes no longer than this is quick: the next one is requested while it runs. Longer loads are better
+/// left to any worker that is free.
 const QUICK: Duration = Duration::from_millis(50);
 
 /// Writes one line to standard error.
@@ -65,12 +66,12 @@ fn log(what: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// What the process does instead of `main`; gives its exit code.
+/// Runs instead of `main`; returns the exit code.
 pub(crate) fn run(address: &str) -> i32 {
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("no runtime: {error}"))
+        .map_err(|error| format!("can't start the runtime: {error}"))
         .and_then(|runtime| runtime.block_on(live(address)));
     match outcome {
         Ok(why) => {
@@ -89,12 +90,14 @@ fn processes() -> Result<Option<usize>, String> {
         Err(_) => Ok(None),
         Ok(text) => match text.parse() {
             Ok(count) if count > 0 => Ok(Some(count)),
-            _ => Err(format!("{PROCESSES}={text}: a number from 1 is expected")),
+            _ => Err(format!(
+                "{PROCESSES}={text}: must be a whole number greater than zero"
+            )),
         },
     }
 }
 
-/// Those that this process may use.
+/// Returns the number of CPUs that this process may use.
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -104,7 +107,7 @@ async fn live(address: &str) -> Result<Cow<'static, str>, String> {
         .filter(|(_, run)| crate::is_name(run))
         .ok_or_else(|| {
             format!(
-                "POOL_NODE={address}: `nats://host:4222/run` is expected, with the name of a run"
+                "POOL_NODE={address}: must be like `nats://host:4222/run`, where `run` is the name of a run"
             )
         })?;
     let run = Run(run.to_owned());
@@ -122,7 +125,7 @@ async fn live(address: &str) -> Result<Cow<'static, str>, String> {
         outcome = work(&client, &url, &run, &node, processes) => outcome,
         Some(why) = denied.recv() => {
             let why = link::not_allowed(&url, &why);
-            // If that is allowed, at least.
+            // This works only if the node is allowed to publish to the parent.
             let node = node.clone();
             let unfit = ToParent::Unfit { node, why: why.clone() };
             let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
@@ -132,7 +135,7 @@ async fn live(address: &str) -> Result<Cow<'static, str>, String> {
     }
 }
 
-/// Joins the run, and works until there is a reason not to.
+/// Joins the run, and works until there is a reason to end.
 async fn work(
     client: &Client,
     url: &Url,
@@ -249,7 +252,7 @@ async fn work(
         let _ = events.send(Event::Joined);
     });
     let why = serving.serve(received, asked, told, pulled, grace).await;
-    // What finalizers send finds nobody.
+    // Nobody receives what finalizers send.
     serving.relays.end();
     serving.say_goodbye(&why).await;
     let is_idle = serving.running == 0;
@@ -273,7 +276,7 @@ async fn connect(url: &Url) -> Result<Link, String> {
             Ok(link) => return Ok(link),
             Err(Refused::Unreachable(why)) => {
                 if !std::mem::replace(&mut waits, true) {
-                    log(&format!("waits: {why}"));
+                    log(&format!("waiting: {why}"));
                 }
                 time::sleep(pause).await;
                 pause = AGAIN.min(2 * pause);
@@ -287,7 +290,7 @@ fn text(error: impl ToString) -> String {
     error.to_string()
 }
 
-/// Asks the parent to be let in, as long as there is none.
+/// Asks the parent to let this node join. Keeps asking while there is no parent.
 async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, String> {
     let mut waits = false;
     let mut pause = AGAIN / 50;
@@ -296,15 +299,17 @@ async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, Strin
         if let Ok(answer) = client.request(run.parent(), request.clone()).await {
             return match from_bytes(&answer.payload) {
                 Some(Answer::Welcome(welcome)) => Ok(*welcome),
-                Some(Answer::Refused(why)) => Err(format!("{} refuses this node: {why}", run.0)),
+                Some(Answer::Refused(why)) => {
+                    Err(format!("the run {} refused this node: {why}", run.0))
+                }
                 None => Err(format!(
-                    "{} gives an answer that this node can't read: it was built with another version of pool-nats",
+                    "the run {} sent an answer that this node can't read: it was built with another version of pool-nats",
                     run.0
                 )),
             };
         }
         if !std::mem::replace(&mut waits, true) {
-            log(&format!("waits for the run {}", run.0));
+            log(&format!("waiting for the run {}", run.0));
         }
         time::sleep(pause).await;
         pause = AGAIN.min(2 * pause);
@@ -312,20 +317,20 @@ async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, Strin
 }
 
 async fn start(settings: Settings) -> Result<Arc<dyn Workers>, Error> {
-    // The thread that starts them must live as long as they do; the local backend sees to that itself.
+    // The thread that starts workers must live as long as they do; the local backend ensures that.
     let started = tokio::task::spawn_blocking(|| Box::new(Local).start(settings)).await;
     started.unwrap_or_else(|error| Err(Error::start(text(error))))
 }
 
-/// What happens in a node besides messages.
+/// What happens in a node, other than messages from outside.
 enum Event {
-    /// All of a load is here.
+    /// A load has arrived in full.
     Prepared(Box<Prepared>),
-    /// It can't be had.
+    /// A load could not be fetched.
     Unprepared(u64, String),
-    /// The parent knows outcomes of this load.
+    /// The parent has acknowledged outcomes of this load.
     Known(u64),
-    /// What the parent says to those that were to begin.
+    /// The parent's answer on whether these loads may begin; `None` if there was no answer.
     May(Vec<Prepared>, Option<Vec<u8>>),
     Outcomes(u64, Outcomes),
     /// The parent knows that the workers are ready.
@@ -339,7 +344,7 @@ struct Prepared {
     job: u64,
     what: Job,
     portions: Vec<Portion>,
-    /// Into which they may send.
+    /// The channels into which its inputs may send.
     channels: Vec<u64>,
 }
 
@@ -347,18 +352,18 @@ struct Prepared {
 struct Held {
     ack: String,
     job: u64,
-    /// The job of the local pool, if it was begun.
+    /// The load's job in the local pool, once it has begun.
     local: Option<JobId>,
     missing: usize,
     count: usize,
     channels: Vec<u64>,
-    /// How many times the parent was told of outcomes and has not answered.
+    /// How many reports of outcomes the parent has not acknowledged.
     untold: usize,
     began: Instant,
 }
 
 impl Held {
-    /// All its outcomes are there, and about to be known to the parent.
+    /// All its outcomes are known, and the parent is being told.
     fn is_done(&self) -> bool {
         self.local.is_some() && self.missing == 0
     }
@@ -373,48 +378,49 @@ struct Node {
     node: String,
     store: Store,
     relays: Relays,
-    /// Into which all tasks may send, for initializers were given them.
+    /// The channels into which all tasks may send, because initializers were given them.
     setup_channels: Vec<u64>,
     workers: Arc<dyn Workers>,
     processes: usize,
     inbox: String,
     events: UnboundedSender<Event>,
     held: HashMap<u64, Held>,
-    /// Those that have not begun.
+    /// Loads that have not begun.
     queue: VecDeque<Prepared>,
-    /// Those that may begin, as soon as a worker is free.
+    /// Loads that may begin as soon as a worker is free.
     ready: VecDeque<Prepared>,
-    /// Loads that the workers have.
+    /// How many loads the workers have.
     running: usize,
-    /// Loads that the parent was asked about, and has not answered.
+    /// How many loads the parent was asked about and has not answered.
     questions: usize,
-    /// How many loads the server was asked for.
+    /// How many loads the node has requested from the server.
     asked: usize,
-    /// Outcomes that the parent may not know.
+    /// How many reports of outcomes the parent has not acknowledged.
     untold: usize,
-    /// When that is over, whatever the server says.
+    /// When the request for loads expires, even without an answer from the server.
     asked_until: Instant,
     epoch: u64,
-    /// For how long the parent has not been heard, while this node listened: not while it was stopped, or had no connection.
+    /// How long the parent has been silent while this node listened. Time when the node was stopped or had no
+    /// connection does not count.
     silence: Duration,
     looked: Instant,
-    /// For how long there has been no connection; and for how long there may be none, until the parent has given up, too.
+    /// How long there has been no connection; and after how long the parent must have given up too.
     away: Duration,
     away_max: Duration,
     connected: bool,
     /// How many connections there have been.
     connects: u64,
     leaving: Option<&'static str>,
-    /// How many results were too long for a message.
+    /// How many results have been named, for storing those that are too long for a message.
     results: u64,
-    /// How long a load takes, about; and when the last one was done.
+    /// About how long a load takes; and when the last one was done.
     pace: Option<Duration>,
     done: Instant,
     /// The parent knows that the workers are ready.
     joined: bool,
 }
 
-/// Gives outcomes of the local pool to the node.
+/// Passes outcomes of the local pool to the node.
 #[derive(Debug)]
 struct ToNode {
     load: u64,
@@ -434,7 +440,7 @@ impl std::fmt::Debug for Event {
 }
 
 impl Node {
-    /// Works until there is a reason not to.
+    /// Works until there is a reason to end.
     async fn serve(
         &mut self,
         mut events: UnboundedReceiver<Event>,
@@ -446,7 +452,7 @@ impl Node {
         let mut tick = time::interval(PROGRESS);
         let mut look = time::interval(LOOK);
         let Ok(mut terminated) = signal(SignalKind::terminate()) else {
-            return "can't listen to SIGTERM".into();
+            return "can't handle SIGTERM".into();
         };
         let mut until = None;
         while self.leaving.is_none() {
@@ -470,8 +476,8 @@ impl Node {
                     self.give_back_what_waits().await;
                 }
                 _ = terminated.recv(), if until.is_none() => {
-                    log("is to end: finishes what runs");
-                    // However long that is, if it is a time at all.
+                    log("received SIGTERM: finishing what runs");
+                    // A grace period that is too long to add means no deadline.
                     until = Some(Instant::now().checked_add(grace));
                     self.give_back().await;
                 }
@@ -486,7 +492,7 @@ impl Node {
             if let Some(until) = until
                 && (self.running + self.questions + self.untold == 0 || is_late(until))
             {
-                return "has ended at SIGTERM".into();
+                return "ended on SIGTERM".into();
             }
         }
         self.leaving.unwrap_or_default().into()
@@ -507,7 +513,7 @@ impl Node {
         if self.silence < PARENT_GONE || !self.connected {
             return;
         }
-        // Nobody else would tidy up; but a parent that is stopped may go on.
+        // Nobody else would clean up. But a parent that was merely stopped may go on.
         let asked = self.client.request(self.run.parent(), Bytes::new()).await;
         let is_gone = asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders);
         if is_gone {
@@ -516,11 +522,11 @@ impl Node {
         }
     }
 
-    /// The parent asks whether this node is there, or says that it must go.
+    /// The parent asks whether this node is there, or tells it to leave.
     async fn answer(&mut self, message: Message) {
         self.silence = Duration::ZERO;
         if message.payload.as_ref() == b"leave" {
-            self.leaving = Some("was given up by the parent");
+            self.leaving = Some("was declared lost by the parent");
         }
         if let Some(reply) = message.reply {
             let _ = self.client.publish(reply, "here".into()).await;
@@ -536,9 +542,9 @@ impl Node {
                 let store = self.store.clone();
                 tokio::spawn(async move { store.forget(id).await });
             }
-            Some(ToNodes::End) => self.leaving = Some("has ended with the run"),
+            Some(ToNodes::End) => self.leaving = Some("ended with the run"),
             Some(ToNodes::Alive { epoch }) if epoch != self.epoch => {
-                // What was asked of the stream before is in vain.
+                // Requests to the previous stream will not be answered.
                 self.epoch = epoch;
                 self.asked = 0;
                 self.store.set_epoch(epoch, link::connects(&self.client));
@@ -547,7 +553,7 @@ impl Node {
         }
     }
 
-    /// Nobody wants what is left of a job; with `running`, not even what has begun.
+    /// Drops what is left of a job; with `running`, even what has begun.
     fn cancel(&mut self, job: u64, running: bool) {
         self.queue.retain(|load| load.job != job);
         let (workers, ended) = (&self.workers, &mut self.running);
@@ -558,18 +564,18 @@ impl Node {
             if let Some(local) = held.local {
                 workers.cancel(local, running);
                 if held.missing > 0 {
-                    // The rest gets no outcomes.
+                    // The other inputs get no outcomes.
                     *ended -= 1;
                     return false;
                 }
                 return true;
             }
-            // Where it waits, nothing is found of it.
+            // If it waits in a queue, it is skipped there.
             false
         });
     }
 
-    /// Asks for as many loads as there is room for.
+    /// Requests as many loads as there is room for.
     async fn pull(&mut self) {
         let each = if self.is_quick() { HELD } else { 1 };
         let open = self.held.values().filter(|held| !held.is_done()).count();
@@ -591,7 +597,7 @@ impl Node {
         }
     }
 
-    /// A load, or the end of a pull.
+    /// Handles a load, or the end of a pull.
     async fn take(&mut self, message: Message) {
         match message.status {
             Some(StatusCode::IDLE_HEARTBEAT) => return,
@@ -601,7 +607,7 @@ impl Node {
                 });
                 self.asked = self.asked.saturating_sub(left.unwrap_or(self.asked));
                 if message.status != Some(StatusCode::TIMEOUT) {
-                    // The stream is not there: the parent is about to say so, or gone.
+                    // There is no stream: the parent is about to create a new one, or is gone.
                     time::sleep(Duration::from_millis(50)).await;
                 }
                 return;
@@ -612,11 +618,11 @@ impl Node {
             return;
         };
         let Some(load) = from_bytes::<Load>(&message.payload) else {
-            log("has got a load that it can't read");
+            log("received a load that it can't read");
             return;
         };
         if self.held.contains_key(&load.number) {
-            // The server has it twice.
+            // The server has delivered it twice.
             let _ = self.client.publish(ack, "+ACK".into()).await;
             return;
         }
@@ -625,7 +631,7 @@ impl Node {
             load: load.number,
             ack: ack.clone(),
         };
-        // One that begins at once is asked for anyway.
+        // If the load can begin at once, the question whether it may tells the parent as much.
         let is_stored = |piece: &Piece| matches!(piece.inputs, Body::Stored(_));
         if self.held.len() > self.processes || load.pieces.iter().any(is_stored) {
             self.say(&took).await;
@@ -667,13 +673,13 @@ impl Node {
             }
             Event::Unprepared(number, why) => {
                 if let Some(held) = self.held.remove(&number) {
-                    log(&format!("gives back a load: {why}"));
+                    log(&format!("returned a load: {why}"));
                     self.return_loads(vec![(number, held.ack)], true).await;
                 }
             }
             Event::May(loads, answer) => {
                 let Some(answer) = answer else {
-                    // Nobody has heard the question.
+                    // The question was not answered: ask again.
                     self.ask(loads);
                     return;
                 };
@@ -696,15 +702,15 @@ impl Node {
                 }
             }
             Event::Outcomes(_, outcomes) if is_broken(&outcomes) => {
-                // That is no outcome of theirs: other nodes may do better.
-                self.leaving = Some("has no workers any more");
+                // That is not an outcome of the inputs: other nodes may do better.
+                self.leaving = Some("has no workers left");
             }
             Event::Outcomes(load, outcomes) => self.tell_outcomes(load, outcomes),
             Event::Unwanted(job) => self.cancel(job, true),
             Event::Joined => {
                 self.joined = true;
                 log(&format!(
-                    "has joined {} on {} with {} processes",
+                    "joined {} on {} with {} processes",
                     self.run.0, self.server, self.processes
                 ));
             }
@@ -715,7 +721,7 @@ impl Node {
         self.pace.is_some_and(|pace| pace <= QUICK)
     }
 
-    /// Gives loads to the workers, if they have too little to do.
+    /// Gives loads to the workers if they have too little to do.
     fn begin(&mut self) {
         self.start();
         let ahead = usize::from(self.is_quick());
@@ -733,7 +739,7 @@ impl Node {
         }
     }
 
-    /// Gives those that may begin to workers that are free.
+    /// Gives loads that may begin to free workers.
     fn start(&mut self) {
         while self.running < self.processes
             && let Some(load) = self.ready.pop_front()
@@ -742,7 +748,7 @@ impl Node {
         }
     }
 
-    /// Asks the parent whether these may begin.
+    /// Asks the parent whether these loads may begin.
     fn ask(&self, loads: Vec<Prepared>) {
         let ack = |number: u64| self.held.get(&number).map(|held| held.ack.clone());
         let numbers = loads.iter().map(|load| load.number);
@@ -774,7 +780,7 @@ impl Node {
             channels,
             ..
         } = load;
-        // Nobody may want it any more.
+        // The load may have been cancelled meanwhile.
         let Some(held) = self.held.get_mut(&number) else {
             return;
         };
@@ -794,8 +800,8 @@ impl Node {
                 self.workers.notify(local);
             }
             Err(error) => {
-                log(&format!("its pool takes no more: {error}"));
-                self.leaving = Some("has no workers any more");
+                log(&format!("the local pool rejected a load: {error}"));
+                self.leaving = Some("has no workers left");
             }
         }
     }
@@ -841,7 +847,7 @@ impl Node {
         });
     }
 
-    /// What runs takes longer than was thought.
+    /// Returns waiting loads if those that run take longer than expected.
     async fn give_back_what_waits(&mut self) {
         let waits = self.queue.len() + self.ready.len();
         if waits > 0 && self.running >= self.processes && self.done.elapsed() >= LOOK {
@@ -850,7 +856,7 @@ impl Node {
         }
     }
 
-    /// The loads that have not begun go elsewhere.
+    /// Returns all loads that have not begun, so that they can run elsewhere.
     async fn give_back(&mut self) {
         let waiting = self.ready.drain(..).chain(self.queue.drain(..));
         let numbers = waiting.map(|load| load.number);
@@ -876,7 +882,7 @@ impl Node {
         if !self.connected {
             return;
         }
-        // If it was given up, it must hear so.
+        // If the parent has declared this node lost, this is how the node learns of it.
         if self.joined {
             let node = self.node.clone();
             self.say(&ToParent::Here { node }).await;
@@ -886,19 +892,19 @@ impl Node {
         }
     }
 
-    /// Looks whether the connection and the parent are there.
+    /// Checks the connection and the parent.
     fn look(&mut self) {
         let now = Instant::now();
         let passed = now - std::mem::replace(&mut self.looked, now);
         let connected = self.client.connection_state() == Connection::Connected;
         let connects = link::connects(&self.client);
         let is_new = std::mem::replace(&mut self.connects, connects) != connects;
-        // Pulls don't outlive a connection; and if there is no stream, nobody says so.
+        // Pull requests don't outlive a connection; and if the stream is gone, nobody answers them.
         if is_new || now >= self.asked_until {
             self.asked = 0;
         }
         if is_new {
-            // What the parent said meanwhile could not be heard.
+            // What the parent said in the meantime could not be heard.
             self.silence = Duration::ZERO;
             self.ask_what_is_wanted();
         }
@@ -910,14 +916,14 @@ impl Node {
             self.away += passed.min(2 * LOOK);
         }
         if self.away >= self.away_max {
-            self.leaving = Some("has not found the server again");
+            self.leaving = Some("could not reconnect to the server");
         }
         if self.silence >= PARENT_GONE {
-            self.leaving = Some("has not heard of the parent for 15 s");
+            self.leaving = Some("has not heard from the parent for 15 s");
         }
     }
 
-    /// That nobody waits for a job any more, may have been said while there was no connection.
+    /// Asks which jobs are still wanted: a cancellation may have been missed while there was no connection.
     fn ask_what_is_wanted(&self) {
         let mut jobs: Vec<u64> = self.held.values().map(|held| held.job).collect();
         jobs.sort_unstable();
@@ -974,12 +980,12 @@ async fn prepare(store: &Store, relays: &Relays, load: Load) -> io::Result<Prepa
     })
 }
 
-/// Whether these inputs have no outcome, since there are no workers.
+/// Whether these inputs failed only because there are no workers.
 fn is_broken(outcomes: &Outcomes) -> bool {
     matches!(&outcomes.what, What::Failed { failure, .. } if matches!(**failure, Failure::Broken(_)))
 }
 
-/// Outcomes as the parent gets them.
+/// Encodes outcomes for the parent.
 async fn pack(store: &Store, what: What, name: String) -> Sent {
     let (kind, bytes): (fn(Body) -> Sent, _) = match what {
         What::Replies(replies) => (Sent::Replies, replies.to_bytes()),
@@ -994,7 +1000,7 @@ async fn pack(store: &Store, what: What, name: String) -> Sent {
     }
 }
 
-/// Tells the parent, until it answers: what was on its way when a server was killed is lost.
+/// Tells the parent something, repeatedly until it answers: messages are lost when a server is killed.
 async fn tell(client: &Client, subject: String, what: &ToParent) -> Bytes {
     let what = Bytes::from(to_bytes(what));
     loop {

@@ -1,4 +1,4 @@
-//! The parent's side: a thread with the connection, and the workers of the pool as its callers see them.
+//! The parent's side: a thread that owns the connection, and the [`Workers`] that callers of the pool see.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -38,29 +38,29 @@ use crate::wire::{
 };
 use crate::{Nats, Url};
 
-/// Nodes are asked so often whether they are there.
+/// How often nodes are asked whether they are there.
 const PING: Duration = Duration::from_millis(250);
 
-/// A node that has not answered for so long is given up.
+/// A node that has not answered for this long is declared lost.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// After a connection was lost, nodes may need so long to get theirs again.
+/// How long nodes may take to reconnect after a lost connection.
 const RECONNECT: Duration = Duration::from_secs(5);
 
-/// The server gives a load to another node if the one that has it says nothing for so long; but mostly the parent is
-/// quicker.
+/// The server gives a load to another node if the one that has it is silent for this long. Usually the parent notices
+/// sooner.
 const ACK_WAIT: Duration = Duration::from_secs(15);
 
-/// A node that was let in and is not ready in time has so long to say why.
+/// How long a node that has joined but was not ready within the timeout may take to say why.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// A channel takes no more from a node while so many bytes are unread.
+/// A channel takes no more from a node while this many bytes are unread.
 const UNREAD_MAX: u64 = 1 << 20;
 
-/// At the end, nodes are waited for so long.
+/// How long to wait for the nodes to end.
 const GOODBYE: Duration = Duration::from_secs(3);
 
-/// The end of a pool is waited for no longer than this.
+/// How long to wait for the end of the pool.
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// Starts the connection, and waits until enough nodes have joined.
@@ -88,7 +88,11 @@ pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, 
             }
             for_thread.end();
         })
-        .map_err(|error| Error::start(format!("no thread for the connection: {error}")))?;
+        .map_err(|error| {
+            Error::start(format!(
+                "can't start the thread for the connection: {error}"
+            ))
+        })?;
     let parent = Parent {
         owner: backend::lineage(),
         commands,
@@ -96,7 +100,8 @@ pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, 
         thread: Mutex::new(Some(thread)),
     };
     let mut seen = Joined::default();
-    // Nothing is too long for a setting. Nodes have the same time for their workers, and then say what is wrong.
+    // A timeout that is too long to add means no deadline. Nodes have the same time to start their workers, and then
+    // say what went wrong.
     let deadline = Instant::now().checked_add(timeout);
     let last = deadline.and_then(|deadline| deadline.checked_add(LAST_WORD));
     loop {
@@ -120,24 +125,24 @@ pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, 
                 let Joined { ready, let_in } = seen;
                 let others = match let_in.saturating_sub(ready) {
                     0 => "start this program with POOL_NODE in its environment".to_owned(),
-                    others => format!("the workers of {others} others were not"),
+                    others => format!("{others} more joined, but their workers were not ready"),
                 };
                 return Err(Error::start(format!(
-                    "{ready} of {nodes} nodes were ready in time ({timeout:?}): {others}"
+                    "{ready} of {nodes} nodes were ready within {timeout:?}: {others}"
                 )));
             }
         }
     }
 }
 
-/// How many nodes were let in, and how many of them have their workers.
+/// How many nodes were let in, and how many of them are ready, with their workers.
 #[derive(Debug, Default, Clone, Copy)]
 struct Joined {
     let_in: usize,
     ready: usize,
 }
 
-/// What callers and the thread have in common.
+/// What callers and the thread share.
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
@@ -147,7 +152,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     mode: Mode,
-    /// Jobs that more inputs may come for, and who pushed the last ones.
+    /// Jobs that may get more inputs, and the thread that last pushed some.
     feeding: HashMap<JobId, ThreadId>,
     next: u64,
     workers: usize,
@@ -175,7 +180,7 @@ impl Shared {
     }
 }
 
-/// What the thread is to do.
+/// An instruction to the thread.
 enum Command {
     Submit {
         job: u64,
@@ -195,15 +200,15 @@ enum Command {
     },
     Close,
     Terminate,
-    /// A load as it is published, and the objects that parts of it are in.
+    /// A load encoded for publication, and the objects that hold parts of it.
     Packed(u64, Bytes, Vec<Object>),
-    /// It is published, or not to be.
+    /// The load has been published, or will not be.
     Published(u64),
-    /// A load is too long.
+    /// The load is too long to be published.
     Refused(u64, Failure),
-    /// The stream of this epoch is not there.
+    /// The stream of this epoch does not exist.
     Vanished(u64),
-    /// It was made anew, or could not be, over this connection.
+    /// The stream was recreated, or could not be, over this connection.
     Renewed {
         epoch: u64,
         connects: u64,
@@ -211,7 +216,7 @@ enum Command {
     },
     /// The server does not do what a pool needs.
     Broken(String),
-    /// What a node has told, with all its bytes, which had this name.
+    /// The outcomes from a node's report, fetched from the object of this name.
     Fetched {
         name: String,
         node: String,
@@ -219,18 +224,18 @@ enum Command {
         outcomes: Outcomes,
         each_ns: u64,
     },
-    /// What a node has sent into a channel; it is to be answered there.
+    /// Channel messages of a node, fetched from the store if necessary. `messages` says where to send the answer.
     Gathered {
         messages: Incoming,
         bytes: Option<Vec<u8>>,
     },
-    /// A node was asked whether it is there.
+    /// The result of asking a node whether it is there.
     Pinged(String, Ping),
-    /// Nobody holds this attachment.
+    /// Nobody holds this attachment any more.
     Dropped(u64),
 }
 
-/// Messages of a node for a channel.
+/// The origin of messages of a node for a channel.
 struct Incoming {
     node: String,
     channel: u64,
@@ -239,26 +244,26 @@ struct Incoming {
     reply: Option<Subject>,
 }
 
-/// What a node has sent into a channel.
+/// What the parent knows of the messages of one node for one channel.
 #[derive(Debug, Default)]
 struct FromNode {
-    /// The number of the last messages that were taken.
+    /// The number of the last batch that was taken.
     taken: u64,
-    /// The number of those that are being fetched.
+    /// The number of the batch that is being fetched.
     fetching: u64,
-    /// How many bytes were not read.
+    /// How many bytes are unread.
     unread: Arc<AtomicU64>,
 }
 
 enum Ping {
     Answered,
-    /// There is no connection that it has.
+    /// No connection subscribes to the node's subject.
     Gone,
     Silent,
 }
 
 struct Parent {
-    /// In a forked copy of this process there is no thread.
+    /// The process that started the thread. A forked copy of that process has no thread.
     owner: u32,
     commands: UnboundedSender<Command>,
     shared: Arc<Shared>,
@@ -306,7 +311,7 @@ impl Workers for Parent {
         if more {
             state.feeding.insert(id, thread::current().id());
         }
-        // Under the lock: nothing is submitted behind a `terminate`.
+        // Sent under the lock, so that nothing is submitted after a `terminate`.
         let _ = self.commands.send(Command::Submit {
             job: number(id),
             what: job,
@@ -453,7 +458,7 @@ impl Drop for Parent {
 
 type Tell = std_mpsc::Sender<Result<Joined, String>>;
 
-/// The life of the thread.
+/// The main function of the thread.
 async fn live(
     mut nats: Nats,
     settings: Settings,
@@ -463,7 +468,7 @@ async fn live(
     tell: &Tell,
 ) {
     let timeout = settings.start_timeout;
-    let late = || format!("the server did not answer in {timeout:?}");
+    let late = || format!("the server did not answer within {timeout:?}");
     let connected = link::connect(&nats.url, nats.options.take(), "pool");
     let link = match time::timeout(timeout, connected).await {
         Ok(Ok(link)) => link,
@@ -504,16 +509,16 @@ async fn live(
     }
 }
 
-/// Deletes all of a run that is on the server.
+/// Deletes everything on the server that belongs to a run.
 async fn delete(jetstream: &jetstream::Context, run: &Run) {
     let _ = jetstream.delete_stream(run.store()).await;
     let _ = jetstream.delete_object_store(run.store()).await;
 }
 
-/// A node, as the thread sees it.
+/// What the thread knows of a node.
 #[derive(Debug)]
 struct Seen {
-    /// When it was heard last, by the thread's own clock.
+    /// When it was last heard, by the thread's own clock.
     last: Duration,
     gone: u32,
     asked: bool,
@@ -528,41 +533,43 @@ struct Thread<'a> {
     /// What nodes are told when they join.
     settings: Body,
     attachments: Vec<Reference>,
-    /// They, since a channel lives as long as it is held.
+    /// The attachments themselves, since a channel lives only while somebody holds it.
     #[expect(dead_code, reason = "its drop is its use")]
     held: Vec<Arc<Attachment>>,
-    /// How often the stream was made anew; and whether it must be again, for the server was away, or somebody has deleted it.
+    /// How often the stream was recreated; and whether it must be again, because the server was unreachable or somebody
+    /// deleted it.
     epoch: u64,
     is_old: bool,
     is_renewing: bool,
     book: Book,
     sinks: HashMap<u64, Arc<dyn Sink>>,
     seen: HashMap<String, Seen>,
-    /// How long the thread has looked after its nodes. This clock stands still while it does not, since the process is stopped, or the
-    /// server does nothing: for that, no node is to blame.
+    /// How long the thread has been watching its nodes. This clock stops while the process is stopped or the server is
+    /// idle: nodes are not to blame for that.
     watched: Duration,
     looked: Instant,
-    /// The thread has heard what it said to itself, through the server, since it looked.
+    /// Whether the thread's message to itself came back through the server since the last look.
     echoed: bool,
-    /// Loads with pieces in the store, and where; and as they are published, once more if need be.
+    /// Loads with pieces in the store, and the objects that hold them; and such loads as encoded, in case they are
+    /// published again.
     stored: HashMap<u64, Vec<Object>>,
     packed: HashMap<u64, Bytes>,
-    /// Loads that are on their way to the server.
+    /// Loads that are being published.
     publishing: HashSet<u64>,
-    /// Results that are being fetched, by their names; and the nodes that they are from.
+    /// The names of results that are being fetched, and the nodes that sent them.
     fetching: HashMap<String, String>,
-    /// What came for channels, by node and channel.
+    /// What is known of channel messages, by node and channel.
     messages: HashMap<(String, u64), FromNode>,
-    /// The nodes that have asked to join, and are not lost.
+    /// The nodes that have asked to join and are not lost.
     let_in: HashSet<String>,
-    /// Those that were lost meanwhile, and why.
+    /// Nodes that were lost while their results were being fetched, and why.
     lost_later: HashMap<String, String>,
     sender: UnboundedSender<Command>,
     shared: &'a Shared,
     tell: &'a Tell,
     joined: Joined,
     server_timeout: Duration,
-    /// Since when there is a connection again, if it was lost; or since when there is none.
+    /// `Ok`: since when there has been a connection again, if it was lost. `Err`: since when there has been none.
     connected: Result<Option<Instant>, Instant>,
     /// How many connections there have been.
     connects: u64,
@@ -587,16 +594,21 @@ impl<'a> Thread<'a> {
         if !info.auth_required && !is_here(&info.host, &server) {
             tracing::warn!(
                 server,
-                "the NATS server asks for no authentication: whoever reaches it may run any task of this program"
+                "the NATS server requires no authentication: anyone who can reach it can run any task of this program"
             );
         }
         let run = Run(nats.run);
         match client.request(run.parent(), Bytes::new()).await {
-            Ok(_) => return Err(format!("a pool already runs as `{}` on {server}", run.0)),
+            Ok(_) => {
+                return Err(format!(
+                    "a pool named `{}` is already running on {server}",
+                    run.0
+                ));
+            }
             Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
             Err(error) => {
                 return Err(format!(
-                    "{server}: is there a pool that runs as `{}`? ({error})",
+                    "{server}: can't tell whether a pool named `{}` is already running: {error}",
                     run.0
                 ));
             }
@@ -695,7 +707,7 @@ impl<'a> Thread<'a> {
             tokio::select! {
                 Some(command) = commands.recv() => {
                     self.command(command).await;
-                    // What came together is dealt with together.
+                    // Handle commands that arrived together before acting on them.
                     for _ in 0..256 {
                         let Ok(command) = commands.try_recv() else { break };
                         self.command(command).await;
@@ -733,7 +745,7 @@ impl<'a> Thread<'a> {
                 self.book.cancel(job, running.then_some(Failure::Cancelled));
                 let (client, subject) = (self.client.clone(), self.run.nodes());
                 let cancel = to_bytes(&ToNodes::Cancel { job, running });
-                // This may wait for the server, and what is before it must not.
+                // This may wait for the server, and must not hold up what comes before it.
                 tokio::spawn(async move { client.publish(subject, cancel.into()).await });
             }
             Command::Close => self.closing = true,
@@ -794,7 +806,7 @@ impl<'a> Thread<'a> {
             .await;
     }
 
-    /// Does what follows.
+    /// Carries out the decisions of the book.
     async fn act(&mut self) {
         let actions = self.book.actions();
         for action in actions {
@@ -819,7 +831,7 @@ impl<'a> Thread<'a> {
                         self.delete(objects);
                     }
                 }
-                // A server that is away gets another stream when it is back.
+                // A server that is unreachable gets a new stream when it is back.
                 Action::Acknowledge(_) if self.connected.is_err() => {}
                 Action::Acknowledge(ack) => {
                     let _ = self.client.publish(ack, "+ACK".into()).await;
@@ -831,7 +843,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// Nobody needs these objects.
+    /// Deletes objects that nobody needs.
     fn delete(&self, objects: Vec<Object>) {
         let store = self.store.clone();
         tokio::spawn(async move {
@@ -929,11 +941,11 @@ impl<'a> Thread<'a> {
             }
             ToParent::Unfit { node, why } => {
                 let why = format!("the node on {} (process {}): {why}", node.host, node.pid);
-                tracing::warn!(why, "a node can't work");
+                tracing::warn!(why, "a node can't run tasks");
                 let _ = self.tell.send(Err(why.clone()));
                 self.lose(&node.id, &why);
                 if self.seen.is_empty() {
-                    // Others would not do better, and nobody else says why nothing happens.
+                    // Other nodes would fail too, and nobody else would say why nothing happens.
                     self.break_down(&why);
                 }
             }
@@ -956,7 +968,7 @@ impl<'a> Thread<'a> {
             } => {
                 for (load, ack) in loads {
                     if could_not {
-                        // What it needs is stored anew.
+                        // Store what it needs again.
                         self.packed.remove(&load);
                     }
                     self.book.returned(&node, load, ack, could_not);
@@ -981,7 +993,7 @@ impl<'a> Thread<'a> {
                 must,
                 messages,
             } => {
-                // Initializers may send, too.
+                // Initializers may send too, before the node is ready.
                 if !self.let_in.contains(&node) {
                     self.heard_of(&node).await;
                     return;
@@ -1011,7 +1023,8 @@ impl<'a> Thread<'a> {
         to_bytes(&Answer::Welcome(Box::new(welcome))).into()
     }
 
-    /// Makes the stream anew. A server that was killed may have lost loads, or give out those that were done, or none at all.
+    /// Recreates the stream. A server that was killed may have lost loads, deliver loads that are done, or deliver none
+    /// at all.
     fn renew(&mut self) {
         self.is_renewing = true;
         let (jetstream, run, epoch) = (self.jetstream.clone(), self.run.clone(), self.epoch + 1);
@@ -1030,7 +1043,7 @@ impl<'a> Thread<'a> {
     async fn renewed(&mut self, epoch: u64, connects: u64, made: bool) {
         self.is_renewing = false;
         self.notice_connection();
-        // If the server was away once more, so is this stream.
+        // If the connection was lost again, this stream may be gone too.
         if made && connects == self.connects {
             self.epoch = epoch;
             self.is_old = false;
@@ -1046,7 +1059,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// A node lives; or was given up, and must go.
+    /// Notes that a node is alive; or tells it to leave, if it was declared lost.
     async fn heard_of(&mut self, node: &str) {
         match self.seen.get_mut(node) {
             Some(seen) => seen.last = self.watched,
@@ -1057,7 +1070,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// Messages have come; or where they are.
+    /// Handles messages for a channel; fetches them first if they are in the store.
     async fn gather(&mut self, incoming: Incoming, messages: Body) {
         let object = match messages {
             Body::Here(bytes) => return self.gathered(incoming, Some(bytes)).await,
@@ -1065,7 +1078,7 @@ impl<'a> Thread<'a> {
         };
         let key = (incoming.node.clone(), incoming.channel);
         let known = self.messages.entry(key).or_default();
-        // They may be told again meanwhile, and once more when they were taken.
+        // The node may send them again, during the fetch and after they were taken.
         if incoming.number <= known.taken {
             return self.gathered(incoming, None).await;
         }
@@ -1083,7 +1096,7 @@ impl<'a> Thread<'a> {
         });
     }
 
-    /// Gives messages to their channel.
+    /// Passes messages to their channel.
     async fn gathered(&mut self, incoming: Incoming, bytes: Option<Vec<u8>>) {
         let Incoming {
             node,
@@ -1155,7 +1168,7 @@ impl<'a> Thread<'a> {
             }
             Body::Stored(object) => object,
         };
-        // A node that did not get the answer tells it twice.
+        // A node that did not get the answer reports again.
         if self.fetching.contains_key(&object.name) {
             return;
         }
@@ -1191,7 +1204,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// Asks nodes whether they are there, and looks at the connection.
+    /// Checks the connection, and asks nodes whether they are there.
     async fn look(&mut self, ticks: u32) {
         self.notice_connection();
         let now = Instant::now();
@@ -1202,7 +1215,7 @@ impl<'a> Thread<'a> {
         if let Err(since) = self.connected {
             if now - since >= self.server_timeout {
                 let why = format!(
-                    "the NATS server has been away for {:?}",
+                    "the NATS server has been unreachable for {:?}",
                     self.server_timeout
                 );
                 self.break_down(&why);
@@ -1247,7 +1260,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// A connection that was lost and made again is noticed however short that took.
+    /// Notices a connection that was lost and made again, however short the interruption.
     fn notice_connection(&mut self) {
         let connects = link::connects(&self.client);
         if std::mem::replace(&mut self.connects, connects) != connects {
@@ -1263,7 +1276,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// The connection is no new one, so nodes have theirs too.
+    /// Whether the connection is old enough for nodes to have reconnected too.
     fn is_settled(&self) -> bool {
         match self.connected {
             Ok(since) => since.is_none_or(|since| since.elapsed() >= RECONNECT),
@@ -1285,7 +1298,7 @@ impl<'a> Thread<'a> {
             }
             Ping::Gone if settled => {
                 seen.gone += 1;
-                // It may be about to connect again.
+                // It may be about to reconnect.
                 if seen.gone >= 2 {
                     self.lose(node, "its node is gone");
                 }
@@ -1294,7 +1307,7 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// A node is gone. What it has told before that counts.
+    /// Declares a node lost. What it reported before still counts.
     fn lose(&mut self, node: &str, why: &str) {
         if self.fetching.values().any(|other| other == node) {
             self.lost_later.insert(node.to_owned(), why.to_owned());
@@ -1330,7 +1343,7 @@ impl<'a> Thread<'a> {
         let _ = self.tell.send(Err(why.to_owned()));
     }
 
-    /// Sends the nodes home, and leaves nothing on the server.
+    /// Sends the nodes home, and removes everything from the server.
     async fn tidy_up(&mut self) {
         if self.connected.is_err() {
             return;
@@ -1344,7 +1357,7 @@ impl<'a> Thread<'a> {
             .map(|node| self.run.node(&node.id))
             .collect();
         for subject in nodes {
-            // Who is gone does not answer.
+            // A node that is gone does not answer.
             while Instant::now() < deadline {
                 let asked = self.client.request(subject.clone(), Bytes::new());
                 match time::timeout(PING / 2, asked).await {
@@ -1357,8 +1370,8 @@ impl<'a> Thread<'a> {
     }
 }
 
-/// Makes the stream of a run, and what nodes pull from. The parent knows all that is in it, so it may be in the server's
-/// memory, which is faster; where there is no room for that, on its disk.
+/// Creates the stream of a run, and the consumer that nodes pull from. The parent knows everything in the stream, so it
+/// may be in the server's memory, which is faster; if there is no room there, it is on disk.
 async fn make_stream(jetstream: &jetstream::Context, run: &Run, epoch: u64) -> Result<(), String> {
     let name = run.store();
     let config = |storage| stream::Config {
@@ -1387,24 +1400,24 @@ async fn make_stream(jetstream: &jetstream::Context, run: &Run, epoch: u64) -> R
         .map_err(|error| format!("can't create the consumer of the stream `{name}`: {error}"))
 }
 
-/// The outcomes of so many inputs.
+/// Decodes the outcomes of `count` inputs.
 fn replies(count: usize, bytes: Vec<u8>) -> What {
     match Frames::from_bytes(bytes).filter(|replies| replies.count() == count) {
         Some(replies) => What::Replies(replies),
         None => What::Failed {
             count,
             failure: Arc::new(Failure::EncodeResult(
-                "the node has sent what is no reply".to_owned(),
+                "the node sent an unreadable reply".to_owned(),
             )),
         },
     }
 }
 
-/// A failure that a node has told.
+/// Decodes a failure that a node reported.
 fn failure(count: usize, bytes: &[u8], host: &str) -> What {
     let failure = match from_bytes::<Failure>(bytes) {
         Some(failure) => failure.on(host),
-        None => Failure::EncodeResult("the node has sent what is no failure".to_owned()),
+        None => Failure::EncodeResult("the node sent an unreadable failure".to_owned()),
     };
     What::Failed {
         count,
@@ -1412,7 +1425,7 @@ fn failure(count: usize, bytes: &[u8], host: &str) -> What {
     }
 }
 
-/// A load as nodes get it: what is long, and what is shared, goes to the store.
+/// Encodes a load for nodes. Long or shared data goes into the store.
 async fn pack(
     store: &Store,
     sender: &UnboundedSender<Command>,
@@ -1423,7 +1436,7 @@ async fn pack(
 ) -> io::Result<Bytes> {
     let mut pieces = Vec::new();
     let mut room = store.room();
-    // The one before is on the server yet, and may be read.
+    // A previous version is still on the server, and may be being read.
     let version = nuid::next();
     for (at, Portion { first, inputs }) in portions.into_iter().enumerate() {
         let sender = sender.clone();
@@ -1467,8 +1480,8 @@ async fn pack(
     Ok(load)
 }
 
-/// Publishes a load, and again while the server does not take it: it may be away, its disk full, or the stream about to be made
-/// anew. What it has already, it drops.
+/// Publishes a load, and tries again while the server does not accept it: it may be unreachable, its disk full, or the
+/// stream about to be recreated. The server drops duplicates.
 async fn send(
     client: &Client,
     jetstream: &jetstream::Context,
@@ -1492,7 +1505,7 @@ async fn send(
             },
             Err(error) => error,
         };
-        let why = format!("the NATS server does not take what is published to {subject}: {error}");
+        let why = format!("the NATS server rejects messages published to {subject}: {error}");
         if error.kind() == PublishErrorKind::MaxPayloadExceeded {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
         }
@@ -1500,7 +1513,7 @@ async fn send(
             vanished();
         }
         if client.connection_state() != Connection::Connected {
-            // How long that may be, others decide.
+            // How long the server may be unreachable is decided elsewhere.
             since = None;
         } else if since.get_or_insert_with(Instant::now).elapsed() >= patience {
             return Err(io::Error::other(why));
@@ -1510,7 +1523,7 @@ async fn send(
     }
 }
 
-/// What is another program about a node, if anything.
+/// Says how a node's program differs from this one, if it does.
 fn differs(join: &Join) -> Option<String> {
     if join.protocol != PROTOCOL {
         return Some(format!(
@@ -1529,8 +1542,8 @@ fn differs(join: &Join) -> Option<String> {
     only_ours.sort_unstable();
     only_theirs.sort_unstable();
     Some(format!(
-        "the node is another build of the program: {} of its tasks are not the parent's (the first is `{}`), and {} of the parent's \
-         are not its (the first is `{}`)",
+        "the node runs another build of the program: {} tasks exist only in the node (the first is `{}`), and {} only in the \
+         parent (the first is `{}`)",
         only_theirs.len(),
         name(only_theirs.clone()),
         only_ours.len(),

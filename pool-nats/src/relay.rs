@@ -1,9 +1,10 @@
-//! What tasks send into channels, on its way from a node to the parent.
+//! Carries the messages that tasks send into channels from a node to the parent.
 //!
-//! Each channel of a node has a task here, which tells the parent one batch after the other, each with a number, until the parent answers.
-//! So nothing is lost with a server, and nothing comes twice. The workers of the node may send more when the parent has taken a batch, and
-//! it takes none while too much is unread. Outcomes of inputs are told when what they have sent is with the parent; it takes that in
-//! any case, but then those who have sent it must wait until it is read.
+//! Each channel of a node has a tokio task here. It sends the parent one numbered batch after the other, repeating each
+//! until the parent answers. So a server that fails loses nothing, and nothing arrives twice. Once the parent has taken
+//! a batch, the workers of the node may send more; it takes none while too much is unread. The outcome of an input is
+//! sent only after the parent has everything that the input sent. The parent takes that even when too much is unread,
+//! but then the senders must wait until it is read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,27 +19,27 @@ use tokio::time;
 use crate::store::Store;
 use crate::wire::{Body, ToParent, Took, to_bytes};
 
-/// What the parent did not take is told again after this.
+/// How long to wait before sending again what the parent did not take.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Messages are told together up to this many bytes.
+/// Messages are combined into batches of up to this many bytes.
 const TOGETHER: usize = 128 << 10;
 
 /// The channels of a node.
 #[derive(Clone)]
 pub(crate) struct Relays {
     client: Client,
-    /// That of the parent.
+    /// The subject of the parent.
     subject: String,
     node: String,
     open: Arc<Mutex<HashMap<u64, UnboundedSender<Word>>>>,
 }
 
-/// What the task of a channel is told.
+/// A notice to the tokio task of a channel.
 enum Word {
-    /// There is something.
+    /// There are new messages.
     Look,
-    /// Say when all is told that is there.
+    /// Reply when everything has been sent so far.
     Flush(oneshot::Sender<()>),
     /// Nobody holds the channel.
     End,
@@ -58,7 +59,7 @@ impl Relays {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The channel that has this id at the parent.
+    /// Opens the local end of the parent's channel with this id.
     pub(crate) fn open(&self, store: &Store, id: u64) -> Arc<Attachment> {
         let (words, heard) = mpsc::unbounded_channel();
         let look = words.clone();
@@ -84,7 +85,7 @@ impl Relays {
         attachment
     }
 
-    /// Waits until the parent has what was sent into these channels.
+    /// Waits until the parent has everything that was sent into these channels.
     pub(crate) async fn flush(&self, channels: &[u64]) {
         for id in channels {
             let (done, is_done) = oneshot::channel();
@@ -98,14 +99,14 @@ impl Relays {
         }
     }
 
-    /// The parent listens no more: who sends is told that nobody reads.
+    /// Ends all channels, since the parent no longer listens: senders get an error.
     pub(crate) fn end(&self) {
         for (_, words) in self.lock().drain() {
             let _ = words.send(Word::End);
         }
     }
 
-    /// Nobody holds this channel.
+    /// Ends a channel that nobody holds any more.
     pub(crate) fn forget(&self, id: u64) {
         if let Some(words) = self.lock().remove(&id) {
             let _ = words.send(Word::End);
@@ -120,14 +121,15 @@ struct Way {
     channel: Arc<Channel>,
     id: u64,
     heard: UnboundedReceiver<Word>,
-    /// How many batches were told, and how often one was packed.
+    /// The number of batches sent, and how often one was packed.
     told: u64,
     packed: u64,
-    /// Who waits until all is told. Outcomes do, so the parent takes it whatever is unread.
+    /// Outcomes that wait until everything has been sent. While there are any, the parent takes messages however much
+    /// is unread.
     flushes: Vec<oneshot::Sender<()>>,
-    /// What it has taken, though too much is unread: those who have sent it may not send more yet.
+    /// Batches that were taken although too much was unread: their senders may not send more yet.
     unpaid: Vec<Batch>,
-    /// Nobody holds the channel, or reads it.
+    /// Nobody holds the channel, or reads from it.
     is_over: bool,
 }
 
@@ -160,7 +162,7 @@ impl Way {
         }
     }
 
-    /// Waits a little; but not while there is somebody to be answered, or nobody any more.
+    /// Waits a little, but returns early if an outcome waits or the channel ends.
     async fn pause(&mut self) {
         let until = time::Instant::now() + AGAIN;
         while let Ok(word) = time::timeout_at(until, self.heard.recv()).await {
@@ -198,9 +200,9 @@ impl Way {
         }
     }
 
-    /// Tells a batch until the parent takes it, or will never.
+    /// Sends a batch until the parent takes it or rejects it for good.
     async fn tell(&mut self, bytes: Vec<u8>) -> Took {
-        // Nothing that is sent later may pass it, so it is tried until there is room.
+        // Later batches must not overtake this one, so keep trying until there is room.
         let mut packed = None;
         while !self.is_over {
             let Some(messages) = &packed else {
@@ -220,7 +222,7 @@ impl Way {
         Took::Nothing
     }
 
-    /// The messages, or the object that they are in; nothing, if there is no room for that.
+    /// Packs messages into a body, or into the store if they are long; `None` if the store has no room.
     async fn pack(&mut self, bytes: &[u8]) -> Option<Body> {
         self.packed += 1;
         let name = format!("messages-{}-{}-{}", self.relays.node, self.id, self.packed);
@@ -229,7 +231,7 @@ impl Way {
         packed.await.ok()
     }
 
-    /// Asks whether what was taken was read by now.
+    /// Asks whether the unpaid batches have been read.
     async fn ask(&mut self) {
         match self.request(Body::Here(Vec::new())).await {
             Some(Took::All) => self.unpaid.clear(),

@@ -1,4 +1,4 @@
-//! What is too long for a message: in the object store of the run.
+//! Data that is too long for a message is kept in the object store of the run.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -26,22 +26,22 @@ use crate::link;
 use crate::relay::Relays;
 use crate::wire::{Body, Object, Reference};
 
-/// What is longer, in bytes, is in the object store.
+/// Data longer than this, in bytes, goes into the object store.
 const INLINE_MAX: usize = 256 << 10;
 
-/// The length of what an object is cut into, in bytes.
+/// The length of the chunks of an object, in bytes.
 const CHUNK_MAX: usize = 512 << 10;
 
-/// The next part of an object that is read arrives in this time, or never.
+/// How long a read waits for the next part of an object.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// So many chunks are on their way at a time.
+/// How many chunks are in transit at once.
 const CHUNKS_MAX: usize = 8;
 
-/// What could not be stored is tried again after this.
+/// How long to wait before trying again to store data.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// Room for so many bytes is made because an object says that it is so long; then as they come.
+/// How many bytes of memory are reserved on an object's word about its size. Beyond that, memory grows as bytes arrive.
 const RESERVE_MAX: usize = 64 << 20;
 
 /// The object store, as one process uses it.
@@ -50,15 +50,16 @@ pub(crate) struct Store {
     client: Client,
     jetstream: Context,
     objects: ObjectStore,
-    /// What the objects are in.
+    /// The stream that holds the objects.
     stream: Stream<()>,
     bucket: String,
-    /// How long to try.
+    /// How long to keep trying.
     patience: Duration,
     attachments: Arc<Mutex<HashMap<u64, Kept>>>,
-    /// The channels of this process, if it is the parent. Not among the others, whose lock is held while one is stored.
+    /// The channels of this process, if it is the parent. Kept apart from `attachments`, whose lock is held while one
+    /// is stored.
     channels: Arc<sync::Mutex<HashMap<u64, Arc<Channel>>>>,
-    /// The epoch, and which connection was the last when it began.
+    /// The epoch, and the number of connections when it began.
     epoch: Arc<sync::Mutex<(u64, u64)>>,
 }
 
@@ -70,7 +71,8 @@ impl Store {
         patience: Duration,
         epoch: u64,
     ) -> Result<Store, String> {
-        let no = |error: &dyn fmt::Display| format!("no object store `{bucket}`: {error}");
+        let no =
+            |error: &dyn fmt::Display| format!("can't open the object store `{bucket}`: {error}");
         let objects = jetstream.get_object_store(&bucket).await;
         let objects = objects.map_err(|error| no(&error))?;
         let stream = jetstream.get_stream_no_info(format!("OBJ_{bucket}")).await;
@@ -92,29 +94,29 @@ impl Store {
     fn failed(&self, what: &str, name: &str, error: impl fmt::Display) -> io::Error {
         let bucket = &self.bucket;
         io::Error::other(format!(
-            "the object store `{bucket}` can't {what} `{name}`: {error}"
+            "can't {what} `{name}` in the object store `{bucket}`: {error}"
         ))
     }
 
-    /// How many bytes a message may have that are not in the store. The server's limit, of 1 MiB if nobody has changed it, is
-    /// for all of the message.
+    /// How many bytes a message may carry outside the store. The server's limit (1 MiB by default) applies to the whole
+    /// message.
     pub(crate) fn room(&self) -> usize {
         INLINE_MAX.min(self.client.max_payload() / 2)
     }
 
-    /// The numbers of messages hold from this connection on, the `connects`-th.
+    /// Message numbers belong to this epoch as long as no further connection is made than the `connects`-th.
     pub(crate) fn set_epoch(&self, epoch: u64, connects: u64) {
         let mut current = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
         *current = (epoch, connects);
     }
 
-    /// None: since then there was another connection, so the server may have been away.
+    /// The current epoch, or `None` if there was another connection since, so the server may have been restarted.
     fn epoch(&self) -> Option<u64> {
         let (epoch, connects) = *self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
         (connects == link::connects(&self.client)).then_some(epoch)
     }
 
-    /// Stores bytes under a name that nothing else has. The server may be away for a moment, or its disk full.
+    /// Stores bytes under a unique name. Keeps trying while the server is unreachable or its disk is full.
     async fn put(&self, name: &str, bytes: &[u8]) -> io::Result<Object> {
         let mut began = Instant::now();
         loop {
@@ -131,20 +133,21 @@ impl Store {
                 return Ok(object);
             };
             self.delete(&object).await;
-            // What was not acknowledged may be there as well.
+            // Parts that were not acknowledged may be stored as well.
             self.purge(&object).await;
             if self.client.connection_state() != State::Connected {
                 began = Instant::now();
             }
             if began.elapsed() >= self.patience {
-                return Err(self.failed("take", name, error));
+                return Err(self.failed("store", name, error));
             }
             time::sleep(AGAIN).await;
         }
     }
 
-    /// As async-nats does it, but for three things: chunks are not acknowledged one after the other; the messages of an object are
-    /// known here, so that they can be deleted, also where it can't be stored in full; and there is no digest to compute.
+    /// Does what async-nats does, except that chunks are acknowledged concurrently, that the message numbers of an
+    /// object are known, so that they can be deleted even if it can't be stored in full, and that no digest is
+    /// computed.
     async fn put_once(&self, object: &mut Object, bytes: &[u8]) -> Result<(), PublishError> {
         let chunk_size = CHUNK_MAX.min(self.client.max_payload());
         let mut unacknowledged = VecDeque::new();
@@ -178,7 +181,7 @@ impl Store {
             digest: None,
             deleted: false,
         };
-        // Plain data into a vector: does not fail.
+        // Serializing plain data into a vector does not fail.
         let info = serde_json::to_vec(&info).unwrap_or_default();
         let subject = self.about(&object.name);
         let sent = self.jetstream.publish(subject, info.into()).await?;
@@ -186,36 +189,36 @@ impl Store {
         Ok(())
     }
 
-    /// Where the chunks of an object are, by the layout of NATS' object stores.
+    /// Returns the subject of an object's chunks, by the layout of NATS object stores.
     fn chunks(&self, name: &str) -> String {
         format!("$O.{}.C.{name}", self.bucket)
     }
 
-    /// Where its name and length are.
+    /// Returns the subject of an object's name and length.
     fn about(&self, name: &str) -> String {
         format!("$O.{}.M.{}", self.bucket, URL_SAFE.encode(name))
     }
 
     async fn get(&self, name: &str) -> io::Result<Vec<u8>> {
         let object = self.objects.get(name).await;
-        let mut object = object.map_err(|error| self.failed("give", name, error))?;
+        let mut object = object.map_err(|error| self.failed("read", name, error))?;
         let size = object.info.size;
         let mut bytes = Vec::with_capacity(size.min(RESERVE_MAX));
-        // What was deleted meanwhile would be waited for without end.
+        // Without the timeout, reading a deleted object would wait forever.
         while bytes.len() < size {
             let read = time::timeout(PATIENCE, object.read_buf(&mut bytes)).await;
-            let read = read.map_err(|late| self.failed("give", name, late))?;
-            if read.map_err(|error| self.failed("give", name, error))? == 0 {
+            let read = read.map_err(|late| self.failed("read", name, late))?;
+            if read.map_err(|error| self.failed("read", name, error))? == 0 {
                 break;
             }
         }
         if bytes.len() != size {
-            return Err(self.failed("give", name, "it has another length than it should"));
+            return Err(self.failed("read", name, "it has the wrong length"));
         }
         Ok(bytes)
     }
 
-    /// A result. It is there, so it can be had, though the server may be away for a moment.
+    /// Fetches a result. It is known to be stored, so this keeps trying while the server is unreachable.
     pub(crate) async fn fetch_result(&self, name: &str) -> io::Result<Vec<u8>> {
         let began = Instant::now();
         loop {
@@ -226,12 +229,12 @@ impl Store {
         }
     }
 
-    /// Deletes an object. If that can't be, it goes with the run.
+    /// Deletes an object. If that fails, the object is deleted with the run.
     pub(crate) async fn delete(&self, object: &Object) {
         if object.epoch.is_none() || object.epoch != self.epoch() {
             return self.purge(object).await;
         }
-        // One by one, since nats-server 2.9 counts what is purged by its subject as storage in use for ever.
+        // Message by message, since nats-server 2.9 counts purged messages as used storage forever.
         let subject = format!("STREAM.MSG.DELETE.OBJ_{}", self.bucket);
         let deleted = object.messages.iter().map(async |number| {
             let message = serde_json::json!({ "seq": number, "no_erase": true });
@@ -247,7 +250,7 @@ impl Store {
         }
     }
 
-    /// Bytes as they go into a message that has `room`; in the store under this name, if there is not enough.
+    /// Puts bytes into a message that has `room` left, or else into the store under this name.
     pub(crate) async fn pack(
         &self,
         bytes: Vec<u8>,
@@ -262,7 +265,7 @@ impl Store {
         Ok(Body::Stored(self.put(&name, &bytes).await?))
     }
 
-    /// The bytes of a message.
+    /// Returns the bytes of a message.
     pub(crate) async fn unpack(&self, body: Body) -> io::Result<Vec<u8>> {
         match body {
             Body::Here(bytes) => Ok(bytes),
@@ -270,13 +273,13 @@ impl Store {
         }
     }
 
-    /// Sees to it that an attachment, and what it holds, is in the store. `dropped` is called when nobody holds it.
+    /// Makes sure that an attachment, and everything it holds, is in the store. Calls `dropped` once nobody holds it.
     pub(crate) async fn share(
         &self,
         attachment: &Arc<Attachment>,
         dropped: impl Fn(u64) + Clone + Send + 'static,
     ) -> io::Result<Reference> {
-        // One after the other: each is stored once.
+        // The lock is held throughout, so that each is stored only once.
         let mut known = self.attachments.lock().await;
         let mut todo = vec![Arc::clone(attachment)];
         while let Some(next) = todo.pop() {
@@ -300,7 +303,7 @@ impl Store {
         Ok(Reference::to(attachment))
     }
 
-    /// The channel of this process that has this id.
+    /// Returns the channel of this process with this id.
     pub(crate) fn channel(&self, id: u64) -> Option<Arc<Channel>> {
         self.channels().get(&id).cloned()
     }
@@ -309,14 +312,14 @@ impl Store {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The attachment, in memory of this machine.
+    /// Returns the attachment, in this machine's memory.
     pub(crate) async fn fetch(
         &self,
         reference: &Reference,
         relays: &Relays,
     ) -> io::Result<Arc<Attachment>> {
         let mut here = self.attachments.lock().await;
-        // What is held comes before what holds it.
+        // What an attachment holds comes before the attachment.
         let mut todo = vec![(reference, false)];
         while let Some((next, is_complete)) = todo.pop() {
             if here.contains_key(&next.id) {
@@ -341,7 +344,7 @@ impl Store {
         found.ok_or_else(|| io::Error::other("an attachment is missing"))
     }
 
-    /// Nobody holds this attachment any more.
+    /// Forgets an attachment that nobody holds any more.
     pub(crate) async fn forget(&self, id: u64) {
         self.channels().remove(&id);
         let kept = self.attachments.lock().await.remove(&id);
@@ -353,11 +356,11 @@ impl Store {
 
 /// Where an attachment is.
 enum Kept {
-    /// In the store: this is the parent.
+    /// In the store: this process is the parent.
     There(Object),
-    /// In memory: this is a node.
+    /// In memory: this process is a node.
     Here(Arc<Attachment>),
-    /// A channel of this process: this is the parent.
+    /// A channel of this process, which is the parent.
     Channel,
 }
 

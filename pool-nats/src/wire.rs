@@ -1,13 +1,13 @@
-//! What parent and nodes say to each other, and where.
+//! The messages between parent and nodes, and their subjects.
 //!
 //! | subject | from | what |
 //! |---|---|---|
 //! | `pool.RUN.parent` | nodes | [`ToParent`]; some are requests |
-//! | `pool.RUN.nodes` | the parent | [`ToNodes`], for all |
-//! | `pool.RUN.node.ID` | the parent | a request without content: are you there? |
-//! | `pool.RUN.work` | the parent | [`Load`]s, kept by the stream `pool_RUN` until they are done |
+//! | `pool.RUN.nodes` | the parent | [`ToNodes`], for all nodes |
+//! | `pool.RUN.node.ID` | the parent | an empty request: are you there? |
+//! | `pool.RUN.work` | the parent | [`Load`]s, kept in the stream `pool_RUN` until they are done |
 //!
-//! What is too long for a message is in the object store `pool_RUN`.
+//! Data that is too long for a message is in the object store `pool_RUN`.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use pool_core::backend::{Attachment, Job};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Both sides must have the same.
+/// The version of the protocol. Both sides must have the same.
 pub(crate) const PROTOCOL: u32 = 3;
 
-/// The consumer of the stream that all nodes pull from. Each time that the stream is made anew it has another name, so that
-/// nobody acknowledges what was in the one before.
+/// Returns the name of the consumer that all nodes pull from. It changes each time the stream is recreated, so that
+/// nobody acknowledges messages of the previous stream.
 pub(crate) fn consumer(epoch: u64) -> String {
     format!("nodes-{epoch}")
 }
 
-/// The subjects of a run.
+/// The name of a run, which determines its subjects.
 #[derive(Debug, Clone)]
 pub(crate) struct Run(pub(crate) String);
 
@@ -51,7 +51,7 @@ impl Run {
     }
 }
 
-/// A node wants to work.
+/// A node asks to join.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Join {
     pub(crate) protocol: u32,
@@ -62,7 +62,7 @@ pub(crate) struct Join {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct NodeId {
-    /// Tells it from all others.
+    /// Unique among all nodes.
     pub(crate) id: String,
     pub(crate) host: String,
     pub(crate) pid: u32,
@@ -76,7 +76,7 @@ pub(crate) enum Answer {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Welcome {
-    /// [`Settings`](pool_core::backend::Settings).
+    /// The [`Settings`](pool_core::backend::Settings) of the pool.
     pub(crate) settings: Body,
     pub(crate) epoch: u64,
     /// How long a node tries to store a result.
@@ -88,71 +88,71 @@ pub(crate) struct Welcome {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToParent {
     Join(Join),
-    /// A request: its workers are ready. The answer says that the parent knows.
+    /// A request: the workers of the node are ready. The answer says that the parent knows.
     Ready {
         node: NodeId,
         processes: usize,
     },
-    /// They can't be had, or the node can't work with them any more.
+    /// The node can't start workers, or can't go on working with them.
     Unfit {
         node: NodeId,
         why: String,
     },
-    /// A load, by its number, is here. By this subject the server takes it for done.
+    /// The node has received this load. `ack` is the subject that acknowledges it to the server.
     Took {
         node: String,
         load: u64,
         ack: String,
     },
-    /// A request: may these loads begin? The answer is one byte for each, 1 if it may.
+    /// A request: may these loads begin? The answer has one byte per load: 1 if it may.
     Begin {
         node: String,
         loads: Vec<(u64, String)>,
     },
-    /// These are not to begin here: since they could not, or since others may do so sooner.
+    /// The node returns these loads, which did not begin: they could not, or others may begin them sooner.
     Returned {
         node: String,
         loads: Vec<(u64, String)>,
         could_not: bool,
     },
-    /// A request: does somebody wait for these jobs? The answer is one byte for each, 1 if so.
+    /// A request: does anybody wait for these jobs? The answer has one byte per job: 1 if so.
     Wanted(Vec<u64>),
-    /// A request: inputs of a load have their outcomes. The answer says that the parent knows; it may be told again.
+    /// A request: inputs of a load have outcomes. The answer says that the parent knows. May be sent repeatedly.
     Done(Done),
-    /// A request: tasks have sent this into a channel; the answer is a [`Took`]. It has the next number of those from this node for this
-    /// channel, and may be told again.
+    /// A request: tasks have sent these messages into a channel. The answer is a [`Took`]. `number` counts the batches
+    /// of this node for this channel; the same batch may be sent repeatedly.
     Messages {
         node: String,
         channel: u64,
         number: u64,
-        /// An outcome waits for it.
+        /// An outcome waits for these messages.
         must: bool,
         messages: Body,
     },
-    /// Now and then, whatever happens.
+    /// A sign of life, sent regularly.
     Here {
         node: String,
     },
-    /// From the parent: it hears this if the server is well.
+    /// The parent sends this to itself: if it comes back, the server works.
     Echo,
-    /// The node takes nothing more.
+    /// The node takes no more loads.
     Left {
         node: String,
         why: String,
     },
 }
 
-/// What the parent says to messages.
+/// The parent's answer to channel messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Took {
     All = 1,
-    /// Too much is unread.
+    /// Not taken: too much is unread.
     Later = 2,
     /// Nobody will read it.
     Nothing = 3,
-    /// It was taken, though too much is unread.
+    /// Taken, although too much is unread.
     Unpaid = 4,
-    /// It can't be had from the store.
+    /// It can't be fetched from the store.
     Missing = 5,
 }
 
@@ -173,12 +173,12 @@ impl Took {
 pub(crate) struct Done {
     pub(crate) node: String,
     pub(crate) load: u64,
-    /// The position of the first among the inputs of the job.
+    /// The position of the first input within the job.
     pub(crate) first: usize,
-    /// Of so many inputs.
+    /// The number of inputs.
     pub(crate) count: usize,
     pub(crate) what: Sent,
-    /// How long an input took, in nanoseconds, with all that belongs to it.
+    /// How long one input took, in nanoseconds, overhead included.
     pub(crate) each_ns: u64,
 }
 
@@ -186,23 +186,23 @@ pub(crate) struct Done {
 pub(crate) enum Sent {
     /// [`Frames`](pool_core::backend::Frames).
     Replies(Body),
-    /// One [`Failure`](pool_core::backend::Failure) for all.
+    /// One [`Failure`](pool_core::backend::Failure) for all inputs.
     Failed(Body),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ToNodes {
-    /// Nobody wants what is left of this job.
+    /// Nobody wants what is left of this job; with `running`, not even what has begun.
     Cancel { job: u64, running: bool },
-    /// Nobody holds this attachment.
+    /// Nobody holds this attachment any more.
     Forget(u64),
-    /// The parent is there, and the stream was made anew so often.
+    /// The parent is alive. `epoch` counts how often the stream has been recreated.
     Alive { epoch: u64 },
     /// The run is over.
     End,
 }
 
-/// Inputs that one node gets together.
+/// The inputs that one node gets at once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Load {
     pub(crate) number: u64,
@@ -212,38 +212,38 @@ pub(crate) struct Load {
     pub(crate) pieces: Vec<Piece>,
 }
 
-/// Inputs that follow each other.
+/// Consecutive inputs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Piece {
-    /// The position of the first among the inputs of the job.
+    /// The position of the first input within the job.
     pub(crate) first: usize,
     pub(crate) inputs: Body,
     pub(crate) bound: Option<Reference>,
     pub(crate) held: Vec<Reference>,
 }
 
-/// Bytes, or the object that has them.
+/// Bytes, or the object that holds them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Body {
     Here(#[serde(with = "serde_bytes")] Vec<u8>),
     Stored(Object),
 }
 
-/// What the object store has, and where.
+/// An object in the store, and its location.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Object {
     pub(crate) name: String,
     /// The numbers of its messages in the stream behind the store.
     pub(crate) messages: Vec<u64>,
-    /// The epoch in which they have these numbers. A server that was killed may give them to others.
+    /// The epoch in which these numbers are valid. A server that was killed may assign them to other messages.
     pub(crate) epoch: Option<u64>,
 }
 
-/// An attachment that is in the object store; or a channel.
+/// A reference to an attachment in the object store, or to a channel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Reference {
     pub(crate) id: u64,
-    /// It is no object, but a channel.
+    /// It refers to a channel, not to an object.
     pub(crate) is_channel: bool,
     pub(crate) holds: Vec<Reference>,
 }
@@ -261,7 +261,7 @@ impl Reference {
         }
     }
 
-    /// Adds the channels among this and what it holds.
+    /// Adds the channels among this reference and those that it holds.
     pub(crate) fn add_channels(&self, channels: &mut Vec<u64>) {
         if self.is_channel && !channels.contains(&self.id) {
             channels.push(self.id);
@@ -271,14 +271,14 @@ impl Reference {
             .for_each(|held| held.add_channels(channels));
     }
 
-    /// The name of its object.
+    /// Returns the name of the object.
     pub(crate) fn object(&self) -> String {
         format!("attachment-{}", self.id)
     }
 }
 
 pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    // Plain data into a vector: does not fail.
+    // Serializing plain data into a vector does not fail.
     postcard::to_stdvec(value).unwrap_or_default()
 }
 

@@ -1,11 +1,11 @@
-//! Very many inputs, while workers are killed, stopped and told to end, and tasks do what they should not: each input
-//! must get exactly one outcome, no result may be wrong, nothing may run twice, and nothing may be left behind.
+//! A great many inputs, while workers are killed, stopped and terminated, and tasks misbehave: each input must get
+//! exactly one outcome, no result may be wrong, nothing may run twice, and nothing may be left behind.
 //!
 //!     cargo run --release -p tests --bin chaos -- --tasks 5000000 --kill-every-ms 20
 //!     cargo run --release -p tests --bin chaos -- --mixed --minutes 60
 //!
-//! Each input has a byte in a file that all processes share, in which each run counts itself. So what ran is
-//! known, whatever the pool says. Exits with 1, and says why, if a promise was broken.
+//! Each input has a byte in a file that all processes share, in which every run is counted. So the test knows what ran,
+//! whatever the pool says. Exits with 1, and says why, if a promise was broken.
 
 #![expect(clippy::print_stdout, reason = "it is a report")]
 
@@ -26,22 +26,22 @@ use pool_core::{Error, Pool, Retries, Shared, pool_task};
 use serde::{Deserialize, Deserializer, Serialize};
 use tests::Possessions;
 
-/// So many inputs at a time, by all threads; between two rounds all is counted.
+/// How many inputs run at a time, on all threads together; everything is checked between rounds.
 const ROUND: usize = 100_000;
 
-/// After this time without any outcome the pool hangs.
+/// A pool that gives no outcome for this long hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A run of this length tells how memory grows in an hour.
+/// A run of this length shows how much memory grows per hour.
 const SOAK: Duration = Duration::from_secs(20 * 60);
 
 #[derive(Parser, Debug)]
-#[command(about = "Very many inputs under all kinds of faults")]
+#[command(about = "A great many inputs, under all kinds of faults")]
 struct Arguments {
     /// How many inputs
     #[arg(long, default_value_t = 200_000)]
     tasks: usize,
-    /// How often a worker is killed, in milliseconds, as long as inputs run; 0: never
+    /// How often a worker is killed, in milliseconds, while inputs run; 0: never
     #[arg(long, default_value_t = 20)]
     kill_every_ms: u64,
     /// How many workers
@@ -50,20 +50,20 @@ struct Arguments {
     /// How many threads submit
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Other faults too: SIGSTOP, SIGTERM, exits, panics, results that can't be decoded, limits, retries, cancels,
-    /// payloads up to 16 MiB
+    /// Other faults too: SIGSTOP, SIGTERM, exits, panics, results that can't be decoded, limits, retries,
+    /// cancellations, payloads up to 16 MiB
     #[arg(long)]
     mixed: bool,
-    /// Workers are replaced after so many inputs
+    /// Replace workers after this many inputs
     #[arg(long)]
     max_tasks_per_child: Option<usize>,
-    /// Workers are contained
+    /// Contain the workers
     #[arg(long)]
     contain: bool,
-    /// Goes on for so long, however many inputs that takes
+    /// Run for this many minutes, however many inputs that takes
     #[arg(long)]
     minutes: Option<u64>,
-    /// The seed of what is random
+    /// The seed of the random choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -144,7 +144,7 @@ fn faulty(place: u64, fault: Fault) -> u64 {
     value(place)
 }
 
-/// A value that only a worker can read.
+/// A value that can always be encoded, but not always decoded.
 #[derive(Debug, Serialize)]
 struct OneWay(u64);
 
@@ -236,7 +236,7 @@ struct Chaos<'c> {
 }
 
 impl Chaos<'_> {
-    /// One outcome of one input, which is to have a value.
+    /// Checks one outcome of an input that should have a value.
     fn check<T>(
         &self,
         place: u64,
@@ -277,7 +277,7 @@ impl Chaos<'_> {
         self.seen.note(what, self.began.elapsed());
     }
 
-    /// Runs the inputs of these places, in one of many ways.
+    /// Runs the inputs at these places, in one of many ways.
     fn batch(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
         if !self.arguments.mixed {
             self.plain(places, random);
@@ -295,7 +295,7 @@ impl Chaos<'_> {
             8 => {
                 let mut left: Vec<u64> = places.clone().collect();
                 let mut results = self.pool.task(plain).imap_unordered(places);
-                // What does not come, comes with an error that tells no place.
+                // An input without a result has an error, which does not say where it belongs.
                 let mut failed = Vec::new();
                 for result in &mut results {
                     match result {
@@ -338,7 +338,7 @@ impl Chaos<'_> {
         }
     }
 
-    /// What the inputs need besides themselves comes in the ring, or in memory of its own.
+    /// The data that the inputs share comes through the ring, or in memory of its own.
     fn bound(&self, places: std::ops::Range<u64>, random: &mut fastrand::Rng) {
         let table = table(places.start, random.usize(1..20_000));
         let call = self.pool.task(look_up).by_ref().partial((&table,));
@@ -435,7 +435,7 @@ impl Chaos<'_> {
             .collect();
         let lengths: Vec<usize> = inputs.iter().map(|(_, bytes)| bytes.len()).collect();
         let results = self.pool.starmap_async(echo, inputs);
-        // A map is as good as its worst input.
+        // One failed input fails the whole map.
         match results.get() {
             Ok(all) => {
                 for ((place, bytes), length) in places.zip(all).zip(lengths) {
@@ -471,7 +471,7 @@ impl Chaos<'_> {
         }
     }
 
-    /// Does to a worker what it should not mind.
+    /// Does something to a worker that the pool must cope with.
     fn harm(&self, random: &mut fastrand::Rng) {
         let pids = self.pool.worker_pids();
         let Some(pid) = random.choice(&pids) else {
@@ -497,16 +497,16 @@ impl Chaos<'_> {
 
 // ---- what is left ---------------------------------------------------------------------------------
 
-/// How many bytes this program holds. (Its resident memory goes up and down with what the C library keeps for the next
-/// time, in one arena or another.)
+/// Returns how many bytes this program holds. (Its resident memory varies with what the C library keeps for reuse in
+/// its arenas.)
 fn held() -> u64 {
     // SAFETY: reads numbers.
     let heap = unsafe { libc::mallinfo2() };
     (heap.uordblks + heap.hblkhd) as u64
 }
 
-/// By how many MiB memory grew between the first and the last moment: the slope of the line through the least that was
-/// held in each of some spans of time. (What is used again is held sometimes more and sometimes less.)
+/// Returns by how many MiB memory grew from the first moment to the last: the slope of a line through the minimum of
+/// each of several spans of time. (Memory that is reused is held sometimes more and sometimes less.)
 fn growth(memory: &[(Duration, u64)]) -> f64 {
     const SPANS: usize = 20;
     let least: Vec<(f64, f64)> = memory
@@ -572,7 +572,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
                 let mut has_run = 0;
                 while !over.load(Ordering::Relaxed) {
                     thread::sleep(Duration::from_millis(arguments.kill_every_ms));
-                    // On a machine that starts workers more slowly than they are killed no input would ever run.
+                    // On a machine that starts workers more slowly than they are killed, no input would ever run.
                     while runs_in_all(&runs) == has_run && !over.load(Ordering::Relaxed) {
                         thread::sleep(Duration::from_millis(1));
                     }
@@ -587,7 +587,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
                 thread::sleep(Duration::from_millis(100));
                 let last = Duration::from_millis(seen.last.load(Ordering::Relaxed));
                 if chaos.began.elapsed().saturating_sub(last) > PATIENCE {
-                    println!("BROKEN: no outcome for {PATIENCE:?}: it hangs");
+                    println!("BROKEN: no outcome for {PATIENCE:?}: the pool hangs");
                     process::exit(2);
                 }
             }
@@ -643,10 +643,10 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
         println!("{count:>10} {what}");
     }
     let growth = growth(&memory);
-    println!("{growth:>10.2} MiB growth of memory");
+    println!("{growth:>10.2} MiB memory growth");
     let slope = growth / (took.as_secs_f64() / 3600.0);
     if took >= SOAK {
-        println!("{slope:>10.2} MiB growth an hour");
+        println!("{slope:>10.2} MiB growth per hour");
     }
     if let Err(left) = left {
         seen.complain(left);
@@ -655,7 +655,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
         seen.complain(format!("memory grew by {growth:.1} MiB"));
     }
     if took >= SOAK && slope > 1.0 {
-        seen.complain(format!("memory grew by {slope:.1} MiB an hour"));
+        seen.complain(format!("memory grew by {slope:.1} MiB per hour"));
     }
     let broken = lock(&seen.broken).len();
     println!("{broken:>10} promises broken");

@@ -1,7 +1,7 @@
-//! `churn N`: makes and drops N pools with work in each, and compares what this process holds of the
-//! system before and after: descriptors, threads, children, shared memory, files.
+//! `churn N`: makes and drops N pools, each with work in it, and compares the system resources that this process holds
+//! before and after: descriptors, threads, children, shared memory, files.
 //!
-//! The first pools are not counted: what a program opens once, it may keep.
+//! The first pools do not count: a program may keep what it opens only once.
 
 #![expect(
     clippy::print_stdout,
@@ -39,7 +39,7 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Every other pool is dropped with work in it, and workers are forked in every fifth.
+/// Every other pool is dropped with work in it, and every fifth one forks its workers.
 fn one_pool(round: usize) -> Result<(), Error> {
     let mut builder = Pool::builder().processes(1 + round % 2);
     if round.is_multiple_of(5) {

@@ -1,4 +1,4 @@
-//! Pools that are attacked at their corners: `corners WHAT`, see `main`. Says `fine` at the end.
+//! Attacks a pool at one of its corners: `corners WHAT`, see `main`. Prints `fine` at the end.
 
 #![expect(
     clippy::print_stdout,
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use pool_core::{Error, Pool, pool_task};
 
-/// What should take no time may take this long on a busy machine.
+/// How long something instantaneous may take on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
 #[pool_task]
@@ -31,7 +31,7 @@ fn count(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Runs until there is such a file.
+/// Runs until this file exists.
 #[pool_task]
 fn wait_for(file: &Path) -> u64 {
     await_file(file);
@@ -85,7 +85,7 @@ fn abort() {
     process::abort();
 }
 
-/// An allocation that fails is told from another abort.
+/// A failed allocation is distinguished from other aborts.
 fn starved() -> Result<(), Error> {
     const LIMIT: u64 = 1 << 30;
     let pool = Pool::with_processes(1)?;
@@ -96,7 +96,7 @@ fn starved() -> Result<(), Error> {
         }
         other => panic!("{other:?}"),
     }
-    // Nobody has set a limit, and there is no such memory.
+    // Nobody has set a limit, and this much memory does not exist.
     match pool.apply(starve, (libc::RLIM_INFINITY, 1 << 46)) {
         Err(Error::WorkerLost(error)) => {
             assert_eq!(error.signal(), Some("SIGABRT"), "{error}");
@@ -156,7 +156,7 @@ fn all_stopped() -> Result<(), Error> {
     works(&pool)
 }
 
-/// All are stopped for a while, as by a debugger, and then go on: nobody is replaced.
+/// All workers are stopped for a while, as by a debugger, and then go on: none is replaced.
 fn continued() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
     works(&pool)?;
@@ -200,8 +200,8 @@ fn large() -> Result<(), Error> {
     Ok(())
 }
 
-/// No descriptor is left for a while, and a worker dies: the other's work goes on, and when there are
-/// descriptors again there are two workers.
+/// There are no free descriptors for a while, and a worker dies: the other one keeps working, and once there are
+/// descriptors again, there are two workers.
 fn scarce() -> Result<(), Error> {
     let directory = tempfile::tempdir().expect("there is room");
     let over = directory.path().join("over");
@@ -213,14 +213,14 @@ fn scarce() -> Result<(), Error> {
         pids.into_iter().filter(|pid| !is_busy(*pid)).collect()
     };
     let mut found: Vec<u32> = idle();
-    // One that has just replied looks busy for a moment, and so does neither before the task has begun.
+    // A worker that has just replied looks busy for a moment, and neither looks busy before the task has begun.
     while found.len() != 1 {
         found = idle();
     }
     let before = limit(libc::RLIMIT_NOFILE, 0);
     signal(found[0], libc::SIGKILL);
     eventually("one is left", || pool.worker_pids().len() == 1);
-    // Many starts fail meanwhile; more than ten.
+    // Meanwhile many starts fail: more than ten.
     thread::sleep(Duration::from_secs(4));
     let quick = pool.apply_async(square, (3,));
     limit(libc::RLIMIT_NOFILE, before);
@@ -253,7 +253,7 @@ fn too_scarce() -> Result<(), Error> {
     panic!("forty descriptors are not enough");
 }
 
-/// More workers than there are descriptors for: the error says how many would fit, and so many do.
+/// More workers than there are descriptors for: the error says how many would fit, and that many do fit.
 fn too_many() -> Result<(), Error> {
     limit(libc::RLIMIT_NOFILE, 100);
     let error = Pool::with_processes(1000).unwrap_err().to_string();
@@ -267,7 +267,7 @@ fn too_many() -> Result<(), Error> {
     works(&pool)
 }
 
-/// Workers that are let go after each input are killed at the same time: nothing is left of them.
+/// Workers that are recycled after each input are killed at the same time: nothing is left of them.
 fn recycled() -> Result<(), Error> {
     for round in 0..150_u64 {
         let pool = Pool::builder()
@@ -323,7 +323,7 @@ fn hold_output_at_start() {
     let _ = hold_output();
 }
 
-/// Initializers that do what they should not.
+/// Initializers that misbehave.
 fn initializers() -> Result<(), Error> {
     let builder = || Pool::builder().processes(2);
     works(&builder().initializer(close_all, ()).build()?)?;
@@ -337,7 +337,7 @@ fn initializers() -> Result<(), Error> {
     Ok(())
 }
 
-/// Prints what is not the end of a line.
+/// Prints text without a newline.
 #[pool_task]
 fn say_goodbye() {
     print!("goodbye ");
@@ -358,7 +358,7 @@ fn take_arguments() {
     LazyLock::force(&ARGUMENTS);
 }
 
-/// The title, and the rest as it is now and as a static has it.
+/// Returns the title, and the other arguments as they are now and as they were when a static was initialized.
 #[pool_task]
 fn own_arguments() -> (String, Vec<OsString>, Vec<OsString>) {
     let mut all = env::args_os();
@@ -373,7 +373,7 @@ fn arguments_of_nested() -> (String, Vec<OsString>, Vec<OsString>) {
     pool.apply(own_arguments, ()).expect("it runs")
 }
 
-/// What a worker knows of the command line.
+/// What a worker sees of the command line.
 fn arguments() -> Result<(), Error> {
     let builder = || Pool::builder().processes(2);
     let program = env::current_exe().expect("it has a name");
@@ -398,7 +398,7 @@ fn arguments() -> Result<(), Error> {
     Ok(())
 }
 
-/// Says that it has not begun yet, and never ends.
+/// Pretends that it has not begun yet, and never ends.
 #[pool_task]
 fn lie_about_time(value: u64) {
     let maps = fs::read_to_string("/proc/self/maps").expect("there is /proc");
@@ -407,7 +407,7 @@ fn lie_about_time(value: u64) {
         .and_then(|line| line.split('-').next())
         .expect("a range");
     let start = usize::from_str_radix(start, 16).expect("a number");
-    // All words of the first page that look like a time.
+    // Overwrites all words of the first page that look like a time.
     for place in (start + 128 * 6..start + 128 * 7).step_by(8) {
         // SAFETY: none. This is what the parent must survive.
         unsafe { (place as *mut u64).write_volatile(value) };
@@ -436,7 +436,7 @@ fn become_another() -> u32 {
     std::process::id()
 }
 
-/// A worker that has changed its user loses the signal that ends it with its parent, and ends nevertheless: its pids are
+/// A worker that has changed its user loses the signal that ends it with its parent, but must end anyway: its pids are
 /// printed, then this program is killed.
 fn other_user() -> Result<(), Error> {
     let pool = Pool::with_processes(1)?;
@@ -447,7 +447,7 @@ fn other_user() -> Result<(), Error> {
     Ok(())
 }
 
-/// Uses the processor for so long, however long that takes.
+/// Uses this much CPU time, however long that takes.
 #[pool_task]
 fn compute(ms: u64) -> u64 {
     let used = || {
@@ -466,7 +466,7 @@ fn compute(ms: u64) -> u64 {
     ms
 }
 
-/// The whole program is stopped for longer than a time limit, as by Ctrl-Z, and goes on: nobody is past the limit.
+/// The whole program is stopped for longer than a time limit, as by Ctrl-Z, and goes on: no input exceeds the limit.
 fn paused() -> Result<(), Error> {
     let pool = Pool::with_processes(1)?;
     works(&pool)?;
@@ -491,7 +491,7 @@ fn paused() -> Result<(), Error> {
     assert_eq!(result.get_timeout(SOON)?, 200);
     // SAFETY: waits for a child of ours.
     unsafe { libc::waitpid(helper, std::ptr::null_mut(), 0) };
-    // Time that passes while it goes on counts.
+    // Time that passes after it has gone on counts.
     let error = call.apply_async((20_000,)).get_timeout(SOON).unwrap_err();
     assert!(matches!(error, Error::TimeLimit(_)), "{error:?}");
     Ok(())
@@ -505,11 +505,11 @@ extern "C" fn hang() {
 
 #[pool_task]
 fn hang_at_exit() {
-    // SAFETY: the handler runs nothing that is not allowed there.
+    // SAFETY: the handler calls nothing that is forbidden there.
     unsafe { libc::atexit(hang) };
 }
 
-/// Each worker runs one task, and then never comes to its end: nobody waits for that.
+/// Each worker runs one task, and then its exit hangs: nobody waits for it.
 fn exit_hangs() -> Result<(), Error> {
     let pool = Pool::builder()
         .processes(2)
@@ -525,7 +525,7 @@ fn exit_hangs() -> Result<(), Error> {
         started.elapsed()
     );
     drop(pool);
-    // A task that calls `exit` leaves an input open meanwhile.
+    // A task that calls `exit` leaves its input open meanwhile.
     let pool = Pool::builder()
         .processes(1)
         .initializer(hang_at_exit, ())
@@ -567,7 +567,7 @@ fn traced() -> Result<(), Error> {
     let over = directory.path().join("over");
     let begun = directory.path().join("begun");
     let running = pool.apply_async(begin_and_wait, (begun.clone(), over));
-    // What has not begun when its worker dies runs elsewhere.
+    // Inputs that have not begun when their worker dies run elsewhere.
     await_file(&begun);
     let pids = pool.worker_pids();
     let tracers: Vec<_> = pids.iter().map(|pid| trace(*pid)).collect();
@@ -590,7 +590,7 @@ fn traced() -> Result<(), Error> {
     Ok(())
 }
 
-/// A process that traces another, and never looks at it. Gives its pid.
+/// Starts a process that traces another one and never looks at it. Returns its pid.
 fn trace(pid: u32) -> u32 {
     let mut ends = [0; 2];
     // SAFETY: the array has room for both.
@@ -603,7 +603,7 @@ fn trace(pid: u32) -> u32 {
         // SAFETY: a request that takes no pointers.
         let failed = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid as libc::pid_t, 0, 0) };
         let said = [u8::from(failed == 0)];
-        // SAFETY: one byte, which is there.
+        // SAFETY: writes one byte, which exists.
         unsafe { libc::write(ends[1], said.as_ptr().cast(), 1) };
         loop {
             // SAFETY: waits for a signal.
@@ -611,18 +611,18 @@ fn trace(pid: u32) -> u32 {
         }
     }
     let mut said = [0_u8];
-    // SAFETY: one byte, for which there is room.
+    // SAFETY: reads one byte, for which there is room.
     let read = unsafe { libc::read(ends[0], said.as_mut_ptr().cast(), 1) };
-    assert_eq!((read, said), (1, [1]), "it may not be traced");
+    assert_eq!((read, said), (1, [1]), "tracing is not allowed");
     tracer as u32
 }
 
-/// The parent buries all its children itself, workers too.
+/// The parent reaps all of its children itself, workers too.
 fn reaped() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
     thread::spawn(|| {
         loop {
-            // SAFETY: waits for any child; the status goes nowhere.
+            // SAFETY: waits for any child; ignores the status.
             unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
             thread::yield_now();
         }
@@ -643,7 +643,7 @@ fn reaped() -> Result<(), Error> {
     works(&pool)
 }
 
-/// Writes over what the worker shares with its parent, everywhere or at one place.
+/// Overwrites the memory that the worker shares with its parent, everywhere or at one place.
 #[pool_task]
 fn scribble(seed: u64) -> u64 {
     let maps = fs::read_to_string("/proc/self/maps").expect("there is /proc");
@@ -673,8 +673,8 @@ fn scribble(seed: u64) -> u64 {
     seed
 }
 
-/// Tasks write rubbish over all that they share with the parent: that costs them, and what their worker does after
-/// them, and nobody else.
+/// Tasks write rubbish over everything that they share with the parent. They lose their own outcomes, and those of
+/// inputs that run in the same worker afterwards, but no others.
 fn scribbled() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
     for seed in 0..40 {
@@ -743,7 +743,7 @@ fn forked() -> Result<(), Error> {
     works(&pool)
 }
 
-/// Whether a worker uses the processor or has slept for a short time only, which is what `wait_for` does.
+/// Whether a worker uses the CPU, or has slept only briefly, which is what `wait_for` does.
 fn is_busy(pid: u32) -> bool {
     let children = || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -772,12 +772,12 @@ fn await_file(file: &Path) {
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is_so() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Sets the soft limit, and gives what it was.
+/// Sets the soft limit, and returns the previous one.
 fn limit(resource: libc::__rlimit_resource_t, to: u64) -> u64 {
     let mut now = libc::rlimit {
         rlim_cur: 0,

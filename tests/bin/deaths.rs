@@ -1,4 +1,5 @@
-//! How long it takes until a death is told, and until there is another worker: `deaths [N]`, by default 10,000 deaths.
+//! Measures how long it takes until a death is reported, and until there is another worker: `deaths [N]`, by default
+//! 10,000 deaths.
 //!
 //!     cargo run --release -p tests --bin deaths
 

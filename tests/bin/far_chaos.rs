@@ -1,5 +1,5 @@
-//! The pool on many machines while these come and go: nodes are killed, the server is killed and started again, and each input must have one
-//! outcome all the same, and run no more often than it may. Prints how much memory all parts have.
+//! The pool on many machines under constant change: nodes are killed, and the server is killed and restarted. Each
+//! input must get exactly one outcome, and run no more often than it may. Prints how much memory each part uses.
 //!
 //! `cargo run --release -p tests --bin far_chaos -- --seconds 300`
 
@@ -26,22 +26,22 @@ use support::{Node, Server, builder};
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// How long all that lasts.
+    /// How long to run, in seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// A node is killed, and another one started, so often, in seconds.
+    /// How often a node is killed and another one started, in seconds
     #[arg(long, default_value_t = 2.0)]
     kill_every: f64,
-    /// The server is killed, and started again, so often, in seconds.
+    /// How often the server is killed and restarted, in seconds
     #[arg(long, default_value_t = 30.0)]
     restart_every: f64,
-    /// How many nodes there are, of one process each.
+    /// How many nodes there are, with one worker each
     #[arg(long, default_value_t = 3)]
     nodes: usize,
-    /// How many threads use the pool.
+    /// How many threads use the pool
     #[arg(long, default_value_t = 2)]
     threads: u64,
-    /// Whether to say what nodes say, at the end.
+    /// Print what the nodes have logged, at the end
     #[arg(long)]
     verbose: bool,
 }
@@ -61,7 +61,7 @@ fn work(file: &Path, x: u64, micros: u64) -> u64 {
     x.wrapping_mul(3)
 }
 
-/// Needs what is too long for a message.
+/// Needs data that is too long for a message.
 #[pool_task]
 fn weigh(bound: &[u64], shared: Shared<[u64]>, own: Vec<u8>, x: u64) -> u64 {
     bound[x as usize % bound.len()] + shared[x as usize % shared.len()] + own.len() as u64
@@ -83,7 +83,7 @@ impl Tally {
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            Ok(result) => format!("{result} where {expected} was right"),
+            Ok(result) => format!("{result} instead of {expected}"),
             Err(error) => error.to_string(),
         };
         self.wrong.lock().expect("nobody panics").push(wrong);
@@ -112,7 +112,7 @@ fn load(pool: &Pool, file: &Path, thread: u64, tally: &Tally, is_over: &AtomicBo
                 }
             }
             1 => {
-                // These may begin more than once, so they have numbers of their own.
+                // These may begin more than once, so they have their own range of numbers.
                 let call = pool.task(work).retries(20);
                 let inputs = (first..next).map(|x| (file.with_extension("again"), x, x % 1000));
                 for (x, outcome) in (first..).zip(call.istarmap(inputs)) {
@@ -139,7 +139,7 @@ fn load(pool: &Pool, file: &Path, thread: u64, tally: &Tally, is_over: &AtomicBo
     }
 }
 
-/// MiB of memory that a process has.
+/// Returns the memory of a process in MiB.
 fn memory(pid: u32) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
@@ -224,7 +224,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         server.streams().is_empty()
     });
     if twice > 0 || !wrong.is_empty() {
-        return Err("this must not be".into());
+        return Err("a promise was broken".into());
     }
     Ok(())
 }

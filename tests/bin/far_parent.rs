@@ -1,6 +1,6 @@
-//! A program whose pool is on other machines: `far_parent URL RUN` builds it, says so, and waits for a task that never ends. (Whoever
-//! runs it is about to kill it.) `far_parent URL RUN fork` forks instead, and says what becomes of the copy and of the pool.
-//! `far_parent URL RUN work FILE` does something of use: appends 300 numbers to the file.
+//! A program whose pool is on other machines. `far_parent URL RUN` builds it, says so, and waits for a task that never
+//! ends. (The test is about to kill it.) `far_parent URL RUN fork` forks instead, and prints what happens to the copy
+//! and to the pool. `far_parent URL RUN work FILE` does some work: it appends 300 numbers to the file.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -69,7 +69,7 @@ fn fork(pool: Pool) -> Result<(), Error> {
         let refused = pool.apply(nothing, ());
         let is_fine = matches!(refused, Err(Error::Closed));
         drop(pool);
-        // SAFETY: ends this process without running what `main` has left to run.
+        // SAFETY: ends this process without running the rest of `main`.
         unsafe { libc::_exit(if is_fine { 42 } else { 1 }) };
     }
     let mut status = 0;

@@ -1,5 +1,5 @@
-//! Forks while it holds a pool. The child drops its copy, which must do nothing: no signal, no
-//! waiting for threads that a fork does not copy. The parent's pool goes on working.
+//! Forks while it holds a pool. The child drops its copy, which must do nothing: it must send no signal, and not wait
+//! for threads that a fork does not copy. The parent's pool keeps working.
 
 #![expect(
     clippy::print_stdout,
@@ -17,19 +17,19 @@ fn square(x: u64) -> u64 {
 
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
-    // With a callback the pool has one thread more.
+    // A callback gives the pool one more thread.
     let results = pool.map_async(square, 0..20).callback(|_| ());
     assert_eq!(results.get()?.len(), 20);
     let unfinished = pool.map_async(square, 0..20);
 
-    // SAFETY: no other thread of this program holds a lock that the child takes: the pool's threads
-    // wait, for the results above are all here or on their way.
+    // SAFETY: no other thread of this program holds a lock that the child takes: the pool's threads are waiting, since
+    // the results above have all arrived or are on their way.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "{}", io::Error::last_os_error());
     if child == 0 {
         drop(unfinished);
         drop(pool);
-        // SAFETY: ends this process without running what `main` has left to run.
+        // SAFETY: ends this process without running the rest of `main`.
         unsafe { libc::_exit(42) };
     }
     let mut status = 0;

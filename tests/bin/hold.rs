@@ -1,9 +1,10 @@
-//! Makes a pool and holds it, so that a test can do to it what programs suffer.
+//! Makes a pool and holds it, so that a test can do things to it that happen to programs.
 //!
-//! `hold WORKERS [busy|deaf|daemons|preloaded|…]`: with `busy` every worker is in a task that never ends, with `deaf`
-//! also one that ignores SIGTERM, with `daemons` one that has left a daemon behind, and workers are contained.
-//! With `preloaded` workers are forked, with `preloaded-busy` and `preloaded-deaf` they are, and have such tasks. Prints `pids: …` when all is so, or `error: …` if there is no
-//! pool, and then does what it reads from standard input, one word a line; see [`obey`].
+//! `hold WORKERS [busy|deaf|daemons|preloaded|…]`. With `busy`, every worker runs a task that never ends; with `deaf`,
+//! the task also ignores SIGTERM; with `daemons`, it has also left a daemon behind, and the workers are contained. With
+//! `preloaded`, the workers are forked; with `preloaded-busy` and `preloaded-deaf`, they are forked and run such tasks.
+//! When everything is in place, prints `pids: …`, or `error: …` if there is no pool. Then obeys what it reads from
+//! standard input, one word per line: see [`obey`].
 
 #![expect(
     clippy::print_stdout,
@@ -33,7 +34,7 @@ fn spin(begun: String) {
     }
 }
 
-/// As [`spin`], and does not hear SIGTERM.
+/// Like [`spin`], but ignores SIGTERM.
 #[pool_task]
 fn ignore(begun: String) {
     deaf(begun);
@@ -48,10 +49,10 @@ fn deaf(begun: String) -> ! {
     }
 }
 
-/// As [`ignore`], and leaves a process behind that has left session and process group.
+/// Like [`ignore`], but leaves behind a process that has left the session and the process group.
 #[pool_task]
 fn leave_a_daemon(begun: String) {
-    // SAFETY: a worker of this program has one thread, so the copy is whole.
+    // SAFETY: a worker of this program has one thread, so the copy is complete.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: touches no memory.
@@ -67,7 +68,7 @@ fn leave_a_daemon(begun: String) {
     }
 }
 
-/// What a worker sees of itself that nobody else can see.
+/// Reports what only the worker itself can see.
 #[pool_task]
 fn look() -> Vec<String> {
     let ours = env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"POOL_"));
@@ -83,7 +84,7 @@ fn look() -> Vec<String> {
     ]
 }
 
-/// Speaks on standard output and standard error.
+/// Prints to standard output and standard error.
 #[pool_task]
 fn speak() {
     println!("a worker's output");
@@ -126,7 +127,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// True: return from `main`, with the pool if there still is one.
+/// Returns true to return from `main`, with the pool if it still exists.
 fn obey(word: &str, pool: &mut Option<Pool>) -> bool {
     match word {
         "drop" => {
@@ -192,7 +193,7 @@ fn print<T: Debug>(word: &str, result: Result<T, Error>) {
     }
 }
 
-/// The name of the variant is part of what is promised, so it is printed too.
+/// The name of the variant is part of the promise, so it is printed too.
 fn print_error(error: &Error) {
     let debug = format!("{error:?}");
     let variant = debug.split('(').next().unwrap_or_default();

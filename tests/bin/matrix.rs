@@ -1,5 +1,5 @@
-//! Every fault in every kind of call: what becomes of the faulty input, of its neighbours, of the pool, and of what the
-//! program held before. Prints a table, and says `fine` at the end.
+//! Every fault in every kind of call: what happens to the faulty input, to its neighbours, to the pool, and to the
+//! resources that the program held before. Prints a table, and `fine` at the end.
 //!
 //!     cargo run --release -p tests --bin matrix
 
@@ -49,7 +49,7 @@ enum Fault {
     LeaveGrandchild,
 }
 
-/// What is to become of the faulty input.
+/// The expected outcome of the faulty input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
     Value,
@@ -88,7 +88,7 @@ const FAULTS: [(Fault, Expected); 22] = {
     ]
 };
 
-/// A result that can be written, and not always be read.
+/// A result that can always be encoded, but not always decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Output(u64);
 
@@ -156,13 +156,13 @@ fn commit(fault: Fault) {
         Fault::Hang => loop {
             thread::sleep(Duration::from_secs(1));
         },
-        // SAFETY: this program has no use for them.
+        // SAFETY: this program does not use them.
         Fault::CloseStandardStreams => (0..3).for_each(|fd| _ = unsafe { libc::close(fd) }),
-        // SAFETY: as above, and what else is open is the pool's.
+        // SAFETY: as above, and the other open descriptors are the pool's.
         Fault::CloseAll => (0..1024).for_each(|fd| _ = unsafe { libc::close(fd) }),
         Fault::RubbishIntoAll => {
             let rubbish = [0xa5_u8; 4096];
-            // Not into what the test reads.
+            // Lower descriptors include those that the test reads.
             for fd in 3..1024 {
                 // SAFETY: the bytes are ours.
                 unsafe { libc::write(fd, rubbish.as_ptr().cast(), rubbish.len()) };
@@ -215,7 +215,7 @@ fn limit(resource: libc::__rlimit_resource_t, to: u64) {
     unsafe { libc::setrlimit(resource, &raw const limit) };
 }
 
-/// A way to run all inputs, which gives the outcome of each, as far as it tells.
+/// A way to run all inputs. Returns the outcome of each input, where the call tells it.
 type Call = fn(&Pool, Option<usize>, Fault) -> Vec<Option<Result<Output, Error>>>;
 
 const CALLS: [(&str, Call); 4] = [
@@ -245,7 +245,7 @@ const CALLS: [(&str, Call); 4] = [
         if let Some(chunk) = chunk {
             call = call.chunksize(chunk);
         }
-        // One error stands for all.
+        // One error stands for all inputs.
         match call.starmap_async((0..INPUTS).map(|x| (x, fault))).get() {
             Ok(all) => all.into_iter().map(|value| Some(Ok(value))).collect(),
             Err(error) => {
@@ -257,7 +257,7 @@ const CALLS: [(&str, Call); 4] = [
     }),
 ];
 
-/// What became of an input, if it is not what is expected.
+/// Describes the outcome of an input, unless it is the expected one.
 fn wrong(x: u64, outcome: &Result<Output, Error>, expected: Expected) -> Option<String> {
     let is_right = match (outcome, expected) {
         (Ok(value), Expected::Value) => *value == Output(x * x),
@@ -272,7 +272,7 @@ fn wrong(x: u64, outcome: &Result<Output, Error>, expected: Expected) -> Option<
 }
 
 fn main() -> Result<(), Error> {
-    // What a program opens once it may keep.
+    // A program may keep what it opens only once.
     drop(Pool::with_processes(1)?);
     let held = Possessions::at_rest();
     let mut broken = Vec::new();

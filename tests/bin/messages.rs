@@ -1,5 +1,5 @@
-//! Tasks send messages while their workers are killed: what was sent before a death arrives, in order, nothing twice; and nothing is
-//! missing of an input whose outcome says that it was run to its end.
+//! Tasks send messages while their workers are killed. What was sent before a death arrives, in order, and nothing
+//! twice; and nothing is missing from an input whose outcome says that it ran to its end.
 //!
 //!     cargo run --release -p tests --bin messages -- --messages 1000000 --kill-every-ms 20
 
@@ -16,25 +16,25 @@ use tests::Possessions;
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// How many messages tasks are to send in all.
+    /// How many messages the tasks send in all
     #[arg(long, default_value_t = 1_000_000)]
     messages: u64,
-    /// Each input sends so many.
+    /// How many messages each input sends
     #[arg(long, default_value_t = 1000)]
     each: u64,
     #[arg(long, default_value_t = 2)]
     processes: usize,
-    /// A worker is killed each so many milliseconds.
+    /// How often a worker is killed, in milliseconds
     #[arg(long, default_value_t = 20)]
     kill_every_ms: u64,
-    /// How often an input may be run again.
+    /// How often an input may be run again
     #[arg(long, default_value_t = 0)]
     retries: u32,
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// An input, a number that tells one attempt from another, and the number of the message.
+/// An input, a number that distinguishes its attempts, and the number of the message.
 type Message = (u64, u64, u64);
 
 #[pool_task]
@@ -66,7 +66,7 @@ fn run(options: &Options) -> Result<(), Error> {
         let call = pool.task(send).retries(options.retries);
         let results = call.starmap_results_async(arguments);
         drop(sender);
-        // By attempt: the input, and how many messages came.
+        // For each attempt: the input, and how many messages arrived.
         let mut attempts: HashMap<u64, (u64, u64)> = HashMap::new();
         let mut received = 0_u64;
         for (input, attempt, number) in receiver {
@@ -82,7 +82,11 @@ fn run(options: &Options) -> Result<(), Error> {
             match result {
                 Ok(attempt) => {
                     let found = attempts.get(&attempt?);
-                    assert_eq!(found, Some(&(input, options.each)), "all of it has come");
+                    assert_eq!(
+                        found,
+                        Some(&(input, options.each)),
+                        "some messages are missing"
+                    );
                 }
                 Err(Error::WorkerLost(_)) => lost += 1,
                 Err(error) => return Err(error),
@@ -98,7 +102,7 @@ fn run(options: &Options) -> Result<(), Error> {
     })
 }
 
-/// Kills workers until it is over; gives how many.
+/// Kills workers until it is over; returns how many.
 fn kill(pool: &Pool, options: &Options, over: &AtomicBool) -> u64 {
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut killed = 0;

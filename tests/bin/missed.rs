@@ -1,8 +1,7 @@
-//! Asks for a pool, and says what came of it and how many processes this one has started.
+//! Asks for a pool, and prints the result and how many processes this one has started.
 //!
-//! A test runs it with the variable that calls a worker, and with a value in it that the entry does
-//! not take: so `main` runs in a process that was meant to be a worker. Were it to start workers,
-//! each of them would do the same.
+//! A test runs it with the variable that makes a process a worker, set to a value that the entry rejects. So `main`
+//! runs in a process that was meant to be a worker. If it started workers, each of them would do the same.
 
 #![expect(
     clippy::print_stdout,
@@ -17,8 +16,8 @@ fn main() {
         Err(Error::Start(why)) => println!("Start: {why}"),
         Err(other) => println!("not Start: {other}"),
     }
-    // What was started and has ended would be a child still to be waited for, or have been one: the
-    // system remembers the largest of those.
+    // A process that was started and has ended would be a child that nobody has waited for, or one that has been waited
+    // for: the system remembers the size of the largest of those.
     println!("largest child: {} KiB", largest_child());
 }
 

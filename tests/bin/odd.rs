@@ -1,6 +1,6 @@
-//! Pools in programs whose surroundings are not what one expects: `odd WHAT`, see `main`.
+//! Pools in programs with unusual surroundings: `odd WHAT`, see `main`.
 //!
-//! Says `fine` at the end, on whatever is left to say it on.
+//! Prints `fine` at the end, to whatever is left to print to.
 
 #![expect(
     clippy::print_stdout,
@@ -26,7 +26,7 @@ fn square(x: u64) -> u64 {
     x * x
 }
 
-/// What is open in the worker, as `number -> what`.
+/// Lists what is open in the worker, as `number -> what`.
 #[pool_task]
 fn open() -> Vec<String> {
     let entries = fs::read_dir("/proc/self/fd").expect("there is /proc");
@@ -79,15 +79,15 @@ fn leaky() -> Result<(), Error> {
     Ok(())
 }
 
-/// Standard streams closed, as daemons like it. The place where the result goes is the second
-/// argument, for there is no other.
+/// Standard streams are closed, as daemons do. The second argument names the file for the result, since there is
+/// nowhere else to print it.
 fn closed() -> Result<(), Error> {
     let result = env::args().nth(2).expect("a path");
     for fd in 0..3 {
         // SAFETY: nobody in this program uses them.
         unsafe { libc::close(fd) };
     }
-    // What the parent opens takes these numbers. In a worker it must not, because tasks print.
+    // The parent's next descriptors get these numbers. In a worker they must not, because tasks print.
     let pool = Pool::with_processes(2)?;
     let streams = pool.apply(look_at_streams, ())?.join(" ");
     works(&pool)?;
@@ -104,7 +104,7 @@ fn look_at_streams() -> Vec<String> {
         .collect()
 }
 
-/// SIGPIPE as C has it, and as command line tools set it: a write to what is gone kills.
+/// SIGPIPE as in C, and as command-line tools set it: a write to a closed pipe kills.
 fn fragile() -> Result<(), Error> {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -117,11 +117,11 @@ fn fragile() -> Result<(), Error> {
         for pid in pool.worker_pids() {
             kill(pid);
         }
-        // Somewhere between the worker's death and its discovery, work is sent to it.
+        // Some of this work is sent to the worker after its death and before the pool notices.
         for _ in 0..round * 100 {
             std::hint::spin_loop();
         }
-        // It is lost, perhaps. This program must not be.
+        // The input may be lost. This program must not be.
         let _ = pool.apply(square, (round,));
     }
     drop(pool);
@@ -129,7 +129,7 @@ fn fragile() -> Result<(), Error> {
     Ok(())
 }
 
-/// SIGCHLD ignored: the system buries the dead itself, and keeps no exit status.
+/// SIGCHLD is ignored: the system reaps dead children itself, and keeps no exit status.
 fn childless() -> Result<(), Error> {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
@@ -145,13 +145,13 @@ fn buried_by_the_system(pool: Pool) -> Result<(), Error> {
     for pid in pool.worker_pids() {
         kill(pid);
     }
-    // Replacements come, and a result that was lost with its worker comes at the second try.
+    // Replacements are started, and an input that was lost with its worker gets its result on a later attempt.
     let outcomes = pool.task(square).retries(5).map(0..20)?;
     assert_eq!(outcomes.len(), 20);
     works(&pool)
 }
 
-/// A timer that interrupts system calls all the time, in whatever thread.
+/// A timer interrupts system calls all the time, in any thread.
 fn interrupted() -> Result<(), Error> {
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: zeroes are a valid `sigaction`.
@@ -172,8 +172,8 @@ fn interrupted() -> Result<(), Error> {
     // SAFETY: `timer` is valid; the signal has a handler.
     let failed = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
     assert_eq!(failed, 0);
-    // The system gives the signal to the main thread, unless that blocks it; other threads pass on
-    // to those that they start what they block themselves.
+    // The system delivers the signal to the main thread unless that blocks it; other threads pass their blocked signals
+    // on to the threads that they start.
     let (go_on, blocked) = mpsc::channel::<()>();
     let pools = thread::spawn(move || {
         let _ = blocked.recv();
@@ -192,7 +192,7 @@ fn interrupted() -> Result<(), Error> {
     Ok(())
 }
 
-/// What forks workers is killed again and again, wherever it may be. Each worker that it has made is known, and buried.
+/// The zygote is killed again and again, at any moment. Each worker that it has made is known, and reaped.
 fn hunted() -> Result<(), Error> {
     let held = Possessions::at_rest();
     for round in 0..6 {
@@ -211,7 +211,7 @@ fn hunted() -> Result<(), Error> {
             });
             let result = (0..20).try_for_each(|_| works(&pool));
             over.store(round % 2 == 0, Ordering::Relaxed);
-            // Or it goes on while the pool ends.
+            // Or it is killed while the pool ends.
             drop(pool);
             result
         })?;
@@ -224,7 +224,7 @@ fn hunted() -> Result<(), Error> {
     Ok(())
 }
 
-/// Children that fork workers.
+/// Returns the children that fork workers.
 fn zygotes() -> Vec<u32> {
     let threads = fs::read_dir("/proc/self/task").expect("there is /proc");
     let children = threads.filter_map(|thread| {
@@ -240,8 +240,7 @@ fn zygotes() -> Vec<u32> {
     .collect()
 }
 
-/// Other threads start processes of their own, which may inherit what is open for a moment, and
-/// outlive the pools.
+/// Other threads start processes of their own, which may briefly inherit open descriptors, and which outlive the pools.
 fn crowded() -> Result<(), Error> {
     let over = AtomicBool::new(false);
     let sleepers = thread::scope(|scope| {

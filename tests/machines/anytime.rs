@@ -1,5 +1,5 @@
-//! What goes wrong does so at any moment: a random one each time. `POOL_TEST_TIMES=50` repeats each test so often; each time it says the
-//! seed of what it does, and `POOL_TEST_SEED` does the same once more.
+//! Things go wrong at random moments. `POOL_TEST_TIMES=50` repeats each test that often. Each run prints its seed, and
+//! `POOL_TEST_SEED` runs it again.
 
 use std::env;
 use std::fmt::Display;
@@ -41,7 +41,7 @@ struct Scene {
     nodes: Vec<Node>,
 }
 
-/// Has marks made, does something in the middle of the work, and gives how many inputs were lost. Each has one outcome.
+/// Makes marks, does something midway, and returns how many inputs were lost. Checks that each has one outcome.
 fn play(run: &str, rng: &mut Rng, retries: u32, disturb: impl FnOnce(&mut Scene)) -> usize {
     let Some(server) = Server::start(&["-js"]) else {
         return 0;
@@ -73,7 +73,7 @@ fn play(run: &str, rng: &mut Rng, retries: u32, disturb: impl FnOnce(&mut Scene)
         let since = Instant::now();
         disturb(&mut scene);
         let outcomes = working.join().unwrap();
-        say(format_args!("  all is done {:.2?} later", since.elapsed()));
+        say(format_args!("  finished {:.2?} later", since.elapsed()));
         outcomes
     });
 
@@ -96,11 +96,11 @@ fn play(run: &str, rng: &mut Rng, retries: u32, disturb: impl FnOnce(&mut Scene)
         assert!(marks.values().all(|count| *count == 1), "{marks:?}");
     }
     if one_by_one {
-        // What has begun, and what its node could not tell any more.
+        // Inputs that had begun, and outcomes that the node could not report any more.
         assert!(lost <= 16, "{lost}");
     }
 
-    // It is a pool yet, and leaves nothing.
+    // The pool still works, and leaves nothing behind.
     assert_eq!(pool.apply(mark, (file, INPUTS, 0)).unwrap(), INPUTS);
     drop(pool);
     eventually("nothing is left on the server", || {
@@ -203,7 +203,7 @@ fn the_parent_is_killed() {
         parent.wait().unwrap();
         let (code, said) = node.end();
         assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("has not heard of the parent"), "{said}");
+        assert!(said.contains("has not heard from the parent"), "{said}");
         eventually("nothing is left on the server", || {
             server.streams().is_empty()
         });

@@ -1,7 +1,7 @@
-//! Two hosts: network namespaces of this machine, with a cable between them. The server asks for certificates, and its users may do
-//! no more than they must.
+//! Two hosts: network namespaces of this machine, with a cable between them. The server asks for certificates, and its
+//! users have only the permissions that they need.
 //!
-//! Only root can make these; and where there is no `ip`, there is no cable.
+//! Only root can create namespaces; the tests are skipped without root or without the command `ip`.
 
 use std::env;
 use std::fs;
@@ -22,10 +22,10 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use crate::support::{Node, Server, eventually, mark, marks, watchdog};
 
-/// Where the server is, and the other host.
+/// The addresses of the server's host and of the other host.
 const HEAD: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
-/// As the guide shows it.
+/// The configuration that the guide shows.
 const CONFIGURATION: &str = include_str!("../../pool-nats/src/server.conf");
 
 fn ip(arguments: &str) -> bool {
@@ -62,19 +62,19 @@ impl Hosts {
         Some(hosts)
     }
 
-    /// A command on the second host.
+    /// Returns a command that runs on the second host.
     fn there(&self, program: &Path) -> Command {
         let name = self.names[1].clone();
         let mut command = Command::new(program);
         let move_there = move || {
             enter(&name)?;
-            // SAFETY: nothing of this process but the name of its host is meant.
+            // SAFETY: only the host name of this process becomes separate.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUTS) }?;
             rustix::system::sethostname(b"second-host")?;
             Ok(())
         };
-        // SAFETY: opens a file and makes system calls; no lock of another thread is taken but that of the allocator, which can
-        // be had after a fork.
+        // SAFETY: opens a file and makes system calls. Takes no lock of another thread except the allocator's, which is
+        // usable after a fork.
         unsafe { command.pre_exec(move_there) };
         command
     }
@@ -99,7 +99,7 @@ fn enter(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes certificates of a new authority: for the server, and for a client.
+/// Creates an authority, and certificates for the server and for a client.
 fn make_certificates(directory: &Path) {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::new([]).unwrap();
@@ -270,18 +270,18 @@ fn a_cable_that_is_pulled_costs_what_had_begun_there() {
     assert_eq!(pool.processes(), 2);
     assert!(marks(&file).values().all(|count| *count == 1));
 
-    // It has been given up, and hears of that.
+    // It was declared lost, and now learns of it.
     net.hosts.cable("up");
     let (code, said) = there.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("was given up"), "{said}");
+    assert!(said.contains("was declared lost"), "{said}");
     let _there = net.node("cut", &mut net.hosts.there(&this_program()), true);
     eventually("another one has joined", || pool.processes() == 4);
     let inputs = (1000..1100).map(|x| (file.clone(), x, 1));
     assert_eq!(pool.starmap(mark, inputs).unwrap().len(), 100);
 }
 
-/// What `tracing` was told.
+/// What was reported to `tracing`.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<u8>>>);
 
@@ -316,7 +316,7 @@ fn a_server_that_anybody_may_use_is_warned_of() {
         let nats = pool_nats::connect(url).unwrap().run("open").nodes(0);
         drop(Pool::builder().backend(nats).build().unwrap());
         let text = String::from_utf8(told.0.lock().unwrap().clone()).unwrap();
-        text.contains("asks for no authentication")
+        text.contains("requires no authentication")
     };
     assert!(warned("nats://10.77.0.1"));
     assert!(!warned("nats://127.0.0.1"));

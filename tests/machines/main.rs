@@ -1,6 +1,6 @@
 //! The pool on many machines: a real NATS server, and nodes, which are this test program, started again.
 //!
-//! Where there is no `nats-server` (in `NATS_SERVER_BIN`, on the PATH, in /usr/sbin), each test says so, and tests nothing.
+//! If there is no `nats-server` (in `NATS_SERVER_BIN`, on the PATH, in /usr/sbin), each test says so and tests nothing.
 
 mod anytime;
 mod hosts;
@@ -157,7 +157,7 @@ fn everything_is_as_on_one_machine() {
         let (code, said) = node.end();
         assert_eq!(code, Some(0), "{said}");
         assert!(
-            said.contains("has joined stays") && said.contains("has ended with the run"),
+            said.contains("joined stays") && said.contains("ended with the run"),
             "{said}"
         );
     }
@@ -188,7 +188,7 @@ fn terminating_answers_all_and_leaves_nothing() {
 
 // ---- nodes that go --------------------------------------------------------------------------------
 
-/// Has marks made by two nodes, does something to one of them in the middle, and looks at each input.
+/// Makes marks on two nodes, does something to one of them midway, and checks each input.
 fn disturb(run: &str, retries: u32, disturb: impl FnOnce(&mut Node)) -> usize {
     let Some(server) = Server::start(&["-js"]) else {
         return 0;
@@ -227,7 +227,7 @@ fn disturb(run: &str, retries: u32, disturb: impl FnOnce(&mut Node)) -> usize {
         twice <= if retries > 0 { 16 } else { 0 },
         "{twice} have run twice"
     );
-    // The other node works on.
+    // The other node keeps working.
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
     assert_eq!(pool.processes(), 2);
     lost
@@ -288,7 +288,7 @@ fn nodes_may_come_later() {
     assert!(result.get_timeout(Duration::from_millis(300)).is_err());
     let _node = server.node("later", 1);
     assert_eq!(result.get().unwrap().len(), 100);
-    // One that is not told has as many processes as the pool asks for.
+    // A node that is not told has as many processes as the pool asks for.
     let mut node = Command::new(env::current_exe().unwrap());
     let node = node.env("POOL_NODE", format!("{}/later", server.url()));
     let node = node.env_remove("POOL_NODE_PROCESSES").stderr(Stdio::null());
@@ -339,7 +339,7 @@ fn a_server_that_comes_back_costs_nothing() {
     assert_eq!(pool.map(square, 0..10).unwrap().len(), 10);
 }
 
-/// The process whose worker runs this.
+/// Returns the parent of the worker that runs this.
 #[pool_task]
 fn node_of(_: u64) -> u32 {
     std::os::unix::process::parent_id()
@@ -354,7 +354,7 @@ fn a_node_that_was_stopped_for_long_harms_nobody() {
     let sleeper = server.node("sleeper", 1);
     let _other = server.node("sleeper", 1);
     let pool = builder(server.nats("sleeper").nodes(2)).build().unwrap();
-    // Stopped before it has heard that it is in, it would ask once more, and be let in.
+    // If stopped before it knows that it has joined, it would ask again and be let in.
     eventually("it has work", || {
         let nodes = pool.map(node_of, 0..8).unwrap();
         nodes.contains(&sleeper.child.id())
@@ -365,8 +365,8 @@ fn a_node_that_was_stopped_for_long_harms_nobody() {
     sleeper.signal(libc::SIGCONT);
     let (code, said) = sleeper.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("was given up"), "{said}");
-    // The object store is there yet.
+    assert!(said.contains("was declared lost"), "{said}");
+    // The object store still exists.
     let long = vec![1; 1_000_000];
     assert_eq!(pool.apply(reversed, (long.clone(),)).unwrap(), long);
 }
@@ -420,7 +420,7 @@ fn long_tasks_wait_for_nobody() {
     let pool = builder(server.nats("long").nodes(2)).build().unwrap();
     let directory = tempfile::tempdir().unwrap();
     for round in 0..5 {
-        // Nodes believe that all is quick, and take more than they can run at once.
+        // Nodes believe that every load is quick, and take more than they can run at once.
         assert_eq!(
             pool.task(square).chunksize(1).map(0..10_000).unwrap().len(),
             10_000
@@ -477,10 +477,10 @@ fn a_server_that_stays_away_breaks_the_pool() {
     assert!(error.to_string().contains("NATS server"), "{error}");
     let error = pool.apply(square, (1,)).unwrap_err();
     assert!(matches!(error, Error::Broken(_)), "{error:?}");
-    // Its nodes give up, too.
+    // Its nodes give up too.
     let (code, said) = node.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("has not found the server again"), "{said}");
+    assert!(said.contains("could not reconnect to the server"), "{said}");
 }
 
 // ---- errors ---------------------------------------------------------------------------------------
@@ -509,9 +509,12 @@ fn what_can_be_wrong_is_said() {
 
     let first = builder(server.nats("taken").nodes(0)).build().unwrap();
     let text = why(builder(server.nats("taken").nodes(0)));
-    assert!(text.contains("already runs as `taken`"), "{text}");
+    assert!(
+        text.contains("a pool named `taken` is already running"),
+        "{text}"
+    );
     drop(first);
-    // What was begun of a run that could not be is taken back.
+    // A run that failed to start leaves nothing behind.
     let text = why(builder(server.nats("unready")).start_timeout(soon));
     assert!(text.contains("0 of 1 nodes"), "{text}");
     eventually("nothing is left on the server", || {
@@ -526,7 +529,7 @@ fn what_can_be_wrong_is_said() {
     );
     assert_eq!(node.end().0, Some(1));
 
-    // It is not waited for, but what is wrong with it is told.
+    // The pool does not wait for the node, but reports what is wrong with it.
     let pool = builder(server.nats("unready").nodes(0)).initializer(refuse, ());
     let pool = pool.build().unwrap();
     let result = pool.apply_async(square, (1,));
@@ -546,7 +549,7 @@ fn what_can_be_wrong_is_said() {
     );
     drop(pool);
 
-    // A program that knows no such backend.
+    // A program without this backend.
     let mut program = Command::new(env!("CARGO_BIN_EXE_hold"));
     let (code, said) = Node::start(&mut program, &server.url(), "other", 1).end();
     assert_eq!(code, Some(2));
@@ -591,7 +594,7 @@ fn variable(name: &str) -> Option<String> {
 #[pool_task]
 fn leave(file: &Path, text: Shared<str>) {
     let number: u64 = text.parse().expect("a number");
-    // Longer than idle workers have when a pool is just dropped.
+    // Longer than idle workers get when a pool is simply dropped.
     assert_eq!(mark(file, number, 400), number);
 }
 
@@ -716,7 +719,7 @@ fn what_a_user_may_not_do_is_said() {
     );
 
     let lazy = node("lazy", "lazy");
-    // It may have joined before.
+    // It may have joined before that.
     let pool = builder(nats("all", "lazy")).build();
     let (code, said) = lazy.end();
     assert_eq!(code, Some(1), "{said}");

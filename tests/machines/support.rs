@@ -32,7 +32,7 @@ pub(crate) fn skipped<T>() -> Option<T> {
     None
 }
 
-/// A server of one test.
+/// The server of one test.
 pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) directory: TempDir,
@@ -41,7 +41,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `None`, after saying so, if there is none to be had.
+    /// Returns `None`, after saying so, if no nats-server is installed.
     pub(crate) fn start(options: &[&str]) -> Option<Server> {
         let binary = server_binary().or_else(skipped)?;
         let directory = tempfile::tempdir().expect("there is room");
@@ -49,7 +49,7 @@ impl Server {
         Some(Server::begin(&binary, directory, options))
     }
 
-    /// With this as its configuration.
+    /// Starts one with this configuration.
     pub(crate) fn configured(text: &str) -> Option<Server> {
         let binary = server_binary().or_else(skipped)?;
         let directory = tempfile::tempdir().expect("there is room");
@@ -59,7 +59,7 @@ impl Server {
         Some(Server::begin(&binary, directory, options))
     }
 
-    /// With this as its configuration, which says where it listens. Its files are in this directory.
+    /// Starts one with this configuration, which contains the address to listen on. Its files are in this directory.
     pub(crate) fn on(address: &str, port: u16, text: &str, directory: TempDir) -> Option<Server> {
         let binary = server_binary().or_else(skipped)?;
         let file = directory.path().join("server.conf");
@@ -118,7 +118,7 @@ impl Server {
         signal(&self.child, number);
     }
 
-    /// Starts it again, with what it had stored.
+    /// Starts it again, with its stored data.
     pub(crate) fn restart(&mut self) {
         let binary = server_binary().expect("it was found before");
         let port = self.port.to_string();
@@ -134,7 +134,7 @@ impl Server {
         Node::start(&mut command, &self.url(), run, processes)
     }
 
-    /// What is left on it: the names of its streams.
+    /// Returns the names of the streams on it.
     pub(crate) fn streams(&self) -> Vec<String> {
         let kept = self.directory.path().join("jetstream/$G/streams");
         let Ok(entries) = fs::read_dir(kept) else {
@@ -187,7 +187,7 @@ impl Node {
         signal(&self.child, number);
     }
 
-    /// Its exit code, and all that it has said.
+    /// Waits for the end; returns the exit code and everything that it has logged.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let mut all = String::new();
         let mut line = String::new();
@@ -236,7 +236,7 @@ pub(crate) fn watchdog() -> impl Drop {
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(40);
     while !is_so() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -247,7 +247,7 @@ pub(crate) fn builder(nats: Nats) -> PoolBuilder {
         .start_timeout(Duration::from_secs(40))
 }
 
-/// Says in a file that it has begun, and takes its time.
+/// Marks in a file that it has begun, then takes its time.
 #[pool_task]
 pub(crate) fn mark(file: &Path, x: u64, ms: u64) -> u64 {
     let file = OpenOptions::new().append(true).create(true).open(file);
@@ -258,7 +258,7 @@ pub(crate) fn mark(file: &Path, x: u64, ms: u64) -> u64 {
     x
 }
 
-/// How often each input has begun.
+/// Returns how often each input has begun.
 pub(crate) fn marks(file: &Path) -> HashMap<u64, usize> {
     let mut counts = HashMap::new();
     for line in fs::read_to_string(file).unwrap_or_default().lines() {

@@ -1,4 +1,5 @@
-//! What tasks send while they run arrives: in order, before the outcome, once, whatever becomes of the worker.
+//! Messages that tasks send while they run arrive in order, before the outcome, and once, whatever happens to the
+//! worker.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +15,7 @@ use crate::support::{
     Gate, builder, checked, pool, signal, square, stand, watchdog, workers_are_elsewhere, works,
 };
 
-/// More than a worker may have unread.
+/// More messages than a worker may have unread.
 const TOO_MANY: u64 = 200_000;
 
 #[pool_task]
@@ -54,7 +55,7 @@ fn messages_are_there_before_the_outcome() {
     for id in 0..500 {
         assert_eq!(next.get(&id).copied().unwrap_or(0), id % 7);
     }
-    // There is still a sender, here.
+    // There is still a sender: this one.
     assert!(matches!(receiver.try_recv(), Err(Error::Timeout)));
     let late = receiver.recv_timeout(Duration::from_millis(5));
     assert!(matches!(late, Err(Error::Timeout)));
@@ -69,7 +70,7 @@ fn a_slow_reader_slows_down_the_sender_and_nobody_else() {
     let pool = pool(2);
     let (sender, receiver) = channel().unwrap();
     let result = pool.apply_async(count_to, (TOO_MANY, sender));
-    // The other worker does all of this, and sends what is read.
+    // The other worker runs all of these, and what it sends is read.
     for _ in 0..10 {
         works(&pool);
         let (sender, receiver) = channel().unwrap();
@@ -97,7 +98,7 @@ fn one_that_waits_for_its_reader_can_be_stopped() {
         .apply((TOO_MANY, sender));
     assert!(matches!(limited, Err(Error::TimeLimit(_))));
     works(&pool);
-    // What was sent is there, and the channels are at their ends.
+    // Everything that was sent has arrived, and the channels have ended.
     for receiver in [receiver, second] {
         let numbers: Vec<u64> = receiver.collect();
         assert!(numbers.len() < TOO_MANY as usize);
@@ -161,7 +162,7 @@ fn a_receiver_that_is_gone_is_told_to_senders() {
     drop(receiver);
     assert!(result.get().unwrap() > 0);
     assert!(matches!(here.send(1), Err(Error::Disconnected)));
-    // While it waits for the reader.
+    // The same, while the task waits for the reader.
     let (sender, receiver) = channel::<u64>().unwrap();
     let result = pool.apply_async(count_then_die_slowly, (sender,));
     assert!(!result.wait_timeout(Duration::from_millis(200)));
@@ -170,7 +171,7 @@ fn a_receiver_that_is_gone_is_told_to_senders() {
     works(&pool);
 }
 
-/// Whether it was told that nobody reads.
+/// Returns whether it was told that nobody reads.
 #[pool_task]
 fn count_then_die_slowly(to: Sender<u64>) -> bool {
     (0..TOO_MANY).any(|number| matches!(to.send(number), Err(Error::Disconnected)))
@@ -224,7 +225,7 @@ fn all_threads_of_a_task_may_send() {
         last.entry(id).or_default().push(number);
     }
     for numbers in last.values() {
-        // Four inputs, each in order.
+        // The messages of four inputs, each in order.
         assert_eq!(numbers.len(), 4 * 20_000);
         let firsts = numbers.iter().filter(|number| **number == 0).count();
         assert_eq!(firsts, 4);
@@ -386,7 +387,7 @@ fn a_channel_ends_with_its_pool() {
     let held = gate.accept();
     busy.terminate();
     let received: Vec<u64> = receiver.collect();
-    // From elsewhere it may have been on its way.
+    // Sent from another machine, it may not have arrived.
     assert!(received == [1] || received.is_empty() && workers_are_elsewhere());
     held.wait_until_gone();
     for result in results {
@@ -394,7 +395,7 @@ fn a_channel_ends_with_its_pool() {
     }
 }
 
-/// Workers are killed while they send. What each input has sent is a beginning of what it would have sent.
+/// Workers are killed while they send. The messages of each input are a prefix of what it would have sent.
 #[test]
 fn killed_workers_lose_nothing_that_stood_and_send_nothing_twice() {
     let _dog = watchdog();
@@ -419,9 +420,9 @@ fn killed_workers_lose_nothing_that_stood_and_send_nothing_twice() {
     assert_eq!(pool.apply(square, (3,)).unwrap(), 9);
 }
 
-// ---- who is not busy ------------------------------------------------------------------------------
+// ---- when somebody is idle -------------------------------------------------------------------------
 
-/// More than the ring of a worker holds.
+/// More than a worker's ring holds.
 const MUCH: u64 = 50_000;
 
 #[pool_task]
@@ -558,7 +559,7 @@ fn messages_as_a_stream() {
     let all: Vec<u64> = pollster::block_on(receiver.stream().collect());
     assert!(all.into_iter().eq(1..=10_000));
     assert_eq!(result.get().unwrap(), 10_000);
-    // It ends while it is waited for.
+    // The channel ends while somebody waits for it.
     let (sender, receiver) = channel::<u64>().unwrap();
     let ender = thread::spawn(move || {
         thread::sleep(Duration::from_millis(20));

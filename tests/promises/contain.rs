@@ -11,7 +11,7 @@ use crate::support::{
     workers_are_elsewhere, works,
 };
 
-/// A builder of contained pools; `None` where the system has no namespace for us, which is then said.
+/// Returns a builder of contained pools; `None`, after saying so, where the system allows no namespaces.
 fn contained() -> Option<PoolBuilder> {
     match builder().processes(1).contain().build() {
         Ok(_) => Some(builder().processes(2).contain()),
@@ -28,9 +28,9 @@ fn leave_a_daemon(gate: &Path) {
     daemon_at(gate);
 }
 
-/// Leaves a process behind that has left session and process group, and stands at the gate.
+/// Leaves behind a process, outside the session and the process group, that waits at the gate.
 fn daemon_at(gate: &Path) {
-    // SAFETY: a worker of this program has one thread, so the copy is whole.
+    // SAFETY: a worker of this program has one thread, so the copy is complete.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: touches no memory.
@@ -66,7 +66,7 @@ fn raise(number: i32) {
 }
 
 fn signal_self(number: i32) {
-    // (In its namespace its number is small, but it is not the first process.)
+    // (In its namespace it has a small number, but it is not the first process.)
     signal(process::id(), number);
 }
 
@@ -146,7 +146,7 @@ fn limits_hold_for_contained_workers() {
             .build(),
     );
     let call = pool.task(raise).time_limit(Duration::from_millis(50));
-    // One that is stopped can't obey, and one that waits for a signal can.
+    // A stopped worker can't obey, and one that waits for a signal can.
     for number in [libc::SIGSTOP, libc::SIGWINCH] {
         let outcome = call.apply((number,));
         assert!(matches!(outcome, Err(Error::TimeLimit(_))), "{outcome:?}");
@@ -177,7 +177,7 @@ fn signals_to_the_guard_reach_the_worker() {
     }
 }
 
-/// Nothing runs twice when the guard is killed under a worker that has much to do.
+/// Nothing runs twice when the guard of a worker with much to do is killed.
 #[test]
 fn a_killed_guard_costs_no_more_than_one_input() {
     if workers_are_elsewhere() {

@@ -1,10 +1,10 @@
 //! The tests of CPython's `multiprocessing.Pool`, under their own names: `_TestPool`,
 //! `_TestPoolWorkerErrors` and `_TestPoolWorkerLifetime` of `Lib/test/_test_multiprocessing.py`.
 //!
-//! Where this pool differs on purpose (the error of the lowest failing index, nothing skipped, `imap`
-//! going on behind an error), the test says what is true here. Without a counterpart are
-//! `test_resource_warning`, since a pool that is dropped is terminated, and the variants for thread
-//! pools and for managers. Keyword arguments do not exist either.
+//! Where this pool differs on purpose (it reports the error of the lowest failing index, skips nothing, and `imap` goes
+//! on after an error), the test says what is true here. There is no counterpart to `test_resource_warning`, since a
+//! dropped pool is terminated, nor to the variants for thread pools and for managers. Keyword arguments do not exist
+//! either.
 
 use std::collections::HashSet;
 use std::env;
@@ -28,7 +28,7 @@ use crate::support::{
 
 const SAID_WHEN: &str = "somebody said when";
 
-/// Yields `0..total`, and panics where `when` stands, or at once without one.
+/// Yields `0..total`, and panics at `when`, or immediately without one.
 fn throwing(total: u64, when: Option<u64>) -> impl Iterator<Item = u64> {
     let mut next = 0;
     iter::from_fn(move || {
@@ -38,7 +38,7 @@ fn throwing(total: u64, when: Option<u64>) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Fails unless `call` panics with what [`throwing`] says.
+/// Fails unless `call` panics with the message of [`throwing`].
 #[track_caller]
 fn says_when<R>(call: impl FnOnce() -> R) {
     let Err(payload) = panic::catch_unwind(AssertUnwindSafe(call)) else {
@@ -140,7 +140,7 @@ fn map_async_callbacks() {
             .callback(move |values| sender.send(Ok(values.clone())).unwrap())
             .error_callback(move |error| errors.send(Err(error.clone())).unwrap())
             .wait();
-        // It ends when both callbacks are gone.
+        // The loop ends when both callbacks are gone.
         calls.iter().collect::<Vec<_>>()
     };
     let calls = call("1");
@@ -197,7 +197,7 @@ fn map_handle_iterable_exception() {
     says_when(|| call().map_async(throwing(10, Some(3))));
     says_when(|| pool.map(square, throwing(10_000, Some(9_000))));
 
-    /// Knows how long it is, and panics all the same.
+    /// Knows its length, but panics.
     struct Special;
     impl Iterator for Special {
         type Item = u64;
@@ -263,7 +263,7 @@ fn imap_handle_iterable_exception() {
         let mut results = pool.task(square).chunksize(1).imap(throwing(1, None));
         says_when(|| results.next());
     }
-    // CPython drops the results of the chunk that the panic cut short; here all of them come.
+    // CPython drops the results of the chunk that the panic cut short; here they all arrive.
     for (total, when, chunksize) in [(10, 3, 1), (20, 7, 2), (20, 7, 4)] {
         let inputs = throwing(total, Some(when));
         let mut results = pool.task(square).chunksize(chunksize).imap(inputs);
@@ -414,7 +414,7 @@ fn traceback() {
     for part in ["cpython::raising", location, "123"] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
-    // A panic of the caller's own iterator is no error of a task.
+    // A panic of the caller's own iterator is not an error of a task.
     says_when(|| pool.task(square).chunksize(1).map(throwing(1, None)));
 }
 
@@ -447,7 +447,7 @@ fn map_no_failfast() {
     pool.join().unwrap();
 }
 
-/// Tells how many of it are there.
+/// Its reference count shows how many copies exist.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Counted {
     #[serde(skip)]
@@ -535,10 +535,10 @@ fn pool_worker_lifetime() {
     for (x, result) in (0..).zip(results) {
         assert_eq!(result.get().unwrap(), x * x);
     }
-    // Three workers were good for thirty tasks.
+    // Three workers were enough for thirty tasks.
     works(&pool);
     let after: HashSet<u32> = pool.worker_pids().into_iter().collect();
-    // Fewer than three while a replacement is still to come.
+    // There are fewer than three while a replacement is still starting.
     assert!(!after.is_empty() && after.len() <= 3);
     assert!(!after.is_superset(&before));
     pool.close();
@@ -570,10 +570,10 @@ fn pool_maxtasksperchild_invalid() {
     ));
 }
 
-/// Tells the program below where to write its workers' pids.
+/// Tells the program below where to write the pids of its workers.
 const PROGRAM: &str = "PROMISES_POOL_IN_A_STATIC";
 
-/// Not a test by itself, but the program that the next one runs: it leaves a pool behind.
+/// Not a test, but the program that the next one runs: it leaves a pool behind.
 #[test]
 fn worker_finalization_program() {
     static PROBLEM: OnceLock<Pool> = OnceLock::new();

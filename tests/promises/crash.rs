@@ -1,4 +1,4 @@
-//! Death in a task costs that input, and nothing else.
+//! A death in a task costs that input and nothing else.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::support::{
     wait_at, watchdog, workers_are_elsewhere, works,
 };
 
-/// Ways for a task to go down with its worker.
+/// Ways for a task to die with its worker.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Death {
     Segfault,
@@ -47,7 +47,7 @@ const DEATHS: [Death; 8] = [
 impl Death {
     fn die(self) {
         match self {
-            // SAFETY: none; nothing is mapped there, and the process dies of it, which is the point.
+            // SAFETY: none; nothing is mapped there, and the process dies of it, as intended.
             Death::Segfault => unsafe { ptr::without_provenance_mut::<u8>(8).write_volatile(1) },
             Death::Kill => signal(process::id(), libc::SIGKILL),
             Death::Term => signal(process::id(), libc::SIGTERM),
@@ -66,7 +66,7 @@ impl Death {
         forever();
     }
 
-    /// Fails unless the error tells this death.
+    /// Fails unless the error reports this death.
     fn check(self, lost: &WorkerLost) {
         let signals: &[&str] = match self {
             Death::Segfault => &["SIGSEGV"],
@@ -113,7 +113,7 @@ impl Drop for PanicsOnDrop {
     }
 }
 
-/// Which input is the unlucky one.
+/// The input that dies.
 const UNLUCKY: u64 = 17;
 const INPUTS: u64 = 40;
 
@@ -133,7 +133,7 @@ fn fragile_too(death: Death, x: u64) -> u64 {
     x * x
 }
 
-/// Runs `check` with a call for each size of chunk.
+/// Runs `check` with a call for each chunk size.
 fn each_chunksize<T: Task>(pool: &Pool, task: T, mut check: impl FnMut(Call<'_, T>)) {
     check(pool.task(task));
     for size in [1, 7] {
@@ -153,7 +153,7 @@ fn check_lost(death: Death, error: &Error) {
     death.check(lost);
 }
 
-/// Fails unless the unlucky input alone was lost.
+/// Fails unless only the unlucky input was lost.
 #[track_caller]
 fn check_all(death: Death, results: &[Result<u64, Error>]) {
     assert_eq!(results.len() as u64, INPUTS);
@@ -176,7 +176,7 @@ fn apply() {
     let pool = pool(2);
     for death in DEATHS {
         let neighbours: Vec<_> = (0..10).map(|x| pool.apply_async(square, (x,))).collect();
-        // The last one's successor, too.
+        // Includes the successor of the last one.
         let mut pids = pool.worker_pids();
         while pids.len() < pool.processes() && !workers_are_elsewhere() {
             thread::yield_now();
@@ -355,7 +355,7 @@ fn a_panic_has_neighbours_too() {
 fn close_descriptors(unlucky: bool, x: u64) -> u64 {
     if unlucky {
         for fd in 3..1024 {
-            // SAFETY: none for this process, which is about to notice; the parent must not.
+            // SAFETY: none for this process, which will notice; the parent must not.
             unsafe { libc::close(fd) };
         }
     }
@@ -371,7 +371,7 @@ fn a_task_that_closes_all_descriptors() {
         let results = call.starmap_results(inputs);
         for (x, result) in (0..).zip(results) {
             match result {
-                // Its result may still come through, by the memory that both share.
+                // Its result may still arrive, through the shared memory.
                 Ok(value) => assert_eq!(value, x * x),
                 Err(error) => {
                     assert!(matches!(error, Error::WorkerLost(_)), "{error:?}");
@@ -388,7 +388,7 @@ fn babble(bytes: &[u8], x: u64) -> u64 {
     if x == UNLUCKY {
         for fd in 3..64 {
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            // SAFETY: reads `bytes` only. What it does to the channels is the point.
+            // SAFETY: only reads `bytes`. The damage to the channels is intended.
             unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
         }
     }
@@ -419,7 +419,7 @@ fn send_through_channels(frame: Vec<u8>) {
         for (x, result) in (0..).zip(results) {
             match result {
                 Ok(value) => assert_eq!(value, x * x),
-                // Its worker is killed, whatever it runs by then.
+                // Its worker is killed, whatever it is running by then.
                 Err(error) => assert!(matches!(error, Error::WorkerLost(_)), "{error:?}"),
             }
         }
@@ -433,7 +433,7 @@ fn print_to_closed_stdout(x: u64) -> u64 {
     unsafe { libc::close(1) };
     let text = format!("{x}\n");
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
-    // No line end: the library itself will try to write this one.
+    // No newline: the library itself will try to write this text.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), b"unfinished");
     x * x
 }
@@ -512,7 +512,7 @@ fn the_time_in_the_queue_does_not_count() {
     let first = pool.apply_async(wait_at, (gate.path(), 1));
     let limited = pool.task(square).time_limit(LIMIT).apply_async((3,));
     let at_the_gate = gate.accept();
-    // Another pool's task outlasts the limit, and ours has not begun.
+    // Another pool's task outlasts the limit, while ours has not begun.
     let other = pool_of_one();
     check_limit(&other.task(hang).time_limit(LIMIT).apply(()).unwrap_err());
     assert!(!limited.ready());
@@ -690,22 +690,22 @@ fn the_call_wins_over_the_task_and_the_task_over_the_pool() {
         .build();
     let pool = checked(pool);
     let file = |name: &str| directory.path().join(name);
-    // The pool's.
+    // The pool's setting.
     assert_eq!(pool.apply(stubborn, (file("pool"), 3, 5)).unwrap(), 25);
-    // The task's.
+    // The task's setting.
     let error = pool.apply(with_defaults, (file("task"), 2, false));
     assert!(matches!(error, Err(Error::WorkerLost(lost)) if lost.attempts() == 2));
     match pool.apply(with_defaults, (file("limit"), 0, true)) {
         Err(Error::TimeLimit(limit)) => assert_eq!(limit.limit(), Duration::from_millis(200)),
         other => panic!("{other:?}"),
     }
-    // The call's.
+    // The call's setting.
     let call = pool.task(with_defaults).retries(0);
     let error = call.apply((file("call"), 1, false));
     assert!(matches!(error, Err(Error::WorkerLost(lost)) if lost.attempts() == 1));
 }
 
-/// Says in a file that it was told to end, and ends.
+/// Notes in a file that it was told to end, and ends.
 #[pool_task]
 fn tidy(file: &Path, deaf: bool) {
     static TOLD: AtomicBool = AtomicBool::new(false);
@@ -742,7 +742,7 @@ fn who_is_past_its_limit_may_tidy_up_first() {
     assert!(error.to_string().contains(&limit.pid().to_string()));
     drop(pool);
 
-    // One that is deaf is killed after the grace, and so is one that is stopped.
+    // A worker that ignores SIGTERM is killed after the grace period, and so is a stopped one.
     for grace in [0, 50] {
         let grace = Duration::from_millis(grace);
         let pool = checked(builder().processes(1).grace(grace).build());
@@ -770,7 +770,7 @@ const MIB: u64 = 1 << 20;
 fn hog(x: u64) -> u64 {
     if x == UNLUCKY {
         let mut all = Vec::new();
-        // It stops somewhere, in case nobody stops it.
+        // It stops somewhere, in case nothing stops it.
         for _ in 0..64 {
             all.push(black_box(vec![1_u8; 16 << 20]));
             thread::sleep(Duration::from_millis(10));
@@ -801,7 +801,7 @@ fn a_task_that_uses_too_much_memory_is_ended() {
     works(&pool);
 }
 
-/// Leaks so much, and says where.
+/// Leaks this much, and notes where.
 #[pool_task]
 fn leak(bytes: u64) -> u32 {
     black_box(vec![1_u8; bytes as usize].leak());
@@ -822,7 +822,7 @@ fn a_worker_that_has_grown_is_replaced() {
     for pid in pool.task(leak).chunksize(1).map([30 * MIB; 12]).unwrap() {
         *runs.entry(pid).or_default() += 1;
     }
-    // The fourth is the one too many, and it may have begun a fifth by the time that this is seen.
+    // The fourth exceeds the limit, and it may have begun a fifth by the time the pool notices.
     assert!(runs.values().all(|runs| *runs <= 5), "{runs:?}");
     assert!(runs.len() >= 5, "{runs:?}");
     works(&pool);
@@ -884,7 +884,7 @@ fn workers_killed_at_random_lose_only_what_they_run() {
                 let mut kills = 0;
                 let mut seen = lines(&file).len();
                 while !over.load(Ordering::Relaxed) && kills < 30 {
-                    // Not before some work was done: so some is done between any two deaths.
+                    // Only after some work was done, so some is done between any two deaths.
                     let now = lines(&file).len();
                     if now < seen + 40 {
                         thread::yield_now();
@@ -1048,11 +1048,11 @@ fn a_stopped_worker_goes_on_when_it_is_continued() {
 fn leave_the_group(x: u64) -> u64 {
     if x == UNLUCKY {
         let parent = std::os::unix::process::parent_id() as i32;
-        // SAFETY: takes and gives numbers only.
+        // SAFETY: only passes numbers.
         let parents = unsafe { libc::getpgid(parent) };
         // SAFETY: as above.
         let left = unsafe { libc::setpgid(0, parents) };
-        // It leads a session, so it can't; or else it is killed by other means.
+        // A worker that leads a session can't leave its group; one that can is killed by other means.
         assert!(left == 0 || left == -1);
         forever();
     }

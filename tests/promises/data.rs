@@ -46,7 +46,7 @@ fn owned_total(numbers: Vec<u32>) -> u32 {
     numbers.iter().sum()
 }
 
-/// It can't be cloned.
+/// A type that can't be cloned.
 #[derive(Debug, Serialize, Deserialize)]
 struct Point {
     x: i32,
@@ -184,7 +184,7 @@ fn the_first_arguments_are_bound() -> Result<(), Error> {
     let all = four.partial(((0..1).map(|_| 6.0).collect(),));
     assert_eq!(all.apply(())?, whole);
     assert_eq!(all.starmap(vec![(); 50])?, vec![whole; 50]);
-    // Others in between.
+    // Other calls in between.
     works(&pool);
     assert_eq!(all.apply_async(()).get()?, whole);
     Ok(())
@@ -195,7 +195,7 @@ fn scaled_at(by: f64, table: &[f64], at: usize) -> f64 {
     by * table[at]
 }
 
-/// Several calls at once, whose bound arguments are long and short.
+/// Several calls at once, whose bound arguments are long or short.
 #[test]
 fn calls_with_bound_arguments_do_not_mix() -> Result<(), Error> {
     let _watchdog = watchdog();
@@ -218,7 +218,7 @@ fn calls_with_bound_arguments_do_not_mix() -> Result<(), Error> {
     Ok(())
 }
 
-/// How often this process has decoded one.
+/// How many models this process has decoded.
 static DECODED: AtomicUsize = AtomicUsize::new(0);
 
 #[derive(Debug, Clone, Serialize)]
@@ -255,7 +255,7 @@ fn what_is_bound_and_lent_is_decoded_once() -> Result<(), Error> {
         for (x, (_, decoded, entry)) in call.map(&Vec::from_iter(0..10))?.iter().enumerate() {
             assert_eq!((*decoded, entry), (1, &model.0[x]));
         }
-        // Also while another call goes on.
+        // Also while another call runs.
         let other = pool.task(look_up).partial((model.clone(),));
         let results: Vec<_> = (0..100)
             .map(|x| {
@@ -330,7 +330,7 @@ fn what_can_not_be_bound_is_an_error_of_the_call() -> Result<(), Error> {
     Ok(())
 }
 
-/// How many attachments a process has mapped.
+/// Returns how many attachments a process has mapped.
 fn attachments(pid: u32) -> usize {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     maps.lines()
@@ -341,7 +341,7 @@ fn attachments(pid: u32) -> usize {
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is_so() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -368,7 +368,7 @@ fn what_is_bound_is_freed_when_nobody_needs_it() -> Result<(), Error> {
         assert_eq!(attachments(pid), 1);
     }
     drop(call);
-    // The work that it was asked for goes on.
+    // The worker continues its work.
     assert_eq!(
         pool.worker_pids()
             .into_iter()
@@ -403,7 +403,7 @@ fn workers_that_take_over_get_what_is_bound() -> Result<(), Error> {
         let second = gate.accept();
         signal(first.pid, libc::SIGKILL);
         first.wait_until_gone();
-        // It can't come from the second one.
+        // The next caller can't be in the second worker, which is held.
         gate.accept().release();
         second.release();
         for _ in 0..7 {
@@ -420,16 +420,16 @@ fn spoil(how: u8) {
     for fd in 3..100 {
         let mut byte = [0_u8; 64];
         if how == 0 {
-            // SAFETY: closes what is not ours, and that is the point.
+            // SAFETY: closes a descriptor that is not ours, as intended.
             unsafe { libc::close(fd) };
         } else {
-            // SAFETY: reads into the array, and from what is not ours.
+            // SAFETY: reads into the array, from a descriptor that is not ours.
             unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), byte.len(), libc::MSG_DONTWAIT) };
         }
     }
 }
 
-/// The way on which long ones come is gone: the worker is replaced, and nothing is lost.
+/// The socket for long attachments is gone: the worker is replaced, and nothing is lost.
 #[test]
 fn a_task_that_closes_everything_keeps_nobody_from_what_is_bound() -> Result<(), Error> {
     let _watchdog = watchdog();
@@ -590,7 +590,7 @@ fn model(name: &str, len: usize) -> Model {
 #[test]
 fn shared_values_stand_anywhere_in_arguments() -> Result<(), Error> {
     let _watchdog = watchdog();
-    // In the ring, and in memory of their own.
+    // In the ring, and in memory of its own.
     for len in [10, 50_000] {
         let pool = pool(2);
         let numbers: Vec<f64> = (0..len).map(|x| x as f64).collect();
@@ -671,7 +671,7 @@ fn an_initializer_takes_shared_values() -> Result<(), Error> {
     let _watchdog = watchdog();
     for (len, models) in [(10, 1), (100_000, 1), (100, 40)] {
         let table = Shared::copy_from(&Vec::from_iter(0..len)[..])?;
-        // In all more than fits a ring.
+        // Altogether more than fits into a ring.
         let models = (0..models).map(|x| Shared::new(model(&format!("{x}-"), 2000)));
         let models: Vec<Shared<Model>> = models.collect::<Result<_, _>>()?;
         let count = models.len();
@@ -681,7 +681,7 @@ fn an_initializer_takes_shared_values() -> Result<(), Error> {
             .initializer(keep_table, (table, models))
             .build();
         let pool = checked(built);
-        // Also in workers that come later.
+        // Also in workers that start later.
         for (at, (number, entry)) in pool.map(read_table, 0..10)?.into_iter().enumerate() {
             assert_eq!((number, entry), (at as u32, format!("{}-0", at % count)));
         }
@@ -722,7 +722,7 @@ fn a_shared_value_is_freed_with_its_last_handle_and_task() -> Result<(), Error> 
     assert_eq!(copy[7], 1.0);
     drop(copy);
     assert!(!is_mapped());
-    // The third task has it yet.
+    // The third task still has it.
     held.into_iter().for_each(|held| held.release());
     let third = gate.accept();
     assert_eq!(attachments(third.pid), 1);
@@ -801,7 +801,7 @@ fn a_shared_value_travels_to_workers_only() -> Result<(), Error> {
             error.to_string().contains("was not sent with it"),
             "{error}"
         );
-        // Those of a task's own pool are workers, too.
+        // The workers of a task's own pool are workers too.
         let result = pool.apply(sum_below, (table, Shared::new(model("n", len))?))?;
         assert_eq!(result, (len as f64, "n0".to_owned()));
     }
@@ -980,7 +980,7 @@ fn take_tagged(value: Tagged) -> bool {
     value == Tagged::Empty
 }
 
-/// Each refusal names what carries the type.
+/// Each refusal names what can carry the type.
 #[test]
 fn what_the_usual_format_refuses_names_the_other() {
     let _watchdog = watchdog();
@@ -1005,7 +1005,7 @@ fn what_the_usual_format_refuses_names_the_other() {
     }
 }
 
-/// As a list that is nested as deep as it is long.
+/// A list that is nested as deep as it is long.
 #[derive(Debug, Serialize, Deserialize)]
 struct Chain {
     next: Option<Box<Chain>>,
@@ -1031,7 +1031,7 @@ impl Chain {
     }
 }
 
-/// A chain that long is not dropped level by level.
+/// A chain of that length must not be dropped level by level.
 impl Drop for Chain {
     fn drop(&mut self) {
         let mut next = self.next.take();
@@ -1065,7 +1065,7 @@ fn with_stack<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(256 << 20);
         let thread = thread.spawn_scoped(scope, work).expect("there is memory");
-        thread.join().expect("it is through")
+        thread.join().expect("it has finished")
     })
 }
 
@@ -1078,7 +1078,7 @@ fn what_is_nested_too_deep_is_refused_in_both_formats() -> Result<(), Error> {
         assert!(error.to_string().contains("nested too deeply"), "{error}");
         assert!(error.to_string().contains("decode_stack"), "{error}");
     };
-    // To encode as much takes stack, too, here and in the worker.
+    // Encoding this needs stack too, here and in the worker.
     with_stack(|| {
         refused(pool.apply(measure_chain, (Chain::of(50_000),)).unwrap_err());
         refused(
@@ -1126,7 +1126,7 @@ fn first_and_len(table: &[f64], number: u64, large: &[u8]) -> (u64, usize, f64) 
     (number, large.len(), table[0])
 }
 
-/// What other calls have bound is let go while inputs come in pieces.
+/// Bound arguments of other calls are freed while inputs arrive in portions.
 #[test]
 fn inputs_that_come_in_pieces_are_not_cut_by_what_is_freed() -> Result<(), Error> {
     let _watchdog = watchdog();
@@ -1168,7 +1168,7 @@ fn sum_given(nested: Shared<Vec<Shared<[u32]>>>) -> u32 {
 #[pool_task]
 fn sum_given_below(nested: Shared<Vec<Shared<[u32]>>>) -> u32 {
     let pool = Pool::with_processes(1).expect("a pool in a task");
-    // It numbers what it shares as the parent does.
+    // It numbers its attachments as the parent does.
     let _others: Vec<_> = (0..30).map(|x| Shared::copy_from(&[x; 3][..])).collect();
     pool.apply(sum_given, (nested,))
         .expect("it works there, too")
@@ -1198,7 +1198,7 @@ fn shared_values_may_refer_to_others() -> Result<(), Error> {
     Ok(())
 }
 
-/// It does not like to go.
+/// Panics when it is dropped.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stubborn(u8);
 

@@ -58,7 +58,7 @@ fn a_value_is_moved_out_once() {
     assert_eq!(result.get_timeout(Duration::MAX).unwrap(), 9);
     assert!(matches!(result.get_timeout(SHORT), Err(Error::Taken)));
     assert!(matches!(result.get_timeout(SHORT), Err(Error::Taken)));
-    // The rest still holds.
+    // The rest remains true.
     assert!(result.ready());
     assert_eq!(result.successful(), Some(true));
     assert!(!result.cancel());
@@ -196,7 +196,7 @@ fn cancel_of_a_map() {
         drop(first);
         pool.close();
         pool.join().unwrap();
-        // Nobody comes any more but who was under way to the gate when it was cancelled.
+        // Only inputs that were already on the way to the gate when they were cancelled still arrive.
         let late = gate.count_callers();
         assert!(late <= 1, "{late} were run");
     }
@@ -214,7 +214,7 @@ fn cancel_of_a_map_keeps_what_was_done() {
     gate.let_through(1);
     let _second = gate.accept();
     assert!(result.cancel());
-    // Of a map, the error of the lowest index is told: here 1.
+    // A map reports the error of the lowest index: here 1.
     assert!(matches!(result.get(), Err(Error::Cancelled)));
     works(&pool);
 }
@@ -263,7 +263,7 @@ fn cancel_from_another_thread_wakes_who_waits() {
 
 // ---- futures --------------------------------------------------------------------------------------
 
-/// Counts how often it is woken, and tells.
+/// Counts how often it is woken, and reports each time.
 struct Alarm {
     rings: AtomicUsize,
     told: Mutex<Sender<()>>,
@@ -305,7 +305,7 @@ fn a_future_is_woken_once() {
         Pin::new(&mut result).poll(&mut Context::from_waker(&waker))
     };
     assert!(poll(&first).is_pending());
-    // It moves to another task, and is polled for nothing now and then.
+    // It moves to another task, and is polled in vain now and then.
     assert!(poll(&second).is_pending());
     assert!(poll(&second).is_pending());
     held.release();
@@ -398,7 +398,7 @@ fn a_future_that_loses_a_race_may_be_dropped_or_asked_again() {
         let quick = pool.apply_async(square, (4,));
         drop(futures::future::select(slow, quick).await);
     });
-    // What was dropped runs on.
+    // What was dropped keeps running.
     gate.let_through(1);
     works(&pool);
     pool.close();
@@ -435,7 +435,7 @@ fn callbacks_are_called_once_with_the_value() {
         .error_callback(|error| panic!("{error:?}"));
     gate.let_through(1);
     result.wait();
-    // Also when the result is there already, and was taken.
+    // Also when the result is already there, and has been taken.
     let result = result.callback(say("late"));
     assert_eq!(result.get_timeout(Duration::MAX).unwrap(), 7);
     let result = result.callback(say("too late"));
@@ -570,7 +570,7 @@ fn a_callback_that_blocks_harms_nothing() {
     works(&pool);
     assert_eq!(pool.imap(square, 0..100).count(), 100);
     assert!(calls.try_recv().is_err());
-    // Dropping the pool does not wait for it for ever either.
+    // Dropping the pool does not wait for it forever either.
     drop(pool);
     drop(go);
     calls.recv().unwrap();
@@ -734,9 +734,9 @@ fn a_handle_that_is_dropped_stops_its_work_if_it_was_told_to() {
     drop(running);
     held.wait_until_gone();
     works(&pool);
-    // Neither of them runs any more, nor ever will.
+    // Neither is running any more, nor ever will.
     assert_eq!(gate.count_callers(), 0);
-    // One whose result is there is none the worse for it.
+    // A call whose result is there is not affected.
     let done = pool.apply_async(square, (3,)).cancel_on_drop();
     done.wait();
     assert_eq!(done.get().unwrap(), 9);
@@ -878,7 +878,7 @@ fn results_as_a_stream() {
         all.sort_unstable();
         assert!(all.into_iter().eq((0..500).map(|x| x * x)));
     }
-    // Endless inputs are drawn as they are needed; the rest is taken back.
+    // Endless inputs are drawn as they are needed; the rest are taken back.
     let stream = pool.imap(square, 0..).stream();
     let some: Vec<u64> = pollster::block_on(stream.take(10).map(Result::unwrap).collect());
     assert!(some.into_iter().eq((0..10).map(|x| x * x)));

@@ -1,4 +1,4 @@
-//! Panic hooks that a program sets in its workers, and what becomes of the location of a panic.
+//! Panic hooks that a program sets in its workers, and how they affect the location of a panic.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -14,14 +14,14 @@ fn note(line: u64) {
     append(FILE.get().expect("the hook was set first"), line);
 }
 
-/// Takes the place of what was there.
+/// Replaces the previous hook.
 #[pool_task]
 fn set_hook(file: &Path) {
     FILE.get_or_init(|| file.to_path_buf());
     panic::set_hook(Box::new(|_| note(1)));
 }
 
-/// Goes on with what was there.
+/// Calls the previous hook.
 #[pool_task]
 fn chain_hook(file: &Path) {
     FILE.get_or_init(|| file.to_path_buf());
@@ -67,7 +67,7 @@ fn has_a_location(pool: &Pool) {
     );
 }
 
-/// The hook is called for the panic on another thread, and for no other.
+/// Checks that the hook is called for the panic on another thread, and for no other.
 fn check(pool: &Pool, file: &Path) -> Result<(), Error> {
     has_a_location(pool);
     assert!(pool.apply(gets_over_it, ())?);
@@ -75,7 +75,7 @@ fn check(pool: &Pool, file: &Path) -> Result<(), Error> {
     assert!(pool.apply(panics_on_a_thread, ())?);
     assert_eq!(lines(file), [1]);
     has_a_location(pool);
-    // What calls no hook does not put another one on top each time.
+    // Tasks that call no hook do not add another one each time.
     for _ in 0..50 {
         let error = pool.apply(panics_without_a_hook, ()).unwrap_err();
         assert!(error.to_string().contains("quietly"), "{error}");
@@ -121,7 +121,7 @@ fn of_a_task() -> Result<(), Box<dyn std::error::Error>> {
     let pool = pool(1);
     for times in 1..4 {
         pool.apply(set_hook, (file.clone(),))?;
-        // That of the task is called for the first panic.
+        // The task's own hook is called for the first panic.
         let error = pool.apply(panics, (3,)).unwrap_err();
         assert!(error.to_string().contains("three is too much"), "{error}");
         assert_eq!(lines(&file).len(), times);

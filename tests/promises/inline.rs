@@ -20,7 +20,7 @@ thread_local! {
     static SEEN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// What a worker could not do.
+/// Something that a worker could not do.
 #[pool_task]
 fn see(x: u64) -> u64 {
     SEEN.set(SEEN.get() + x);

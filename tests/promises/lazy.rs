@@ -17,7 +17,7 @@ use crate::support::{
 
 const SHORT: Duration = Duration::from_millis(20);
 
-/// `0..`, and how many of it were drawn.
+/// Returns `0..`, and a counter of how many of its items were drawn.
 fn counted() -> (impl Iterator<Item = u64>, Rc<Cell<usize>>) {
     let drawn = Rc::new(Cell::new(0));
     let count = Rc::clone(&drawn);
@@ -25,7 +25,7 @@ fn counted() -> (impl Iterator<Item = u64>, Rc<Cell<usize>>) {
     (inputs, drawn)
 }
 
-/// Consumes `count` results and fails if ever more is drawn than the bound allows.
+/// Consumes `count` results, and fails if more is ever drawn than the bound allows.
 #[track_caller]
 fn check_bound(
     mut results: impl Iterator<Item = Result<u64, Error>>,
@@ -84,7 +84,7 @@ fn work_begins_before_the_first_result_is_asked_for() {
         .istarmap((0..).map(|id| (gate.path(), id)));
     gate.let_through(2);
     drop(results);
-    // One or two more may have begun when the first two were through.
+    // One or two more may have begun when the first two had finished.
     while let Some(held) = gate.poll() {
         held.release();
     }
@@ -111,7 +111,7 @@ fn what_had_not_begun_is_not_run_after_drop() {
         assert_eq!(results.next().unwrap().unwrap(), 0);
         let second = gate.accept();
         drop(results);
-        // What runs is run to its end.
+        // A running input runs to its end.
         second.release();
         works(&pool);
         pool.close();
@@ -160,7 +160,7 @@ fn imap_ends_after_terminate() {
             }
         }
         assert!(results.next().is_none());
-        // What was drawn last was refused: one error stands for it.
+        // The last items drawn were refused: one error stands for them.
         let refused = drawn.get() + 1 - items;
         assert!((chunk..=2 * (chunk + 2)).contains(&refused), "{refused}");
     }
@@ -207,7 +207,7 @@ fn join_after_the_half_consumed_was_dropped() {
 fn join_when_all_was_drawn_but_not_consumed() {
     let _dog = watchdog();
     let pool = pool(2);
-    // So few that all of them are drawn at once.
+    // So few that they are all drawn at once.
     let results = pool.task(square).chunksize(4).imap(0..5);
     pool.close();
     pool.join().unwrap();
@@ -344,7 +344,7 @@ fn an_exact_size_stays_true_whatever_becomes_of_the_pool() {
         } else {
             Box::new(call.istarmap(inputs))
         };
-        // Another thread goes on where this one was, and has the pool.
+        // Another thread continues where this one was, and has the pool.
         let others = Arc::clone(&pool);
         let consumer = thread::spawn(move || {
             for left in (990..1000).rev() {
@@ -391,7 +391,7 @@ fn one_result_of_two_tells_where_its_input_stood() {
         assert!(!std::mem::replace(&mut seen[index], true));
     }
     assert!(seen.into_iter().all(|seen| seen));
-    // Also those that fail, and those that are not accepted any more.
+    // Also calls that fail, and calls that are no longer accepted.
     let file = Path::new("/nowhere/at/all");
     let results = pool.istarmap_unordered(mark, vec![(file.to_owned(), 1); 50]);
     let mut indices: Vec<usize> = results
@@ -450,10 +450,10 @@ fn results_do_not_wait_for_a_task_that_takes_its_time_behind_them() {
     let _dog = watchdog();
     let pool = pool(1);
     let gate = Gate::new();
-    // Learn that the task is quick, so that many inputs go to the worker at once.
+    // Learn that the task is quick, so that many inputs are sent to the worker at once.
     let quick = (0..1000).map(|id| (gate.path(), id, false));
     assert_eq!(pool.starmap(quick_or_stuck, quick).unwrap().len(), 1000);
-    // Each stuck one is let through only when the results of all before it have been seen.
+    // Each stuck input is let through only after the results of all inputs before it have been seen.
     let inputs = (0..300).map(|id| (gate.path(), id, id % 100 == 99));
     let mut results = pool.istarmap_unordered(quick_or_stuck, inputs);
     for round in 0..3 {
@@ -466,7 +466,7 @@ fn results_do_not_wait_for_a_task_that_takes_its_time_behind_them() {
     assert!(results.next().is_none());
 }
 
-/// They would fill the memory.
+/// Its inputs would fill the memory.
 #[test]
 fn map_draws_few_large_inputs_ahead() {
     let _watchdog = watchdog();
@@ -480,7 +480,7 @@ fn map_draws_few_large_inputs_ahead() {
     thread::scope(|scope| {
         let inputs = (0..40).map(|id| (gate.path(), id, large()));
         let results = scope.spawn(|| pool.task(hold_large).starmap(inputs));
-        // The first ones wait until they may go on, and by then enough has been drawn.
+        // The first ones wait until they may go on; by then enough has been drawn.
         for _ in 0..40 {
             let held = gate.accept();
             let ahead = drawn.load(Ordering::Relaxed) - held.id as usize;

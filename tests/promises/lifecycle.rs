@@ -22,7 +22,7 @@ use crate::support::{
     wait_at, watchdog, who, workers_are_elsewhere, works,
 };
 
-/// Long enough to be told from "at once" by nobody: used where a timeout must pass.
+/// Short, but long enough for a timeout to have passed.
 const SHORT: Duration = Duration::from_millis(20);
 
 fn is_closed<R>(result: &Result<R, Error>) -> bool {
@@ -205,7 +205,7 @@ fn terminate_ends_every_open_result() {
         .task(wait_at)
         .istarmap((20..).map(|id| (gate.path(), id)));
     thread::scope(|scope| {
-        // Callers that wait are woken.
+        // Waiting callers are woken.
         let map = scope.spawn(|| pool.map(square, 0..u64::MAX));
         let apply = scope.spawn(|| pool.apply(wait_at, (gate.path(), 99)));
         let waiting = scope.spawn(move || running.get());
@@ -223,7 +223,7 @@ fn terminate_ends_every_open_result() {
         assert!(matches!(result.get(), Err(Error::Terminated)));
     }
     assert!(matches!(many.get(), Err(Error::Terminated)));
-    // An endless one ends.
+    // An endless stream ends.
     assert!(stream.all(|result| matches!(result, Err(Error::Terminated))));
     assert!(stream.next().is_none());
     pool.join().unwrap();
@@ -266,7 +266,7 @@ fn terminate_ends_a_map_under_way() {
 
 // ---- drop -----------------------------------------------------------------------------------------
 
-/// Gives itself up to SIGSTOP, and goes on waiting if it is ever continued.
+/// Stops itself with SIGSTOP, and goes on waiting if it is ever continued.
 #[pool_task]
 fn stop_yourself(gate: &Path) {
     crate::support::stand(gate, 0);
@@ -275,7 +275,7 @@ fn stop_yourself(gate: &Path) {
     forever();
 }
 
-/// Cannot be asked to go.
+/// Ignores requests to end.
 #[pool_task]
 fn ignore_sigterm(gate: &Path) {
     // SAFETY: sets a disposition that has no handler.
@@ -317,8 +317,8 @@ fn length(input: &[u8]) -> usize {
     input.len()
 }
 
-/// The second input waits for room in memory that the worker empties only when it is through with
-/// the first. Whoever takes that input back, or ends the pool, must not wait for the room too.
+/// The second input waits for room in memory that the worker empties only when it has finished the first. Taking that
+/// input back, or ending the pool, must not wait for the room too.
 #[test]
 fn inputs_that_wait_for_room() {
     let _dog = watchdog();
@@ -384,14 +384,14 @@ fn a_forked_copy_does_nothing_on_drop() {
     let pool = Pool::with_processes(2).unwrap();
     let pids = pool.worker_pids();
     let (sender, called) = mpsc::channel();
-    // The copy should not miss the thread that runs callbacks, either.
+    // The copy must not need the thread that runs callbacks either.
     drop(
         pool.apply_async(square, (2,))
             .callback(move |_| sender.send(()).unwrap()),
     );
     called.recv().unwrap();
-    // SAFETY: the child drops the pool and exits. That takes no lock that any thread can hold now:
-    // the pool is idle, and glibc keeps its allocator usable.
+    // SAFETY: the child drops the pool and exits. That takes no lock that any thread can hold now: the pool is idle,
+    // and glibc keeps its allocator usable.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(pool);
@@ -497,7 +497,7 @@ fn workers_keep_static_state() {
     assert_eq!(pool.apply(who, (0,)).unwrap(), (pid, 20));
 }
 
-/// How many of `answers` each process gave; and each process must have counted its own from 0.
+/// Returns how many of `answers` each process gave, and checks that each process counted its own from 0.
 fn by_process(answers: &[(u32, u64)]) -> BTreeMap<u32, u64> {
     let mut counts = BTreeMap::new();
     for (pid, calls) in answers {
@@ -513,12 +513,12 @@ fn max_tasks_per_child_counts_inputs() {
     let _dog = watchdog();
     let pool = checked(builder().processes(1).max_tasks_per_child(3).build());
     let sizes = |answers: &[(u32, u64)]| by_process(answers).into_values().collect::<Vec<_>>();
-    // One by one, and as the pool likes: never more than three.
+    // One by one, and in the pool's own chunks: never more than three.
     for call in [pool.task(who).chunksize(1), pool.task(who)] {
         let answers = call.map(0..12).unwrap();
         assert_eq!(sizes(&answers), [3; 4]);
     }
-    // A chunk that was begun is finished.
+    // A chunk that has begun is finished.
     let answers = pool.task(who).chunksize(5).map(0..20).unwrap();
     assert_eq!(sizes(&answers), [5; 4]);
     let answers = pool.task(who).chunksize(2).map(0..8).unwrap();
@@ -543,7 +543,7 @@ fn prepare(file: &Path) {
 
 static PREPARED: AtomicU64 = AtomicU64::new(0);
 
-/// How often [`prepare`] ran in this process, and which process it is.
+/// Returns how often [`prepare`] ran in this process, and the pid of this process.
 #[pool_task]
 fn prepared(_: u64) -> (u64, u32) {
     (PREPARED.load(Ordering::Relaxed), process::id())
@@ -562,7 +562,7 @@ fn the_initializer_runs_once_in_each_worker() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("prepared");
     let pool = checked(prepared_by(&file).processes(3).build());
-    // It is through when `build` returns.
+    // It has finished when `build` returns.
     let mut prepared_pids = lines(&file);
     let mut pids: Vec<u64> = pool.worker_pids().into_iter().map(u64::from).collect();
     prepared_pids.sort_unstable();
@@ -585,7 +585,7 @@ fn replacements_run_the_initializer() {
     assert!(answers.iter().all(|(times, _)| *times == 1));
     let users: HashSet<u64> = answers.iter().map(|(_, pid)| u64::from(*pid)).collect();
     assert_eq!(users.len(), 4);
-    // One after the death of a worker does so too.
+    // A worker that replaces a dead one runs it too.
     for pid in pool.worker_pids() {
         signal(pid, libc::SIGKILL);
     }
@@ -734,7 +734,7 @@ fn an_initializer_that_returns_an_error_has_failed() {
             .build(),
     );
     works(&pool);
-    // As a task of a call it returns what it returns.
+    // As the task of a call, it returns its value as usual.
     let returned = pool.apply(returns_a_string, ("back".to_owned(),)).unwrap();
     assert_eq!(returned, Err("back".to_owned()));
 }
@@ -849,7 +849,7 @@ fn leave_a_sum(file: &Path, numbers: Shared<[u64]>) {
     append(file, numbers.iter().sum());
 }
 
-/// Stands at the gate, and then adds a line.
+/// Waits at the gate, then adds a line.
 #[pool_task(time_limit = "40s")]
 fn leave_slowly(gate: &Path, file: &Path) {
     append(file, 1);
@@ -970,7 +970,7 @@ fn a_finalizer_has_the_time_that_its_task_says() {
         .give_up_after(Duration::from_millis(1))
         .finalizer(leave_slowly, (gate.path(), file.clone()));
     let pool = checked(slow.build());
-    // Three wait at the gate, and nobody is killed for the others.
+    // Three wait at the gate, and no worker is killed for the other inputs.
     let results = pool.map_async(square, 0..6);
     let held: Vec<_> = (0..3).map(|_| gate.accept()).collect();
     assert!(!results.ready());
@@ -1005,7 +1005,7 @@ fn keep_variable(name: &str) {
     KEPT.lock().unwrap().push(env::var_os(name));
 }
 
-/// What was kept of variables, and what they are now.
+/// Returns the variables as they were kept, and as they are now.
 #[pool_task]
 fn variables(names: Vec<String>) -> (Vec<Option<OsString>>, Vec<Option<OsString>>) {
     let kept = KEPT.lock().unwrap().clone();
@@ -1126,7 +1126,7 @@ fn index_at(gate: &Path, id: u64) -> (Option<usize>, bool, u32) {
     (worker::index(), worker::is_worker(), process::id())
 }
 
-/// The indices of all workers, found by keeping all of them busy at once.
+/// Returns the indices of all workers, found by keeping all of them busy at once.
 fn indices(pool: &Pool) -> BTreeMap<usize, u32> {
     let gate = Gate::new();
     let count = pool.processes();
@@ -1153,7 +1153,7 @@ fn workers_know_their_index() {
     let pool = pool(3);
     let before = indices(&pool);
     assert_eq!(before.keys().copied().collect::<Vec<_>>(), [0, 1, 2]);
-    // Whoever takes another's place takes its index.
+    // A replacement takes over the index.
     signal(before[&1], libc::SIGKILL);
     leaks::wait_until_dead(before[&1]);
     let after = indices(&pool);
@@ -1170,8 +1170,8 @@ fn work_goes_through_after_idle_workers_were_killed() {
         for pid in pool.worker_pids() {
             signal(pid, libc::SIGKILL);
         }
-        // A killed worker may be given work before anybody knows: it goes to another. Only what has
-        // begun can be lost, and the dead begin nothing.
+        // A killed worker may be given work before the pool knows: that work goes to another. Only inputs that have
+        // begun can be lost, and a dead worker begins nothing.
         works(&pool);
         assert_eq!(pool.processes(), 2);
     }

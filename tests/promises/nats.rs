@@ -1,4 +1,4 @@
-//! Each pool as a run of its own on a NATS server, with one node, which is this test program, started again.
+//! Each pool is its own run on a NATS server, with one node, which is this test program, started again.
 
 use std::env;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! Which result comes when, which inputs go together, and which error is told.
+//! Which result comes when, which inputs stay together, and which error is reported.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hint::black_box;
@@ -11,7 +11,7 @@ use crate::support::{
     workers_are_elsewhere, works,
 };
 
-/// Inputs of very different length: the first of every few is the longest.
+/// Inputs of very different lengths: the first of every few is the longest.
 #[pool_task]
 fn uneven(x: u64) -> u64 {
     let rounds = if x.is_multiple_of(7) { 200_000 } else { 10 };
@@ -89,7 +89,7 @@ fn imap_waits_for_the_first_though_others_are_done() {
     let mut hold = |held: Held| at_the_gate.insert(held.id, held);
     hold(gate.accept());
     hold(gate.accept());
-    // The second is let through, and the third comes.
+    // The second is let through, and the third arrives.
     at_the_gate.remove(&1).unwrap().release();
     let third = gate.accept();
     assert_eq!(third.id, 2);
@@ -208,7 +208,7 @@ fn an_explicit_chunk_is_not_taken_apart_for_the_idle() {
     let _dog = watchdog();
     let pool = pool(2);
     let gate = Gate::new();
-    // The first of a chunk is held; the other worker has nothing to do, and yet must not help.
+    // The first input of a chunk is held; the other worker has nothing to do, but must not help.
     let inputs = (0..10).map(|id| ((id == 0).then(|| gate.path()), id));
     let results = pool.task(who_at).chunksize(10).starmap_async(inputs);
     let held = gate.accept();
@@ -240,7 +240,7 @@ fn the_idle_help_where_the_pool_chose_the_chunks() {
     let inputs = inputs.map(|(gate, id)| (gate, done.clone(), id));
     let results = pool.starmap_async(mark_at, inputs);
     let held = gate.accept();
-    // All others are done, whoever was given them first.
+    // All others are done, whichever worker got them first.
     while lines(&done).len() < 1999 {
         std::thread::yield_now();
     }
@@ -313,7 +313,7 @@ fn the_lowest_index_counts_though_another_failed_first() {
     both.sort_by_key(|held| held.id);
     let [first, second] = both;
     second.release();
-    // The other has failed when its worker does something else.
+    // The other has failed by the time its worker does something else.
     assert_eq!(pool.apply(square, (3,)).unwrap(), 9);
     assert!(!results.ready());
     first.release();

@@ -1,4 +1,9 @@
 //! What workers print, and who gets it.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what tasks print is what is tested"
+)]
 
 use std::ffi::{CString, c_char};
 use std::io::{self, Write};

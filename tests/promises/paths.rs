@@ -1,4 +1,4 @@
-//! Paths, whatever their bytes; and what ipc-channel sends, which is refused.
+//! Paths, whatever their bytes; and the types of ipc-channel, which are refused.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{builder, checked, pool, watchdog, works};
 
-/// No UTF-8 in it.
+/// A path that is not UTF-8.
 const ODD: &[u8] = b"/tmp/\xff\xfe/name";
 
 fn odd() -> PathBuf {
@@ -199,7 +199,7 @@ fn what_ipc_channel_sends_is_refused_and_unharmed() {
         );
     }
     works(&pool);
-    // This thread can use ipc-channel still.
+    // This thread can still use ipc-channel.
     let (sender, receiver) = ipc_channel::ipc::channel().expect("a channel");
     sender.send(7).expect("it is open");
     assert_eq!(receiver.recv().expect("it is open"), 7);

@@ -1,4 +1,4 @@
-//! What is preloaded is loaded once, and every worker has it, whatever becomes of the process that forks them.
+//! Preloaded data is loaded once, and every worker has it, whatever happens to the process that forks them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use crate::support::{
     watchdog, workers_are_elsewhere, works,
 };
 
-/// Where the preload task writes down who has run it.
+/// The file in which the preload task notes who has run it.
 struct Runs {
     file: PathBuf,
     _directory: TempDir,
@@ -43,12 +43,12 @@ impl Runs {
         self.pids().len()
     }
 
-    /// The process that forks the workers.
+    /// Returns the process that forks the workers.
     fn zygote(&self) -> u32 {
         *self.pids().last().expect("it was preloaded")
     }
 
-    /// A builder of two workers that are preloaded.
+    /// Returns a builder of two preloaded workers.
     fn builder(&self) -> PoolBuilder {
         builder().processes(2).preload(load, (self.file.clone(), 7))
     }
@@ -64,7 +64,7 @@ fn load(runs: &Path, value: u64) {
     MODEL.set(vec![value; 1000]).expect("once");
 }
 
-/// The sum of what was loaded, and which worker says so.
+/// Returns the sum of what was loaded, and the worker that computed it.
 #[pool_task]
 fn total() -> (u64, u32) {
     (model(), process::id())
@@ -198,7 +198,7 @@ fn a_killed_zygote_is_replaced_and_no_worker_notices() {
     assert_eq!(runs.count(), 2);
 }
 
-/// Whenever it is killed, no child of it is forgotten: the pool is checked for children when it is dropped.
+/// Whenever it is killed, no child of it is forgotten: dropping the pool checks for children.
 #[test]
 fn a_zygote_may_be_killed_while_it_forks() {
     let _watchdog = watchdog();
@@ -231,7 +231,7 @@ fn a_stopped_zygote_is_replaced_when_a_worker_is_wanted() {
     signal(runs.zygote(), libc::SIGSTOP);
     let pids = pool.worker_pids();
     signal(pids[0], libc::SIGKILL);
-    // The other goes on meanwhile.
+    // The other one keeps working.
     works(&pool);
     eventually("there are two again", || {
         let now = pool.worker_pids();
@@ -368,7 +368,7 @@ fn threads_that_were_joined_do_no_harm() {
     works(&pool);
 }
 
-/// The second time it is run.
+/// Fails the second time it runs.
 #[pool_task]
 fn fail_later(runs: &Path) {
     append(runs, process::id().into());
@@ -391,7 +391,7 @@ fn a_pool_whose_zygote_does_not_come_again_gives_up() {
     );
     signal(runs.zygote(), libc::SIGKILL);
     eventually("another is started", || runs.count() == 2);
-    // Those that there are do their work.
+    // The existing workers do their work.
     works(&pool);
     for pid in pool.worker_pids() {
         signal(pid, libc::SIGKILL);
@@ -497,9 +497,10 @@ fn identity() -> [i64; 7] {
     [pid, parent, session, group, thread, error, index]
 }
 
-/// The C library asks for the thread by the number that it has kept. That of a process that is gone is an error.
+/// The C library looks up the thread by the number that it has stored. The number of a process that is gone gives an
+/// error.
 fn affinity_error() -> i32 {
-    // SAFETY: a set of bits, of which none is one.
+    // SAFETY: an empty set of bits.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: this thread.
     let this = unsafe { libc::pthread_self() };
@@ -517,14 +518,14 @@ fn a_forked_worker_is_a_child_of_the_pools_process() {
     let pool = checked(runs.builder().processes(1).build());
     let pid = i64::from(pool.worker_pids()[0]);
     let parent = i64::from(process::id());
-    // Its zygote is gone, and its number may be anybody's.
+    // Its zygote is gone, and the zygote's pid may have been reused.
     signal(runs.zygote(), libc::SIGKILL);
     eventually("another is started", || runs.count() == 2);
     let seen = pool.apply(identity, ()).expect("it runs");
     assert_eq!(seen, [pid, parent, pid, pid, pid, 0, 0]);
 }
 
-/// What a worker has open but the three streams.
+/// Lists what a worker has open besides the three standard streams.
 #[pool_task]
 fn descriptors() -> Vec<String> {
     let open = fs::read_dir("/proc/self/fd").expect("there is /proc");
@@ -604,7 +605,7 @@ fn a_task_that_closes_its_streams_gives_workers_empty_ones() {
 #[pool_task]
 fn close_everything() {
     for fd in 3..100 {
-        // SAFETY: what is open there is not used by this task; that others are harmed is the point.
+        // SAFETY: this task does not use what is open there; harming others is intended.
         unsafe { libc::close(fd) };
     }
 }
@@ -627,7 +628,7 @@ fn print_to_stdout(text: &str) {
     stdout.write_all(text.as_bytes()).expect("it is open");
 }
 
-/// Standard output becomes a file.
+/// Redirects standard output to a file.
 #[pool_task]
 fn print_to(path: &Path) {
     let file = File::create(path).expect("there is room");
@@ -734,11 +735,11 @@ fn a_preloaded_worker_may_have_such_a_pool_itself() {
 
 #[pool_task]
 fn small() {
-    // Another than that of the pool inside.
+    // Different from the one of the inner pool.
     MODEL.set(vec![1]).expect("once");
 }
 
-/// A pool in the preload task, gone when it returns.
+/// A pool in the preload task, gone when the task returns.
 #[pool_task]
 fn load_with_a_pool() {
     let pool = Pool::with_processes(2).expect("it starts");
@@ -780,11 +781,11 @@ fn contained_workers_are_forked_too() {
     assert_eq!(runs.count(), 1);
 }
 
-/// A copy of the zygote that a task has made and that returns from it is nobody's.
+/// A task makes a copy of the zygote, and the copy returns from it: it belongs to nobody.
 #[pool_task]
 fn fork_in(runs: &Path) {
     append(runs, process::id().into());
-    // SAFETY: there is one thread, so the copy is whole.
+    // SAFETY: there is one thread, so the copy is complete.
     unsafe { libc::fork() };
 }
 

@@ -1,4 +1,4 @@
-//! Errors that tasks return: what any error becomes, and the pool's own.
+//! Errors that tasks return: what becomes of any error, and of the pool's own.
 
 use std::fs;
 use std::path::Path;
@@ -101,7 +101,7 @@ fn causes_travel() -> Result<(), Error> {
     Ok(())
 }
 
-/// What an inner pool says: one error of each of some kinds.
+/// Returns errors of an inner pool: one of each of several kinds.
 #[pool_task]
 fn inner(case: u8) -> Result<(), Error> {
     let pool = Pool::with_processes(1)?;

@@ -1,4 +1,4 @@
-//! What may go in and come out of a task, and where tasks may stand.
+//! What tasks may take and return, and where tasks may stand.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -267,7 +267,7 @@ fn pattern(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8 ^ seed).collect()
 }
 
-/// Around the sizes of frames, buffers and journals.
+/// Sizes around those of frames, buffers and journals.
 fn sizes() -> Vec<usize> {
     let edges = [
         1usize << 10,
@@ -365,7 +365,7 @@ fn small_and_large_results_mixed() {
 
 // ---- what can't be sent ---------------------------------------------------------------------------
 
-/// Says of itself that it is so deep.
+/// Claims to be nested this deep.
 #[derive(Debug)]
 struct Abyss {
     depth: usize,
@@ -401,7 +401,7 @@ fn abyss(depth: usize) -> Abyss {
 #[pool_task]
 fn fall(_: Abyss) {}
 
-/// Neither the thread that asks nor the worker is lost to a stack that overflows.
+/// No stack overflow kills the thread that asks, or the worker.
 #[test]
 fn what_is_nested_too_deep_is_an_error_of_its_input() {
     let _dog = watchdog();
@@ -425,7 +425,7 @@ fn what_is_nested_too_deep_is_an_error_of_its_input() {
     assert_eq!(pool.worker_pids(), pids);
 }
 
-/// Encodes, and does not decode.
+/// Encodes, but does not decode.
 #[derive(Debug, Serialize)]
 struct OneWay(u8);
 
@@ -551,7 +551,7 @@ fn a_panic_in_the_caller_while_encoding_or_decoding() {
 
 // ---- where tasks stand ----------------------------------------------------------------------------
 
-/// As a library would have it.
+/// As a library would define it.
 mod library {
     pub(super) mod geometry {
         use pool_core::pool_task;

@@ -1,21 +1,21 @@
-//! A cell of the table: what was seen, in words; `ok` if it is what is to be.
+//! A cell of the table: what was seen, in words; `ok` if it is as it should be.
 
 use crate::Contender;
 use crate::fault::{Expected, FAULTY, Fault};
 use crate::keeper::{End, Seen};
 use crate::report::{Closing, Line, Outcome};
 
-/// The end of a pool is worth a word if it takes so many seconds.
+/// From how many seconds on the end of a pool is worth mentioning.
 const SLOW: u64 = 3;
 
-/// In words.
+/// Puts what was seen into words.
 pub(crate) fn words(pool: Contender, fault: Fault, seen: &Seen) -> String {
     let mut words = Vec::new();
     match (fault, seen.end) {
         (Fault::ProgramKilled, End::Signal(libc::SIGKILL)) => {}
         _ => words.extend(course(pool, fault, seen)),
     }
-    // What has not ended has not left anything yet.
+    // A program that has not ended has not left anything behind yet.
     if !has_not_ended(seen) {
         let left = [
             counted(seen.processes, "process", "processes"),
@@ -48,7 +48,7 @@ fn closing(seen: &Seen) -> Option<(Closing, u64)> {
     })
 }
 
-/// What went wrong from the first batch to the end of the program.
+/// Lists what went wrong from the first batch to the end of the program.
 fn course(pool: Contender, fault: Fault, seen: &Seen) -> Vec<String> {
     let first = seen.lines.iter().find_map(|line| match line {
         Line::First(outcomes) => Some(outcomes),
@@ -66,7 +66,8 @@ fn course(pool: Contender, fault: Fault, seen: &Seen) -> Vec<String> {
         let others: Vec<_> = before.iter().chain(after).collect();
         words.extend(crowd(&others, "other", "others"));
     }
-    // If there are two, nothing came back from either; or from the first one only, which is told of.
+    // If there are two, nothing came back from the first. The last one shows whether the pool recovered, the first one
+    // what was lost.
     match later.collect::<Vec<_>>()[..] {
         [] => {}
         [.., last] if !last.contains(&Outcome::Right) => {
@@ -100,7 +101,7 @@ fn course(pool: Contender, fault: Fault, seen: &Seen) -> Vec<String> {
     words
 }
 
-/// What is wrong with the outcome of the faulty input.
+/// Says what is wrong with the outcome of the faulty input, if anything.
 fn own(pool: Contender, fault: Fault, outcome: &Outcome, seen: &Seen) -> Option<String> {
     let words = match (fault.expected(), outcome) {
         (Expected::Value | Expected::Error, Outcome::Right)
@@ -118,7 +119,7 @@ fn own(pool: Contender, fault: Fault, outcome: &Outcome, seen: &Seen) -> Option<
     Some(words.to_owned())
 }
 
-/// How many healthy inputs did not get their results.
+/// Says how many healthy inputs did not get their results.
 fn crowd(outcomes: &[&Outcome], one: &str, more: &str) -> Vec<String> {
     let [mut failed, mut silent, mut wrong] = [0, 0, 0];
     for outcome in outcomes {

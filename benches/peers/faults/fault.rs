@@ -1,4 +1,4 @@
-//! What may go wrong in a task. `subject.py` does the same in Python, by the same names.
+//! What can go wrong in a task. `subject.py` does the same in Python, under the same names.
 
 use std::env;
 use std::hint::black_box;
@@ -14,12 +14,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::report::{Line, report};
 
-/// How many inputs a batch has, which of the first batch has the fault, and how long each takes at least.
+/// How many inputs a batch has, which input of the first batch is faulty, and how long each takes at least.
 pub(crate) const INPUTS: u64 = 20;
 pub(crate) const FAULTY: u64 = 6;
 const TASK: Duration = Duration::from_millis(10);
 
-/// What one input may take, in pools that have limits.
+/// How long one input may take, in pools that have limits.
 pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) const MEMORY_LIMIT: u64 = 256 << 20;
 
@@ -62,15 +62,15 @@ pub(crate) enum Fault {
     ProgramKilled,
 }
 
-/// What a good pool makes of the faulty input.
+/// What a good pool does with the faulty input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
     Value,
     /// Its caller gets an error.
     Error,
-    /// Its caller gets an error once its time is up.
+    /// Its caller gets an error when the time limit is reached.
     TimeLimit,
-    /// Its caller gets an error, because of its memory.
+    /// Its caller gets an error because of its memory.
     MemoryLimit,
 }
 
@@ -89,7 +89,7 @@ impl Fault {
         }
     }
 
-    /// The row's name.
+    /// Returns the name of the row.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Fault::Nothing => "nothing, for comparison",
@@ -126,7 +126,7 @@ impl Fault {
     }
 }
 
-/// The square of an input; or something that can't be written, or not be read.
+/// The square of an input, or a value that can't be serialized or deserialized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Output(pub(crate) u64);
 
@@ -192,7 +192,7 @@ fn commit(fault: Fault) {
             black_box(vec![1_u8; 2 << 30]);
         }
         Fault::Leak => {
-            // Slow enough for a pool that looks from time to time.
+            // Slow enough for a pool that checks periodically.
             for _ in 0..32 {
                 black_box(vec![1_u8; 32 << 20].leak());
                 thread::sleep(Duration::from_millis(35));
@@ -203,7 +203,7 @@ fn commit(fault: Fault) {
         Fault::CloseAll => close(0..1024),
         Fault::RubbishIntoAll => {
             let rubbish = [0xa5_u8; 4096];
-            // What is below goes to the program's own output.
+            // Lower descriptors belong to the program's own output.
             for fd in 3..1024 {
                 // SAFETY: the bytes are ours.
                 unsafe { libc::write(fd, rubbish.as_ptr().cast(), rubbish.len()) };
@@ -276,12 +276,12 @@ fn limit(resource: Resource, to: u64) {
 }
 
 fn close(fds: std::ops::Range<i32>) {
-    // SAFETY: none for what owns them, that is the fault.
+    // SAFETY: none for the owners of the descriptors, that is the fault.
     fds.for_each(|fd| _ = unsafe { libc::close(fd) });
 }
 
 fn leave_grandchild() {
-    // SAFETY: the child makes system calls only.
+    // SAFETY: the child only makes system calls.
     if unsafe { libc::fork() } == 0 {
         // SAFETY: takes no pointers.
         unsafe { libc::sleep(3600) };

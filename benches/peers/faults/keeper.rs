@@ -1,7 +1,7 @@
-//! One pool, one fault: starts the program under test, sees what becomes of it, and ends all that it leaves.
+//! One pool, one fault: starts the program under test, observes it, and ends everything that it leaves behind.
 //!
-//! A keeper is a process of its own, which the kernel gives the orphans of its descendants to. So none gets lost, and
-//! none is taken for one of another program.
+//! A keeper is a process of its own, to which the kernel gives the orphans of its descendants. So no orphan gets lost,
+//! and none is mistaken for one of another program.
 
 use std::collections::HashMap;
 use std::env;
@@ -32,13 +32,13 @@ use crate::{Contender, Outcome, name};
 /// The program under test gives up long before.
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// What is to vanish may take so long.
+/// How long to wait for things to disappear.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How often is looked.
+/// How often to look.
 const LOOK: Duration = Duration::from_millis(3);
 
-/// A worker that is larger has kept what a task took.
+/// A worker larger than this has kept the memory that a task took.
 const LARGE: u64 = 512 << 20;
 
 /// What was seen.
@@ -48,13 +48,13 @@ pub(crate) struct Seen {
     pub(crate) end: End,
     /// Workers that kept a task's memory, after a later batch.
     pub(crate) large: usize,
-    /// Dead children that nobody has waited for, after the pool has ended.
+    /// Dead children that nobody had waited for when the pool had ended.
     pub(crate) zombies: usize,
-    /// Processes after the pool, or after the program has ended.
+    /// Processes left after the pool, or after the program had ended.
     pub(crate) processes: usize,
-    /// Files after the program has ended.
+    /// Files left after the program had ended.
     pub(crate) files: Vec<PathBuf>,
-    /// What it printed.
+    /// What the program printed.
     pub(crate) printed: String,
 }
 
@@ -71,13 +71,13 @@ pub(crate) enum End {
 pub(crate) fn keep(pool: Contender, fault: Fault, python: &Path) -> Outcome<Seen> {
     set_child_subreaper(Some(getpid()))?;
     let stopped = stop_when_told()?;
-    // A crash is no reason to write cores.
+    // Crashes should write no core files.
     let nothing = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
     setrlimit(Resource::Core, nothing)?;
-    // Without the right to do so, what programs beside this one leave there counts as well.
+    // Without the permission for this, files that other programs leave there count as well.
     let _ = own_shared_memory();
     let place = Place::new()?;
     let shared_before = files(Path::new("/dev/shm"));
@@ -99,7 +99,7 @@ pub(crate) fn keep(pool: Contender, fault: Fault, python: &Path) -> Outcome<Seen
     let files = left();
     keeper.end_all()?;
     for file in left() {
-        // A directory, or gone by now.
+        // It may be a directory, or gone by now.
         let _ = fs::remove_file(file);
     }
     Ok(Seen {
@@ -113,7 +113,7 @@ pub(crate) fn keep(pool: Contender, fault: Fault, python: &Path) -> Outcome<Seen
     })
 }
 
-/// Becomes true when the one who asked is gone, or somebody wants an end.
+/// Returns a flag that becomes true when the caller is gone or the run is interrupted.
 fn stop_when_told() -> io::Result<Arc<AtomicBool>> {
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
@@ -123,7 +123,7 @@ fn stop_when_told() -> io::Result<Arc<AtomicBool>> {
     Ok(stopped)
 }
 
-/// An empty `/dev/shm` for this process and its descendants.
+/// Mounts an empty `/dev/shm` for this process and its descendants.
 fn own_shared_memory() -> rustix::io::Result<()> {
     // SAFETY: this process has one thread, and no descriptors are unshared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
@@ -180,7 +180,7 @@ impl Place {
         Ok(command.spawn()?)
     }
 
-    /// The whole lines that were written so far.
+    /// Returns the complete lines written so far.
     fn lines(&self) -> Outcome<Vec<Line>> {
         let text = fs::read_to_string(&self.report)?;
         let lines = text
@@ -229,7 +229,7 @@ impl Keeper {
         })
     }
 
-    /// Until the program has ended.
+    /// Watches until the program has ended.
     fn watch(&mut self, place: &Place, stopped: &AtomicBool) -> Outcome<()> {
         let began = Instant::now();
         let mut seen = 0;
@@ -252,7 +252,7 @@ impl Keeper {
         }
     }
 
-    /// Does what is to be done when the last of these lines has come.
+    /// Does what the last of these lines calls for.
     fn answer(&mut self, lines: &[Line]) {
         match lines.last() {
             Some(Line::Began) => {
@@ -286,11 +286,11 @@ impl Keeper {
             }
             _ => {}
         }
-        // It may be dead.
+        // The program may be dead.
         let _ = self.stdin.write_all(b"go on\n");
     }
 
-    /// Waits until something is so, and not for long.
+    /// Waits a short while for a condition.
     fn settle(&mut self, is_so: impl Fn(&Keeper) -> bool) {
         let began = Instant::now();
         while !is_so(self) && began.elapsed() < GRACE {
@@ -299,19 +299,19 @@ impl Keeper {
         }
     }
 
-    /// What the program under test has started, and is there.
+    /// Returns the processes that the program under test has started and that still exist.
     fn of_the_pool(&self) -> Vec<Process> {
         let mut all = descendants(self.me);
         all.retain(|process| process.pid != self.program && !process.is_tracker);
         all
     }
 
-    /// All that is there.
+    /// Returns all processes that still exist.
     fn left(&self) -> Vec<Process> {
         descendants(self.me)
     }
 
-    /// Takes notice of dead children, its own and those that it was given.
+    /// Reaps dead children, its own and those that the kernel gave it.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid == self.program && self.end.is_none() {
@@ -339,14 +339,14 @@ impl Keeper {
     }
 }
 
-/// A pid of a descendant is nobody else's until this process has waited for it, or its parent has: then it is a
-/// moment old.
+/// A descendant's pid can't be reused before this process, or the descendant's parent, has waited for it: at worst, the
+/// parent has just done so.
 fn kill(pid: Pid) {
     // It may be gone.
     let _ = kill_process(pid, Signal::KILL);
 }
 
-/// Children, and theirs, in the order of their start; what can't be read is gone.
+/// Returns all descendants, in the order of their start; a process that can't be read is gone.
 fn descendants(of: Pid) -> Vec<Process> {
     let Ok(all) = all_processes() else {
         return Vec::new();
@@ -378,7 +378,7 @@ fn descendants(of: Pid) -> Vec<Process> {
 }
 
 impl Contender {
-    /// The program under test.
+    /// Returns the command for the program under test.
     fn program(self, fault: Fault, python: &Path) -> Command {
         let mut command = match self {
             Contender::Pool | Contender::Procspawn => {

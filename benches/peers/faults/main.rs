@@ -1,9 +1,9 @@
-//! The same faults in this pool and in others, and what became of them, as one table.
+//! Causes the same faults in this pool and in others, and shows in one table what became of them.
 //!
 //!     cargo run --release -p benches --bin faults
 //!
-//! `fault` is what may go wrong in a task; `subject` (for Python `subject.py`) is the program that runs a pool with it;
-//! `keeper` is a process around that program, which sees what becomes of it; `cell` puts that into words.
+//! `fault` lists what can go wrong in a task; `subject` (for Python, `subject.py`) is the program that runs a pool with
+//! a fault in it; `keeper` is a process around that program that observes it; `cell` puts what it saw into words.
 
 mod cell;
 mod fault;
@@ -25,32 +25,32 @@ use serde_json::json;
 use crate::fault::Fault;
 use crate::keeper::Seen;
 
-/// Whatever goes wrong here, not in a pool, ends the run, and is told.
+/// Any error here, other than in a pool, ends the run and is printed.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Runs the same faults in this pool and in others.
+/// Causes the same faults in this pool and in others
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Only this fault; may be given more than once.
+    /// Only this fault; may be given more than once
     #[arg(long, value_name = "FAULT")]
     only: Vec<Fault>,
-    /// Only this pool; may be given more than once.
+    /// Only this pool; may be given more than once
     #[arg(long, value_name = "POOL")]
     pool: Vec<Contender>,
-    /// How many programs run at a time.
+    /// How many programs run at a time
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Print all that was seen, too.
+    /// Also print everything that was seen
     #[arg(long)]
     details: bool,
-    /// Where the table, the details, and the packages of Python are written.
+    /// Where to write the table, the details, and the Python packages
     #[arg(long, value_name = "DIR", default_value_os_t = default_out())]
     out: PathBuf,
     #[command(subcommand)]
     role: Option<Role>,
 }
 
-/// What this program is, if it was started by itself.
+/// What this program is if it was started by itself
 #[derive(Debug, Subcommand)]
 enum Role {
     #[command(hide = true)]
@@ -86,7 +86,7 @@ impl Contender {
         }
     }
 
-    /// Whether an input can be stopped when it takes too long.
+    /// Whether an input that takes too long can be stopped.
     fn has_time_limit(self) -> bool {
         matches!(
             self,
@@ -105,7 +105,7 @@ struct Run {
 }
 
 fn main() -> Outcome<()> {
-    // A process of procspawn's goes no further. One of the pool's did not even come here.
+    // In a process that procspawn started, this does not return. Workers of the pool never get here.
     procspawn::init();
     let arguments = Arguments::parse();
     match &arguments.role {
@@ -123,7 +123,7 @@ fn main() -> Outcome<()> {
     }
 }
 
-/// What a keeper has seen.
+/// Prints what a keeper has seen.
 #[expect(clippy::print_stdout, reason = "the one who asked reads it")]
 fn answer(seen: &Seen) -> Outcome<()> {
     println!("{}", serde_json::to_string(seen)?);
@@ -172,7 +172,7 @@ fn all_unless<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
     if chosen.is_empty() { all } else { chosen }.to_vec()
 }
 
-/// Python with the packages of the peers, in an environment of its own, which is made if it is not there.
+/// Returns a Python with the packages of the peers, from a virtual environment, which is created if necessary.
 fn install(out: &Path) -> Outcome<PathBuf> {
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
     let environment = out.join("venv");
@@ -220,13 +220,13 @@ fn run(pool: Contender, fault: Fault, python: &Path) -> Outcome<Run> {
     })
 }
 
-/// What `clap` calls it.
+/// Returns the name that `clap` uses.
 fn name(value: impl ValueEnum) -> String {
     let name = value.to_possible_value();
     name.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// As Markdown, which one can read as it is.
+/// Returns the table as Markdown that is readable as it is.
 fn table(faults: &[Fault], pools: &[Contender], runs: &[Run]) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
@@ -249,7 +249,7 @@ fn details(run: &Run) -> serde_json::Value {
     })
 }
 
-/// `faults` in the target directory, of which this program is in `release`.
+/// Returns `faults` in the target directory; this program is in `release`.
 fn default_out() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
     let target = exe.ancestors().nth(2).filter(|path| path.is_dir());

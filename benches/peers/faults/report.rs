@@ -1,4 +1,4 @@
-//! What the program under test tells its keeper: lines of JSON in a file, which no worker holds open.
+//! The reports of the program under test to its keeper: lines of JSON in a file, which no worker holds open.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -6,24 +6,24 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// Names the file.
+/// The environment variable that names the file.
 pub(crate) const REPORT: &str = "FAULTS_REPORT";
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Line {
-    /// A worker has begun an input that has no end.
+    /// A worker has begun an input that never ends.
     Began,
-    /// What became of the batch with the fault in it.
+    /// The outcomes of the batch with the fault in it.
     First(Vec<Outcome>),
-    /// What became of a batch after it. There are two, if nothing came back from the first of them.
+    /// The outcomes of a later batch. There are two such batches if nothing came back from the first.
     Later(Vec<Outcome>),
     /// How the pool ended, and how many seconds that took.
     Closed(Closing, u64),
 }
 
-/// What became of one input.
+/// The outcome of one input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
@@ -56,7 +56,7 @@ pub(crate) fn report(line: &Line) {
     written.expect("the keeper has made it");
 }
 
-/// Writes a line, and waits until the keeper has had its look.
+/// Writes a line, and waits until the keeper has looked.
 pub(crate) fn report_and_wait(line: &Line) {
     report(line);
     let read = io::stdin().read_line(&mut String::new());

@@ -39,11 +39,11 @@ def report_and_wait(line):
     sys.stdin.readline()
 
 
-# The task, and what may go wrong in it. What a C library would do is done by C's own functions.
+# The task, and what can go wrong in it. What a C library would do is done with C's own functions.
 
 
 class CantPass(Exception):
-    """As so many exceptions it takes two arguments, gives one to Exception, and can't be read back."""
+    """Like many exceptions, it takes two arguments, passes one to Exception, and can't be unpickled."""
 
     def __init__(self, one, two):
         super().__init__(one)
@@ -113,7 +113,7 @@ def commit(fault):
         case "segfault":
             ctypes.memset(0, 1, 1)
         case "stack-overflow":
-            # It calls itself for each parenthesis.
+            # It recurses for each parenthesis.
             c().regcomp(ctypes.create_string_buffer(256), b"(" * 1_000_000, 1)
         case "kill":
             os.kill(me, signal.SIGKILL)
@@ -172,8 +172,8 @@ def leave_grandchild():
         os._exit(0)
 
 
-# The pools: two workers, with the settings that their documentation advises. `get` is the result of a call that is ready,
-# `close` asks to finish, `force` to drop everything.
+# The pools: two workers, with the settings that their documentation recommends. `get` returns the result of a call that
+# is ready, `close` asks the pool to finish, `force` to drop everything.
 
 
 class Futures:
@@ -202,7 +202,7 @@ class ConcurrentFutures(Futures):
 
 class Loky(Futures):
     def executor(self):
-        # The same one again, or a new one if that is broken.
+        # The same one again, or a new one if that one is broken.
         self.pool = loky.get_reusable_executor(max_workers=2)
         return self.pool
 
@@ -280,7 +280,7 @@ def outcome(pool, x, call, error, end):
         return "right" if pool.get(call) == x * x else "wrong"
     except TimeoutError as error:
         return {"time_limit": repr(error)}
-    # CancelledError is no Exception.
+    # CancelledError is not an Exception.
     except (Exception, concurrent.futures.CancelledError) as error:
         return {"error": repr(error)}
 
@@ -304,7 +304,7 @@ def main():
     _, name, fault = sys.argv
     pool = POOLS[name]()
     report_and_wait({"first": batch(pool, 0, fault)})
-    # Again, if none came back: a pool may have noticed only then that it has to recover.
+    # A second time if none came back: a pool may notice only then that it has to recover.
     for _ in range(2):
         outcomes = batch(pool, LATER, fault)
         report_and_wait({"later": outcomes})
@@ -314,7 +314,7 @@ def main():
     closing = close(pool)
     report_and_wait({"closed": [closing, int(time.monotonic() - began)]})
     if closing == "hangs":
-        # So would the end of the program.
+        # A regular exit would hang as well.
         os._exit(0)
 
 

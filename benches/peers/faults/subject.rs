@@ -1,7 +1,7 @@
-//! The program under test, for the pools of Rust: a batch with a fault in it, a batch without, and the end of the
-//! pool. `subject.py` is the same for the pools of Python.
+//! The program under test, for Rust pools: runs a batch with a fault in it, then a batch without, and ends the pool.
+//! `subject.py` is the same for Python pools.
 //!
-//! Each input is a call of its own, so that each pool may tell what became of each.
+//! Each input is a call of its own, so that each pool can report the outcome of each.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ use procspawn::{JoinHandle, SpawnError};
 use crate::fault::{Fault, INPUTS, MEMORY_LIMIT, Output, TIME_LIMIT, work};
 use crate::report::{Closing, Line, Outcome, report_and_wait};
 
-/// What is not there after so long is taken to hang.
+/// A result that takes longer than this is assumed never to come.
 const BATCH: Duration = Duration::from_secs(8);
 const CLOSE: Duration = Duration::from_secs(12);
 const FORCE: Duration = Duration::from_secs(3);
@@ -24,11 +24,11 @@ const FORCE: Duration = Duration::from_secs(3);
 /// Where the inputs of the later batches begin.
 const LATER: u64 = 100;
 
-/// A pool of two workers, with the settings that its documentation advises.
+/// A pool of two workers, with the settings that its documentation recommends.
 trait Subject {
     type Handle;
     fn submit(&self, x: u64, fault: Fault) -> Self::Handle;
-    /// What became of a call; `left` is the time until the batch is taken to hang.
+    /// Returns the outcome of a call; `left` is the time until the batch is assumed to hang.
     fn outcome(&self, x: u64, handle: &mut Self::Handle, left: Duration) -> Outcome;
     fn close(self) -> Closing;
 
@@ -37,7 +37,7 @@ trait Subject {
         Self: Sized,
     {
         report_and_wait(&Line::First(self.batch(0, fault)));
-        // Again, if none came back: a pool may have noticed only then that it has to recover.
+        // A second time if none came back: a pool may notice only then that it has to recover.
         for _ in 0..2 {
             let outcomes = self.batch(LATER, fault);
             let is_good = outcomes.contains(&Outcome::Right);
@@ -123,7 +123,7 @@ impl Subject for Arc<procspawn::Pool> {
         self.spawn((x, fault), |(x, fault)| work(x, fault))
     }
 
-    /// Its documentation has a limit of time made like this. Inputs run in their order, so this one is next when it
+    /// procspawn's documentation builds a time limit this way. Inputs run in order, so this one is next by the time it
     /// is waited for.
     fn outcome(&self, x: u64, handle: &mut Self::Handle, left: Duration) -> Outcome {
         match handle.join_timeout(TIME_LIMIT.min(left)) {
@@ -146,7 +146,7 @@ impl Subject for Arc<procspawn::Pool> {
             let pool = Arc::clone(&self);
             thread::spawn(move || {
                 end(&pool);
-                // Nobody waits for it any more, if it took too long.
+                // If it took too long, nobody waits for it any more.
                 let _ = ended.send(());
             });
             has_ended.recv_timeout(limit).is_ok()
@@ -172,7 +172,7 @@ pub(crate) fn pool(fault: Fault) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs procspawn's.
+/// Runs procspawn's pool.
 pub(crate) fn procspawn(fault: Fault) -> Result<(), SpawnError> {
     Arc::new(procspawn::Pool::new(2)?).run(fault);
     Ok(())

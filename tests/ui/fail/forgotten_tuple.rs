@@ -1,4 +1,4 @@
-//! `apply` takes a tuple, of one argument as well.
+//! `apply` takes a tuple, even for one argument.
 
 use pool_core::{Error, Pool, pool_task};
 

@@ -1,4 +1,4 @@
-//! `map` fills one argument; for more there is `starmap`.
+//! `map` fills one argument; use `starmap` for more.
 
 use pool_core::{Error, Pool, pool_task};
 

@@ -1,4 +1,4 @@
-//! More arguments are bound than the task has, or others.
+//! More arguments are bound than the task has, or arguments of other types.
 
 use pool_core::{Error, Pool, pool_task};
 

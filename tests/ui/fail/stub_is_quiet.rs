@@ -1,6 +1,6 @@
 use pool_core::{Task, pool_task};
 
-// The one mistake is in the signature, and whoever uses the task hears nothing of it.
+// The only mistake is in the signature, so code that uses the task gets no errors.
 
 #[pool_task]
 fn largest<T: Ord>(numbers: Vec<T>) -> Option<T> {

@@ -1,4 +1,4 @@
-//! Inputs of another type than the task takes.
+//! The inputs have another type than the task takes.
 
 use pool_core::{Error, Pool, pool_task};
 
