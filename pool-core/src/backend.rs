@@ -564,8 +564,8 @@ impl Failure {
                 worker: worker.clone(),
                 exit: *exit,
                 attempts: *attempts,
-                why: why.clone(),
-                output: output.clone(),
+                why: why.as_deref().map(Box::from),
+                output: output.as_deref().map(Box::from),
             }),
             Failure::TimeLimit {
                 worker,
@@ -575,7 +575,7 @@ impl Failure {
                 place,
                 worker: worker.clone(),
                 limit: *limit,
-                output: output.clone(),
+                output: output.as_deref().map(Box::from),
             }),
             Failure::MemoryLimit {
                 worker,
@@ -587,7 +587,7 @@ impl Failure {
                 worker: worker.clone(),
                 limit: *limit,
                 used: *used,
-                output: output.clone(),
+                output: output.as_deref().map(Box::from),
             }),
             Failure::Cancelled => Error::Cancelled,
             Failure::Terminated => Error::Terminated,

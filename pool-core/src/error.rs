@@ -347,8 +347,8 @@ pub struct WorkerLost {
     pub(crate) worker: WorkerId,
     pub(crate) exit: Exit,
     pub(crate) attempts: u32,
-    pub(crate) why: Option<String>,
-    pub(crate) output: Option<String>,
+    pub(crate) why: Option<Box<str>>,
+    pub(crate) output: Option<Box<str>>,
 }
 
 impl WorkerLost {
@@ -414,7 +414,7 @@ pub struct TimeLimit {
     pub(crate) place: Place,
     pub(crate) worker: WorkerId,
     pub(crate) limit: Duration,
-    pub(crate) output: Option<String>,
+    pub(crate) output: Option<Box<str>>,
 }
 
 impl TimeLimit {
@@ -458,7 +458,7 @@ pub struct MemoryLimit {
     pub(crate) worker: WorkerId,
     pub(crate) limit: u64,
     pub(crate) used: u64,
-    pub(crate) output: Option<String>,
+    pub(crate) output: Option<Box<str>>,
 }
 
 impl MemoryLimit {
@@ -629,9 +629,9 @@ mod tests {
                 place: place(),
                 panic: Panic {
                     message: "oh".to_owned(),
-                    location: Some("a.rs:1:2".to_owned()),
+                    location: Some("a.rs:1:2".into()),
                     backtrace: None,
-                    output: Some("text".to_owned()),
+                    output: Some("text".into()),
                 },
             }),
             Error::WorkerLost(WorkerLost {
@@ -639,8 +639,8 @@ mod tests {
                 worker: worker(),
                 exit: Exit::Signal(9),
                 attempts: 2,
-                why: Some("of that".to_owned()),
-                output: Some("first\nlast\n".to_owned()),
+                why: Some("of that".into()),
+                output: Some("first\nlast\n".into()),
             }),
             Error::TimeLimit(TimeLimit {
                 place: place(),

@@ -23,11 +23,11 @@ pub struct Panic {
     /// The panic message, or a fixed text if the payload is not a string.
     pub message: String,
     /// `file:line:column`, if known.
-    pub location: Option<String>,
+    pub location: Option<Box<str>>,
     /// The worker's backtrace, if `RUST_BACKTRACE` asks for one.
-    pub backtrace: Option<String>,
+    pub backtrace: Option<Box<str>>,
     /// What the task printed before, at the end of it, if the parent captures that. A worker leaves it out.
-    pub output: Option<String>,
+    pub output: Option<Box<str>>,
 }
 
 impl Fault {
@@ -45,7 +45,7 @@ impl Fault {
         }
         // At most three texts, and a few bytes more for each.
         let each = most / 4;
-        let cut = |text: &String| {
+        let cut = |text: &str| {
             let mut end = each.min(text.len());
             while !text.is_char_boundary(end) {
                 end -= 1;
@@ -55,8 +55,8 @@ impl Fault {
         let short = match self {
             Fault::Panicked(panic) => Fault::Panicked(Panic {
                 message: cut(&panic.message),
-                location: panic.location.as_ref().map(cut),
-                backtrace: panic.backtrace.as_ref().map(cut),
+                location: panic.location.as_deref().map(|text| cut(text).into()),
+                backtrace: panic.backtrace.as_deref().map(|text| cut(text).into()),
                 output: None,
             }),
             Fault::Decode(why) => Fault::Decode(cut(why)),

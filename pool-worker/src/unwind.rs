@@ -157,8 +157,9 @@ fn report(info: &PanicHookInfo<'_>) -> Panic {
     let backtrace = Backtrace::capture();
     Panic {
         message: message(info.payload()),
-        location: info.location().map(ToString::to_string),
-        backtrace: (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string()),
+        location: info.location().map(|at| at.to_string().into()),
+        backtrace: (backtrace.status() == BacktraceStatus::Captured)
+            .then(|| backtrace.to_string().into()),
         output: None,
     }
 }

@@ -121,7 +121,7 @@ impl State {
         };
         match Fault::from_bytes(&fault) {
             Some(Fault::Panicked(mut panic)) => {
-                panic.output = Some(capture.take_text_of(input));
+                panic.output = Some(capture.take_text_of(input).into());
                 Fault::Panicked(panic).to_bytes()
             }
             _ => fault,
