@@ -80,8 +80,8 @@ fn report(kind: u8, [text, location, backtrace]: [String; 3], are_known: [bool; 
     let fault = match kind % 5 {
         0 => Fault::Panicked(Panic {
             message: text,
-            location: are_known[0].then_some(location),
-            backtrace: are_known[1].then_some(backtrace),
+            location: are_known[0].then_some(location.into()),
+            backtrace: are_known[1].then_some(backtrace.into()),
             output: None,
         }),
         1 => Fault::Decode(text),
