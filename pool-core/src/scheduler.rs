@@ -201,6 +201,15 @@ pub(crate) struct End {
     pub(crate) starved: Option<Starved>,
 }
 
+/// An input that a worker has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Located {
+    pub(crate) job: JobId,
+    pub(crate) task: u32,
+    /// Its position; none if it is the only input of its call.
+    pub(crate) index: Option<usize>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     rules: Rules,
@@ -409,6 +418,29 @@ impl Scheduler {
         };
         let soonest = refill.into_iter().chain(wanted).min()?;
         Some(state.answered.wrapping_add(soonest as u32))
+    }
+
+    /// Which input the worker of this slot began as its `begun`th since its start, if it has no answer yet.
+    pub(crate) fn locate(&self, slot: usize, begun: u32) -> Option<Located> {
+        let state = &self.slots[slot];
+        let mut before = begun.wrapping_sub(state.answered).checked_sub(1)? as usize;
+        if before >= state.open {
+            return None;
+        }
+        let given = state.given.iter().find(|given| {
+            let is_here = before < given.left();
+            if !is_here {
+                before -= given.left();
+            }
+            is_here
+        })?;
+        let index = given.portion.first + given.answered + before;
+        let job = self.jobs.get(given.job);
+        Some(Located {
+            job: given.job,
+            task: given.task,
+            index: (!job.is_some_and(|queue| queue.job.single)).then_some(index),
+        })
     }
 
     /// How many inputs the worker of this slot has answered since its start.
