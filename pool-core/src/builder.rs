@@ -12,6 +12,7 @@ use crate::callback::Callbacks;
 use crate::error::Error;
 use crate::event::Event;
 use crate::feed;
+use crate::log::Logs;
 use crate::output::Output;
 use crate::pool::Pool;
 use crate::reporter::{OnEvent, Reporter};
@@ -526,13 +527,22 @@ impl PoolBuilder {
                 self.on_event.map(|handler| handler.0),
             ));
         }
-        let workers = self.backend.start(settings)?;
+        let logs = Logs::default();
+        settings.log_level = logs.level();
+        settings.observer = logs.observer(settings.observer);
+        let workers = self.backend.start(settings).inspect_err(|_| logs.end())?;
         if let Some(task) = sends
             && !workers.carries_channels()
         {
             return Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()));
         }
-        Ok(Pool::over(workers, callbacks, self.defaults, decode_stack))
+        Ok(Pool::over(
+            workers,
+            callbacks,
+            logs,
+            self.defaults,
+            decode_stack,
+        ))
     }
 }
 

@@ -407,13 +407,15 @@ impl<T: Task, O> Call<'_, T, O> {
             }
             Err(error) => (Few::default(), Some(error)),
         };
+        let sink = Arc::clone(gather) as Arc<dyn Sink>;
+        let (sink, log_level) = self.pool.engine().logs.listen(sink);
         let job = Job {
             single: true,
             task: T::number(),
             options: self.options,
+            log_level,
         };
         feed::check_channels(&**workers, &inputs, T::NAME)?;
-        let sink = Arc::clone(gather) as Arc<dyn Sink>;
         let id = workers.submit(job, sink, inputs, false)?;
         if let Some(error) = failed {
             let failure = Failure::EncodeArguments(error.to_string());
@@ -586,7 +588,7 @@ impl<T: Task, O> Call<'_, T, O> {
 
     fn feed(&self, sink: Arc<dyn Sink>) -> Result<Feed, Error> {
         let bound = self.bound.clone()?;
-        Feed::new::<T>(self.pool.workers(), sink, self.options, bound)
+        Feed::new::<T>(self.pool.engine(), sink, self.options, bound)
     }
 }
 

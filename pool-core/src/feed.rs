@@ -10,6 +10,7 @@ use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Work
 use crate::error::Error;
 use crate::few::Few;
 use crate::open;
+use crate::pool::Engine;
 
 /// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
 const BATCH_BYTES: usize = 8 << 20;
@@ -140,13 +141,15 @@ impl Feed {
     ///
     /// As [`check`].
     pub(crate) fn new<T: Task>(
-        workers: &Arc<dyn Workers>,
+        engine: &Engine,
         sink: Arc<dyn Sink>,
         options: Options,
         bound: Option<Arc<Attachment>>,
     ) -> Result<Feed, Error> {
         check(&options)?;
         let task = T::number();
+        let workers = &engine.workers;
+        let (sink, log_level) = engine.logs.listen(sink);
         Ok(Feed {
             workers: Arc::clone(workers),
             sink,
@@ -154,6 +157,7 @@ impl Feed {
                 task,
                 single: false,
                 options,
+                log_level,
             },
             name: T::NAME,
             bound,

@@ -72,6 +72,8 @@ mod inbox;
 mod iter;
 mod join;
 mod local;
+#[cfg_attr(not(feature = "tracing"), path = "no_log.rs")]
+mod log;
 mod open;
 mod output;
 mod pool;

@@ -19,6 +19,8 @@
 //! - The *callback* thread is in [`callback`](crate::callback).
 
 mod collect;
+#[cfg(feature = "tracing")]
+mod logs;
 mod preload;
 mod state;
 mod supervisor;
@@ -57,6 +59,12 @@ thread_local! {
     static DELIVERIES: Cell<usize> = const { Cell::new(0) };
     /// Whether this is a supervisor or a collector.
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread works for a pool of this machine, and must not be held up.
+#[cfg(feature = "tracing")]
+pub(crate) fn is_of_a_pool() -> bool {
+    OF_A_POOL.try_with(Cell::get).unwrap_or(false)
 }
 
 /// The workers of this machine: each is a process, this same program started again. What a pool has if nobody says otherwise.
@@ -140,7 +148,13 @@ impl LocalWorkers {
             processes,
             cpus,
             initializers,
-            state: Mutex::new(State::new(rules, launcher.bell().clone(), freed)),
+            state: Mutex::new(State::new(
+                rules,
+                launcher.bell().clone(),
+                freed,
+                settings.observer,
+                settings.log_level,
+            )),
             launcher,
             preload: settings.preload.map(|task| Terms {
                 preload: Preload::new(task.task, task.arguments),
@@ -390,6 +404,7 @@ impl Shared {
             channel.wake();
         }
         effects.freed.clear();
+        effects.forgotten.clear();
         if !effects.deliveries.is_empty() {
             DELIVERIES.set(DELIVERIES.get() + 1);
             for (sink, outcomes) in effects.deliveries.drain(..) {

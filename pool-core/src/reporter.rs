@@ -75,6 +75,8 @@ impl Reporter {
             match news {
                 News::Event(event) => self.tell_event(event),
                 News::Line(line) => self.tell_line(line),
+                // Who listens for these stands in front of this.
+                News::Log(_) => {}
             }
         }
     }

@@ -33,6 +33,7 @@ fn pool() -> (Pool, Arc<Memory>) {
         Pool::over(
             Arc::clone(&memory) as _,
             Arc::default(),
+            Default::default(),
             Options::default(),
             pool_worker::STACK_DEFAULT,
         ),

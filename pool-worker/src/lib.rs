@@ -12,6 +12,7 @@
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
 //! | `channel` | what tasks send while they run: both ends |
+//! | `log`, `record`, `level`, `report` | what tasks log: the worker's end, and as bytes; what else is reported |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
 //! This crate does not know about pools, about queues of work, or about what a failure means to a
@@ -41,7 +42,10 @@ mod futex;
 mod greeting;
 mod launch;
 mod leave;
+mod level;
 mod lineage;
+#[cfg(feature = "tracing")]
+mod log;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
 mod msgpack;
@@ -49,7 +53,10 @@ mod outcome;
 pub mod param;
 mod part;
 mod process;
+#[cfg(feature = "tracing")]
+pub mod record;
 mod registry;
+pub mod report;
 mod resident;
 pub mod returned;
 mod ring;
@@ -81,10 +88,11 @@ pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
 pub use launch::{Kind, Launcher, Starting, Worker, is_own_variable, may_launch};
+pub use level::LogLevel;
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;
-pub use registry::{Number, Registration, Run, RunError, fingerprint, tasks};
+pub use registry::{Number, Registration, Run, RunError, fingerprint, task_name, tasks};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
 pub use scarce::no_thread;
 pub use serve::{index, prepare_here, run_here};

@@ -133,6 +133,15 @@ pub fn tasks() -> impl ExactSizeIterator<Item = &'static str> {
     })
 }
 
+/// The name of the task of this number, as errors show it.
+pub fn task_name(number: u32) -> Option<&'static str> {
+    match find(number) {
+        Found::Task(task) => Some(task.name),
+        Found::Several(id) => Some(id),
+        Found::Nothing => None,
+    }
+}
+
 struct Registry {
     by_number: Vec<Found>,
     fingerprint: u64,

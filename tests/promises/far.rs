@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use pool_core::Error;
 use pool_core::backend::{
-    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion,
-    Settings, Sink, Waiter, Want, What, Workers,
+    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, LogRecords, News,
+    Observer, Outcomes, Portion, Settings, Sink, Waiter, Want, What, Workers,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,10 @@ impl Backend for Far {
             let attachments = here.attachments.iter();
             there.attachments = attachments.map(|one| lock(&store).fetch(one)).collect();
         }
+        there.observer = settings
+            .observer
+            .clone()
+            .map(|here| Arc::new(FarObserver(here)) as _);
         let held = settings
             .preparations()
             .flat_map(|task| task.attachments.clone());
@@ -209,6 +213,27 @@ impl Sink for FarSink {
         };
         let first = outcomes.first;
         Arc::clone(&self.here).deliver(Outcomes { first, what });
+    }
+
+    fn log(&self, records: LogRecords) {
+        self.here.log(travel(&records).on(HOST));
+    }
+}
+
+/// What this machine is called there.
+pub(crate) const HOST: &str = "far";
+
+/// Gives what is told there to the observer here.
+#[derive(Debug)]
+struct FarObserver(Arc<dyn Observer>);
+
+impl Observer for FarObserver {
+    fn observe(&self, news: Vec<News>) {
+        let news = news.into_iter().map(|news| match travel(&news) {
+            News::Log(records) => News::Log(records.on(HOST)),
+            other => other,
+        });
+        self.0.observe(news.collect());
     }
 }
 

@@ -16,6 +16,7 @@ mod inline;
 mod lazy;
 mod leaks;
 mod lifecycle;
+mod log;
 mod nats;
 mod order;
 mod paths;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
+use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Reports, Sleeper, Spin, Worker};
 
-use crate::backend::{Job, JobId, Outcomes, Portion, Sink, task_failed};
+use crate::backend::{Job, JobId, LogLevel, Observer, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler};
 use crate::sync::{self, Parker};
@@ -35,6 +35,20 @@ pub(super) struct State {
     pub(super) listening: bool,
     /// A worker may send messages though it has nothing to do.
     have_channels: bool,
+    /// Which log records of workers somebody wants to have.
+    log_level: LogLevel,
+    /// Who is told of what belongs to no job.
+    #[cfg_attr(
+        not(feature = "tracing"),
+        expect(dead_code, reason = "only log records are told")
+    )]
+    pub(super) observer: Option<Arc<dyn Observer>>,
+    /// How many workers are on duty: a slot is that of the worker of this number, modulo this.
+    #[cfg_attr(
+        not(feature = "tracing"),
+        expect(dead_code, reason = "only log records need it")
+    )]
+    pub(super) processes: usize,
     /// What each worker's `wake_at` was set to.
     armed: Vec<Option<u32>>,
     /// The supervisor looks at the busy workers from time to time.
@@ -63,6 +77,8 @@ struct Opened {
 pub(super) struct Effects {
     pub(super) deliveries: Vec<(Arc<dyn Sink>, Outcomes)>,
     pub(super) sleepers: Vec<Sleeper>,
+    /// What gets nothing any more. It may end what is the user's.
+    pub(super) forgotten: Vec<Arc<dyn Sink>>,
     /// Channels whose receivers wait for what has come.
     pub(super) awaited: Vec<Arc<Channel>>,
     /// Attachments that take a while to be given back.
@@ -75,8 +91,14 @@ pub(super) struct Effects {
 }
 
 impl State {
-    pub(super) fn new(rules: Rules, bell: Bell, freed: Arc<Freed>) -> State {
-        let slots = rules.seats();
+    pub(super) fn new(
+        rules: Rules,
+        bell: Bell,
+        freed: Arc<Freed>,
+        observer: Option<Arc<dyn Observer>>,
+        log_level: LogLevel,
+    ) -> State {
+        let (processes, slots) = (rules.slots, rules.seats());
         State {
             scheduler: Scheduler::new(rules),
             workers: (0..slots).map(|_| None).collect(),
@@ -89,6 +111,9 @@ impl State {
             followers: Vec::new(),
             listening: false,
             have_channels: false,
+            log_level,
+            observer,
+            processes,
             armed: vec![None; slots],
             patrolling: false,
             over: false,
@@ -112,6 +137,9 @@ impl State {
             return None;
         }
         self.collect_before_submitting();
+        if job.log_level != self.log_level {
+            self.set_log_level(job.log_level);
+        }
         let id = self.scheduler.submit(job, inputs, more);
         self.open(id, sink);
         Some(id)
@@ -128,6 +156,22 @@ impl State {
             sink,
             drawn_by: sync::thread_number(),
         });
+    }
+
+    /// Who gets what comes of a job, if somebody does.
+    #[cfg(feature = "tracing")]
+    pub(super) fn sink_of(&self, job: JobId) -> Option<&Arc<dyn Sink>> {
+        let opened = self.sinks.get(job.place as usize)?.as_ref()?;
+        (opened.serial == job.serial).then_some(&opened.sink)
+    }
+
+    /// From now on workers are to report log records of this level.
+    #[cold]
+    fn set_log_level(&mut self, level: LogLevel) {
+        self.log_level = level;
+        for worker in self.workers.iter_mut().flatten() {
+            worker.set_log_level(level);
+        }
     }
 
     /// The inputs of this job are drawn by this thread.
@@ -163,10 +207,15 @@ impl State {
     /// Whether this slot may have something to say.
     fn is_heard(&self, slot: usize) -> bool {
         self.scheduler.is_busy(slot)
-            || self.have_channels
+            || self.hears_idle()
                 && self.workers[slot]
                     .as_ref()
-                    .is_some_and(Worker::sends_messages)
+                    .is_some_and(|worker| worker.sends_messages() || worker.logs())
+    }
+
+    /// Whether a worker may have something to say that has nothing to do. Those that log ring if they have something.
+    fn hears_idle(&self) -> bool {
+        self.have_channels || self.log_level > LogLevel::Off
     }
 
     /// Looks whether workers may send messages though they have nothing to do: those who start or leave, or have kept a sender.
@@ -216,15 +265,30 @@ impl State {
             .sleepers
             .extend(worker.receive(&mut self.replies));
         self.effects.awaited.extend(worker.awaited());
+        let reports = worker.reports();
         if let Some((task, each)) = worker.new_pace() {
             self.scheduler.observe(task, each);
         }
         let memory = worker.told_memory();
         self.scheduler.note_memory(slot, memory);
+        // They tell of inputs that have no answer yet.
+        self.take_reports(slot, reports);
         while let Some(replies) = self.replies.pop_front() {
             self.scheduler.answered(slot, replies);
         }
         true
+    }
+
+    fn take_reports(&mut self, slot: usize, reports: Vec<Reports>) {
+        for reports in reports {
+            match reports.kind {
+                #[cfg(feature = "tracing")]
+                pool_worker::report::LOG => self.take_logs(slot, &reports),
+                _ => {
+                    let _ = slot;
+                }
+            }
+        }
     }
 
     /// What came of the initializers of a worker, which have these names, if it has said so.
@@ -232,6 +296,9 @@ impl State {
         let worker = self.workers[slot].as_mut()?;
         let set_up = worker.set_up();
         self.effects.awaited.extend(worker.awaited());
+        let reports = worker.reports();
+        self.take_reports(slot, reports);
+        let worker = self.workers[slot].as_mut()?;
         if let Some(why) = worker.garbled() {
             return Some(Err(why.to_owned()));
         }
@@ -271,7 +338,7 @@ impl State {
                     break;
                 }
                 fence(Ordering::SeqCst);
-            } else if !self.has_leader && (self.scheduler.is_any_busy() || self.have_channels) {
+            } else if !self.has_leader && (self.scheduler.is_any_busy() || self.hears_idle()) {
                 // Nobody waits: from now on the collector is woken.
                 self.listen();
                 self.bell.listen_as_collector();
@@ -361,9 +428,10 @@ impl State {
                 }
             }
             Action::Forget { job } => {
-                if let Some(place) = self.sinks.get_mut(job.place as usize) {
-                    *place = None;
-                }
+                let place = self.sinks.get_mut(job.place as usize);
+                let forgotten = place.and_then(Option::take);
+                let sink = forgotten.map(|opened| opened.sink);
+                self.effects.forgotten.extend(sink);
             }
         }
     }
@@ -511,7 +579,8 @@ impl State {
     }
 
     /// Puts a fresh worker into its slot.
-    pub(super) fn seat(&mut self, slot: usize, worker: Worker) {
+    pub(super) fn seat(&mut self, slot: usize, mut worker: Worker) {
+        worker.set_log_level(self.log_level);
         self.workers[slot] = Some(worker);
         self.armed[slot] = None;
     }
