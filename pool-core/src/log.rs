@@ -66,7 +66,7 @@ struct Shared {
     changed: Condvar,
     /// Grows with what was delivered.
     delivered: AtomicU64,
-    /// For what belongs to no call: the subscriber of the thread that has built the pool.
+    /// For what belongs to no call: the subscriber of the thread that has built the pool, or has made the first call with one.
     home: OnceLock<Arc<Context>>,
     /// In a forked copy of the process there is no such thread.
     owner: u32,
@@ -152,13 +152,20 @@ impl Logs {
     pub(crate) fn level(&self) -> LogLevel {
         let level = level();
         if level > LogLevel::Off {
+            self.make_home();
+            self.start();
+        }
+        level
+    }
+
+    /// The calling thread's subscriber, if there is one, gets what belongs to no call, if nobody does yet.
+    fn make_home(&self) {
+        if self.shared.home.get().is_none() {
             let context = Context::current(&self.shared, false);
             if context.hears {
                 let _ = self.shared.home.set(Arc::new(context));
             }
-            self.start();
         }
-        level
     }
 
     /// Gets what belongs to no call. Other news goes on.
@@ -178,6 +185,7 @@ impl Logs {
 
     #[cold]
     fn listening(&self, sink: Arc<dyn Sink>) -> Arc<dyn Sink> {
+        self.make_home();
         self.start();
         Arc::new(Listening {
             sink,

@@ -154,7 +154,10 @@ impl Logs {
         reporter.level.store(self.seen as u32, Ordering::Relaxed);
         match &self.state {
             State::Nothing => self.state = State::Scoped(Dispatch::new(ToPool(reporter))),
-            State::Scoped(_) => callsite::rebuild_interest_cache(),
+            // Where there is one subscriber only, `tracing` asks that of this thread.
+            State::Scoped(dispatch) => {
+                dispatcher::with_default(dispatch, callsite::rebuild_interest_cache);
+            }
             State::Installed => {
                 callsite::rebuild_interest_cache();
                 log::set_max_level(self.seen.into());
@@ -172,6 +175,8 @@ impl Logs {
         let installed = logger.is_some_and(|logger| log::set_logger(logger).is_ok())
             && dispatcher::set_global_default(dispatch.clone()).is_ok();
         self.state = if installed {
+            // What threads of initializers have asked for was of no interest.
+            callsite::rebuild_interest_cache();
             log::set_max_level(self.seen.into());
             State::Installed
         } else {

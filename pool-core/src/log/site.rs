@@ -12,7 +12,7 @@ use std::sync::{Mutex, Once, OnceLock};
 use pool_worker::LogLevel;
 use pool_worker::record::{Callsite, FIELDS_MAX};
 use tracing_core::callsite;
-use tracing_core::dispatcher::Dispatch;
+use tracing_core::dispatcher::{self, Dispatch};
 use tracing_core::field::{Field, FieldSet};
 use tracing_core::metadata::Kind;
 use tracing_core::subscriber::Interest;
@@ -104,7 +104,9 @@ impl Site {
 
     /// Whether this subscriber wants what comes from here. Runs code of users.
     pub(super) fn is_wanted(&'static self, dispatch: &Dispatch) -> bool {
-        self.registered.call_once(|| callsite::register(self));
+        // Where there is one subscriber only, `tracing` asks that of this thread.
+        let register = || dispatcher::with_default(dispatch, || callsite::register(self));
+        self.registered.call_once(register);
         let metadata = self.metadata();
         *metadata.level() <= LevelFilter::current()
             && self.interest.load(Ordering::Relaxed) != interest::NEVER
