@@ -51,6 +51,30 @@
 //! ([`PoolBuilder::env`] adds to them), so a `static` that is made of them is the same there; the first of
 //! [`std::env::args`] says which worker it is. A task may have a pool of its own.
 //!
+//! # Logs
+//!
+//! With the feature `tracing` of this crate, what tasks log reaches this program: spans and events of `tracing`, and records of
+//! `log`. There is nothing to set up in workers. The subscriber of the thread that makes a call gets what its inputs log, in the span
+//! that the thread is in then; each event and span has the fields `worker`, `pid`, `task` and `input` (the position of
+//! the input; none for [`apply`](Pool::apply)), and `host` on another machine. Where a callsite has a field of one of these names, ours
+//! is `pool.task`, and so on. If there is no subscriber but a logger of `log`, that gets the same in words.
+//!
+//! - Workers make no record that is below the level of the subscriber when the call is made. All other filters are asked here.
+//! - A subscriber is called by one thread of the pool, a moment later: no task waits for it, and its times are those of the delivery.
+//!   Of what comes faster than it takes it, 65,536 records or 16 MiB wait; what is more is dropped, and a warning of the target
+//!   `pool_core` says how much that was. Texts are cut at 4 KiB.
+//! - What was logged before is there when [`join`](Pool::join) returns, unless the subscriber does nothing for five seconds. Dropping the
+//!   pool waits half a second.
+//! - What a worker has logged arrives, though it crashes at the next instruction. Its open spans end then. Spans are made again here, but
+//!   are not entered.
+//! - What threads log that a task has left behind counts for the input that runs, or for none: then the subscriber gets it that the
+//!   pool was built under, or the first call was made under.
+//! - An initializer may install a subscriber or a logger; then that has what its worker logs, and this program nothing. Later, a
+//!   task can't: this crate has. As long as nobody listens here, nothing is installed there.
+//!   (`log` has no loggers for a while, so what an initializer logs by `log` is lost.)
+//!
+//! The example `logging` shows it.
+//!
 //! After a `fork` of this process the copy of a pool in the child takes no work and does nothing when
 //! it is dropped.
 #![forbid(unsafe_code)]

@@ -297,9 +297,10 @@ impl Queue {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => vacant.insert(Known::default()),
         };
-        let (mut kept, mut dropped) = (Vec::new(), 0);
+        let (mut kept, mut left_out) = (Vec::new(), false);
         for record in each(&records.records) {
-            let keep = match Glimpse::of(record).map(|glimpse| glimpse.what) {
+            let seen = Glimpse::of(record).map(|glimpse| glimpse.what);
+            let keep = match seen {
                 Some(Seen::Callsite) => {
                     known.callsites += 1;
                     known.callsites <= CALLSITES_MAX && !is_over_full
@@ -307,24 +308,21 @@ impl Queue {
                 Some(Seen::Span(id)) => {
                     !is_full && known.spans.len() < SPANS_MAX && known.spans.insert(id)
                 }
-                Some(Seen::Close(id)) => {
-                    let was_kept = known.spans.remove(&id);
-                    // The span was counted.
-                    dropped -= u64::from(!was_kept && is_full).min(dropped);
-                    was_kept
-                }
+                Some(Seen::Close(id)) => known.spans.remove(&id),
                 Some(Seen::Other) => !is_full,
                 None => false,
             };
             if keep {
                 kept.push(record);
             } else {
-                dropped += 1;
+                left_out = true;
+                // The span was counted when it began.
+                let counts = !matches!(seen, None | Some(Seen::Close(_)));
+                self.dropped += u64::from(counts);
             }
         }
         self.records += kept.len();
-        self.dropped += dropped;
-        if dropped > 0 {
+        if left_out {
             let whole = kept.into_iter().flat_map(|record| {
                 let len = (record.len() as u32).to_le_bytes();
                 len.into_iter().chain(record.iter().copied())
@@ -526,5 +524,105 @@ impl Observer for Listener {
         {
             next.observe(others);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> LogSource {
+        LogSource {
+            worker: 0,
+            pid: 1,
+            host: None,
+            serial: 0,
+        }
+    }
+
+    fn records(all: &[Vec<u8>]) -> LogRecords {
+        let framed = all.iter().flat_map(|record| {
+            let len = (record.len() as u32).to_le_bytes();
+            len.into_iter().chain(record.iter().copied())
+        });
+        LogRecords {
+            source: source(),
+            task: None,
+            index: None,
+            ended: false,
+            records: framed.collect(),
+        }
+    }
+
+    fn callsite() -> Vec<u8> {
+        vec![0; 5]
+    }
+
+    fn event() -> Vec<u8> {
+        vec![1, 0, 0, 0, 0]
+    }
+
+    fn span(id: u64) -> Vec<u8> {
+        let begin = [2, 0, 0, 0, 0, 0, 0, 0, 0].into_iter();
+        begin.chain(id.to_le_bytes()).chain([0; 8]).collect()
+    }
+
+    fn close(id: u64) -> Vec<u8> {
+        [5, 0, 0, 0, 0]
+            .into_iter()
+            .chain(id.to_le_bytes())
+            .collect()
+    }
+
+    fn queue() -> Queue {
+        Queue {
+            thread: Some(thread::current().id()),
+            ..Queue::default()
+        }
+    }
+
+    fn kept(queue: &Queue) -> Vec<Vec<u8>> {
+        let items = queue.items.iter().filter_map(|item| match item {
+            Item::Records(_, records) => Some(each(&records.records).map(<[u8]>::to_vec)),
+            Item::Release(..) => None,
+        });
+        items.flatten().collect()
+    }
+
+    #[test]
+    fn a_full_queue_takes_what_must_not_be_lost() {
+        let mut queue = queue();
+        queue.push(None, records(&[callsite(), span(1), event()]));
+        queue.records = RECORDS_MAX;
+        let more = [event(), callsite(), span(2), close(2), event(), close(1)];
+        queue.push(None, records(&more));
+        let expected = [callsite(), span(1), event(), callsite(), close(1)];
+        assert_eq!(kept(&queue), expected);
+        // Two events and a span.
+        assert_eq!(queue.dropped, 3);
+        queue.items.clear();
+        queue.records = 0;
+        queue.push(None, records(&[event()]));
+        assert_eq!(kept(&queue), [event()]);
+    }
+
+    #[test]
+    fn what_a_worker_makes_up_has_bounds() {
+        let mut queue = queue();
+        let many: Vec<_> = (0..SPANS_MAX as u64 + 10).map(span).collect();
+        queue.push(None, records(&many));
+        assert_eq!(kept(&queue).len(), SPANS_MAX);
+        queue.items.clear();
+        queue.push(None, records(&vec![callsite(); CALLSITES_MAX + 10]));
+        assert_eq!(kept(&queue).len(), CALLSITES_MAX);
+        queue.items.clear();
+        queue.push(None, records(&[Vec::new(), vec![1]]));
+        assert_eq!(queue.items.len(), 0);
+        let ended = LogRecords {
+            ended: true,
+            ..records(&[])
+        };
+        queue.push(None, ended);
+        assert!(queue.sources.is_empty());
     }
 }

@@ -423,7 +423,12 @@ impl Writer {
             Value::Error(texts) => {
                 let texts = &texts[..texts.len().min(CAUSES_MAX)];
                 self.plain(field, value::ERROR, &[texts.len() as u8]);
-                texts.iter().for_each(|text| self.text(text));
+                for (text, behind) in texts.iter().zip((0..texts.len()).rev()) {
+                    // The lengths of those behind it have room, too.
+                    let room = self.room_for_text(TEXT_MAX);
+                    let room = room.saturating_sub(behind * size_of::<u16>());
+                    self.write_text(room, text);
+                }
             }
         }
     }
@@ -629,5 +634,43 @@ mod tests {
         writer.log(0, 0, &callsite, format_args!("{long}"));
         assert!(writer.bytes().len() <= REPORT_MAX);
         assert!(Record::read(writer.bytes()).is_some());
+    }
+
+    /// Looks at all that there is to read.
+    fn read_all(bytes: &[u8]) {
+        let _ = Glimpse::of(bytes);
+        match Record::read(bytes) {
+            Some(Record::Event { values, .. } | Record::Span { values, .. }) => {
+                assert!(values.count() <= bytes.len());
+            }
+            Some(Record::Values { values, .. }) => assert!(values.count() <= bytes.len()),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn anything_may_be_read() {
+        let mut writer = Writer::default();
+        let mut records = Vec::new();
+        writer.describe(1, 2, &callsite());
+        records.push(writer.bytes().to_vec());
+        writer.span(1, 2, 3, 4);
+        writer.value(0, &Value::Error(vec!["this", "that"]));
+        writer.value(1, &Value::Text("text"));
+        records.push(writer.bytes().to_vec());
+        writer.log(1, 2, &callsite(), format_args!("text"));
+        records.push(writer.bytes().to_vec());
+        for record in records {
+            for len in 0..record.len() {
+                read_all(&record[..len]);
+            }
+            for at in 0..record.len() {
+                for byte in 0..=u8::MAX {
+                    let mut changed = record.clone();
+                    changed[at] = byte;
+                    read_all(&changed);
+                }
+            }
+        }
     }
 }

@@ -483,3 +483,152 @@ impl Error for Told {
         self.cause.as_deref().map(|cause| cause as _)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use tracing_core::{Metadata, Subscriber};
+
+    use super::*;
+
+    /// Looks at everything, and keeps account of the spans.
+    #[derive(Default)]
+    struct Strict {
+        spans: std::sync::Mutex<HashMap<u64, usize>>,
+        next: AtomicU64,
+    }
+
+    impl Strict {
+        fn handles(&self, id: &Id, change: impl FnOnce(&mut usize)) {
+            let mut spans = crate::sync::lock(&self.spans);
+            change(spans.get_mut(&id.into_u64()).expect("it is open"));
+        }
+    }
+
+    impl Subscriber for Strict {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() <= Level::INFO
+        }
+        fn new_span(&self, span: &Attributes<'_>) -> Id {
+            span.record(&mut Text::default());
+            if let Some(parent) = span.parent() {
+                self.handles(parent, |_| ());
+            }
+            let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+            crate::sync::lock(&self.spans).insert(id, 1);
+            Id::from_u64(id)
+        }
+        fn record(&self, id: &Id, values: &Recorded<'_>) {
+            values.record(&mut Text::default());
+            self.handles(id, |_| ());
+        }
+        fn record_follows_from(&self, id: &Id, other: &Id) {
+            self.handles(id, |_| ());
+            self.handles(other, |_| ());
+        }
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut Text::default());
+            if let Some(parent) = event.parent() {
+                self.handles(parent, |_| ());
+            }
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+        fn clone_span(&self, id: &Id) -> Id {
+            self.handles(id, |handles| *handles += 1);
+            id.clone()
+        }
+        fn try_close(&self, id: Id) -> bool {
+            let mut left = 0;
+            self.handles(&id, |handles| {
+                *handles -= 1;
+                left = *handles;
+            });
+            if left == 0 {
+                crate::sync::lock(&self.spans).remove(&id.into_u64());
+            }
+            left == 0
+        }
+    }
+
+    /// As a worker writes them, but for the numbers.
+    fn record() -> impl Strategy<Value = Vec<u8>> {
+        let text = |text: &str| {
+            let mut bytes = (text.len() as u16).to_le_bytes().to_vec();
+            bytes.extend(text.as_bytes());
+            bytes
+        };
+        let (kind, small) = (0_u8..8, 0_u8..4);
+        let tail = vec(any::<u8>(), 0..40);
+        (kind, small.clone(), small.clone(), small, tail).prop_map(
+            move |(kind, one, other, level, tail)| {
+                let long = |number: u8| u64::from(number).to_le_bytes();
+                let mut bytes = vec![kind, 0, 0, 0, 0];
+                match kind {
+                    0 | 6 => {
+                        if kind == 0 {
+                            bytes.extend(u32::from(one).to_le_bytes());
+                        } else {
+                            bytes.extend(long(one));
+                        }
+                        bytes.extend([other % 2, level + 1]);
+                        bytes.extend([text("name"), text("target")].concat());
+                        bytes.extend([0, 0, 0, other]);
+                        (0..other).for_each(|_| bytes.extend(text("field")));
+                        bytes.extend(text("text"));
+                    }
+                    1 | 2 => {
+                        bytes.extend(u32::from(one).to_le_bytes());
+                        bytes.extend(long(other));
+                        bytes.extend(long(level));
+                    }
+                    _ => {
+                        bytes.extend(long(one));
+                        bytes.extend(long(other));
+                    }
+                }
+                bytes.extend(tail);
+                bytes
+            },
+        )
+    }
+
+    proptest! {
+        /// Whatever a worker writes, spans are closed as often as they were opened, and nothing panics.
+        #[test]
+        fn any_records_are_delivered(
+            records in vec(prop_oneof![4 => record(), 1 => vec(any::<u8>(), 0..60)], 0..60),
+        ) {
+            let dispatch = Dispatch::new(Strict::default());
+            let context = Arc::new(Context {
+                dispatch: dispatch.clone(),
+                hears: true,
+                span: None,
+                shared: Weak::new(),
+            });
+            let source = LogSource {
+                worker: 0,
+                pid: 1,
+                host: None,
+                serial: 0,
+            };
+            let of_worker = LogRecords {
+                source,
+                task: Some(u32::MAX),
+                index: Some(usize::MAX),
+                ended: false,
+                records: Vec::new(),
+            };
+            let mut delivery = Delivery::default();
+            let mut sender = delivery.source(&of_worker);
+            records.iter().for_each(|record| sender.deliver(&context, record));
+            delivery.end();
+            let strict = dispatch.downcast_ref::<Strict>().expect("it is one");
+            prop_assert!(crate::sync::lock(&strict.spans).is_empty());
+        }
+    }
+}
