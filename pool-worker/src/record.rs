@@ -518,7 +518,7 @@ impl Writer {
 const SHORT_MAX: usize = 400;
 const _: () =
     assert!(cfg!(pool_shuttle) || HEAD + 32 + (4 + FIELDS_MAX) * (2 + SHORT_MAX) < REPORT_MAX);
-const _: () = assert!(cfg!(pool_shuttle) || VALUE + 16 >= 1 + (CAUSES_MAX + 1) * size_of::<u16>());
+const _: () = assert!(cfg!(pool_shuttle) || VALUE + 16 >= 3 + CAUSES_MAX * size_of::<u16>());
 
 /// Takes what fits, and drops the rest: what formats itself may not expect an error.
 struct Cut<'a> {
@@ -544,7 +544,8 @@ fn cut(text: &str, most: usize) -> &str {
     if text.len() <= most {
         return text;
     }
-    &text[..text.floor_char_boundary(most)]
+    let len = (0..=most).rev().find(|len| text.is_char_boundary(*len));
+    &text[..len.unwrap_or(0)]
 }
 
 #[cfg(all(test, not(pool_shuttle)))]
