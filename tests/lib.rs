@@ -27,6 +27,7 @@ mod pages {
         data: "../pool-core/guide/data.md",
         errors: "../pool-core/guide/errors.md",
         limits: "../pool-core/guide/limits.md",
+        output: "../pool-core/guide/output.md",
         services: "../pool-core/guide/services.md",
         testing: "../pool-core/guide/testing.md",
         machines: "../pool-core/guide/machines.md",

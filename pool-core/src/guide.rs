@@ -6,6 +6,7 @@
 //! | [Getting data to workers](data) | How do tasks get what they read, and what does each way cost? |
 //! | [Errors and retries](errors) | What happens to the other inputs when one fails? Which error means what? How is an input run again? |
 //! | [Limits and isolation](limits) | How do I stop a task that hangs, leaks or crashes? What can a task still do to the rest? |
+//! | [Output, logs and progress](output) | Where does what a task prints go? What did a library say before it crashed? How far is a call? What are the workers doing, and where does the time go? |
 //! | [Async services](services) | How do I use the pool from async code? What if a client goes away? How does a service shut down? |
 //! | [Tests and benches](testing) | How do I test code that uses a pool? Why is my bench slow? |
 //! | [Many workers, many machines](machines) | How many workers? What do many of them need? How does the program run on several hosts? |
@@ -31,6 +32,7 @@ chapters! {
     data
     errors
     limits
+    output
     services
     testing
     machines

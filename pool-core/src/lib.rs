@@ -23,7 +23,8 @@
 //!   [retries](Call::retries). Nothing hangs, and nothing is left behind. Nothing of the library prints.
 //! - **Its limits.** Tasks are plain functions: no closures, methods or generics. Arguments and results are copied, through serde. It is no
 //!   [sandbox](guide::limits#can-a-task-harm-the-rest-of-the-program): workers have the rights of this program.
-//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. None is on by default.
+//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. `tracing`: what tasks
+//!   log reaches [this program](guide::output#where-do-log-messages-go). None is on by default.
 //!
 //! **New here?** The [`guide`] begins with the [first steps](guide::first_steps), has [recipes](guide::recipes), and says
 //! [what is what](guide::coming_from) for those who come from Python, rayon or Ray. The
@@ -43,6 +44,7 @@
 //! | avoid copies of large arguments | [`Call::by_ref`], [`Call::partial`], [`Shared`], [its chapter](guide::data) |
 //! | set up a pool: size, limits, what runs first in each worker | [`Pool::builder`] gives a [`PoolBuilder`] |
 //! | send messages while a task runs | [`channel()`] |
+//! | see what workers print and log, how far a call is, where the time goes | [its chapter](guide::output) |
 //! | use it in async code | [its chapter](guide::services) |
 //! | run on many machines | the crate [`pool-nats`](https://docs.rs/pool-nats), [its chapter](guide::machines) |
 //! | know in which process some code runs | [`worker`] |
