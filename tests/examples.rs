@@ -94,6 +94,23 @@ fn progress() {
 }
 
 #[test]
+fn timeline() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let run = run(
+        "timeline",
+        &[OsStr::new("--directory"), directory.path().as_os_str()],
+    );
+    assert_eq!(run.lines().len(), 2);
+    for name in ["balanced", "chunks-of-20"] {
+        let path = directory.path().join(format!("timeline-{name}"));
+        let page = fs::read_to_string(path.with_extension("html")).expect("it was written");
+        assert!(page.contains("render") && page.ends_with("</html>\n"));
+        let trace = fs::read_to_string(path.with_extension("json")).expect("it was written");
+        assert!(trace.contains("traceEvents") && trace.contains("render"));
+    }
+}
+
+#[test]
 fn tour() {
     let run = run("tour", &[]);
     let squares: Vec<u64> = (0..10).map(|x| x * x).collect();
