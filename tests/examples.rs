@@ -94,6 +94,43 @@ fn progress() {
 }
 
 #[test]
+fn logging() {
+    let run = run("logging", &[]);
+    let lines = run.lines();
+    let find = |text: &str| {
+        let mut found = lines.iter().filter(|line| line.contains(text));
+        let line = found.next().unwrap_or_else(|| panic!("no {text}: {run:?}"));
+        line.to_string()
+    };
+    let warning = find("takes zero for it");
+    assert!(
+        warning
+            .trim_start()
+            .starts_with("WARN request{id=7}:parse{length=3 worker="),
+        "{warning}"
+    );
+    assert!(
+        warning.contains("error=invalid digit found in string"),
+        "{warning}"
+    );
+    assert!(
+        warning.contains("task=\"logging::parse\" input=1"),
+        "{warning}"
+    );
+    for text in ["about to crash", "this library logs by another crate"] {
+        let line = find(text);
+        assert!(line.contains("INFO request{id=7}: logging: "), "{line}");
+        assert!(line.contains("task=\"logging::crash\""), "{line}");
+    }
+    let looks = lines
+        .iter()
+        .filter(|line| line.contains("looks at the text"));
+    assert_eq!(looks.count(), 3);
+    assert!(find("parsed").contains("numbers=[1, 0, 3]"));
+    assert!(find("goes on").contains("lost=true"));
+}
+
+#[test]
 fn tour() {
     let run = run("tour", &[]);
     let squares: Vec<u64> = (0..10).map(|x| x * x).collect();

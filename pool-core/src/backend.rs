@@ -35,12 +35,16 @@
 //! finalizer until the workers are gone. A backend that does all this says that it
 //! [carries channels](Workers::carries_channels).
 //!
+//! What workers there log goes back as [`LogRecords`], which go through serde: give what a sink there gets to
+//! the [`Sink`] of the job here, and what the observer there gets to that of the [`Settings`] here.
+//!
 //! The other machine may run what it gets on a [`Local`] of its own, with the same [`Settings`]: it has the same trait. How that
 //! process gets there: started with `POOL_NODE=scheme://…` in its environment, this same program does not reach `main`, but
 //! calls the function that [`node!`](crate::node) has registered for the scheme.
 
 mod inline;
 mod journal;
+mod logged;
 #[cfg(test)]
 pub(crate) mod memory;
 
@@ -63,10 +67,14 @@ use crate::stats::Stats;
 use crate::sync::Parker;
 
 pub use pool_worker::{
-    Attachment, Batch, Bytes, Channel, Exit, Frames, NodeKind, Tag, fingerprint, lineage, tasks,
+    Attachment, Batch, Bytes, Channel, Exit, Frames, LogLevel, NodeKind, Tag, fingerprint, lineage,
+    tasks,
 };
 
 pub use self::inline::Inline;
+pub use self::logged::LogRecords;
+#[cfg(feature = "tracing")]
+pub(crate) use self::logged::LogSource;
 pub use crate::few::Few;
 pub use crate::local::Local;
 pub use crate::retries::Retries;
@@ -136,6 +144,8 @@ pub struct Settings {
     pub streams: Streams,
     /// What the [observer](Settings::observer) wants to know, beside lines.
     pub observe: Observe,
+    /// Which log records of workers somebody wants to have before there are [jobs](Job::log_level), which may say otherwise.
+    pub log_level: LogLevel,
     /// Who is told of what happens. Not serialized: another machine sends its [`News`] back.
     #[serde(skip)]
     pub observer: Option<Arc<dyn Observer>>,
@@ -176,6 +186,8 @@ pub enum News {
     Event(Event),
     /// A worker wrote a line.
     Line(WorkerLine),
+    /// A worker logged something that belongs to no open job. What belongs to one goes to its [`Sink`].
+    Log(LogRecords),
     /// Inputs ran.
     Span(Span),
     /// So many inputs wait, that were accepted and no worker has begun.
@@ -242,6 +254,7 @@ impl Default for Settings {
             decode_stack: pool_worker::STACK_DEFAULT,
             streams: Streams::default(),
             observe: Observe::default(),
+            log_level: LogLevel::default(),
             observer: None,
         }
     }
@@ -302,6 +315,8 @@ pub struct Job {
     pub single: bool,
     /// What the caller asked for, or the task, or the builder.
     pub options: Options,
+    /// Which log records of workers somebody wants to have: from now on, of all that they run.
+    pub log_level: LogLevel,
 }
 
 /// What a caller may ask of one call.
@@ -618,6 +633,14 @@ pub trait Sink: Debug + Send + Sync {
     /// Takes outcomes: exactly one for each input, in any order. May be called from any thread: it does not block, does not panic,
     /// and runs no code of users other than the wakers of their futures. Hold no lock that they might want.
     fn deliver(self: Arc<Self>, outcomes: Outcomes);
+
+    /// Takes what inputs of the job have logged, before their outcomes are [delivered](Sink::deliver). May be called from any thread,
+    /// also under locks: it does not block, does not panic, and runs no code of users.
+    ///
+    /// By default nothing.
+    fn log(&self, records: LogRecords) {
+        let _ = records;
+    }
 }
 
 /// What of a job a thread waits for. A hint about when it is worth waking.

@@ -13,6 +13,7 @@ use crate::callback::Callbacks;
 use crate::error::Error;
 use crate::event::Event;
 use crate::feed;
+use crate::log::Logs;
 use crate::output::Output;
 use crate::pool::{Engine, Pool};
 use crate::reporter::{OnEvent, Reporter};
@@ -20,6 +21,30 @@ use crate::retries::Retries;
 use crate::timeline::Timeline;
 
 /// The settings of a [`Pool`]; made by [`Pool::builder`].
+///
+/// # Logs
+///
+/// With the feature `tracing` of this crate, what tasks log reaches this program: spans and events of `tracing`, and records of
+/// `log`. There is nothing to set up in workers. The subscriber of the thread that makes a call gets what its inputs log, in the span
+/// that the thread is in then; each event and span has the fields `worker`, `pid`, `task` and `input` (the position of
+/// the input; none for [`apply`](Pool::apply)), and `host` on another machine. Where a callsite has a field of one of these names, ours
+/// is `pool.task`, and so on. If there is no subscriber but a logger of `log`, that gets the same in words.
+///
+/// - Workers make no record that is below the level of the subscriber when the call is made. All other filters are asked here.
+/// - A subscriber is called by one thread of the pool, a moment later: no task waits for it, and its times are those of the delivery.
+///   Of what comes faster than it takes it, 65,536 records or 16 MiB wait; what is more is dropped, and a warning of the target
+///   `pool_core` says how much that was. Texts are cut at 4 KiB.
+/// - What was logged before is there when [`join`](Pool::join) returns, unless the subscriber does nothing for five seconds. Dropping the
+///   pool waits half a second.
+/// - What a worker has logged arrives, though it crashes at the next instruction. Its open spans end then. Spans are made again here, but
+///   are not entered.
+/// - What threads log that a task has left behind counts for the input that runs, or for none: then the subscriber gets it that the
+///   pool was built under, or the first call was made under.
+/// - An initializer may install a subscriber or a logger; then that has what its worker logs, and this program nothing. Later, a
+///   task can't: this crate has. As long as nobody listens here, nothing is installed there.
+///   (`log` has no loggers for a while, so what an initializer logs by `log` is lost.)
+///
+/// The example `logging` shows it.
 ///
 /// # Examples
 ///
@@ -594,7 +619,10 @@ impl PoolBuilder {
                 recorder.clone(),
             ));
         }
-        let workers = self.backend.start(settings)?;
+        let logs = Logs::default();
+        settings.log_level = logs.level();
+        settings.observer = logs.observer(settings.observer);
+        let workers = self.backend.start(settings).inspect_err(|_| logs.end())?;
         if let Some(task) = sends
             && !workers.carries_channels()
         {
@@ -606,6 +634,7 @@ impl PoolBuilder {
         let pool = Pool::over(Engine {
             workers,
             callbacks,
+            logs,
             defaults: self.defaults,
             decode_stack,
             inline: self.inline,

@@ -458,10 +458,12 @@ impl<T: Task, O> Call<'_, T, O> {
             }
             Err(error) => (Few::default(), Some(error)),
         };
+        let (sink, log_level) = self.pool.engine().logs.listen(sink);
         let job = Job {
             single: true,
             task: T::number(),
             options: self.options,
+            log_level,
         };
         feed::check_channels(&**workers, &inputs, T::NAME)?;
         if let Some(reporting) = reporting {

@@ -158,6 +158,7 @@ impl Feed {
         check(&options, engine.inline)?;
         let workers = &engine.workers;
         let task = T::number();
+        let (sink, log_level) = engine.logs.listen(sink);
         Ok(Feed {
             workers: Arc::clone(workers),
             sink,
@@ -165,6 +166,7 @@ impl Feed {
                 task,
                 single: false,
                 options,
+                log_level,
             },
             name: T::NAME,
             bound,

@@ -23,7 +23,8 @@
 //!   [retries](Call::retries). Nothing hangs, and nothing is left behind. Nothing of the library prints.
 //! - **Its limits.** Tasks are plain functions: no closures, methods or generics. Arguments and results are copied, through serde. It is no
 //!   [sandbox](guide::limits#can-a-task-harm-the-rest-of-the-program): workers have the rights of this program.
-//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. None is on by default.
+//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. `tracing`: what tasks log reaches
+//!   the subscriber of this program ([how](PoolBuilder#logs)). None is on by default.
 //!
 //! **New here?** The [`guide`] begins with the [first steps](guide::first_steps), has [recipes](guide::recipes), and says
 //! [what is what](guide::coming_from) for those who come from Python, rayon or Ray. The
@@ -77,6 +78,8 @@ mod inbox;
 mod iter;
 mod join;
 mod local;
+#[cfg_attr(not(feature = "tracing"), path = "no_log.rs")]
+mod log;
 mod open;
 mod output;
 mod pool;

@@ -19,6 +19,8 @@
 //! - The *callback* thread is in [`callback`](crate::callback).
 
 mod collect;
+#[cfg(feature = "tracing")]
+mod logs;
 mod output;
 mod preload;
 mod stamp;
@@ -66,6 +68,12 @@ thread_local! {
     static DELIVERIES: Cell<usize> = const { Cell::new(0) };
     /// Whether this is a supervisor or a collector.
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread works for a pool of this machine, and must not be held up.
+#[cfg(feature = "tracing")]
+pub(crate) fn is_of_a_pool() -> bool {
+    OF_A_POOL.try_with(Cell::get).unwrap_or(false)
 }
 
 /// The workers of this machine: each is a process, this same program started again. What a pool has if nobody says otherwise.
@@ -181,6 +189,7 @@ impl LocalWorkers {
                 freed,
                 settings.observer,
                 watching,
+                settings.log_level,
             )),
             launcher,
             preload: settings.preload.map(|task| Terms {
@@ -455,6 +464,7 @@ impl Shared {
             channel.wake();
         }
         effects.freed.clear();
+        effects.forgotten.clear();
         if !effects.deliveries.is_empty() {
             DELIVERIES.set(DELIVERIES.get() + 1);
             for (sink, outcomes) in effects.deliveries.drain(..) {

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::handle::AsyncResult;
 use crate::iter::{Imap, ImapUnordered};
 use crate::join::Join;
+use crate::log::Logs;
 use crate::open::UnaryTask;
 use crate::stats::Stats;
 use crate::timeline::Recorder;
@@ -58,6 +59,8 @@ pub struct Pool {
 pub(crate) struct Engine {
     pub(crate) workers: Arc<dyn Workers>,
     pub(crate) callbacks: Arc<Callbacks>,
+    /// Who listens to what workers log.
+    pub(crate) logs: Logs,
     /// What calls and tasks don't say.
     pub(crate) defaults: Options,
     /// How much of the stack a value may take while it is decoded, in bytes.
@@ -70,7 +73,7 @@ impl Engine {
     /// Waits until the workers are gone and every callback that was due has run.
     pub(crate) fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
         self.workers.join(deadline)?;
-        if self.callbacks.wait(deadline) {
+        if self.logs.wait(deadline) && self.callbacks.wait(deadline) {
             Ok(())
         } else {
             Err(Error::Timeout)
@@ -355,6 +358,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if pool_worker::lineage() == self.owner {
             self.engine.workers.shut_down();
+            self.engine.logs.end();
             if let Some(recorder) = &self.recorder {
                 recorder.end(self.engine.workers.stats());
             }

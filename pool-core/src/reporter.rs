@@ -79,7 +79,7 @@ impl Reporter {
             match news {
                 News::Event(event) => self.tell_event(event),
                 News::Line(line) => self.tell_line(line),
-                News::Span(_) | News::Waiting { .. } => {}
+                News::Span(_) | News::Waiting { .. } | News::Log(_) => {}
             }
         }
     }
@@ -113,7 +113,7 @@ impl Observer for Reporter {
         news.retain(|news| match news {
             News::Event(_) => self.on_event.is_some(),
             News::Line(_) => self.lines.is_some(),
-            News::Span(_) | News::Waiting { .. } => false,
+            News::Span(_) | News::Waiting { .. } | News::Log(_) => false,
         });
         if news.is_empty() {
             return;

@@ -34,6 +34,7 @@ fn pool() -> (Pool, Arc<Memory>) {
         Pool::over(Engine {
             workers: Arc::clone(&memory) as _,
             callbacks: Arc::default(),
+            logs: Default::default(),
             defaults: Options::default(),
             decode_stack: pool_worker::STACK_DEFAULT,
             inline: false,

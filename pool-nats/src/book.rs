@@ -692,7 +692,7 @@ impl LoadState {
 mod tests {
     use std::collections::BTreeMap;
 
-    use pool_core::backend::{Frames, Options, Retries};
+    use pool_core::backend::{Frames, LogLevel, Options, Retries};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -970,6 +970,7 @@ mod tests {
                             task: 1,
                             single: false,
                             options,
+                            log_level: LogLevel::Off,
                         },
                     );
                     self.jobs.push(job);

@@ -32,6 +32,7 @@ use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::frames::{Frames, Tag};
 use crate::greeting::{self, Introduction, Line, Said, Setup, Talk};
+use crate::level::LogLevel;
 use crate::process::Process;
 use crate::report::Tells;
 use crate::resident;
@@ -833,6 +834,16 @@ impl Worker {
     /// Whether it may send messages, though it may have nothing to do.
     pub fn sends_messages(&self) -> bool {
         self.ring.sends_messages()
+    }
+
+    /// From now on it is to report log records of this level, if it has the feature `tracing`.
+    pub fn set_log_level(&mut self, level: LogLevel) {
+        self.ring.set_log_level(level);
+    }
+
+    /// Whether it may report log records, though it may have nothing to do.
+    pub fn logs(&self) -> bool {
+        self.ring.logs()
     }
 
     /// The channels whose receivers are to be woken.

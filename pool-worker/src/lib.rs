@@ -13,6 +13,7 @@
 //! | `greeting` | how both find each other: all that is ipc-channel's |
 //! | `attach`, `shared` | what many inputs have in common; values in shared memory |
 //! | `channel` | what tasks send while they run: both ends |
+//! | `log`, `record`, `level`, `report` | what tasks log: the worker's end, and as bytes; what else is reported |
 //! | `meter`, `tally` | how long inputs take: with how few readings of the clock, and where that is counted |
 //! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
 //!
@@ -44,7 +45,10 @@ mod futex;
 mod greeting;
 mod launch;
 mod leave;
+mod level;
 mod lineage;
+#[cfg(feature = "tracing")]
+mod log;
 #[cfg_attr(pool_shuttle, allow(dead_code))]
 mod memory;
 mod meter;
@@ -53,8 +57,10 @@ mod outcome;
 pub mod param;
 mod part;
 mod process;
+#[cfg(feature = "tracing")]
+pub mod record;
 mod registry;
-mod report;
+pub mod report;
 mod resident;
 pub mod returned;
 mod ring;
@@ -88,6 +94,7 @@ pub use fault::{Fault, Panic};
 pub use frames::{FRAME_MAX, Frames, Iter, Tag};
 pub use greeting::{Said, Setup};
 pub use launch::{Kind, Launcher, Output, Starting, Witness, Worker, is_own_variable, may_launch};
+pub use level::LogLevel;
 pub use lineage::lineage;
 pub use outcome::{Outcome, Tell};
 pub use process::Process;

@@ -8,6 +8,9 @@ use crate::clock;
 use crate::fault::Fault;
 use crate::ring::Replies;
 
+/// A record of what the worker has logged: see `record`. Only with the feature `tracing`.
+pub const LOG: u8 = 1;
+
 /// An input was begun: see [`read_began`].
 pub const BEGAN: u8 = 2;
 

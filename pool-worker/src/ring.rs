@@ -150,6 +150,8 @@ struct ParentWords {
     cpu: AtomicU32,
     /// The parent has more to send than there is room for.
     wants_room: AtomicU32,
+    /// Which log records the parent wants to have.
+    log_level: AtomicU32,
 }
 
 #[repr(C)]
@@ -182,6 +184,7 @@ unsafe impl sync::Words for Words {
                 wake_at: short(),
                 cpu: short(),
                 wants_room: short(),
+                log_level: short(),
             }),
             claim: Line(long()),
             replies: Line((long(), short())),

@@ -32,6 +32,8 @@ use crate::frames::{FRAME_MAX, Frames, Tag};
 use crate::greeting::{self, Handed, Step, Voice};
 use crate::leave;
 use crate::lineage::lineage;
+#[cfg(feature = "tracing")]
+use crate::log::Logs;
 use crate::memory::Constant;
 use crate::meter::{Gauge, Meter};
 use crate::registry::{self, Found, Registration, RunError};
@@ -203,6 +205,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let _ = PARENT.set(call.parent);
     let this = lineage();
     channel::install(replies.clone(), this);
+    #[cfg(feature = "tracing")]
+    let mut logs = Logs::new(&replies);
     let steps = voice.greet(line, call.token.clone(), introduction.setup.is_some())?;
     let mut finalizers = Vec::new();
     if let Some(steps) = steps {
@@ -212,7 +216,14 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
                 _ => process::abort(),
             }
         }
-        let is_ready = initialize(&steps.initializers, args.as_ref(), |result| {
+        let run = |step: &Step| {
+            let run = || run_step(step, args.as_ref());
+            #[cfg(feature = "tracing")]
+            return logs.within(run);
+            #[cfg(not(feature = "tracing"))]
+            run()
+        };
+        let is_ready = initialize(&steps.initializers, run, |result| {
             match result {
                 Ok(()) => replies.write_aside(Tag::Value, &[]),
                 Err(fault) => replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX)),
@@ -226,6 +237,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         finalizers = steps.finalizers;
     }
     let _ = INITIALIZED.set(());
+    #[cfg(feature = "tracing")]
+    logs.begin();
     Ok(Worker {
         requests,
         runner: Runner {
@@ -239,6 +252,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             teller: Teller::new(introduction.tells),
             bound: (0, Ok(None)),
             forgotten: Vec::new(),
+            #[cfg(feature = "tracing")]
+            logs,
         },
         attachments,
         args: args.filter(|_| !finalizers.is_empty()),
@@ -249,14 +264,14 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
 /// Runs initializers, and says what came of each; at least once that all is well. False: one has failed.
 fn initialize(
     initializers: &[Step],
-    args: Option<&Constant>,
+    mut run: impl FnMut(&Step) -> Result<(), Fault>,
     mut say: impl FnMut(Result<(), Fault>),
 ) -> bool {
     if initializers.is_empty() {
         say(Ok(()));
     }
     initializers.iter().all(|initializer| {
-        let result = run_step(initializer, args);
+        let result = run(initializer);
         let is_well = result.is_ok();
         say(result);
         is_well
@@ -492,6 +507,8 @@ struct Runner {
     /// What is needed no more. To drop what tasks have decoded may take a while, so that is done when there is nothing else
     /// to do.
     forgotten: Vec<Rc<Attached>>,
+    #[cfg(feature = "tracing")]
+    logs: Logs,
 }
 
 impl Runner {
@@ -504,6 +521,8 @@ impl Runner {
             waited,
             body,
         } = run;
+        #[cfg(feature = "tracing")]
+        self.logs.follow();
         let task = find(number);
         let terms = Terms {
             task: &task,

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Instant;
 
 use pool_core::backend::{
-    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, News, Observer,
-    Outcomes, Portion, Settings, Sink, Waiter, Want, What, Workers,
+    Attachment, Backend, Channel, Failure, Few, Frames, Job, JobId, Local, LogRecords, News,
+    Observer, Outcomes, Portion, Settings, Sink, Waiter, Want, What, Workers,
 };
 use pool_core::{Error, Stats};
 use serde::de::DeserializeOwned;
@@ -66,7 +66,11 @@ struct FarObserver(Arc<dyn Observer>);
 
 impl Observer for FarObserver {
     fn observe(&self, news: Vec<News>) {
-        self.0.observe(travel(&news));
+        let news = news.into_iter().map(|news| match travel(&news) {
+            News::Log(records) => News::Log(records.on(HOST)),
+            other => other,
+        });
+        self.0.observe(news.collect());
     }
 }
 
@@ -222,7 +226,14 @@ impl Sink for FarSink {
         let first = outcomes.first;
         Arc::clone(&self.here).deliver(Outcomes { first, what });
     }
+
+    fn log(&self, records: LogRecords) {
+        self.here.log(travel(&records).on(HOST));
+    }
 }
+
+/// What this machine is called there.
+pub(crate) const HOST: &str = "far";
 
 impl Workers for FarWorkers {
     fn submit(

@@ -17,6 +17,7 @@ mod inline;
 mod lazy;
 mod leaks;
 mod lifecycle;
+mod log;
 mod nats;
 mod order;
 mod output;

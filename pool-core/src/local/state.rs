@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Sleeper, Spin, Worker};
+use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Reports, Sleeper, Spin, Worker};
 
 use super::output::Lines;
-use crate::backend::{Job, JobId, Observer, Outcomes, Portion, Sink, task_failed};
+use crate::backend::{Job, JobId, LogLevel, Observer, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler, with_last_line};
 use crate::sync::{self, Parker};
@@ -46,6 +46,14 @@ pub(super) struct State {
     pub(super) listening: bool,
     /// A worker may send messages though it has nothing to do.
     have_channels: bool,
+    /// Which log records of workers somebody wants to have.
+    log_level: LogLevel,
+    /// Who is told of what belongs to no job.
+    #[cfg_attr(
+        not(feature = "tracing"),
+        expect(dead_code, reason = "only log records are told")
+    )]
+    pub(super) observer: Option<Arc<dyn Observer>>,
     /// What each worker's `wake_at` was set to.
     armed: Vec<Option<u32>>,
     /// The supervisor looks at the busy workers from time to time.
@@ -77,6 +85,8 @@ struct Opened {
 pub(super) struct Effects {
     pub(super) deliveries: Vec<(Arc<dyn Sink>, Outcomes)>,
     pub(super) sleepers: Vec<Sleeper>,
+    /// What gets nothing any more. It may end what is the user's.
+    pub(super) forgotten: Vec<Arc<dyn Sink>>,
     /// Channels whose receivers wait for what has come.
     pub(super) awaited: Vec<Arc<Channel>>,
     /// Attachments that take a while to be given back.
@@ -95,6 +105,7 @@ impl State {
         freed: Arc<Freed>,
         observer: Option<Arc<dyn Observer>>,
         watching: Option<Watching>,
+        log_level: LogLevel,
     ) -> State {
         let (processes, slots) = (rules.slots, rules.seats());
         let mut scheduler = Scheduler::new(rules);
@@ -116,6 +127,8 @@ impl State {
             followers: Vec::new(),
             listening: false,
             have_channels: false,
+            log_level,
+            observer: observer.clone(),
             armed: vec![None; slots],
             patrolling: false,
             over: false,
@@ -141,6 +154,9 @@ impl State {
             return None;
         }
         self.collect_before_submitting();
+        if job.log_level != self.log_level {
+            self.set_log_level(job.log_level);
+        }
         self.stamp();
         let id = self.scheduler.submit(job, inputs, more);
         self.open(id, sink);
@@ -165,6 +181,22 @@ impl State {
             sink,
             drawn_by: sync::thread_number(),
         });
+    }
+
+    /// Who gets what comes of a job, if somebody does.
+    #[cfg(feature = "tracing")]
+    pub(super) fn sink_of(&self, job: JobId) -> Option<&Arc<dyn Sink>> {
+        let opened = self.sinks.get(job.place as usize)?.as_ref()?;
+        (opened.serial == job.serial).then_some(&opened.sink)
+    }
+
+    /// From now on workers are to report log records of this level.
+    #[cold]
+    fn set_log_level(&mut self, level: LogLevel) {
+        self.log_level = level;
+        for worker in self.workers.iter_mut().flatten() {
+            worker.set_log_level(level);
+        }
     }
 
     /// The inputs of this job are drawn by this thread.
@@ -200,10 +232,15 @@ impl State {
     /// Whether this slot may have something to say.
     fn is_heard(&self, slot: usize) -> bool {
         self.scheduler.is_busy(slot)
-            || self.have_channels
+            || self.hears_idle()
                 && self.workers[slot]
                     .as_ref()
-                    .is_some_and(Worker::sends_messages)
+                    .is_some_and(|worker| worker.sends_messages() || worker.logs())
+    }
+
+    /// Whether a worker may have something to say that has nothing to do. Those that log ring if they have something.
+    fn hears_idle(&self) -> bool {
+        self.have_channels || self.log_level > LogLevel::Off
     }
 
     /// Looks whether workers may send messages though they have nothing to do: those who start or leave, or have kept a sender.
@@ -253,13 +290,13 @@ impl State {
             .sleepers
             .extend(worker.receive(&mut self.replies));
         self.effects.awaited.extend(worker.awaited());
+        let reports = worker.reports();
         if let Some((task, each)) = worker.new_pace() {
             self.scheduler.observe(task, each);
         }
         let memory = worker.told_memory();
-        for reports in worker.reports() {
-            self.hear_of_inputs(slot, &reports);
-        }
+        // They tell of inputs that have no answer yet.
+        self.take_reports(slot, reports);
         self.scheduler.note_memory(slot, memory);
         if self.workers[slot]
             .as_mut()
@@ -290,11 +327,24 @@ impl State {
         busy.count()
     }
 
+    fn take_reports(&mut self, slot: usize, reports: Vec<Reports>) {
+        for reports in reports {
+            match reports.kind {
+                #[cfg(feature = "tracing")]
+                pool_worker::report::LOG => self.take_logs(slot, &reports),
+                _ => self.hear_of_inputs(slot, &reports),
+            }
+        }
+    }
+
     /// What came of the initializers of a worker, which have these names, if it has said so.
     pub(super) fn set_up(&mut self, slot: usize, names: &[String]) -> Option<Result<(), String>> {
         let worker = self.workers[slot].as_mut()?;
         let set_up = worker.set_up();
         self.effects.awaited.extend(worker.awaited());
+        let reports = worker.reports();
+        self.take_reports(slot, reports);
+        let worker = self.workers[slot].as_mut()?;
         if let Some(why) = worker.garbled() {
             return Some(Err(why.to_owned()));
         }
@@ -342,7 +392,7 @@ impl State {
                     break;
                 }
                 fence(Ordering::SeqCst);
-            } else if !self.has_leader && (self.scheduler.is_any_busy() || self.have_channels) {
+            } else if !self.has_leader && (self.scheduler.is_any_busy() || self.hears_idle()) {
                 // Nobody waits: from now on the collector is woken.
                 self.listen();
                 self.bell.listen_as_collector();
@@ -434,9 +484,10 @@ impl State {
                 }
             }
             Action::Forget { job } => {
-                if let Some(place) = self.sinks.get_mut(job.place as usize) {
-                    *place = None;
-                }
+                let place = self.sinks.get_mut(job.place as usize);
+                let forgotten = place.and_then(Option::take);
+                let sink = forgotten.map(|opened| opened.sink);
+                self.effects.forgotten.extend(sink);
             }
         }
     }
@@ -585,7 +636,8 @@ impl State {
     }
 
     /// Puts a fresh worker into its slot.
-    pub(super) fn seat(&mut self, slot: usize, worker: Worker) {
+    pub(super) fn seat(&mut self, slot: usize, mut worker: Worker) {
+        worker.set_log_level(self.log_level);
         self.workers[slot] = Some(worker);
         self.armed[slot] = None;
     }

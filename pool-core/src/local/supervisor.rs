@@ -374,6 +374,8 @@ impl Supervisor<'_> {
             let Some(slot) = state.slot_of(serial) else {
                 return Ok(None);
             };
+            #[cfg(feature = "tracing")]
+            state.end_logs(slot);
             let Some(mut worker) = state.workers[slot].take() else {
                 return Ok(None);
             };

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::backend::{Options, Outcomes};
+use crate::backend::{LogLevel, Options, Outcomes};
 use crate::retries::Retries;
 
 const PATROL: Duration = Duration::from_millis(100);
@@ -191,6 +191,7 @@ impl World {
             single: false,
             task: (count % 2) as u32,
             options,
+            log_level: LogLevel::Off,
         };
         // The id is known only afterwards, but what it delivers is looked at only in `act`.
         let id = self.scheduler.submit(job, inputs(0, count), more);

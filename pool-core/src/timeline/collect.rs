@@ -68,7 +68,7 @@ impl Collected {
                 News::Span(span) => self.take_span(pool, began, span),
                 News::Event(event) => self.take_event(pool, began, event),
                 News::Waiting { at, inputs } => self.take_sample(pool, ns(began + *at), *inputs),
-                News::Line(_) => {}
+                News::Line(_) | News::Log(_) => {}
             }
         }
     }

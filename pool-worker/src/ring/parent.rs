@@ -18,6 +18,7 @@ use crate::buffer::{ALIGN_MAX, Buffer};
 use crate::copy;
 use crate::frames::{FRAME_MAX, Frames, LONG, MESSAGE, PIECE, Tag, WORD, read_word};
 use crate::futex;
+use crate::level::LogLevel;
 use crate::lineage::lineage;
 use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
@@ -95,6 +96,8 @@ pub(crate) struct ParentEnd {
     long: Option<Long>,
     /// The worker may send messages.
     sends_messages: bool,
+    /// It may log.
+    logs: bool,
     /// How many bytes of them have come, or count as if, by the place of their channel.
     messages: Box<[u64; CHANNELS]>,
     /// How many channels have each place.
@@ -322,6 +325,7 @@ impl ParentEnd {
             pace: 0,
             long: None,
             sends_messages: false,
+            logs: false,
             messages: Box::new([0; CHANNELS]),
             channels: Box::new([0; CHANNELS]),
             credits,
@@ -698,6 +702,18 @@ impl ParentEnd {
         self.sends_messages
     }
 
+    /// From now on it is to report log records of this level.
+    pub(crate) fn set_log_level(&mut self, level: LogLevel) {
+        self.logs |= level > LogLevel::Off;
+        let word = &self.segment.words().parent.0.log_level;
+        word.store(level as u32, Ordering::Relaxed);
+    }
+
+    /// Whether it may have been told to log.
+    pub(crate) fn logs(&self) -> bool {
+        self.logs
+    }
+
     /// Nobody reads this channel any more.
     pub(crate) fn close_channel(&self, channel: u64, place: usize) {
         let words = self.segment.words();
@@ -718,6 +734,7 @@ impl ParentEnd {
         let end = words.replies.0.0.load(Ordering::Acquire);
         end != self.received
             && (self.sends_messages
+                || self.logs
                 || (self.wake_at.wrapping_sub(number) as i32) <= 0
                 || end.wrapping_sub(self.received) > REPLIES as u64 / 2)
             || self

@@ -16,6 +16,8 @@ use crate::clock;
 use crate::copy;
 use crate::frames::{self, FRAME_MAX, LONG, MESSAGE, PIECE, Tag, WORD};
 use crate::futex;
+#[cfg(feature = "tracing")]
+use crate::level::LogLevel;
 use crate::spin::{Spin, spin_for_piece};
 use crate::starve::Starved;
 use crate::sync::{Mutex, MutexGuard, Ordering, Shared, fence, this_cpu};
@@ -310,9 +312,57 @@ struct Turns {
 
 impl Turns {
     #[inline]
-    fn take(&self) -> Option<MutexGuard<'_, ()>> {
+    fn take(&self) -> Option<Turn<'_>> {
         let are_taken = self.are_taken.load(atomic::Ordering::Relaxed);
-        are_taken.then(|| self.lock.lock().unwrap_or_else(PoisonError::into_inner))
+        are_taken.then(|| {
+            own_turn::begin();
+            let lock = self.lock.lock();
+            Turn(Some(lock.unwrap_or_else(PoisonError::into_inner)))
+        })
+    }
+}
+
+/// This thread may write.
+struct Turn<'t>(Option<MutexGuard<'t, ()>>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        own_turn::end();
+    }
+}
+
+/// Whether this thread writes, or waits for its turn to: then a signal handler that runs on it must not wait for another turn.
+#[cfg(feature = "tracing")]
+mod own_turn {
+    use std::cell::Cell;
+
+    thread_local! {
+        static IS_TAKEN: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn begin() {
+        IS_TAKEN.set(true);
+    }
+
+    pub(super) fn end() {
+        IS_TAKEN.set(false);
+    }
+
+    pub(super) fn is_taken() -> bool {
+        IS_TAKEN.get()
+    }
+}
+
+/// Without that feature no code of users runs that reports.
+#[cfg(not(feature = "tracing"))]
+mod own_turn {
+    pub(super) fn begin() {}
+
+    pub(super) fn end() {}
+
+    pub(super) fn is_taken() -> bool {
+        false
     }
 }
 
@@ -500,15 +550,33 @@ impl Replies {
 
     /// Writes a report, of at most [`REPORT_MAX`] bytes. Waits for room in the ring, which the parent makes whatever it does
     /// besides. Threads other than that which runs inputs need [`share`](Replies::share) to have been called before there were
-    /// any.
+    /// any. What a signal handler reports is dropped if it has interrupted this thread at such a write.
     pub(crate) fn report(&self, kind: u8, bytes: &[u8]) {
         debug_assert!(bytes.len() <= REPORT_MAX);
+        if own_turn::is_taken() {
+            return;
+        }
         let mark = mark(REPORT | u64::from(kind), 0).to_le_bytes();
         let turn = self.turns.take();
         let tag = Tag::Value.bits() | MESSAGE;
         self.put_parts(tag, [&mark, bytes], Sleeps::AsSender);
         drop(turn);
         self.ring_if_crowded();
+    }
+
+    /// Wakes the parent, if it sleeps: what was reported is to be heard now.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn ring(&self) {
+        fence(Ordering::SeqCst);
+        self.bell.ring();
+    }
+
+    /// Which log records the parent wants to have.
+    #[cfg(feature = "tracing")]
+    #[inline]
+    pub(crate) fn log_level(&self) -> LogLevel {
+        let level = &self.segment.words().parent.0.log_level;
+        LogLevel::of(level.load(Ordering::Relaxed))
     }
 
     fn ring_if_crowded(&self) {
