@@ -619,7 +619,7 @@ impl PoolBuilder {
                 recorder.clone(),
             ));
         }
-        let logs = Logs::default();
+        let logs = Logs::new();
         settings.log_level = logs.level();
         settings.observer = logs.observer(settings.observer);
         let workers = self.backend.start(settings).inspect_err(|_| logs.end())?;

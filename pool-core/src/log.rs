@@ -123,8 +123,17 @@ impl fmt::Debug for Context {
     }
 }
 
-impl Default for Logs {
-    fn default() -> Logs {
+/// Which records somebody wants to have.
+#[inline]
+fn level() -> LogLevel {
+    match LevelFilter::current() {
+        LevelFilter::OFF => log::max_level().into(),
+        level => level.into(),
+    }
+}
+
+impl Logs {
+    pub(crate) fn new() -> Logs {
         Logs {
             shared: Arc::new(Shared {
                 queue: Mutex::default(),
@@ -136,18 +145,7 @@ impl Default for Logs {
             thread: Mutex::default(),
         }
     }
-}
 
-/// Which records somebody wants to have.
-#[inline]
-fn level() -> LogLevel {
-    match LevelFilter::current() {
-        LevelFilter::OFF => log::max_level().into(),
-        level => level.into(),
-    }
-}
-
-impl Logs {
     /// Which records somebody wants to have. If there are any, the calling thread's subscriber gets what belongs to no call.
     pub(crate) fn level(&self) -> LogLevel {
         let level = level();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::backend::Options;
 use crate::backend::memory::Memory;
+use crate::log::Logs;
 use crate::pool::Engine;
 use crate::{Error, Pool, pool_task};
 
@@ -34,7 +35,7 @@ fn pool() -> (Pool, Arc<Memory>) {
         Pool::over(Engine {
             workers: Arc::clone(&memory) as _,
             callbacks: Arc::default(),
-            logs: Default::default(),
+            logs: Logs::new(),
             defaults: Options::default(),
             decode_stack: pool_worker::STACK_DEFAULT,
             inline: false,
