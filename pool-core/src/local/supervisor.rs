@@ -399,6 +399,7 @@ impl Supervisor<'_> {
             let starved = end.starved.is_some_and(|starved| starved.limit < u64::MAX);
             state.note_broken_off(slot, &worker, end.begun, starved);
             state.scheduler.died(slot, end, now);
+            state.keep_pipes(place, &mut worker);
             state.announce();
             Ok(Some(worker))
         });
