@@ -281,7 +281,7 @@ impl Launcher {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
         let call = self.call(index)?;
-        let mut child = self.spawn(&title(index), &call, stdin)?;
+        let mut child = self.spawn(&title(index), &call, stdin, None)?;
         // What it needs next is made while it starts.
         self.introduce(socket, line, call.token)
             .and_then(|introduced| {
@@ -389,23 +389,38 @@ impl Launcher {
     }
 
     /// Starts this program again, to fork workers, in a room for the longest of their titles.
-    pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<Child> {
+    /// What its task prints comes here, too, if what workers print does.
+    pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<(Child, Option<Capture>)> {
+        let captured = match self.output {
+            Output::Here { .. } => Some(Capture::create(false)?),
+            Output::Inherit | Output::Null | Output::Common(_) => None,
+        };
+        let (capture, ends) = captured.unzip();
         let call = Call {
             role: Role::Zygote,
             ..self.call(0)?
         };
         let longest = title(self.workers.saturating_sub(1)).chars().count();
-        self.spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
+        let title = format!("{:<longest$}", zygote_title());
+        let child = self.spawn(&title, &call, stdin, ends.as_ref())?;
+        Ok((child, capture))
     }
 
     /// It has the arguments of this process, for whatever in it parses the command line.
-    fn spawn(&self, title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
+    /// `ends`: into which it writes from the start.
+    fn spawn(
+        &self,
+        title: &str,
+        call: &Call,
+        stdin: OwnedFd,
+        ends: Option<&Ends>,
+    ) -> io::Result<Child> {
         let env = self.env.iter().map(|(name, value)| (name, value));
-        let (out, err) = match &self.output {
-            Output::Inherit => (Stdio::inherit(), Stdio::inherit()),
+        let (out, err) = match (&self.output, ends) {
+            (_, Some(ends)) | (Output::Common(ends), None) => ends.to_stdio()?,
+            (Output::Inherit, None) => (Stdio::inherit(), Stdio::inherit()),
             // What comes to this process goes through pipes that a worker is handed later.
-            Output::Null | Output::Here { .. } => (Stdio::null(), Stdio::null()),
-            Output::Common(ends) => ends.to_stdio()?,
+            (Output::Null | Output::Here { .. }, None) => (Stdio::null(), Stdio::null()),
         };
         #[expect(
             clippy::disallowed_methods,

@@ -48,13 +48,7 @@ fn crashes_in_c(x: u64) -> u64 {
 
 #[track_caller]
 fn output(error: &Error) -> &str {
-    let output = match error {
-        Error::Panicked(error) => error.output(),
-        Error::WorkerLost(error) => error.output(),
-        Error::TimeLimit(error) => error.output(),
-        Error::MemoryLimit(error) => error.output(),
-        error => panic!("{error:?}"),
-    };
+    let output = error.output();
     output.unwrap_or_else(|| panic!("not captured: {error:?}"))
 }
 
@@ -197,6 +191,36 @@ fn a_failed_start_tells_what_was_printed() {
         let end = format!("it printed last: {text:?}");
         assert!(error.contains(&end), "{error}");
     }
+}
+
+#[test]
+fn a_failed_preload_tells_what_was_printed() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for text in ["exit", "panic"] {
+        let first = builder().processes(1).output(Output::Capture);
+        let error = first.preload(fails_at_first, (text.to_owned(),));
+        let error = error.build().unwrap_err().to_string();
+        let end = format!("it printed last: {text:?}");
+        assert!(error.contains(&end), "{error}");
+    }
+}
+
+#[pool_task]
+fn prints_a_lot_at_first() {
+    for line in 0..100_000 {
+        println!("line {line}");
+    }
+}
+
+#[test]
+fn a_preload_task_may_print_a_lot() {
+    let _watchdog = watchdog();
+    let loud = builder().processes(2).output(Output::Capture);
+    let pool = checked(loud.preload(prints_a_lot_at_first, ()).build());
+    has_its_own_output(&pool, 10);
 }
 
 #[test]
