@@ -250,9 +250,6 @@ fn prints_lines(x: u64) {
 
 #[test]
 fn lines_are_told_with_who_wrote_them() {
-    if workers_are_elsewhere() {
-        return;
-    }
     let _watchdog = watchdog();
     let lines: Arc<Mutex<Vec<WorkerLine>>> = Arc::default();
     let told = Arc::clone(&lines);
@@ -287,6 +284,7 @@ fn lines_are_told_with_who_wrote_them() {
     assert_eq!(lines.len(), 80);
     for line in &*lines {
         assert!(line.worker < 2 && line.pid > 0, "{line:?}");
+        assert_eq!(line.host.is_some(), workers_are_elsewhere(), "{line:?}");
         assert!(
             line.task
                 .as_deref()
@@ -297,9 +295,6 @@ fn lines_are_told_with_who_wrote_them() {
 
 #[test]
 fn a_worker_that_prints_without_end_is_heard_and_can_be_stopped() {
-    if workers_are_elsewhere() {
-        return;
-    }
     let _watchdog = watchdog();
     let (output, hears) = channel_of_lines();
     let pool = checked(builder().processes(1).output(output).build());
@@ -408,9 +403,6 @@ fn channel_of_lines() -> (Output, mpsc::Receiver<WorkerLine>) {
 
 #[test]
 fn what_is_left_behind_prints_for_no_task() {
-    if workers_are_elsewhere() {
-        return;
-    }
     let _watchdog = watchdog();
     let (output, hears) = channel_of_lines();
     let pool = checked(builder().processes(1).output(output).build());
