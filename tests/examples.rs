@@ -131,6 +131,30 @@ fn logging() {
 }
 
 #[test]
+fn output() {
+    let run = run("output", &[]);
+    let lines = run.lines();
+    let decoded = [
+        "decoded: 5",
+        "failed after: decoding broken.jpg ...",
+        "decoded: 5",
+    ];
+    assert_eq!(lines[..3], decoded);
+    let mut printed: Vec<String> = (1..=10)
+        .map(|number| format!("  [input {}] checking {number}", number - 1))
+        .collect();
+    for number in [4, 8] {
+        let index = number - 1;
+        printed.push(format!("! [input {index}] {number} is a multiple of four"));
+    }
+    let mut told: Vec<&str> = lines[3..lines.len() - 1].to_vec();
+    printed.sort();
+    told.sort_unstable();
+    assert_eq!(told, printed);
+    assert_eq!(lines.last(), Some(&"sum of squares: 385"));
+}
+
+#[test]
 fn tour() {
     let run = run("tour", &[]);
     let squares: Vec<u64> = (0..10).map(|x| x * x).collect();

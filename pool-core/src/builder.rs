@@ -607,8 +607,9 @@ impl PoolBuilder {
             _ => None,
         };
         let tells = lines.is_some() || self.on_event.is_some();
-        if tells && !callbacks.start_thread() {
-            return Err(Error::start("no thread is left for callbacks"));
+        if tells {
+            let started = callbacks.start_thread();
+            started.map_err(|error| Error::start(error.to_string()))?;
         }
         let recorder = self.timeline.as_ref().map(Timeline::record);
         if tells || recorder.is_some() {
@@ -622,12 +623,20 @@ impl PoolBuilder {
         let logs = Logs::new();
         settings.log_level = logs.level();
         settings.observer = logs.observer(settings.observer);
-        let workers = self.backend.start(settings).inspect_err(|_| logs.end())?;
-        if let Some(task) = sends
-            && !workers.carries_channels()
-        {
-            return Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()));
-        }
+        let started = self
+            .backend
+            .start(settings)
+            .and_then(|workers| match sends {
+                Some(task) if !workers.carries_channels() => {
+                    Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()))
+                }
+                _ => Ok(workers),
+            });
+        // Without a pool nobody else would end their threads.
+        let workers = started.inspect_err(|_| {
+            callbacks.end();
+            logs.end();
+        })?;
         if let Some(recorder) = &recorder {
             recorder.begin(&workers);
         }

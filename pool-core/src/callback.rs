@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -101,30 +102,31 @@ impl Callbacks {
     }
 
     /// Starts the thread, for whom can't run callbacks itself if there is none. False: the system has no thread left.
-    pub(crate) fn start_thread(&self) -> bool {
+    pub(crate) fn start_thread(&self) -> io::Result<()> {
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
-        queue.thread.is_some() || self.spawn(&mut thread, &mut queue)
+        if queue.thread.is_some() {
+            return Ok(());
+        }
+        self.spawn(&mut thread, &mut queue)
     }
 
-    fn spawn(&self, thread: &mut Option<JoinHandle<()>>, queue: &mut Queue) -> bool {
+    fn spawn(&self, thread: &mut Option<JoinHandle<()>>, queue: &mut Queue) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let spawned = thread::Builder::new()
             .name("pool-callbacks".to_owned())
-            .spawn(move || work(&shared));
-        let Ok(spawned) = spawned else {
-            return false;
-        };
+            .spawn(move || work(&shared))
+            .map_err(|error| pool_worker::no_thread("thread for callbacks", error))?;
         queue.thread = Some(spawned.thread().id());
         *thread = Some(spawned);
-        true
+        Ok(())
     }
 
     /// Sees to it that the thread runs what was pushed. This may run callbacks itself.
     pub(crate) fn start(&self) {
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
-        if queue.thread.is_none() && !self.spawn(&mut thread, &mut queue) {
+        if queue.thread.is_none() && self.spawn(&mut thread, &mut queue).is_err() {
             // The system has no thread left. Better here and now than never.
             let waiting = std::mem::take(&mut queue.waiting);
             let is_urgent = |(_, tick): &mut (_, Box<dyn Tick>)| tick.is_urgent();

@@ -109,6 +109,19 @@ impl Error {
         self.place().and_then(|place| place.index)
     }
 
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB: of [`Panicked`](Error::Panicked),
+    /// [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit) and [`MemoryLimit`](Error::MemoryLimit), if it is captured
+    /// ([`PoolBuilder::output`](crate::PoolBuilder::output)). `Some("")`: it wrote nothing.
+    pub fn output(&self) -> Option<&str> {
+        match self {
+            Error::Panicked(error) => error.output(),
+            Error::WorkerLost(error) => error.output(),
+            Error::TimeLimit(error) => error.output(),
+            Error::MemoryLimit(error) => error.output(),
+            _ => None,
+        }
+    }
+
     /// The workers of a pool can't be had, for this reason: for [backends](crate::backend).
     pub fn start(why: impl Into<String>) -> Error {
         Error::Start(Start(why.into()))

@@ -16,9 +16,11 @@
 //!   system when the thread that started them ends, so it lives as long as they do.
 //! - The *collector*. (It can't be the same thread: one waits for descriptors, the other for a word of
 //!   memory.)
+//! - The *output* thread is there if what workers print comes here: see [`output`] and [`harness`].
 //! - The *callback* thread is in [`callback`](crate::callback).
 
 mod collect;
+mod harness;
 #[cfg(feature = "tracing")]
 mod logs;
 mod output;
@@ -40,7 +42,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pool_worker::{
-    Freed, Kind, Launcher, Output, Preload, Process, Setup, Tells, Waker, Watch, Worker,
+    Capture, Freed, Kind, Launcher, Output, Preload, Process, Setup, Tells, Waker, Watch, Worker,
 };
 
 use self::preload::Terms;
@@ -155,6 +157,10 @@ impl LocalWorkers {
         let began = pool_worker::now();
         let watching = Watching::new(&settings, began, rules.seats());
         let setup = set_up(&settings).transpose().map_err(start_error)?;
+        let of_test = (settings.streams == Streams::Inherit && harness::captures())
+            .then(Capture::of_all)
+            .transpose();
+        let (of_test, ends) = of_test.map_err(start_error)?.unzip();
         let kind = Kind {
             setup,
             tells_memory: settings.max_memory.is_some(),
@@ -163,14 +169,18 @@ impl LocalWorkers {
             tells,
             env: settings.env,
             output: match settings.streams {
-                Streams::Inherit => Output::Inherit,
+                Streams::Inherit => match ends {
+                    Some(ends) => Output::Common(ends),
+                    None => Output::Inherit,
+                },
                 Streams::Null => Output::Null,
                 Streams::Capture => Output::Here { lines: false },
                 Streams::Lines => Output::Here { lines: true },
             },
         };
         let (watch, waker) = Watch::new().map_err(start_error)?;
-        let outputs = matches!(kind.output, Output::Here { .. }).then(Watch::new);
+        let outputs = matches!(kind.output, Output::Here { .. } | Output::Common(_));
+        let outputs = outputs.then(Watch::new);
         let outputs = outputs.transpose().map_err(start_error)?;
         let (outputs, outputs_waker) = outputs
             .map(|(watch, waker)| (Arc::new(watch), waker))
@@ -226,7 +236,15 @@ impl LocalWorkers {
         })?;
         if let Some(outputs) = outputs {
             let read = Arc::clone(&shared);
-            local.spawn("pool-output", move || read.read_outputs(&outputs))?;
+            if let Some(capture) = &of_test {
+                let mut pipes = capture.pipes();
+                let watched = pipes.try_for_each(|pipe| outputs.add(pipe, 0));
+                watched.map_err(start_error)?;
+            }
+            local.spawn("pool-output", move || match of_test {
+                Some(capture) => read.print_for_test(&outputs, capture),
+                None => read.read_outputs(&outputs),
+            })?;
         }
         match shared.wait_until_ready() {
             Ok(()) => Ok(local),
@@ -522,6 +540,7 @@ impl Shared {
             state.announce();
         });
         self.launcher.bell().wake_collector();
+        self.outputs_waker.iter().for_each(Waker::wake);
         // Who is killed with this thread would stay a zombie.
         let mut dead: Vec<Process> = self.update(|state| {
             let workers = state.workers.iter_mut();

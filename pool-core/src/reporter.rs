@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_slow_function_misses_the_oldest_and_a_panic_costs_one() {
         let callbacks = Arc::new(Callbacks::default());
-        assert!(callbacks.start_thread());
+        callbacks.start_thread().expect("a thread");
         let (begun, begins) = mpsc::channel();
         let (go_on, goes_on) = mpsc::channel::<()>();
         let (goes_on, seen) = (Mutex::new(goes_on), Arc::new(Mutex::new(Vec::new())));

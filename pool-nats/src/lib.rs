@@ -64,6 +64,7 @@
 
 mod book;
 pub mod guide;
+mod lines;
 mod link;
 mod node;
 mod parent;

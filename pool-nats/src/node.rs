@@ -24,9 +24,11 @@ use pool_core::backend::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
 use tokio::time;
 
 use crate::Url;
+use crate::lines::Lines;
 use crate::link::{self, JETSTREAM, Link, Refused};
 use crate::relay::Relays;
 use crate::store::Store;
@@ -188,6 +190,12 @@ async fn work(
         .for_each(|reference| reference.add_channels(&mut setup_channels));
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
+    let lines = Lines::wanted_by(&mut settings, &node.host);
+    // Ends when this function does.
+    let mut sending = JoinSet::new();
+    if let Some(lines) = &lines {
+        sending.spawn(Arc::clone(lines).send_all(client.clone(), run.parent(), node.id.clone()));
+    }
     let grace = settings.grace;
     let leave_max = (!settings.finalizers.is_empty()).then(|| settings.leave_max());
     let workers = match start(settings).await {
@@ -215,6 +223,7 @@ async fn work(
         node: node.id.clone(),
         store,
         relays,
+        lines,
         setup_channels,
         workers: Arc::clone(&workers),
         processes,
@@ -378,6 +387,7 @@ struct Node {
     node: String,
     store: Store,
     relays: Relays,
+    lines: Option<Arc<Lines>>,
     /// The channels into which all tasks may send, because initializers were given them.
     setup_channels: Vec<u64>,
     workers: Arc<dyn Workers>,
@@ -831,9 +841,12 @@ impl Node {
         channels.extend(&held.channels);
         let (node, first) = (self.node.clone(), outcomes.first);
         let (client, subject) = (self.client.clone(), self.run.parent());
-        let events = self.events.clone();
+        let (lines, events) = (self.lines.clone(), self.events.clone());
         tokio::spawn(async move {
             relays.flush(&channels).await;
+            if let Some(lines) = lines {
+                lines.flush(&client, &subject, &node).await;
+            }
             let done = ToParent::Done(Done {
                 node,
                 load,

@@ -23,8 +23,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use pool_core::Error;
 use pool_core::backend::{
-    self, Attachment, Failure, Few, Frames, Job, JobId, Outcomes, Portion, Settings, Sink, Waiter,
-    Want, What, Workers,
+    self, Attachment, Failure, Few, Frames, Job, JobId, News, Observer, Outcomes, Portion,
+    Settings, Sink, Waiter, Want, What, Workers,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
@@ -562,6 +562,8 @@ struct Thread<'a> {
     messages: HashMap<(String, u64), FromNode>,
     /// The nodes that have asked to join and are not lost.
     let_in: HashSet<String>,
+    /// Who is told of lines.
+    observer: Option<Arc<dyn Observer>>,
     /// Nodes that were lost while their results were being fetched, and why.
     lost_later: HashMap<String, String>,
     sender: UnboundedSender<Command>,
@@ -651,6 +653,7 @@ impl<'a> Thread<'a> {
             }
         }
         let failed = |error: io::Error| format!("{server}: {error}");
+        let observer = settings.observer.clone();
         let told = to_bytes(&settings);
         let mut room = store.room();
         let told = store.pack(told, &mut room, || "settings".to_owned());
@@ -680,6 +683,7 @@ impl<'a> Thread<'a> {
             fetching: HashMap::new(),
             messages: HashMap::new(),
             let_in: HashSet::new(),
+            observer,
             lost_later: HashMap::new(),
             sender,
             shared,
@@ -1006,6 +1010,13 @@ impl<'a> Thread<'a> {
                     reply: message.reply,
                 };
                 self.gather(incoming, messages).await;
+            }
+            ToParent::Lines { node, lines } => {
+                if self.let_in.contains(&node)
+                    && let Some(observer) = &self.observer
+                {
+                    observer.observe(lines.into_iter().map(News::Line).collect());
+                }
             }
             ToParent::Left { node, why } => self.lose(&node, &why),
             ToParent::Here { node } => self.heard_of(&node).await,

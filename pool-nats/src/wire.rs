@@ -11,12 +11,13 @@
 
 use std::time::Duration;
 
+use pool_core::WorkerLine;
 use pool_core::backend::{Attachment, Job};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// Returns the name of the consumer that all nodes pull from. It changes each time the stream is recreated, so that
 /// nobody acknowledges messages of the previous stream.
@@ -128,6 +129,11 @@ pub(crate) enum ToParent {
         /// An outcome waits for these messages.
         must: bool,
         messages: Body,
+    },
+    /// Workers have written these lines.
+    Lines {
+        node: String,
+        lines: Vec<WorkerLine>,
     },
     /// A sign of life, sent regularly.
     Here {

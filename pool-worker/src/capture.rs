@@ -7,16 +7,22 @@
 //! The parent reads without waiting. It keeps the last [`KEPT`] bytes of each input, until that input's outcome is known.
 //! A worker that is under the control of its input may forge marks: then its own inputs get wrong texts, and nobody else's.
 
-use std::collections::VecDeque;
+mod splitter;
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
 
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+pub(crate) use self::splitter::Token;
+use self::splitter::{Part, Splitter, mark};
 use crate::greeting::Own;
-use crate::scarce::no;
+use crate::scarce::{fill_randomly, no};
 
 /// How much of the output of an input is kept, in bytes: the end of it.
 pub const KEPT: usize = 64 << 10;
@@ -32,12 +38,6 @@ const READS_MAX_DEAD: usize = 1024;
 /// Of more inputs than this with text, or of more text, the oldest is forgotten.
 const INPUTS_MAX: usize = 1 << 14;
 const TEXT_MAX: usize = 16 << 20;
-
-/// What tells a mark from text.
-pub(crate) type Token = [u8; 16];
-
-/// A mark: the token, and the number of the input that begins; 0, if none does.
-const MARK: usize = size_of::<Token>() + size_of::<u32>();
 
 /// Where a worker wrote something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub(crate) struct Marks {
     token: Token,
     /// The pipes, under numbers of their own: a task may put something else in the places 1 and 2.
     pipes: [Own; 2],
+    /// What is written belongs to an input.
+    within: Cell<bool>,
 }
 
 impl Marks {
@@ -78,15 +80,25 @@ impl Marks {
         Ok(Marks {
             token,
             pipes: [Own::new(out), Own::new(err)],
+            within: Cell::new(false),
         })
     }
 
-    /// What is written from now on belongs to this input; or to none, if it is 0.
-    pub(crate) fn mark(&self, input: u32) {
-        let mut mark = [0; MARK];
-        let (token, number) = mark.split_at_mut(size_of::<Token>());
-        token.copy_from_slice(&self.token);
-        number.copy_from_slice(&input.to_le_bytes());
+    /// What is written from now on belongs to no input.
+    pub(crate) fn end(&self) {
+        if self.within.replace(false) {
+            self.mark(0);
+        }
+    }
+
+    /// What is written from now on belongs to this input.
+    pub(crate) fn begin_input(&self, input: u32) {
+        self.within.set(true);
+        self.mark(input);
+    }
+
+    fn mark(&self, input: u32) {
+        let mark = mark(&self.token, input);
         for pipe in &self.pipes {
             // If a task has closed it, nobody writes there any more.
             if let Some(pipe) = pipe.get() {
@@ -109,9 +121,25 @@ fn unbuffer() {
 
 // ---- the parent's side ----------------------------------------------------------------------------
 
-/// What a worker gets: the ends that it writes to.
+/// What text is not, unless somebody has seen it.
+fn new_token() -> io::Result<Token> {
+    let mut token = Token::default();
+    // It begins with what is rare in text, so that it is soon told from that.
+    fill_randomly(&mut token[1..])?;
+    Ok(token)
+}
+
+impl Ends {
+    pub(crate) fn to_stdio(&self) -> io::Result<(Stdio, Stdio)> {
+        let unmade = no("descriptor for the output of a worker");
+        let copy = |end: &OwnedFd| end.try_clone().map(Stdio::from).map_err(&unmade);
+        Ok((copy(&self.out)?, copy(&self.err)?))
+    }
+}
+
+/// The ends that workers write to.
 #[derive(Debug)]
-pub(crate) struct Ends {
+pub struct Ends {
     pub(crate) token: Token,
     pub(crate) out: OwnedFd,
     pub(crate) err: OwnedFd,
@@ -121,20 +149,16 @@ pub(crate) struct Ends {
 #[derive(Debug)]
 pub struct Capture {
     streams: [Stream; 2],
-    /// What inputs have written, in the order of their numbers.
-    kept: VecDeque<Kept>,
+    /// What inputs have written, by their numbers, which don't wrap around here.
+    kept: BTreeMap<i64, Tail>,
     /// How many bytes that is.
     size: usize,
+    /// What inputs up to this number have written is needed no more.
+    forgotten: i64,
     /// What was written when no input had begun.
     early: Tail,
     /// Lines, if they are wanted.
     lines: Option<Vec<Line>>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    input: u32,
-    tail: Tail,
 }
 
 /// The end of a text.
@@ -178,7 +202,8 @@ struct Stream {
 
 impl Capture {
     /// With what the worker is to get. `lines`: whether they are wanted.
-    pub(crate) fn create(token: Token, lines: bool) -> io::Result<(Capture, Ends)> {
+    pub(crate) fn create(lines: bool) -> io::Result<(Capture, Ends)> {
+        let token = new_token()?;
         let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
             let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
             fcntl_setfl(&ours, OFlags::NONBLOCK)?;
@@ -186,21 +211,41 @@ impl Capture {
         };
         let unmade = no("pipe for the output of a worker");
         let ((our_out, out), (our_err, err)) = (pipe().map_err(&unmade)?, pipe().map_err(&unmade)?);
+        let capture = Capture::over(token, lines, [Some(our_out), Some(our_err)]);
+        Ok((capture, Ends { token, out, err }))
+    }
+
+    /// For the output of all workers of a pool, which nothing tells apart, line by line. They are
+    /// [started](crate::Output::Common) with the ends.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    pub fn of_all() -> io::Result<(Capture, Ends)> {
+        Capture::create(true)
+    }
+
+    /// Whether somebody may write yet.
+    pub fn is_open(&self) -> bool {
+        self.streams.iter().any(|stream| stream.pipe.is_some())
+    }
+
+    fn over(token: Token, lines: bool, [out, err]: [Option<OwnedFd>; 2]) -> Capture {
         let stream = |side, pipe| Stream {
             side,
-            pipe: Some(pipe),
+            pipe,
             splitter: Splitter::new(token),
             input: 0,
             line: Vec::new(),
         };
-        let capture = Capture {
-            streams: [stream(Side::Out, our_out), stream(Side::Err, our_err)],
-            kept: VecDeque::new(),
+        Capture {
+            streams: [stream(Side::Out, out), stream(Side::Err, err)],
+            kept: BTreeMap::new(),
             size: 0,
+            forgotten: 0,
             early: Tail::default(),
             lines: lines.then(Vec::new),
-        };
-        Ok((capture, Ends { token, out, err }))
+        }
     }
 
     /// The descriptors that are readable when there is something to [read](Capture::read).
@@ -236,6 +281,7 @@ impl Capture {
         match rustix::io::read(pipe, &mut buffer) {
             Ok(0) => {
                 self.streams[stream].pipe = None;
+                self.release(stream);
                 0
             }
             Ok(len) => {
@@ -243,13 +289,17 @@ impl Capture {
                 len
             }
             Err(Errno::INTR) => self.read_from(stream),
-            // A mark comes in one piece, so what looks like the beginning of one is none.
             Err(_) => {
-                let held = self.streams[stream].splitter.release();
-                self.take_text(stream, &held);
+                self.release(stream);
                 0
             }
         }
+    }
+
+    /// Nothing follows for now: what looks like the beginning of a mark is none.
+    fn release(&mut self, stream: usize) {
+        let held = self.streams[stream].splitter.release();
+        self.take_text(stream, &held);
     }
 
     fn take(&mut self, stream: usize, bytes: &[u8]) {
@@ -279,29 +329,27 @@ impl Capture {
         }
     }
 
+    /// The number of an input as those before and after it are counted, however often that wraps around.
+    fn widen(&self, input: u32) -> i64 {
+        let ahead = input.wrapping_sub(self.forgotten as u32) as i32;
+        self.forgotten + i64::from(ahead)
+    }
+
     fn keep(&mut self, input: u32, text: &[u8]) {
-        // Mostly it is the last one.
-        let place = self.kept.iter().rposition(|kept| kept.input == input);
-        let place = place.unwrap_or_else(|| {
-            let is_before = |kept: &Kept| (input.wrapping_sub(kept.input) as i32) > 0;
-            let place = self.kept.iter().rposition(is_before);
-            let place = place.map_or(0, |before| before + 1);
-            let tail = Tail::default();
-            self.kept.insert(place, Kept { input, tail });
-            place
-        });
-        self.size += self.kept[place].tail.push(text);
+        let input = self.widen(input);
+        if input <= self.forgotten {
+            return;
+        }
+        self.size += self.kept.entry(input).or_default().push(text);
         while self.kept.len() > INPUTS_MAX || self.size > TEXT_MAX {
-            let oldest = self.kept.pop_front();
-            self.size -= oldest.map_or(0, |oldest| oldest.tail.0.len());
+            let oldest = self.kept.pop_first();
+            self.size -= oldest.map_or(0, |(_, tail)| tail.0.len());
         }
     }
 
     /// What this input has written.
     pub fn take_text_of(&mut self, input: u32) -> String {
-        let place = self.kept.iter().position(|kept| kept.input == input);
-        let kept = place.and_then(|place| self.kept.remove(place));
-        let tail = kept.map(|kept| kept.tail).unwrap_or_default();
+        let tail = self.kept.remove(&self.widen(input)).unwrap_or_default();
         self.size -= tail.0.len();
         tail.text()
     }
@@ -313,11 +361,11 @@ impl Capture {
 
     /// What inputs up to this number have written is needed no more.
     pub fn forget_until(&mut self, input: u32) {
-        while let Some(first) = self.kept.front()
-            && (input.wrapping_sub(first.input) as i32) >= 0
+        self.forgotten = self.forgotten.max(self.widen(input));
+        while let Some(oldest) = self.kept.first_entry()
+            && *oldest.key() <= self.forgotten
         {
-            self.size -= first.tail.0.len();
-            self.kept.pop_front();
+            self.size -= oldest.remove().0.len();
         }
     }
 
@@ -336,7 +384,15 @@ impl Capture {
         }
         self.streams[stream].line.extend_from_slice(rest);
         while self.streams[stream].line.len() > LINE_MAX {
-            let rest = self.streams[stream].line.split_off(LINE_MAX);
+            let line = &mut self.streams[stream].line;
+            // Not in the middle of a character.
+            let is_within = |at: &usize| line[*at] & 0xC0 == 0x80;
+            let into = (LINE_MAX - 3..=LINE_MAX)
+                .rev()
+                .take_while(is_within)
+                .count()
+                % 4;
+            let rest = line.split_off(LINE_MAX - into);
             self.tell_line(stream);
             self.streams[stream].line = rest;
         }
@@ -369,69 +425,115 @@ impl Capture {
     }
 }
 
-/// A part of what was written.
-#[derive(Debug, PartialEq, Eq)]
-enum Part<'a> {
-    Text(&'a [u8]),
-    Mark(u32),
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-/// Tells marks from text, however it comes in pieces.
-#[derive(Debug, Default)]
-struct Splitter {
-    token: Token,
-    /// What may be the beginning of a mark.
-    held: Vec<u8>,
-}
+    use super::*;
 
-impl Splitter {
-    fn new(token: Token) -> Splitter {
-        Splitter {
-            token,
-            held: Vec::new(),
-        }
+    const TOKEN: Token = *b"a token of a box";
+
+    fn capture() -> Capture {
+        Capture::over(TOKEN, true, [None, None])
     }
 
-    fn feed(&mut self, bytes: &[u8], mut tell: impl FnMut(Part<'_>)) {
-        let mut joined = std::mem::take(&mut self.held);
-        let mut text = if joined.is_empty() {
-            bytes
-        } else {
-            joined.extend_from_slice(bytes);
-            &joined[..]
-        };
-        let mut from = 0;
-        while let Some(at) = text[from..].iter().position(|byte| *byte == self.token[0]) {
-            let at = from + at;
-            let rest = &text[at..];
-            let len = rest.len().min(self.token.len());
-            if rest[..len] != self.token[..len] {
-                from = at + 1;
-                continue;
-            }
-            if rest.len() < MARK {
-                self.held = rest.to_vec();
-                text = &text[..at];
-                break;
-            }
-            if at > 0 {
-                tell(Part::Text(&text[..at]));
-            }
-            let (mark, behind) = rest.split_at(MARK);
-            let number = mark
-                .last_chunk()
-                .map_or(0, |bytes| u32::from_le_bytes(*bytes));
-            tell(Part::Mark(number));
-            text = behind;
-            from = 0;
-        }
-        if !text.is_empty() {
-            tell(Part::Text(text));
-        }
+    fn lines(capture: &mut Capture) -> Vec<(Option<u32>, Side, String)> {
+        let lines = capture.take_lines_read().into_iter();
+        let text = |line: Line| String::from_utf8(line.text).expect("text");
+        lines
+            .map(|line| (line.input, line.side, text(line)))
+            .collect()
     }
 
-    /// What was held is text.
-    fn release(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
+    #[test]
+    fn each_input_has_its_own_text_and_lines() {
+        let mut capture = capture();
+        let written = [
+            b"early\n",
+            &mark(&TOKEN, 1)[..],
+            b"one\r\ntw",
+            &mark(&TOKEN, 2),
+            b"o",
+        ]
+        .concat();
+        for byte in written {
+            capture.take(0, &[byte]);
+        }
+        capture.take(1, &[&mark(&TOKEN, 2)[..], b"error\n"].concat());
+        capture.end_lines();
+        let expected = [
+            (None, Side::Out, "early"),
+            (Some(1), Side::Out, "one"),
+            (Some(1), Side::Out, "tw"),
+            (Some(2), Side::Err, "error"),
+            (Some(2), Side::Out, "o"),
+        ];
+        let expected = expected.map(|(input, side, text)| (input, side, text.to_owned()));
+        assert_eq!(lines(&mut capture), expected);
+        assert_eq!(capture.take_early_text(), "early\n");
+        assert_eq!(capture.take_text_of(2), "oerror\n");
+        assert_eq!(capture.take_text_of(1), "one\r\ntw");
+        assert_eq!(capture.take_text_of(1), "");
+        assert_eq!(capture.size, 0);
+    }
+
+    #[test]
+    fn numbers_wrap_around_and_what_comes_late_is_forgotten() {
+        let mut capture = capture();
+        for before in [u32::MAX / 3, u32::MAX / 3 * 2, u32::MAX - 1] {
+            capture.forget_until(before);
+        }
+        for input in [u32::MAX, 0, 1, 2, u32::MAX - 1] {
+            capture.keep(input, input.to_string().as_bytes());
+        }
+        capture.forget_until(0);
+        assert_eq!(capture.take_text_of(u32::MAX - 1), "");
+        assert_eq!(capture.take_text_of(u32::MAX), "");
+        assert_eq!(capture.take_text_of(1), "1");
+        assert_eq!(capture.take_text_of(2), "2");
+        assert_eq!((capture.size, capture.kept.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_end_of_a_long_text_is_kept_and_long_lines_are_cut() {
+        let mut capture = capture();
+        let text = "\u{e9}".repeat(KEPT);
+        capture.take(0, &[&mark(&TOKEN, 1)[..], b".", text.as_bytes()].concat());
+        capture.end_lines();
+        let parts: Vec<usize> = lines(&mut capture)
+            .iter()
+            .map(|line| line.2.len())
+            .collect();
+        assert_eq!(parts, [LINE_MAX - 1, LINE_MAX, 2]);
+        assert_eq!(capture.take_text_of(1), "\u{e9}".repeat(KEPT / 2));
+    }
+
+    proptest! {
+        /// Whatever a worker writes, what is kept has bounds.
+        #[test]
+        fn a_hostile_worker_changes_nothing_but_its_own_texts(
+            writes in prop::collection::vec(
+                (0_usize..2, any::<u32>(), prop::bool::ANY, 0_usize..3000),
+                0..100,
+            ),
+            forgets in prop::collection::vec(any::<u32>(), 0..10),
+        ) {
+            let mut capture = capture();
+            let each = writes.len() / (forgets.len() + 1) + 1;
+            let mut forgets = forgets.into_iter();
+            for (number, (stream, input, small, len)) in writes.into_iter().enumerate() {
+                let input = if small { input % 8 } else { input };
+                capture.take(stream, &mark(&TOKEN, input));
+                capture.take(stream, &b"text\n".repeat(len));
+                if number % each == each - 1 {
+                    forgets.next().into_iter().for_each(|until| capture.forget_until(until));
+                }
+                let size = capture.kept.values().map(|tail| tail.0.len()).sum();
+                prop_assert_eq!(capture.size, size);
+                prop_assert!(capture.size <= TEXT_MAX && capture.kept.len() <= INPUTS_MAX);
+                prop_assert!(capture.early.0.len() <= KEPT);
+                capture.take_lines_read();
+            }
+        }
     }
 }

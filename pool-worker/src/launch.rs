@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::attach::{self, Attachment, Freed, Handover, Noted, Sent};
 use crate::bell::Bell;
-use crate::capture::{self, Capture};
+use crate::capture::{Capture, Ends};
 use crate::channel::{Channel, Put};
 use crate::entry::{self, Call, NODE, Role, VARIABLE, VARIABLES};
 use crate::exit::Exit;
@@ -39,7 +39,7 @@ use crate::resident;
 use crate::ring::{
     self, Garbled, Glance, Messages, ParentEnd, Portion, Progress, Reports, Sleeper, Tallies,
 };
-use crate::scarce::{check_descriptors, no, no_process};
+use crate::scarce::{check_descriptors, fill_randomly, no, no_process};
 use crate::starve::Starved;
 use crate::sync::Shared;
 use crate::tally::Tallied;
@@ -71,7 +71,7 @@ pub struct Kind {
 }
 
 /// Where standard output and standard error of workers go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Output {
     /// Where those of this process go.
     Inherit,
@@ -82,6 +82,19 @@ pub enum Output {
         /// Whether lines are wanted, too.
         lines: bool,
     },
+    /// Into these pipes, that of all workers, and nothing tells it apart: see [`Capture::of_all`].
+    Common(Ends),
+}
+
+impl Output {
+    /// How many descriptors that takes beside those of other pools: each worker while it starts, and the pool.
+    fn needs(&self) -> (u64, u64) {
+        match self {
+            Output::Inherit | Output::Null => (0, 0),
+            Output::Here { .. } => (4, 2),
+            Output::Common(_) => (0, 2),
+        }
+    }
 }
 
 /// What all workers of a pool have in common.
@@ -217,8 +230,7 @@ impl Launcher {
             env,
             output,
         } = kind;
-        let is_captured = matches!(output, Output::Here { .. });
-        check_descriptors(workers, is_captured)?;
+        check_descriptors(workers, output.needs())?;
         let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
@@ -270,7 +282,7 @@ impl Launcher {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
         let call = self.call(index)?;
-        let mut child = self.spawn(&title(index), &call, stdin)?;
+        let mut child = self.spawn(&title(index), &call, stdin, None)?;
         // What it needs next is made while it starts.
         self.introduce(socket, line, call.token)
             .and_then(|introduced| {
@@ -310,9 +322,9 @@ impl Launcher {
         let (handover, attachments) = attach::handover()?;
         let fds = [rings.as_fd(), self.bell_fd.as_fd(), attachments.as_fd()];
         let setup = self.setup();
-        let captured = match self.output {
-            Output::Here { lines } => Some(Capture::create(mark()?, lines)?),
-            Output::Inherit | Output::Null => None,
+        let captured = match &self.output {
+            Output::Here { lines } => Some(Capture::create(*lines)?),
+            Output::Inherit | Output::Null | Output::Common(_) => None,
         };
         let (capture, ends) = captured.unzip();
         let introduction = Introduction {
@@ -378,22 +390,38 @@ impl Launcher {
     }
 
     /// Starts this program again, to fork workers, in a room for the longest of their titles.
-    pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<Child> {
+    /// What its task prints comes here, too, if what workers print does.
+    pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<(Child, Option<Capture>)> {
+        let captured = match self.output {
+            Output::Here { .. } => Some(Capture::create(false)?),
+            Output::Inherit | Output::Null | Output::Common(_) => None,
+        };
+        let (capture, ends) = captured.unzip();
         let call = Call {
             role: Role::Zygote,
             ..self.call(0)?
         };
         let longest = title(self.workers.saturating_sub(1)).chars().count();
-        self.spawn(&format!("{:<longest$}", zygote_title()), &call, stdin)
+        let title = format!("{:<longest$}", zygote_title());
+        let child = self.spawn(&title, &call, stdin, ends.as_ref())?;
+        Ok((child, capture))
     }
 
     /// It has the arguments of this process, for whatever in it parses the command line.
-    fn spawn(&self, title: &str, call: &Call, stdin: OwnedFd) -> io::Result<Child> {
+    /// `ends`: into which it writes from the start.
+    fn spawn(
+        &self,
+        title: &str,
+        call: &Call,
+        stdin: OwnedFd,
+        ends: Option<&Ends>,
+    ) -> io::Result<Child> {
         let env = self.env.iter().map(|(name, value)| (name, value));
-        let printed = || match self.output {
-            Output::Inherit => Stdio::inherit(),
+        let (out, err) = match (&self.output, ends) {
+            (_, Some(ends)) | (Output::Common(ends), None) => ends.to_stdio()?,
+            (Output::Inherit, None) => (Stdio::inherit(), Stdio::inherit()),
             // What comes to this process goes through pipes that a worker is handed later.
-            Output::Null | Output::Here { .. } => Stdio::null(),
+            (Output::Null | Output::Here { .. }, None) => (Stdio::null(), Stdio::null()),
         };
         #[expect(
             clippy::disallowed_methods,
@@ -405,8 +433,8 @@ impl Launcher {
             .envs(env)
             .env(VARIABLE, call.to_variable())
             .stdin(Stdio::from(stdin))
-            .stdout(printed())
-            .stderr(printed())
+            .stdout(out)
+            .stderr(err)
             .spawn()
             .map_err(no_process("process for a worker"))
     }
@@ -511,25 +539,11 @@ fn program() -> String {
     name.display().to_string()
 }
 
-/// What text is not, unless somebody has seen it.
-fn mark() -> io::Result<capture::Token> {
-    let mut mark = [0; size_of::<capture::Token>()];
-    // It begins with what is rare in text, so that it is soon told from that.
-    fill_randomly(&mut mark[1..])?;
-    Ok(mark)
-}
-
 /// What only the worker that we start can know.
 fn token() -> io::Result<String> {
     let mut bytes = [0; 16];
     fill_randomly(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
-}
-
-fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
-    let filled = rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty());
-    filled.map_err(|error| no("random number for a worker")(error.into()))?;
-    Ok(())
 }
 
 impl Worker {
@@ -854,6 +868,11 @@ impl Worker {
     /// What it has written, if that comes here.
     pub fn capture(&mut self) -> Option<&mut Capture> {
         self.capture.as_mut()
+    }
+
+    /// Nothing more is asked of the worker.
+    pub fn take_capture(&mut self) -> Option<Capture> {
+        self.capture.take()
     }
 
     /// What it has reported, in order.

@@ -79,7 +79,7 @@ mod zygote;
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use buffer::{Arrived, Buffer};
-pub use capture::{Capture, KEPT as OUTPUT_KEPT, Line, Side};
+pub use capture::{Capture, Ends, KEPT as OUTPUT_KEPT, Line, Side};
 pub use channel::{Batch, Channel, Link, SendError, Taken, wake};
 pub use clock::now;
 pub use codec::{

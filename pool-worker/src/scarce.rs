@@ -12,20 +12,19 @@ const FOR_POOL: u64 = 8;
 /// What each worker needs while it starts; two of them it keeps.
 const FOR_WORKER: u64 = 4;
 
-/// What it needs besides if its output is captured; half of that it keeps.
-const FOR_OUTPUT: u64 = 4;
-
+/// `more`: what each worker needs besides, and what the pool does.
+///
 /// # Errors
 ///
 /// If the process may not open the descriptors that so many workers need, says how many would fit.
-pub(crate) fn check_descriptors(workers: usize, is_captured: bool) -> io::Result<()> {
+pub(crate) fn check_descriptors(workers: usize, more: (u64, u64)) -> io::Result<()> {
     let Some(most) = getrlimit(Resource::Nofile).current else {
         return Ok(());
     };
     let open =
         fs::read_dir("/proc/self/fd").map_or(0, |open| open.count().saturating_sub(1)) as u64;
-    let for_worker = FOR_WORKER + if is_captured { FOR_OUTPUT } else { 0 };
-    let fit = most.saturating_sub(open + FOR_POOL) / for_worker;
+    let (for_worker, for_pool) = (FOR_WORKER + more.0, FOR_POOL + more.1);
+    let fit = most.saturating_sub(open + for_pool) / for_worker;
     if workers as u64 <= fit {
         return Ok(());
     }
@@ -34,7 +33,7 @@ pub(crate) fn check_descriptors(workers: usize, is_captured: bool) -> io::Result
          (RLIMIT_NOFILE), of which {open} are open: {fit} workers would fit",
         (workers as u64)
             .saturating_mul(for_worker)
-            .saturating_add(FOR_POOL),
+            .saturating_add(for_pool),
     )))
 }
 
@@ -73,4 +72,13 @@ fn tell(what: &str, error: io::Error, again: Option<&str>) -> io::Error {
         None => format!("no {what}: {error}"),
     };
     io::Error::new(error.kind(), text)
+}
+
+/// # Errors
+///
+/// If the system has no random numbers to give.
+pub(crate) fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
+    let filled = rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|error| no("random number for a worker")(error.into()))?;
+    Ok(())
 }

@@ -364,7 +364,7 @@ impl Worker {
     fn finalize(&self) {
         let _ = FINALIZING.set(());
         if let Some(marks) = &self.runner.marks {
-            marks.mark(0);
+            marks.end();
         }
         for finalizer in &self.finalizers {
             let _ = run_step(finalizer, self.args.as_ref());
@@ -566,7 +566,7 @@ impl Runner {
             return false;
         }
         if let Some(marks) = &self.marks {
-            marks.mark(self.flusher.replies().begun());
+            marks.begin_input(self.flusher.replies().begun());
         }
         if let Some(teller) = &mut self.teller {
             teller.begin(self.flusher.replies());
@@ -639,6 +639,10 @@ impl Runner {
 
     /// There is nothing to do for a while.
     fn pause(&mut self) {
+        // What threads write that a task has left behind belongs to no input.
+        if let Some(marks) = &self.marks {
+            marks.end();
+        }
         self.drop_forgotten();
         self.meter.stop(self.flusher.replies());
     }

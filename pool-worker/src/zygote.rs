@@ -45,6 +45,7 @@ use rustix::net::{
 use rustix::process::setsid;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::Capture;
 use crate::codec::{Input, Rest};
 use crate::entry::Call;
 use crate::fault::Fault;
@@ -121,6 +122,7 @@ pub struct Zygote {
     /// Where the number of its child stands.
     birth: Memory,
     stage: Stage,
+    capture: Option<Capture>,
 }
 
 #[derive(Debug)]
@@ -177,7 +179,7 @@ impl Zygote {
             .map(AsFd::as_fd)
             .collect();
         hand_over(&socket, &errand, &fds).map_err(no("way to tell what to preload"))?;
-        let mut child = launcher.spawn_zygote(stdin)?;
+        let (mut child, capture) = launcher.spawn_zygote(stdin)?;
         let process = Process::open(child.id(), "what forks workers").inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
@@ -187,7 +189,13 @@ impl Zygote {
             socket,
             birth,
             stage: Stage::Loading,
+            capture,
         })
+    }
+
+    /// What its task has written, if what workers write comes here.
+    pub fn capture(&mut self) -> Option<&mut Capture> {
+        self.capture.as_mut()
     }
 
     /// Readable when it has said something.

@@ -11,7 +11,7 @@
 use std::env;
 use std::process;
 
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, Output, Pool, pool_task};
 use tests::Possessions;
 
 #[pool_task]
@@ -39,11 +39,14 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Every other pool is dropped with work in it, and every fifth one forks its workers.
+/// Every other pool is dropped with work in it, every third one captures what workers print, and every fifth one forks its workers.
 fn one_pool(round: usize) -> Result<(), Error> {
     let mut builder = Pool::builder().processes(1 + round % 2);
     if round.is_multiple_of(5) {
         builder = builder.preload(square, (1,));
+    }
+    if round.is_multiple_of(3) {
+        builder = builder.output(Output::Capture);
     }
     let pool = builder.build()?;
     let results = pool.map_async(square, 0..10);

@@ -37,7 +37,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use pool_core::{Error, Pool, PoolBuilder, pool_task};
+use pool_core::{Error, Output, Pool, PoolBuilder, pool_task};
 use tests::Possessions;
 
 /// A run that takes so long hangs.
@@ -126,9 +126,11 @@ enum Phase {
     Plain,
     /// A pool whose workers are forked, and replaced.
     Forked,
+    /// A pool whose workers print here.
+    Captured,
 }
 
-const PHASES: [(&str, Phase); 8] = [
+const PHASES: [(&str, Phase); 9] = [
     ("quiet", Phase::Quiet),
     ("build", Phase::Build),
     ("map", Phase::Map),
@@ -137,6 +139,7 @@ const PHASES: [(&str, Phase); 8] = [
     ("drop", Phase::Drop),
     ("plain", Phase::Plain),
     ("forked", Phase::Forked),
+    ("captured", Phase::Captured),
 ];
 
 /// Not an option of `prctl`: by it the scenario says what it is doing.
@@ -170,6 +173,12 @@ fn measure(bytes: &[u8]) -> usize {
 }
 
 #[pool_task]
+fn print_and_panic() {
+    print!("printed");
+    panic!("panicked");
+}
+
+#[pool_task]
 fn hang() {
     loop {
         thread::sleep(Duration::from_secs(1));
@@ -190,6 +199,10 @@ fn plain() -> PoolBuilder {
 
 fn forked() -> PoolBuilder {
     plain().preload(prepare, (vec![1_u8; OFFSET_SET as usize],))
+}
+
+fn captured() -> PoolBuilder {
+    plain().output(Output::lines(|_| ()))
 }
 
 fn prepared() -> PoolBuilder {
@@ -322,6 +335,15 @@ fn scenario() -> ExitCode {
     seen.step(Phase::Forked, |seen| {
         let pool = seen.build(forked);
         seen.map(&pool, OFFSET_SET);
+    });
+    seen.step(Phase::Captured, |seen| {
+        let pool = seen.build(captured);
+        seen.map(&pool, 0);
+        match pool.apply(print_and_panic, ()) {
+            // Where it can't be read, it may be less.
+            Err(error) if error.output().is_some() => {}
+            other => seen.say("wrong", format_args!("printed, and panicked: {other:?}")),
+        }
     });
     // Nothing fails any more.
     match prepared().build() {
@@ -460,6 +482,7 @@ const CALLS: &[(&str, libc::c_long)] = &[
     ("pidfd_send_signal", libc::SYS_pidfd_send_signal),
     #[cfg(target_arch = "x86_64")]
     ("poll", libc::SYS_poll),
+    ("pipe2", libc::SYS_pipe2),
     ("ppoll", libc::SYS_ppoll),
     ("prctl", libc::SYS_prctl),
     ("read", libc::SYS_read),

@@ -5,16 +5,19 @@
     reason = "what tasks print is what is tested"
 )]
 
+use std::env;
 use std::ffi::{CString, c_char};
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{self, Command};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use pool_core::{Error, Output, Pool, Stream, WorkerLine, pool_task};
 
-use crate::support::{builder, checked, square, watchdog, workers_are_elsewhere, works};
+use crate::support::{BACKEND, builder, checked, square, watchdog, workers_are_elsewhere, works};
 
 unsafe extern "C" {
     fn printf(format: *const c_char, ...) -> i32;
@@ -45,13 +48,7 @@ fn crashes_in_c(x: u64) -> u64 {
 
 #[track_caller]
 fn output(error: &Error) -> &str {
-    let output = match error {
-        Error::Panicked(error) => error.output(),
-        Error::WorkerLost(error) => error.output(),
-        Error::TimeLimit(error) => error.output(),
-        Error::MemoryLimit(error) => error.output(),
-        error => panic!("{error:?}"),
-    };
+    let output = error.output();
     output.unwrap_or_else(|| panic!("not captured: {error:?}"))
 }
 
@@ -197,6 +194,36 @@ fn a_failed_start_tells_what_was_printed() {
 }
 
 #[test]
+fn a_failed_preload_tells_what_was_printed() {
+    if workers_are_elsewhere() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for text in ["exit", "panic"] {
+        let first = builder().processes(1).output(Output::Capture);
+        let error = first.preload(fails_at_first, (text.to_owned(),));
+        let error = error.build().unwrap_err().to_string();
+        let end = format!("it printed last: {text:?}");
+        assert!(error.contains(&end), "{error}");
+    }
+}
+
+#[pool_task]
+fn prints_a_lot_at_first() {
+    for line in 0..100_000 {
+        println!("line {line}");
+    }
+}
+
+#[test]
+fn a_preload_task_may_print_a_lot() {
+    let _watchdog = watchdog();
+    let loud = builder().processes(2).output(Output::Capture);
+    let pool = checked(loud.preload(prints_a_lot_at_first, ()).build());
+    has_its_own_output(&pool, 10);
+}
+
+#[test]
 fn without_capture_there_is_no_output() {
     let _watchdog = watchdog();
     let pool = checked(builder().processes(1).output(Output::Null).build());
@@ -223,9 +250,6 @@ fn prints_lines(x: u64) {
 
 #[test]
 fn lines_are_told_with_who_wrote_them() {
-    if workers_are_elsewhere() {
-        return;
-    }
     let _watchdog = watchdog();
     let lines: Arc<Mutex<Vec<WorkerLine>>> = Arc::default();
     let told = Arc::clone(&lines);
@@ -260,6 +284,7 @@ fn lines_are_told_with_who_wrote_them() {
     assert_eq!(lines.len(), 80);
     for line in &*lines {
         assert!(line.worker < 2 && line.pid > 0, "{line:?}");
+        assert_eq!(line.host.is_some(), workers_are_elsewhere(), "{line:?}");
         assert!(
             line.task
                 .as_deref()
@@ -270,21 +295,168 @@ fn lines_are_told_with_who_wrote_them() {
 
 #[test]
 fn a_worker_that_prints_without_end_is_heard_and_can_be_stopped() {
+    let _watchdog = watchdog();
+    let (output, hears) = channel_of_lines();
+    let pool = checked(builder().processes(1).output(output).build());
+    let endless = pool.apply_async(prints_for_ever, ());
+    for _ in 0..1000 {
+        assert_eq!(hears.recv().expect("it prints").text.len(), 79);
+    }
+    assert!(endless.cancel());
+    assert!(matches!(endless.get(), Err(Error::Cancelled)));
+}
+
+/// If this variable is set, [`is_run_again`] prints: to whatever text it is set to.
+const PRINTS: &str = "POOL_TEST_PRINTS";
+
+#[pool_task]
+fn prints_and_starts_what_prints(text: &str) {
+    println!("{text} in Rust");
+    eprintln!("{text} in error");
+    print_in_c(&format!("{text} in C\n"));
+    let started = Command::new("echo")
+        .arg(format!("{text} elsewhere"))
+        .status();
+    assert!(started.expect("there is echo").success());
+    print_in_c(&format!("{text} without an end"));
+}
+
+/// Does nothing unless it is started by [`what_workers_print_is_captured_with_their_test`].
+#[test]
+fn is_run_again() {
+    let Ok(text) = env::var(PRINTS) else {
+        return;
+    };
+    let _watchdog = watchdog();
+    let plain = || Pool::builder().processes(1);
+    let pools = [
+        plain().build().expect("it starts"),
+        plain().preload(nothing, ()).build().expect("it starts"),
+    ];
+    // Not everywhere can workers be contained.
+    let pools: Vec<Pool> = pools.into_iter().chain(plain().contain().build()).collect();
+    println!("\n{} pools", pools.len());
+    for pool in pools {
+        pool.apply(prints_and_starts_what_prints, (text.clone(),))
+            .expect("it runs");
+        pool.close();
+        pool.join().expect("it ends");
+    }
+    assert_ne!(text, "failing", "so that it is shown");
+}
+
+fn run_again(text: &str, option: Option<&str>) -> (bool, String) {
+    let mut again = Command::new(env::current_exe().expect("there is /proc"));
+    again.args(["--exact", "output::is_run_again"]).args(option);
+    again.env_remove("RUST_TEST_NOCAPTURE").env_remove(BACKEND);
+    let output = again.env(PRINTS, text).output().expect("it starts");
+    let said = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8(said).expect("text"),
+    )
+}
+
+#[test]
+fn what_workers_print_is_captured_with_their_test() {
+    let _watchdog = watchdog();
+    let everything = |text| {
+        let what = ["in Rust", "in error", "in C", "elsewhere", "without an end"];
+        what.map(|what| format!("{text} {what}"))
+    };
+    let (is_well, said) = run_again("passing", None);
+    assert!(is_well && !said.contains("passing"), "{said}");
+    for (text, option) in [
+        ("failing", None),
+        ("shown", Some("--show-output")),
+        ("live", Some("--nocapture")),
+    ] {
+        let (is_well, said) = run_again(text, option);
+        assert_eq!(is_well, text != "failing", "{said}");
+        let (before, _) = said.split_once(" pools").expect(&said);
+        let pools: usize = before
+            .lines()
+            .last()
+            .map_or("", str::trim)
+            .parse()
+            .expect(&said);
+        for line in everything(text) {
+            assert_eq!(said.matches(&line).count(), pools, "{line}: {said}");
+        }
+        if text != "live" {
+            let (before, captured) = said.split_once("is_run_again stdout").expect(&said);
+            assert!(!before.contains(text), "{said}");
+            assert!(captured.contains(&everything(text)[3]), "{said}");
+        }
+    }
+}
+
+#[pool_task]
+fn leaves_a_thread_that_prints() {
+    println!("within");
+    thread::spawn(|| {
+        loop {
+            println!("after");
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+fn channel_of_lines() -> (Output, mpsc::Receiver<WorkerLine>) {
+    let (heard, hears) = mpsc::channel();
+    let each = move |line: &WorkerLine| {
+        let _ = heard.send(line.clone());
+    };
+    (Output::lines(each), hears)
+}
+
+#[test]
+fn what_is_left_behind_prints_for_no_task() {
+    let _watchdog = watchdog();
+    let (output, hears) = channel_of_lines();
+    let pool = checked(builder().processes(1).output(output).build());
+    pool.apply(leaves_a_thread_that_prints, ())
+        .expect("it runs");
+    let mut lines = hears.iter().filter(|line| line.text == "within");
+    assert!(lines.next().expect("it was printed").task.is_some());
+    let mut lines = hears.iter().filter(|line| line.text == "after");
+    assert!(lines.any(|line| line.task.is_none()));
+}
+
+/// Starts a process that waits, in a session of its own, until it may print. Then crashes.
+#[pool_task]
+fn leaves_a_process(directory: &Path) {
+    let script = "echo ready > ready; read word < go; echo still here";
+    let mut daemon = Command::new("setsid");
+    daemon.args(["sh", "-c", script]).current_dir(directory);
+    daemon.spawn().expect("there is setsid");
+    fs::read(directory.join("ready")).expect("it begins");
+    process::abort();
+}
+
+#[test]
+fn what_outlives_a_worker_may_go_on_printing() {
     if workers_are_elsewhere() {
         return;
     }
     let _watchdog = watchdog();
-    let (heard, hears) = std::sync::mpsc::channel();
-    let each = move |line: &WorkerLine| {
-        let _ = heard.send(line.text.len());
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name| directory.path().join(name);
+    let mut make = Command::new("mkfifo");
+    let made = make.args([path("ready"), path("go")]).status();
+    assert!(made.expect("there is mkfifo").success());
+    let (output, hears) = channel_of_lines();
+    let pool = checked(builder().processes(1).output(output).build());
+    let crashed = pool.apply(leaves_a_process, (directory.path().to_owned(),));
+    let error = crashed.unwrap_err();
+    let Error::WorkerLost(lost) = &error else {
+        panic!("{error:?}");
     };
-    let pool = checked(builder().processes(1).output(Output::lines(each)).build());
-    let endless = pool.apply_async(prints_for_ever, ());
-    for _ in 0..1000 {
-        assert_eq!(hears.recv().expect("it prints"), 79);
-    }
-    assert!(endless.cancel());
-    assert!(matches!(endless.get(), Err(Error::Cancelled)));
+    fs::write(path("go"), "on\n").expect("it waits");
+    let line = hears.iter().next().expect("it goes on");
+    assert_eq!((&*line.text, line.pid), ("still here", lost.pid()));
+    assert_eq!((line.worker, line.task), (0, None));
+    works(&pool);
 }
 
 #[pool_task]

@@ -72,7 +72,7 @@ impl State {
     fn log_source(&self, slot: usize) -> Option<LogSource> {
         let worker = self.workers[slot].as_ref()?;
         Some(LogSource {
-            worker: slot % self.processes,
+            worker: self.scheduler.worker_of(slot),
             pid: worker.pid(),
             host: None,
             serial: worker.serial(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use pool_worker::{Fault, Frames, Line, Side, Tag, Watch};
+use pool_worker::{Capture, Fault, Frames, Line, Side, Tag, Watch, Worker};
 
 use super::Shared;
 use super::state::State;
@@ -25,8 +25,8 @@ const LITTLE: usize = 16 << 10;
 #[derive(Debug)]
 pub(super) struct Lines {
     observer: Option<Arc<dyn Observer>>,
-    /// By slots: the last input that has written something, by its number, which may have its outcome by now.
-    last: Vec<Option<(u32, Located)>>,
+    /// By slots: the last input that has written something, by its worker and its number; it may have its outcome by now.
+    last: Vec<Option<((u64, u32), Located)>>,
 }
 
 impl Lines {
@@ -38,13 +38,67 @@ impl Lines {
     }
 }
 
+/// The pipes of dead workers that somebody still holds: a process that has left the worker's process group. It must not die of
+/// writing there.
+#[derive(Debug, Default)]
+pub(super) struct Orphans(VecDeque<Orphan>);
+
+#[derive(Debug)]
+struct Orphan {
+    serial: u64,
+    worker: usize,
+    pid: u32,
+    capture: Capture,
+}
+
+/// Of more than so many, the oldest are closed.
+const ORPHANS_MAX: usize = 64;
+
 impl State {
+    /// The worker of this number is dead, and was buried.
+    pub(super) fn keep_pipes(&mut self, worker: usize, dead: &mut Worker) {
+        let (serial, pid) = (dead.serial(), dead.pid());
+        let capture = dead.take_capture();
+        if let Some(capture) = capture.filter(Capture::is_open) {
+            let Orphans(orphans) = &mut self.orphans;
+            if orphans.len() == ORPHANS_MAX {
+                orphans.pop_front();
+            }
+            orphans.push_back(Orphan {
+                serial,
+                worker,
+                pid,
+                capture,
+            });
+        }
+    }
+
+    /// Reads what processes have written that the worker of this serial number has left behind.
+    fn read_orphan(&mut self, serial: u64) -> usize {
+        let Orphans(orphans) = &mut self.orphans;
+        let place = orphans.iter().position(|orphan| orphan.serial == serial);
+        let Some(orphan) = place.and_then(|place| orphans.get_mut(place)) else {
+            return 0;
+        };
+        let read = orphan.capture.read(false);
+        let lines = orphan.capture.take_lines_read().into_iter();
+        let (worker, pid) = (orphan.worker, orphan.pid);
+        let news: Vec<News> = lines.map(|line| news_of(worker, pid, None, line)).collect();
+        orphans.retain(|orphan| orphan.capture.is_open());
+        if let Some(observer) = &self.lines.observer
+            && !news.is_empty()
+        {
+            observer.observe(news);
+        }
+        read
+    }
+
     /// Reads what the worker of this slot has written. Gives how many bytes that was.
     pub(super) fn read_output(&mut self, slot: usize, is_dead: bool) -> usize {
         let Some(worker) = &mut self.workers[slot] else {
             return 0;
         };
-        let pid = worker.pid();
+        let (pid, serial) = (worker.pid(), worker.serial());
         let Some(capture) = worker.capture() else {
             return 0;
         };
@@ -54,33 +108,24 @@ impl State {
             && !lines.is_empty()
         {
             let told = lines.into_iter();
-            observer.observe(told.map(|line| self.tell(slot, pid, line)).collect());
+            let told = told.map(|line| self.tell(slot, pid, serial, line));
+            observer.observe(told.collect());
         }
         read
     }
 
-    fn tell(&mut self, slot: usize, pid: u32, line: Line) -> News {
-        let at = line.input.and_then(|input| self.locate(slot, input));
-        News::Line(WorkerLine {
-            worker: slot % self.processes,
-            pid,
-            host: None,
-            task: at.and_then(|at| pool_worker::task_name(at.task).map(Cow::Borrowed)),
-            index: at.and_then(|at| at.index),
-            stream: match line.side {
-                Side::Out => Stream::Stdout,
-                Side::Err => Stream::Stderr,
-            },
-            text: String::from_utf8_lossy(&line.text).into_owned(),
-        })
+    fn tell(&mut self, slot: usize, pid: u32, serial: u64, line: Line) -> News {
+        let input = line.input;
+        let at = input.and_then(|input| self.locate(slot, (serial, input)));
+        news_of(self.scheduler.worker_of(slot), pid, at, line)
     }
 
-    fn locate(&mut self, slot: usize, input: u32) -> Option<Located> {
+    fn locate(&mut self, slot: usize, input: (u64, u32)) -> Option<Located> {
         if self.lines.last.len() <= slot {
             self.lines.last.resize(slot + 1, None);
         }
         let last = &mut self.lines.last[slot];
-        match self.scheduler.locate(slot, input) {
+        match self.scheduler.locate(slot, input.1) {
             Some(located) => {
                 *last = Some((input, located));
                 Some(located)
@@ -138,6 +183,21 @@ impl State {
     }
 }
 
+fn news_of(worker: usize, pid: u32, at: Option<Located>, line: Line) -> News {
+    News::Line(WorkerLine {
+        worker,
+        pid,
+        host: None,
+        task: at.and_then(|at| pool_worker::task_name(at.task).map(Cow::Borrowed)),
+        index: at.and_then(|at| at.index),
+        stream: match line.side {
+            Side::Out => Stream::Stdout,
+            Side::Err => Stream::Stderr,
+        },
+        text: String::from_utf8_lossy(&line.text).into_owned(),
+    })
+}
+
 impl Shared {
     /// The life of the thread that reads.
     pub(super) fn read_outputs(&self, watch: &Watch) {
@@ -148,6 +208,7 @@ impl Shared {
                 let mut most = 0;
                 for serial in serials.drain(..) {
                     let Some(slot) = state.slot_of(serial) else {
+                        most = most.max(state.read_orphan(serial));
                         continue;
                     };
                     most = most.max(state.read_output(slot, false));

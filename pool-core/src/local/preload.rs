@@ -16,7 +16,7 @@ use pool_worker::{Exit, Heard, Launcher, Preload, Process, Starting, Watch, Work
 
 use super::supervisor::{Watched, bury_all};
 use crate::backend::task_failed;
-use crate::scheduler::Time;
+use crate::scheduler::{Time, with_last_line};
 
 /// What came of a wish for a worker.
 pub(super) struct Forked {
@@ -126,6 +126,14 @@ impl<'s> Keeper<'s> {
             let watched = self.watch.add(zygote.process().pidfd(), death);
             let words = Watched::ZygoteWords.mark();
             let watched = watched.and_then(|()| self.watch.add(zygote.socket(), words));
+            let output = Watched::ZygoteOutput.mark();
+            let watched = watched.and_then(|()| {
+                let mut pipes = zygote
+                    .capture()
+                    .into_iter()
+                    .flat_map(|capture| capture.pipes());
+                pipes.try_for_each(|pipe| self.watch.add(pipe, output))
+            });
             if watched.is_err() {
                 end(&mut zygote);
             }
@@ -156,6 +164,13 @@ impl<'s> Keeper<'s> {
         }
     }
 
+    /// What the preload task prints is read, so that it need not wait.
+    pub(super) fn read_output(&mut self) {
+        if let Some(capture) = self.zygote.as_mut().and_then(Zygote::capture) {
+            capture.read(false);
+        }
+    }
+
     /// Kills it. What follows comes with its death.
     fn dismiss(&mut self, why: &str) {
         self.until = None;
@@ -165,14 +180,17 @@ impl<'s> Keeper<'s> {
         }
     }
 
-    fn what_is_late(&self) -> String {
+    fn what_is_late(&mut self) -> String {
         let pid = self
             .zygote
             .as_ref()
             .map_or(0, |zygote| zygote.process().pid());
         let Terms { name, timeout, .. } = self.terms;
-        if self.zygote.as_ref().is_some_and(Zygote::is_loading) {
-            format!("the preload task `{name}`, in process {pid}, was not through in {timeout:?}")
+        if let Some(zygote) = self.zygote.as_mut().filter(|zygote| zygote.is_loading()) {
+            let why = format!(
+                "the preload task `{name}`, in process {pid}, was not through in {timeout:?}"
+            );
+            with_output(why, zygote)
         } else {
             format!("process {pid}, which forks the workers, did not answer in {timeout:?}")
         }
@@ -199,7 +217,8 @@ impl<'s> Keeper<'s> {
                 let (pid, name) = (zygote.process().pid(), &self.terms.name);
                 let exit = exit.unwrap_or(Exit::Unknown);
                 if is_loading {
-                    format!("process {pid} {exit} in the preload task `{name}`")
+                    let why = format!("process {pid} {exit} in the preload task `{name}`");
+                    with_output(why, &mut zygote)
                 } else {
                     format!("process {pid}, which forks the workers, {exit}")
                 }
@@ -222,6 +241,7 @@ impl<'s> Keeper<'s> {
                 Heard::Loaded => self.until = None,
                 Heard::Failed(fault) => {
                     let why = task_failed("the preload task", name, &fault);
+                    let why = with_output(why, zygote);
                     return self.dismiss(&why);
                 }
                 Heard::Unfit(why) => {
@@ -236,6 +256,15 @@ impl<'s> Keeper<'s> {
             }
         }
     }
+}
+
+/// Why it failed, and what it printed last.
+fn with_output(why: String, zygote: &mut Zygote) -> String {
+    let output = zygote.capture().map(|capture| {
+        capture.read(true);
+        capture.take_early_text()
+    });
+    with_last_line(why, output.as_deref())
 }
 
 /// Kills it, and waits until it is buried, but not for long.

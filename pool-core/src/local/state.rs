@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Reports, Sleeper, Spin, Worker};
 
-use super::output::Lines;
+use super::output::{Lines, Orphans};
 use crate::backend::{Job, JobId, LogLevel, Observer, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler, with_last_line};
@@ -67,9 +67,9 @@ pub(super) struct State {
     looked_at: usize,
     submits: usize,
     replies: VecDeque<Frames>,
-    /// How many workers are on duty: a slot is that of the worker of this number, modulo this.
-    pub(super) processes: usize,
     pub(super) lines: Lines,
+    /// What dead workers have written to, as long as something that they have left behind may write there.
+    pub(super) orphans: Orphans,
     pub(super) effects: Box<Effects>,
 }
 
@@ -107,7 +107,7 @@ impl State {
         watching: Option<Watching>,
         log_level: LogLevel,
     ) -> State {
-        let (processes, slots) = (rules.slots, rules.seats());
+        let slots = rules.seats();
         let mut scheduler = Scheduler::new(rules);
         if watching.is_some() {
             scheduler.tell_what_happens();
@@ -136,8 +136,8 @@ impl State {
             looked_at: 0,
             submits: 0,
             replies: VecDeque::new(),
-            processes,
             lines: Lines::to(observer),
+            orphans: Orphans::default(),
             effects: Box::default(),
         }
     }

@@ -36,11 +36,13 @@ pub(super) enum Watched {
     Words(usize),
     ZygoteDeath,
     ZygoteWords,
+    ZygoteOutput,
 }
 
 /// No worker has such a serial number, and no slot such a place.
 const ZYGOTE_DEATH: u64 = u64::MAX - 1;
 const ZYGOTE_WORDS: u64 = u64::MAX - 2;
+const ZYGOTE_OUTPUT: u64 = u64::MAX - 3;
 
 impl Watched {
     pub(super) fn mark(self) -> u64 {
@@ -49,6 +51,7 @@ impl Watched {
             Watched::Words(slot) => 2 * slot as u64 + 1,
             Watched::ZygoteDeath => ZYGOTE_DEATH,
             Watched::ZygoteWords => ZYGOTE_WORDS,
+            Watched::ZygoteOutput => ZYGOTE_OUTPUT,
         }
     }
 
@@ -56,6 +59,7 @@ impl Watched {
         match mark {
             ZYGOTE_DEATH => Watched::ZygoteDeath,
             ZYGOTE_WORDS => Watched::ZygoteWords,
+            ZYGOTE_OUTPUT => Watched::ZygoteOutput,
             _ if mark.is_multiple_of(2) => Watched::Death(mark / 2),
             _ => Watched::Words((mark / 2) as usize),
         }
@@ -142,6 +146,7 @@ impl Supervisor<'_> {
             match Watched::of(mark) {
                 Watched::Words(slot) => self.hear(slot),
                 Watched::ZygoteWords => self.keeper.iter_mut().for_each(Keeper::hear),
+                Watched::ZygoteOutput => self.keeper.iter_mut().for_each(Keeper::read_output),
                 Watched::ZygoteDeath => {
                     let unburied = self.keeper.as_mut().and_then(Keeper::bury);
                     self.graves.extend(unburied);
@@ -401,6 +406,7 @@ impl Supervisor<'_> {
             let starved = end.starved.is_some_and(|starved| starved.limit < u64::MAX);
             state.note_broken_off(slot, &worker, end.begun, starved);
             state.scheduler.died(slot, end, now);
+            state.keep_pipes(place, &mut worker);
             state.announce();
             Ok(Some(worker))
         });
