@@ -423,7 +423,7 @@ pub(crate) fn forks() -> Outcome<Value> {
         reader.read_exact(&mut [0; WORKERS])?;
         ready.push(start.elapsed());
         for pid in forked {
-            // SAFETY: waits for a child of ours; nobody asks how it ended.
+            // SAFETY: waits for a child of ours; its status is ignored.
             unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
         }
     }

@@ -7,8 +7,6 @@
 //! re-execute `/proc/self/exe`, which is valgrind itself there. So this counts what needs no worker: encoding values
 //! into frames, and decoding them.
 
-#![expect(clippy::print_stdout, reason = "the table is what a bench is for")]
-
 use std::error::Error;
 use std::hint::black_box;
 use std::process::Command;

@@ -1,13 +1,11 @@
-//! What it costs that tasks log: `cargo bench -p benches --bench log --features tracing`; and without that feature, to compare what
-//! costs nothing when nobody listens: `apply` and `map`.
-
-#![expect(clippy::print_stdout, reason = "this is a report")]
+//! Measures what logging in tasks costs: `cargo bench -p benches --bench log --features tracing`. Run it without the feature,
+//! too, to compare `apply` and `map` when no log records are wanted.
 
 use std::time::{Duration, Instant};
 
 use pool_core::{Error, Pool, pool_task};
 
-/// How often each is measured; the median counts.
+/// How many times each is measured; the median is printed.
 const RUNS: usize = 15;
 
 #[pool_task]
@@ -46,7 +44,7 @@ fn calls(pool: &Pool, when: &str) -> Result<(), Error> {
 
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
-    calls(&pool, "nobody listens")?;
+    calls(&pool, "no subscriber")?;
     drop(pool);
     #[cfg(feature = "tracing")]
     events::measure()?;
@@ -65,7 +63,7 @@ mod events {
 
     use super::*;
 
-    /// So many events of each worker at a time: fewer than may wait for the subscriber.
+    /// How many events each worker logs at a time: fewer than may wait for the subscriber.
     const EVENTS: usize = 20_000;
 
     /// Counts events, and does nothing else.
@@ -95,7 +93,7 @@ mod events {
         Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
     }
 
-    /// How long that took, and how much time of a CPU, in nanoseconds.
+    /// How long that took, and how much CPU time, in nanoseconds.
     #[pool_task]
     fn say(count: usize) -> (u64, u64) {
         let (began, before) = (Instant::now(), cpu());

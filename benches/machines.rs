@@ -18,7 +18,6 @@ use crate::report::{AtLeast, AtMost, Row};
 use crate::tasks::{length, square, work};
 use crate::tools::{Outcome, median, time};
 
-#[expect(clippy::print_stdout, reason = "the table is printed, too")]
 pub(crate) fn measure(bench: &mut Bench) -> Outcome<()> {
     let Some(server) = Server::start()? else {
         println!("many machines: there is no nats-server");

@@ -4,8 +4,8 @@
 //!     cargo bench -p benches -- --quick      # a minute, less precise
 //!
 //! Prints a table, and writes it and plots to `target/bench`. It is a report: nothing fails for being slow. The modules
-//! `latency`, `throughput`, `futures`, `channel`, `efficiency`, `payload`, `data`, `processes`, `footprint` and
-//! `machines` measure; the peers are in `peers` and `raw`.
+//! `latency`, `throughput`, `futures`, `channel`, `efficiency`, `payload`, `data`, `processes`, `sandbox`,
+//! `footprint` and `machines` measure; the peers are in `peers` and `raw`.
 
 mod channel;
 mod data;
@@ -20,6 +20,7 @@ mod plot;
 mod processes;
 mod raw;
 mod report;
+mod sandbox;
 mod tasks;
 mod throughput;
 mod tools;
@@ -74,6 +75,7 @@ enum Group {
     Payload,
     Data,
     Start,
+    Sandbox,
     Footprint,
     Machines,
 }
@@ -90,6 +92,7 @@ impl Group {
             Group::Payload => "payload",
             Group::Data => "data",
             Group::Start => "start",
+            Group::Sandbox => "sandbox",
             Group::Footprint => "footprint",
             Group::Machines => "machines",
         }
@@ -105,6 +108,7 @@ impl Group {
             Group::Payload => payload::measure(bench),
             Group::Data => data::measure(bench),
             Group::Start => processes::measure(bench),
+            Group::Sandbox => sandbox::measure(bench),
             Group::Footprint => footprint::measure(bench),
             Group::Machines => machines::measure(bench),
         }
@@ -147,13 +151,11 @@ fn main() -> Outcome<()> {
 }
 
 /// Prints the figures that a process measured for another one.
-#[expect(clippy::print_stdout, reason = "the other one reads it")]
 fn answer(figures: &Value) -> Outcome<()> {
     println!("{figures}");
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what a bench is for")]
 fn measure(arguments: &Arguments) -> Outcome<()> {
     let start = Instant::now();
     let mut groups = arguments.only.clone();

@@ -206,7 +206,6 @@ pub(crate) struct Report {
 
 impl Report {
     /// Prints a row, and keeps it.
-    #[expect(clippy::print_stdout, reason = "the table is what a bench is for")]
     pub(crate) fn row(&mut self, row: Row) {
         let (pool, ok) = (with_unit(row.pool, row.unit), verdict(row.ok()));
         let wanted = row.wanted_words();

@@ -1,5 +1,5 @@
-//! One call at a time: `apply` waits for the result, `apply_async` hands out a promise of it, and
-//! callbacks hear of it without anybody waiting.
+//! One call at a time: `apply` waits for the result, `apply_async` returns a handle to it, and callbacks get it without
+//! waiting.
 
 use std::process;
 use std::thread;

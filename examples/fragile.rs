@@ -1,5 +1,5 @@
-//! Tasks that crash in every way there is, among good ones. A crash costs at most the worker that
-//! it happens in: the other tasks and this program never notice.
+//! Tasks that crash in every possible way, among good ones. A crash affects at most the worker in which it happens: the other
+//! tasks and this program never notice.
 
 use std::hint::black_box;
 use std::ptr;
@@ -67,13 +67,13 @@ fn main() -> Result<(), Error> {
         Deed::Square(7),
     ];
     let pool = Pool::with_processes(2)?;
-    // `map` would give the first error only; this keeps what became of each.
+    // `map` would only return the first error; this returns the outcome of each input.
     let results = pool
         .task(attempt)
         .time_limit(Duration::from_secs(2))
         .map_results(deeds);
 
-    println!("{:<14} what became of it", "deed");
+    println!("{:<14} outcome", "input");
     for (deed, result) in deeds.iter().zip(results) {
         let deed = format!("{deed:?}");
         match result {

@@ -1,5 +1,4 @@
-//! Results one by one, while the rest is still running: `imap` in the order of the inputs,
-//! `imap_unordered` as they are finished.
+//! Results one by one, while the rest is still running: `imap` in the order of the inputs, `imap_unordered` as they finish.
 
 use std::process;
 use std::thread;
@@ -7,7 +6,7 @@ use std::time::Duration;
 
 use pool_core::{Error, Pool, pool_task};
 
-// What is bound for all inputs comes first: in Python `e` is a keyword argument.
+// Arguments that are bound for all inputs come first: in Python, `e` is a keyword argument.
 #[pool_task]
 fn work(c: u32, d: u32, e: u32, i: u32) -> (u32, u32) {
     thread::sleep(Duration::from_millis(200));
@@ -24,7 +23,7 @@ fn main() -> Result<(), Error> {
     println!("imap has returned");
     let unordered = call.imap_unordered(0..5);
     println!("imap_unordered has returned");
-    // What was begun goes on to its end.
+    // Inputs that have begun run to their end.
     pool.close();
 
     for result in ordered {

@@ -1,5 +1,6 @@
-//! What tasks log reaches the subscriber of this program: with the worker, the process, the task and the input that it comes from, and in
-//! the span that the call was made in. Also what a worker has logged before it crashed; and what a library logs by the crate `log`.
+//! Log records of tasks reach the subscriber of this program, with the worker, the process, the task and the input that they
+//! come from, and within the span of the call. This includes what a worker has logged before it crashed, and what a library
+//! logs by the crate `log`.
 
 use std::process;
 
@@ -27,7 +28,7 @@ fn crash() {
 }
 
 fn main() -> Result<(), Error> {
-    // As in any program: workers get no subscriber of their own. Theirs is this one, and its level holds there, too.
+    // As in any program: workers use this subscriber, too, and its level applies to them.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::INFO)
         .with_ansi(false)
@@ -42,7 +43,7 @@ fn main() -> Result<(), Error> {
         info!(lost = lost.is_err(), "goes on");
         Ok::<_, Error>(())
     })?;
-    // They come on a thread of the pool's own: what was logged before is there when `join` returns.
+    // Records arrive on a thread of the pool's. When `join` returns, all of them have arrived.
     pool.close();
     pool.join()
 }

@@ -1,7 +1,7 @@
 //! Draws a picture of the Mandelbrot set: `mandelbrot out.png`.
 //!
-//! Each row is a task. They come back as they are finished, and each says where it belongs; so the
-//! order does not matter, and no worker waits for another.
+//! Each row is an input. Rows come back as they finish, with their numbers, so the order does not matter, and no worker waits
+//! for another.
 
 use std::error::Error;
 use std::f64::consts::TAU;
@@ -15,7 +15,7 @@ use pool_core::{Pool, pool_task};
 
 const WIDTH: usize = 800;
 const HEIGHT: usize = 600;
-/// A point that has not escaped after so many steps is taken to be in the set.
+/// A point that has not escaped after this many steps is assumed to be in the set.
 const STEPS: u32 = 600;
 /// Each pixel is the mean of this many points in each direction.
 const POINTS: usize = 2;
@@ -27,7 +27,7 @@ struct Options {
     out: PathBuf,
 }
 
-/// One row of pixels, three bytes each; and which one.
+/// One row of pixels, three bytes each; and its number.
 #[pool_task]
 fn row(y: usize) -> (usize, Vec<u8>) {
     (y, (0..WIDTH).flat_map(|x| pixel(x, y)).collect())

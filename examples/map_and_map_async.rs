@@ -1,7 +1,7 @@
-//! Many inputs in one call: `map` waits for all results, `map_async` hands out a promise of them.
+//! Many inputs in one call: `map` waits for all results, `map_async` returns a handle to them.
 //!
-//! Both give each input to the task as its last argument. The others are bound beforehand by `partial`,
-//! as in Python; where they differ from input to input, see `starmap.rs`.
+//! Both pass each input to the task as its last argument. The other arguments are bound before by `partial`, as in Python; if
+//! they differ from input to input, see `starmap.rs`.
 
 use std::process;
 use std::thread;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pool_core::{Error, Pool, pool_task};
 
-// What is bound for all inputs comes first: in Python `e` is a keyword argument.
+// Arguments that are bound for all inputs come first: in Python, `e` is a keyword argument.
 #[pool_task]
 fn work(c: u32, d: u32, e: u32, i: u32) -> (u32, u32) {
     thread::sleep(Duration::from_millis(200));
@@ -20,8 +20,8 @@ fn work(c: u32, d: u32, e: u32, i: u32) -> (u32, u32) {
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
 
-    // `map` fills one argument, so the others are bound. Chunks of two: one worker takes inputs 0 and 1,
-    // the other 2 and 3, and one of them 4.
+    // `map` supplies one argument, so the others are bound. Chunks of two: one worker takes inputs 0 and 1, the other 2 and
+    // 3, and one of them 4.
     let call = pool.task(work).partial((1, 2, 3)).chunksize(2);
     println!("map: {:?}", call.map(0..5)?);
 

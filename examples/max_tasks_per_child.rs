@@ -1,6 +1,6 @@
 //! Workers that are replaced after two tasks each, and prepare themselves when they start.
 //!
-//! Use this when tasks leak: what a worker has lost comes back when its process ends.
+//! Use this when tasks leak memory: a worker's memory is freed when its process ends.
 
 use std::process;
 use std::thread;
@@ -26,7 +26,7 @@ fn main() -> Result<(), Error> {
         .max_tasks_per_child(2)
         .build()?;
     let results: Vec<_> = (0..5).map(|_| pool.apply_async(work, (3, 4))).collect();
-    // No more work: the workers end when all is done, and we wait for that.
+    // No more calls: the workers end when all work is done, and we wait for that.
     pool.close();
     pool.join()?;
     for result in results {

@@ -1,5 +1,5 @@
-//! What workers print: what C code said before it crashed, in the error of the input on which it did; and lines as they come, above a
-//! progress bar that stays whole.
+//! What workers print: the output of C code before it crashed, in the error of that input; and lines as they come, above a
+//! progress bar that stays intact.
 
 use std::ffi::{CString, c_char, c_int};
 
@@ -11,7 +11,7 @@ unsafe extern "C" {
     fn abort() -> !;
 }
 
-/// Stands for a C library that says what it does, and crashes on bad input.
+/// Stands for a C library that prints what it does, and crashes on bad input.
 #[pool_task]
 fn decode(name: &str) -> usize {
     let text = CString::new(name).expect("names have no NUL");
@@ -25,7 +25,7 @@ fn decode(name: &str) -> usize {
     name.len()
 }
 
-/// Prints while it works, and complains of some numbers.
+/// Prints while it works, and complains about some numbers.
 #[pool_task]
 fn check(number: u64) -> u64 {
     println!("checking {number}");
@@ -49,7 +49,7 @@ fn main() -> Result<(), Error> {
         }
     }
 
-    // Each line is given to a function, together with who printed it. (Where there is no terminal, no bar is drawn.)
+    // A function gets each line, together with the worker and the input that printed it. (Without a terminal, no bar is drawn.)
     let bar = ProgressBar::new(0);
     let above = bar.clone();
     let output = Output::lines(move |line: &WorkerLine| {
@@ -68,7 +68,7 @@ fn main() -> Result<(), Error> {
     });
     let sum: u64 = squares.map(1..=10)?.into_iter().sum();
 
-    // What was printed is shown when the pool has ended, at the latest.
+    // All lines are shown by the time the pool has ended.
     pool.close();
     pool.join()?;
     bar.finish();

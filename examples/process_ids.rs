@@ -1,5 +1,5 @@
-//! Two workers share five inputs, and say who they are: the input, the worker's own process id, and
-//! that of its parent, which is this program.
+//! Two workers share five inputs. Each result tells the input, the worker's own process id, and that of its parent, which is
+//! this program.
 
 use std::os::unix::process::parent_id;
 use std::process;

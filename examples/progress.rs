@@ -1,10 +1,10 @@
-//! What is known while tasks run: how far a call is, behind a bar; what a long task tells of itself, and what it has found so far; and a
-//! call that somebody waits for, which goes first.
+//! What can be known while tasks run: the progress of a call, as a bar; what a long task has found so far; and an urgent
+//! call, which goes first.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pool_core::{Error, Pool, Progress, Sender, channel, pool_task};
 
-/// Counts the primes up to a limit, and tells of each that ends in 777.
+/// Counts the primes up to a limit, and sends each that ends in 777.
 #[pool_task]
 fn primes(limit: u64, found: Sender<u64>) -> Result<u64, Error> {
     let mut count = 0;
@@ -19,7 +19,7 @@ fn primes(limit: u64, found: Sender<u64>) -> Result<u64, Error> {
     Ok(count)
 }
 
-/// How often 3n + 1 and n / 2 go on until they come to 1.
+/// How many steps of 3n + 1 and n / 2 it takes to get to 1.
 #[pool_task]
 fn collatz(start: u64) -> u32 {
     let next = |n: &u64| {
@@ -39,7 +39,7 @@ fn is_prime(number: u64) -> bool {
     number > 1 && !(2..=number.isqrt()).any(|divisor| number.is_multiple_of(divisor))
 }
 
-/// What shows how far a call is. (Where there is no terminal, no bar is drawn.)
+/// Shows the progress of a call. (Without a terminal, no bar is drawn.)
 fn bar() -> impl Fn(&Progress) + Send + Sync {
     let style = ProgressStyle::with_template("{bar:40} {msg}");
     let bar = ProgressBar::new(0).with_style(style.expect("it is well-formed"));
@@ -56,14 +56,14 @@ fn bar() -> impl Fn(&Progress) + Send + Sync {
 fn main() -> Result<(), Error> {
     let pool = Pool::with_processes(2)?;
 
-    // The pool counts what is done, and the bar shows it.
+    // The pool counts the finished inputs, and the bar shows that.
     let inputs: Vec<u64> = (1..=20_000).collect();
     let steps = pool.task(collatz).progress(bar()).map(inputs.clone())?;
     let longest = steps.into_iter().zip(inputs).max();
     let (steps, start) = longest.expect("there are some");
     println!("{start} takes {steps} steps");
 
-    // What a task sends arrives while it runs. The channel ends with the task, which has the only sender.
+    // Messages of a task arrive while it runs. The channel ends with the task, which has the only sender.
     let (sender, found) = channel()?;
     let result = pool.apply_async(primes, (50_000, sender));
     for number in found {
@@ -71,7 +71,7 @@ fn main() -> Result<(), Error> {
     }
     println!("{} primes", result.get()??);
 
-    // A call that nobody is in a hurry for, and one that somebody waits for.
+    // A call that is not urgent, and one that is.
     let (sender, _unread) = channel()?;
     let later = pool
         .task(primes)

@@ -1,5 +1,5 @@
-//! A web service whose heavy work runs in a pool: a request that crashes, hangs, or whose client goes away costs itself, and
-//! nothing else.
+//! A web service whose heavy work runs in a pool: a request that crashes or hangs, or whose client goes away, affects no
+//! other request.
 //!
 //!     cargo run --release --example service -- --port 8080
 //!     curl -i http://127.0.0.1:8080/primes/1000000
@@ -26,21 +26,21 @@ use tokio::time;
 /// Answers requests over HTTP, with a pool of worker processes.
 #[derive(Parser)]
 struct Options {
-    /// The port to listen on; 0: any that is free
+    /// The port to listen on; 0: any free port
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// How many workers; one for each CPU, if it is not said
+    /// How many workers; by default one for each CPU
     #[arg(long)]
     processes: Option<usize>,
     /// How long the work for one request may take
     #[arg(long, default_value = "10s")]
     time_limit: humantime::Duration,
-    /// How long requests may still take after SIGTERM or Ctrl-C
+    /// How long requests may still run after SIGTERM or Ctrl-C
     #[arg(long, default_value = "30s")]
     grace: humantime::Duration,
 }
 
-// What the workers do.
+// The tasks, which run in workers.
 
 #[pool_task]
 fn square(x: u32) -> u64 {
@@ -68,7 +68,7 @@ fn abort() {
     process::abort();
 }
 
-// What the service does with it.
+// The service, which uses them.
 
 struct App {
     pool: Pool,
@@ -79,8 +79,8 @@ type AppState = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failed>;
 
 impl App {
-    /// Has a worker do it. When the client goes away, axum drops this future, and that frees the worker. The limit is for
-    /// clients that wait, and for those whose going nobody hears of; it counts from when a worker begins.
+    /// Runs a task in a worker. When the client goes away, axum drops this future, and that frees the worker. The time limit
+    /// is for clients that wait, and for those that vanish unnoticed; it counts from when a worker begins.
     async fn run<T: Task>(&self, task: T, args: T::Args) -> Answer<T::Output> {
         let call = self.pool.task(task).time_limit(self.time_limit);
         let result = call.apply_async(args).cancel_on_drop().await;
@@ -112,7 +112,7 @@ async fn get_pids(State(app): AppState) -> Json<Vec<u32>> {
     Json(app.pool.worker_pids())
 }
 
-/// What the client is told of an error: its text, too, which names files and processes of the server.
+/// The response to an error. It contains the text of the error, which may name files and processes of the server.
 struct Failed(pool_core::Error);
 
 impl IntoResponse for Failed {
@@ -122,7 +122,7 @@ impl IntoResponse for Failed {
             Error::TimeLimit(_) => StatusCode::GATEWAY_TIMEOUT,
             Error::WorkerLost(_) => StatusCode::BAD_GATEWAY,
             Error::Closed | Error::Terminated | Error::Broken(_) => StatusCode::SERVICE_UNAVAILABLE,
-            // A panic, for the most part.
+            // Mostly panics.
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, self.0.to_string()).into_response()
@@ -158,16 +158,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         time::sleep(options.grace.into()).await;
     };
     tokio::select! {
-        // It was told to end, and every request has its answer.
+        // The service was asked to end, and every request has been answered.
         result = served.into_future() => result?,
-        // Not all: there may be clients that never finish what they ask.
+        // Some requests are not finished: for example, a client may never send its whole request.
         () = too_late => app.pool.terminate(),
     }
     app.pool.close();
     Ok(app.pool.join_async().await?)
 }
 
-/// Is over when SIGTERM or Ctrl-C has come. From when this returns they no longer kill the program.
+/// Returns a future that completes on SIGTERM or Ctrl-C, which no longer kill the program once this has returned.
 fn told_to_end() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,5 +1,5 @@
-//! One large table that every task reads, and five ways to get it to the workers: `shared_data --mib 512`.
-//! For each it prints how long the work took, and how much memory this program and its workers took for it.
+//! One large table that every task reads, and five ways to get it to the workers: `shared_data --mib 512`. For each it prints
+//! how long the work took, and how much memory this program and its workers used for it.
 //!
 //! The work: of all rows of the table, find the one that is most similar to a given vector.
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::Parser;
 use pool_core::{Error, Pool, Shared, pool_task};
 
-/// Searches a large table in two processes, and compares the ways to get it there.
+/// Searches a large table in two workers, and compares the ways to get it to them.
 #[derive(Parser)]
 struct Options {
     /// Size of the table, in MiB
@@ -37,14 +37,14 @@ const WAYS: [(&str, Way); 5] = [
     ("preload", loaded_once),
 ];
 
-/// It is an argument like any other: encoded and copied for each task.
+/// The table is an argument like any other: encoded and copied for each input.
 fn sent(problem: &Problem, meter: &mut Meter) -> Result<Vec<usize>, Error> {
     let pool = Pool::with_processes(2)?;
     let inputs = problem.wanted.iter().map(|one| (&problem.table, one));
     meter.collect(pool.task(search_argument).by_ref().istarmap(inputs))
 }
 
-/// The same task, but the table goes to each worker once: as memory that all of them map.
+/// The same task, but the table is sent to each worker once: as memory that all of them map.
 fn bound(problem: &Problem, meter: &mut Meter) -> Result<Vec<usize>, Error> {
     let pool = Pool::with_processes(2)?;
     let call = pool.task(search_argument).by_ref();
@@ -57,7 +57,8 @@ fn search_argument(table: &[f32], wanted: &[f32]) -> usize {
     search(table, wanted)
 }
 
-/// Such memory, too, but as a value: for several tasks and pools, in structs, and to be read here as well.
+/// Also memory that all workers map, but as a value: several tasks and pools can use it, structs can contain it, and this
+/// program can read it.
 fn shared(problem: &Problem, meter: &mut Meter) -> Result<Vec<usize>, Error> {
     let pool = Pool::with_processes(2)?;
     let table = Shared::copy_from(&problem.table[..])?;
@@ -98,7 +99,7 @@ fn search_static(wanted: &[f32]) -> usize {
 
 const WIDTH: usize = 64;
 
-/// Stands for reading a file: random numbers from -1 to 1, always the same.
+/// Stands for reading a file: returns random numbers from -1 to 1, always the same ones.
 fn read_table(mib: usize) -> Vec<f32> {
     let mut state = 1_u32;
     let next = || {
@@ -159,7 +160,7 @@ impl Meter {
         }
     }
 
-    /// All results. Looks at the memory after each.
+    /// Returns all results. Measures the memory after each.
     fn collect(
         &mut self,
         results: impl Iterator<Item = Result<usize, Error>>,
@@ -170,14 +171,13 @@ impl Meter {
         found
     }
 
-    /// The most memory that was in use at once, besides what was before.
+    /// The peak of memory in use, minus what was in use before.
     fn mib(&self) -> u64 {
         (self.kib_most - self.kib_before) >> 10
     }
 }
 
-/// The memory of this process and its children. A page that several of them share counts once:
-/// each has its part of it (PSS).
+/// The memory of this process and its children. A page that several of them share counts once, divided among them (PSS).
 fn memory_kib() -> u64 {
     let threads = fs::read_dir("/proc/self/task")
         .into_iter()

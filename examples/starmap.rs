@@ -24,7 +24,7 @@ fn main() -> Result<(), Error> {
     let promise = pool.starmap_async(power, (0..5).map(|exponent| (2, exponent)));
     println!("starmap_async: {:?}", promise.get()?);
 
-    // Where the function borrows, the tuple owns: a `String` for a `&str`.
+    // Where the function borrows, the tuple has an owned value: a `String` for a `&str`.
     let inputs = [("ha".to_owned(), 3), ("ho".to_owned(), 2)];
     for result in pool.istarmap(repeat, inputs) {
         println!("istarmap: {}", result?);

@@ -57,24 +57,24 @@ fn main() -> Result<(), Error> {
             println!("imap: {}", third?);
         }
 
-        // The same numbers, as they are finished.
+        // The same numbers, as they finish.
         for result in pool.imap_unordered(square, 0..10) {
             println!("imap_unordered: {}", result?);
         }
 
-        // Texts that are lent, not given away.
+        // Texts that are lent, not moved.
         let texts = ["one", "two", "three"].map(str::to_owned);
         println!("by_ref: {:?}", pool.task(count).by_ref().map(&texts)?);
 
         // The first arguments are bound for all inputs.
         println!("partial: {:?}", pool.task(line).partial((2, 1)).map(0..5)?);
 
-        // A table that all workers read where it lies.
+        // A table that all workers read in place.
         let table = Shared::copy_from(&[10, 20, 30][..])?;
         let inputs = [2, 0].map(|at| (table.clone(), at));
         println!("Shared: {:?}", pool.starmap(entry, inputs)?);
 
-        // One call, in one worker, while this program goes on.
+        // One call, in one worker, while this program continues.
         let result = pool.apply_async(square, (20,));
         println!("apply_async: {}", result.get_timeout(soon)?);
 

@@ -1,4 +1,4 @@
-//! Asking after a result: is it there, and did all go well?
+//! Asking about a result: is it there, and was the call successful?
 
 use std::process;
 use std::thread;
@@ -25,10 +25,10 @@ fn main() -> Result<(), Error> {
         good.ready(),
         good.successful()
     );
-    // This would have waited by itself.
+    // This would have waited, too.
     println!("get: {:?}", good.get_timeout(patience)?);
 
-    // One input of these fails, so the call does.
+    // One of these inputs fails, so the call does, too.
     let bad = pool.map_async(work, [4, 5]);
     println!("wait: {}", bad.wait_timeout(patience));
     println!("ready: {}, successful: {:?}", bad.ready(), bad.successful());

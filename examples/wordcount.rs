@@ -1,7 +1,7 @@
 //! Counts the words of every text file below a directory: `wordcount PATH [--compare]`.
 //!
-//! The unit of work is a batch of files, about a megabyte together: a worker sends one tally for all
-//! of them, so that merging the tallies stays a small part of the work.
+//! An input is a batch of files, about a megabyte together: a worker returns one tally for all of them, so that merging the
+//! tallies remains a small part of the work.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -133,12 +133,12 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if options.compare && !compare(&batches)? {
         return Ok(ExitCode::FAILURE);
     }
-    // Nothing counted at all is no success: a mistyped path, for one.
+    // Counting nothing at all is a failure: the path may be mistyped, for example.
     Ok(ExitCode::from(u8::from(tally.files == 0)))
 }
 
-/// All regular files at or below `path`, in batches; and what can't be looked at. Links are followed
-/// to files but not to directories, so there are no loops.
+/// All regular files at or below `path`, in batches; and what can't be read. Links are followed to files but not to
+/// directories, so there are no loops.
 fn find(path: &Path) -> (Vec<Batch>, Vec<String>) {
     let (mut batches, mut unreadable) = (Vec::new(), Vec::new());
     let (mut batch, mut bytes) = (Batch::new(), 0);
@@ -171,7 +171,7 @@ fn find(path: &Path) -> (Vec<Batch>, Vec<String>) {
 fn in_pool(batches: &[Batch], bar: &ProgressBar) -> Result<Tally, pool_core::Error> {
     let pool = Pool::new()?;
     let mut sum = Tally::default();
-    // The batches are the chunks.
+    // Each batch is a chunk of its own.
     let tallies = pool
         .task(count_words)
         .chunksize(1)

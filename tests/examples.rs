@@ -155,6 +155,21 @@ fn output() {
 }
 
 #[test]
+fn timeline() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let args = [OsStr::new("--directory"), directory.path().as_os_str()];
+    let run = run("timeline", &args);
+    assert_eq!(run.lines().len(), 2);
+    for name in ["balanced", "chunks-of-20"] {
+        let path = directory.path().join(format!("timeline-{name}"));
+        let page = fs::read_to_string(path.with_extension("html")).expect("it was written");
+        assert!(page.contains("render") && page.ends_with("</html>\n"));
+        let trace = fs::read_to_string(path.with_extension("json")).expect("it was written");
+        assert!(trace.contains("traceEvents") && trace.contains("render"));
+    }
+}
+
+#[test]
 fn tour() {
     let run = run("tour", &[]);
     let squares: Vec<u64> = (0..10).map(|x| x * x).collect();
@@ -175,7 +190,10 @@ fn tour() {
     assert_eq!((one.len(), four.len()), (1, 4));
     assert!(one.iter().chain(&four).all(|id| workers.contains(id)));
 
-    assert_eq!(run.after("we lacked patience: "), ["not there in time"]);
+    assert_eq!(
+        run.after("we lacked patience: "),
+        ["timed out waiting for the result"]
+    );
     assert_eq!(run.lines().last(), Some(&"the pool is gone"));
     // The one that would have slept on, above all.
     for worker in workers {
@@ -354,6 +372,58 @@ fn fragile() {
     // A backtrace was asked for; it goes into the error, not onto the terminal.
     assert_eq!(run.stderr, "");
     assert_pictured(&run, "fragile");
+}
+
+#[test]
+fn untrusted() {
+    let run = run("untrusted", &[]);
+    let refused = "Operation not permitted (os error 1)";
+    let expected = [
+        ("read /etc/passwd", refused),
+        ("connect to this program", refused),
+        ("run a command", refused),
+        ("fork", refused),
+        ("start a thread", refused),
+        ("kill this program", refused),
+        ("kill another worker", refused),
+        (
+            "trace another worker",
+            "was killed by SIGSYS, because it called `ptrace`, which no sandbox permits",
+        ),
+        ("fill the disk", refused),
+        ("reserve 4 GiB of memory", "memory allocation failed"),
+        ("change its own limits", refused),
+        ("change what workers share", "only a copy of its own"),
+        ("", ""),
+        ("connections from workers", "0"),
+        ("workers that died", "1"),
+        ("good images decoded", "12"),
+    ];
+    let lines = run.lines();
+    let [_, rows @ .., last] = &lines[..] else {
+        panic!("too short: {run:?}");
+    };
+    assert_eq!(rows.len(), expected.len(), "{rows:?}");
+    for (row, (name, with)) in rows.iter().zip(expected) {
+        let (row_name, answers) = row.split_at_checked(27).unwrap_or((row, ""));
+        let (row_without, row_with) = answers.split_at_checked(24).unwrap_or((answers, ""));
+        assert_eq!(row_name.trim(), name, "{row}");
+        assert!(row_with.contains(with), "{row}");
+        let without = match name {
+            // The system may forbid it anyway.
+            "trace another worker" if row_without.contains("not permitted") => continue,
+            "change what workers share" | "" | "good images decoded" => with,
+            "connections from workers" => "1",
+            "workers that died" => "0",
+            _ => "nothing stops it",
+        };
+        assert_eq!(row_without.trim(), without, "{row}");
+    }
+    assert_eq!(
+        *last,
+        "this program and its other worker live, and what workers share is unchanged"
+    );
+    assert_eq!(run.stderr, "");
 }
 
 /// The README has a picture of what the example prints.
@@ -552,6 +622,7 @@ fn every_example_is_listed() {
         .collect();
     let read = |name| fs::read_to_string(examples_dir().join(name)).expect("a file");
     let (readme, manifest) = (read("README.md"), read("Cargo.toml"));
+    let manifest_of_pool_core = read("../pool-core/Cargo.toml");
     for name in &files {
         let rows = readme
             .lines()
@@ -563,8 +634,12 @@ fn every_example_is_listed() {
             row.contains(&format!("`cargo run --release --example {name}")),
             "{row}"
         );
-        let entry = format!("[[example]]\nname = \"{name}\"\npath = \"{name}.rs\"\n");
-        assert!(manifest.contains(&entry), "Cargo.toml does not list {name}");
+        let entry =
+            |path: &str| format!("[[example]]\nname = \"{name}\"\npath = \"{path}{name}.rs\"\n");
+        assert!(
+            manifest.contains(&entry("")) || manifest_of_pool_core.contains(&entry("../examples/")),
+            "no Cargo.toml lists {name}"
+        );
         let called = match name.as_str() {
             // It does not end by itself.
             "service" => include_str!("service.rs").contains("example(\"service\")"),
@@ -811,6 +886,8 @@ fn build(profile: &Path) {
             "--package",
             "examples",
             "--package",
+            "pool-core",
+            "--package",
             "pool-nats",
             "--examples",
             "--profile",
@@ -824,10 +901,13 @@ fn build(profile: &Path) {
     assert!(status.success(), "the examples do not compile");
 }
 
-/// All examples in the manifest, by name.
+/// All examples in the directory, by name: those of `examples`, and one of pool-core.
 fn names() -> Vec<String> {
-    let manifest = fs::read_to_string(examples_dir().join("Cargo.toml")).expect("the manifest");
-    let examples = manifest.split("[[example]]\nname = \"").skip(1);
+    let manifests = ["Cargo.toml", "../pool-core/Cargo.toml"]
+        .map(|path| fs::read_to_string(examples_dir().join(path)).expect("the manifest"));
+    let examples = manifests
+        .iter()
+        .flat_map(|manifest| manifest.split("[[example]]\nname = \"").skip(1));
     let names = examples.filter_map(|example| Some(example.split_once('"')?.0.to_owned()));
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use pool_core::{Error, Event, Pool, PoolBuilder, Sandbox};
 
 /// The programs in Markdown files.
 #[cfg(doctest)]
@@ -27,12 +30,92 @@ mod pages {
         data: "../pool-core/guide/data.md",
         errors: "../pool-core/guide/errors.md",
         limits: "../pool-core/guide/limits.md",
+        sandbox: "../pool-core/guide/sandbox.md",
+        output: "../pool-core/guide/output.md",
         services: "../pool-core/guide/services.md",
         testing: "../pool-core/guide/testing.md",
         machines: "../pool-core/guide/machines.md",
         coming_from: "../pool-core/guide/coming_from.md",
         how_it_works: "../pool-core/guide/how_it_works.md",
         recipes: "../pool-core/guide/recipes.md",
+    }
+}
+
+/// Whether a test program was told to sandbox its workers, by the argument `--sandbox`.
+pub fn is_sandboxed() -> bool {
+    env::args_os().any(|argument| argument == "--sandbox")
+}
+
+/// The settings of a test program's pools. If their workers are sandboxed, they may do only this, and what every worker may.
+pub fn builder_with(permit: impl FnOnce(Sandbox) -> Sandbox) -> PoolBuilder {
+    let builder = Pool::builder();
+    if is_sandboxed() {
+        builder.sandbox(permit(Sandbox::new()))
+    } else {
+        builder
+    }
+}
+
+/// The same, without permissions.
+pub fn builder() -> PoolBuilder {
+    builder_with(|sandbox| sandbox)
+}
+
+/// A pool of so many workers, without permissions.
+///
+/// # Errors
+///
+/// If the pool can't be started.
+pub fn pool(processes: usize) -> Result<Pool, Error> {
+    builder().processes(processes).build()
+}
+
+/// The same, with permissions.
+///
+/// # Errors
+///
+/// If the pool can't be started.
+pub fn pool_with(permit: impl FnOnce(Sandbox) -> Sandbox, processes: usize) -> Result<Pool, Error> {
+    builder_with(permit).processes(processes).build()
+}
+
+/// Permits reading and writing temporary files.
+pub fn temporary(sandbox: Sandbox) -> Sandbox {
+    let directory = env::temp_dir();
+    sandbox.read(&directory).write(&directory)
+}
+
+/// The events that were told.
+#[derive(Debug, Clone, Default)]
+pub struct Told(Arc<(Mutex<Vec<Event>>, Condvar)>);
+
+impl Told {
+    /// Keeps an event.
+    pub fn tell(&self, event: &Event) {
+        let (events, changed) = &*self.0;
+        let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.push(event.clone());
+        changed.notify_all();
+    }
+
+    /// Waits for the first event, from this one on, of which `find` finds something.
+    pub fn wait_for<R>(&self, from: usize, find: impl Fn(&Event) -> Option<R>) -> R {
+        let (events, changed) = &*self.0;
+        let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(found) = events.iter().skip(from).find_map(&find) {
+                return found;
+            }
+            let waited = changed.wait(events);
+            events = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// All events until now.
+    pub fn all(&self) -> Vec<Event> {
+        let (events, _) = &*self.0;
+        let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.clone()
     }
 }
 
@@ -60,8 +143,8 @@ pub struct Possessions {
 
 impl Possessions {
     /// How long the system may take to clean up what a program has returned: a thread that was joined still counts
-    /// among the program's for a moment.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    /// among the program's for a moment, which is long on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Returns what a program with only this thread and no children holds; waits until that is so.
     ///

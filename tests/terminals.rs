@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const HOLD: &str = env!("CARGO_BIN_EXE_hold");
 
 /// How long anything may take, on a machine under load.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[test]
 fn a_terminal_that_stops_background_output_stops_no_worker() {
@@ -24,6 +24,28 @@ fn a_terminal_that_stops_background_output_stops_no_worker() {
     terminal.wait_for("pids: ");
     terminal.type_in("speak\n");
     terminal.wait_for("speak: ()");
+    terminal.wait_for("a worker's output");
+    terminal.wait_for("a worker's complaint");
+}
+
+/// A terminal is open for reading, too, and what is set on it holds for all that have it open.
+#[test]
+fn a_sandboxed_worker_takes_neither_keys_nor_the_patience_of_others() {
+    let mut terminal = Terminal::start(HOLD, &["2"], 0);
+    terminal.wait_for("pids: ");
+    terminal.type_in("steal\nhunter2\n");
+    terminal.wait_for("steal: Ok(\"hunter2\\n\")");
+    terminal.type_in("hurry\n");
+    terminal.wait_for("waits: false");
+
+    let mut terminal = Terminal::start(HOLD, &["2", "sandboxed"], 0);
+    terminal.wait_for("pids: ");
+    terminal.type_in("steal\n");
+    terminal.wait_for(&format!("steal: Err({})", libc::EBADF));
+    terminal.type_in("hurry\n");
+    terminal.wait_for("hurry: Ok(())");
+    terminal.wait_for("waits: true");
+    terminal.type_in("speak\n");
     terminal.wait_for("a worker's output");
     terminal.wait_for("a worker's complaint");
 }

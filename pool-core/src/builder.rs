@@ -18,33 +18,36 @@ use crate::output::Output;
 use crate::pool::{Engine, Pool};
 use crate::reporter::{OnEvent, Reporter};
 use crate::retries::Retries;
+use crate::sandbox::Sandbox;
 use crate::timeline::Timeline;
 
 /// The settings of a [`Pool`]; made by [`Pool::builder`].
 ///
 /// # Logs
 ///
-/// With the feature `tracing` of this crate, what tasks log reaches this program: spans and events of `tracing`, and records of
-/// `log`. There is nothing to set up in workers. The subscriber of the thread that makes a call gets what its inputs log, in the span
-/// that the thread is in then; each event and span has the fields `worker`, `pid`, `task` and `input` (the position of
-/// the input; none for [`apply`](Pool::apply)), and `host` on another machine. Where a callsite has a field of one of these names, ours
-/// is `pool.task`, and so on. If there is no subscriber but a logger of `log`, that gets the same in words.
+/// With the feature `tracing` of this crate, what tasks log reaches this program: spans and events of `tracing`, and records
+/// of `log`. Workers need no setup. What the inputs of a call log goes to the subscriber of the thread that made the call,
+/// inside the span that the thread was in. Each event and span has the fields `worker`, `pid`, `task` and `input` (the
+/// position of the input; missing for [`apply`](Pool::apply)), and `host` on another machine. If a callsite already has a
+/// field of that name, the added field is `pool.task` and so on. If there is no subscriber but a logger of `log`, the logger
+/// gets the same information as text.
 ///
-/// - Workers make no record that is below the level of the subscriber when the call is made. All other filters are asked here.
-/// - A subscriber is called by one thread of the pool, a moment later: no task waits for it, and its times are those of the delivery.
-///   Of what comes faster than it takes it, 65,536 records or 16 MiB wait; what is more is dropped, and a warning of the target
-///   `pool_core` says how much that was. Texts are cut at 4 KiB.
-/// - What was logged before is there when [`join`](Pool::join) returns, unless the subscriber does nothing for five seconds. Dropping the
-///   pool waits half a second.
-/// - What a worker has logged arrives, though it crashes at the next instruction. Its open spans end then. Spans are made again here, but
-///   are not entered.
-/// - What threads log that a task has left behind counts for the input that runs, or for none: then the subscriber gets it that the
-///   pool was built under, or the first call was made under.
-/// - An initializer may install a subscriber or a logger; then that has what its worker logs, and this program nothing. Later, a
-///   task can't: this crate has. As long as nobody listens here, nothing is installed there.
-///   (`log` has no loggers for a while, so what an initializer logs by `log` is lost.)
+/// - Workers create no records below the level that the subscriber had when the call was made. All other filters are applied
+///   here.
+/// - One thread of the pool calls the subscriber, a moment later. No task waits for it, and the times that it sees are those
+///   of the delivery. If the subscriber is too slow, 65,536 records or 16 MiB are queued; the rest is dropped, and a warning
+///   with the target `pool_core` says how much. Texts are cut at 4 KiB.
+/// - [`join`](Pool::join) waits until everything that was logged before has been delivered, unless the subscriber makes no
+///   progress for five seconds. Dropping the pool waits half a second.
+/// - What a worker has logged is delivered even if the worker crashes at the next instruction; its open spans are closed
+///   then. Spans are created anew here, but are not entered.
+/// - What threads log that a task left running is attributed to the input that runs in the worker. If none runs, it goes to
+///   the subscriber under which the pool was built, or else to that of the first call.
+/// - An initializer may install a subscriber or a logger. That one then gets what its worker logs, and this program gets
+///   nothing. A task can't install one, because this crate has installed its own by then, unless nothing in this program
+///   listens. (While initializers run, `log` has no logger, so what they log through `log` is lost.)
 ///
-/// The example `logging` shows it.
+/// See the example `logging`.
 ///
 /// # Examples
 ///
@@ -78,10 +81,10 @@ use crate::timeline::Timeline;
 #[must_use = "settings do nothing until `build`"]
 pub struct PoolBuilder {
     backend: Box<dyn Backend>,
-    /// [`inline`](PoolBuilder::inline) was asked for.
+    /// [`inline`](PoolBuilder::inline) was called.
     inline: bool,
     settings: Settings,
-    /// What can't be encoded.
+    /// An argument that could not be encoded.
     failed: Option<Error>,
     defaults: Options,
     output: Output,
@@ -89,7 +92,7 @@ pub struct PoolBuilder {
     timeline: Option<Timeline>,
 }
 
-/// What [`PoolBuilder::on_event`] was given.
+/// The function that was given to [`PoolBuilder::on_event`].
 struct Handler(OnEvent);
 
 impl fmt::Debug for Handler {
@@ -114,27 +117,28 @@ impl PoolBuilder {
 
     /// Where the work runs.
     ///
-    /// Default: [`Local`], processes on this machine. Everything else about a pool is the same over
-    /// any backend, but for what its own documentation says.
+    /// Default: [`Local`], processes on this machine. A pool behaves the same with every backend, except for what the
+    /// backend's documentation says.
     pub fn backend(mut self, backend: impl Backend + 'static) -> Self {
         self.backend = Box::new(backend);
         self.inline = false;
         self
     }
 
-    /// Tasks run in this process, in the thread that calls, one after the other: for debuggers, profilers and Miri. Results, errors, their
-    /// order, retries after panics and laziness are the same; [`Inline`] says what differs.
+    /// Runs tasks in this process, in the thread that makes the call, one after the other: for debuggers, profilers and Miri.
+    /// Results, errors, their order, retries after panics and laziness stay the same; [`Inline`] says what differs.
     ///
-    /// `POOL_INLINE=1` in the environment does it to every pool of the program, without a change: `POOL_INLINE=1 gdb ./program`.
-    /// Empty or `0` means nothing; another value is refused. In workers the variable means nothing.
+    /// `POOL_INLINE=1` in the environment does the same to every pool of the program without changing it: `POOL_INLINE=1 gdb
+    /// ./program`. Empty or `0` means no; any other value is an error. Workers ignore the variable.
     ///
-    /// What protects a program needs a process: together with this, [`time_limit`](PoolBuilder::time_limit),
-    /// [`memory_limit`](PoolBuilder::memory_limit) and [`contain`](PoolBuilder::contain) are refused with [`Error::InvalidSetting`], and so is the
-    /// [`time_limit`](crate::Call::time_limit) of a call. Those that tasks declare (`#[pool_task(time_limit = "5s")]`) don't apply, nor do settings
-    /// about workers ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child), [`grace`](PoolBuilder::grace) and the like). With `POOL_INLINE=1` no
-    /// limit applies, and none is refused.
+    /// Limits, containment and sandboxes need a process. Together with `inline`, [`time_limit`](PoolBuilder::time_limit),
+    /// [`memory_limit`](PoolBuilder::memory_limit), [`contain`](PoolBuilder::contain), [`sandbox`](PoolBuilder::sandbox) and the
+    /// [`time_limit`](crate::Call::time_limit) of a call are refused with [`Error::InvalidSetting`]. Time limits that tasks
+    /// declare (`#[pool_task(time_limit = "5s")]`) are ignored, and so are settings about workers
+    /// ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child), [`grace`](PoolBuilder::grace) and the like). With
+    /// `POOL_INLINE=1`, all of these are ignored and none is refused.
     ///
-    /// What tasks print goes where the program prints, whatever [`output`](PoolBuilder::output) says.
+    /// Whatever [`output`](PoolBuilder::output) says, tasks print to where the program prints.
     ///
     /// Default: each worker is a process.
     ///
@@ -150,7 +154,7 @@ impl PoolBuilder {
     /// }
     ///
     /// # fn main() -> Result<(), Error> {
-    /// // A breakpoint in `half` stops this very process.
+    /// // A breakpoint in `half` stops this process.
     /// let pool = Pool::builder().inline().build()?;
     /// assert_eq!(pool.map(half, [2, 4])?, [1, 2]);
     /// let error = pool.apply(half, (3,)).unwrap_err();
@@ -164,22 +168,21 @@ impl PoolBuilder {
         self
     }
 
-    /// How many workers.
+    /// Sets the number of workers.
     ///
-    /// Default: one for each CPU that this process may use, by its affinity and its cgroup; see
+    /// Default: one for each CPU that this process may use according to its affinity and its cgroup; see
     /// [`std::thread::available_parallelism`]. 0 is refused.
     pub fn processes(mut self, processes: usize) -> Self {
         self.settings.workers = Some(processes);
         self
     }
 
-    /// A task that runs once for all workers, before there are any: what it leaves behind in `static` variables, every
-    /// worker has. For what takes long to load, or much memory: a model, a dictionary, an index.
+    /// Sets a task that runs once, before there are any workers. Every worker has what it leaves in `static` variables. Use
+    /// it for data that takes long to load, or much memory: a model, a dictionary, an index.
     ///
-    /// One process runs the task and then forks the workers. They share its memory, which is copied only where one of
-    /// them writes: 2 GiB are loaded once and are there once, however many workers there are. And a worker is there in the
-    /// time of a fork, also one that takes another's place. The [`initializer`](PoolBuilder::initializer) runs in each
-    /// worker, after the fork.
+    /// One process runs the task and then forks the workers. They share its memory, which is copied only where one of them
+    /// writes: 2 GiB are loaded once and exist once, however many workers there are. A worker, also a replacement, starts as
+    /// fast as a fork. The [`initializer`](PoolBuilder::initializer) runs in each worker after the fork.
     ///
     /// Default: none; each worker is this program, started again.
     ///
@@ -210,33 +213,33 @@ impl PoolBuilder {
     ///
     /// # What a fork means
     ///
-    /// - Threads are not copied, and what they were about to do is left undone. So the task must end what it starts: if it
-    ///   leaves threads behind (a pool of rayon's, a runtime), [`build`](PoolBuilder::build) fails and says how many. Start
-    ///   those in the initializer.
-    /// - What it has opened is one and the same in all workers: a file has one position, and what several write to a connection
-    ///   mixes. Open such things in the initializer, or read with
+    /// - Threads are not copied, and whatever they were doing is left half-done. So the task must end the threads that it
+    ///   starts: if any are left (a thread pool of rayon, a runtime), [`build`](PoolBuilder::build) fails and says how many.
+    ///   Start those in the initializer.
+    /// - Files and connections that the task opened are shared by all workers: a file has one position, and what several
+    ///   workers write to a connection gets mixed. Open such things in the initializer, or read with
     ///   [`read_at`](std::os::unix::fs::FileExt::read_at).
-    /// - A random number generator that it has seeded gives every worker the same numbers.
-    /// - Handlers of C's `pthread_atfork` are not called. Its exit handlers run in each worker that ends in good order.
-    /// - [`memory_limit`](PoolBuilder::memory_limit) and [`max_memory_per_child`](PoolBuilder::max_memory_per_child) count
-    ///   for each worker what was preloaded.
+    /// - A random number generator that the task seeded yields the same numbers in every worker.
+    /// - Handlers of C's `pthread_atfork` are not called. C exit handlers run in each worker that exits normally.
+    /// - For each worker, [`memory_limit`](PoolBuilder::memory_limit) and
+    ///   [`max_memory_per_child`](PoolBuilder::max_memory_per_child) count the preloaded memory.
     ///
     /// # What can go wrong
     ///
-    /// If the task returns `Err`, panics, exits, or is not through in [`start_timeout`](PoolBuilder::start_timeout), `build` fails and says
-    /// why. If the process that forks is killed later, or does not answer, workers live on; another takes its place and runs
-    /// the task again, and workers that it forks share memory with each other. If the task fails then, that counts as workers that do
-    /// not start ([`give_up_after`](PoolBuilder::give_up_after)).
+    /// If the task returns `Err`, panics, exits, or does not finish within [`start_timeout`](PoolBuilder::start_timeout),
+    /// `build` fails and says why. If the process that forks is killed later, or stops responding, the workers live on.
+    /// Another process takes its place and runs the task again; the workers that it forks share memory with each other only.
+    /// If the task fails then, that counts as workers that failed to start ([`give_up_after`](PoolBuilder::give_up_after)).
     ///
-    /// The process ends with the pool, so when that is dropped, and with this program, whatever becomes of it. It is not
-    /// one of [`processes`](PoolBuilder::processes); in `ps` it is `pool-zygote of` this program. In the task
+    /// The process ends when the pool ends or is dropped, and when this program ends, however that happens. It does not count
+    /// as one of the [`processes`](PoolBuilder::processes). In `ps` it is `pool-zygote of` this program. In the task,
     /// [`worker::index`](crate::worker::index) is `None`.
     pub fn preload<T: Task>(mut self, _task: T, args: T::Args) -> Self {
         match prepare::<T>(args) {
-            // It would have to be there before the first worker is.
+            // An attachment would have to be there before the first worker is.
             Ok(task) if !task.attachments.is_empty() => {
-                let why = "neither a `Shared` nor a `Sender` can be an argument of a preload task, or in one: give it the value \
-                           itself, which all workers will share anyway, and the `Sender` to an initializer";
+                let why = "the arguments of a preload task can't contain a `Shared` or a `Sender`: pass the value itself, which \
+                           all workers share anyway, and pass the `Sender` to an initializer";
                 self.failed = Some(Error::arguments(T::NAME, why.to_owned()));
             }
             Ok(task) => self.settings.preload = Some(task),
@@ -245,20 +248,20 @@ impl PoolBuilder {
         self
     }
 
-    /// A task that every worker runs once, before its first task; one that takes another's place
-    /// does so too. What it leaves behind in `static` variables is there for the tasks.
+    /// Adds a task that every worker, also a replacement, runs once before its first input. Later tasks find what it leaves
+    /// in `static` variables.
     ///
-    /// Several add up: they run in the order in which they are given here.
+    /// Several initializers run in the order in which they were added.
     ///
-    /// Default: none. If one returns `Err`, panics, exits, or is not through in
-    /// [time](PoolBuilder::start_timeout), [`build`](PoolBuilder::build) fails and says why: with the text of the error,
-    /// which is that of its `Display`, or else of its `Debug`. ([`TaskError`](crate::TaskError) is made of any error by `?`.) In a worker that takes another's place that is a start that has
-    /// failed ([`give_up_after`](PoolBuilder::give_up_after)). What else a task returns is ignored.
+    /// Default: none. If one returns `Err`, panics, exits, or does not finish in [time](PoolBuilder::start_timeout),
+    /// [`build`](PoolBuilder::build) fails with the text of the error: that of its `Display`, or else of its `Debug`. (`?`
+    /// turns any error into a [`TaskError`](crate::TaskError).) In a replacement, it counts as a failed start
+    /// ([`give_up_after`](PoolBuilder::give_up_after)). Anything else that an initializer returns is ignored.
     ///
-    /// A panic hook that it sets ([`std::panic::set_hook`]) is called for panics on threads that tasks start themselves. A panic
-    /// of a task goes to the caller instead, as [`Error::Panicked`] with its location, as it does without a hook. The same is true of
-    /// [`preload`](PoolBuilder::preload). (A hook that a task sets is called for the first panic after that, which is
-    /// reported without its location.)
+    /// A panic hook that an initializer sets ([`std::panic::set_hook`]) is called for panics on threads that tasks start.
+    /// Panics of tasks go to the caller instead, as [`Error::Panicked`] with their location, as they do without a hook. The
+    /// same holds for [`preload`](PoolBuilder::preload). (A hook that is set by a task is called for the next panic, which is
+    /// then reported without its location.)
     ///
     /// # Examples
     ///
@@ -284,25 +287,24 @@ impl PoolBuilder {
         self
     }
 
-    /// A task that every worker runs once, when it leaves in good order: it writes what it has gathered, or says goodbye to a
-    /// server. It runs before the exit handlers of the process, and what it prints is printed.
+    /// Adds a task that every worker runs once when it exits normally, to write what it has gathered, or to sign off from a
+    /// server. It runs before the exit handlers of the process, and what it prints is not lost.
     ///
-    /// A worker leaves in good order
+    /// A worker exits normally
     ///
     /// - after [`close`](Pool::close), when there is no more work; [`join`](Pool::join) waits for that;
-    /// - when another takes its place ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child),
+    /// - when another worker takes its place ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child),
     ///   [`max_memory_per_child`](PoolBuilder::max_memory_per_child));
-    /// - if it has nothing to do when the pool is terminated or dropped. Then it is killed after 200 ms, whatever it is at.
+    /// - if it is idle when the pool is terminated or dropped. Then it is killed after 200 ms, finished or not.
     ///
-    /// Otherwise the finalizer does not run: in a worker that dies, is killed, or runs an input when it is stopped. So put
-    /// nothing there that must happen.
+    /// Otherwise the finalizer does not run: in a worker that dies, is killed, or runs an input when the pool is terminated.
+    /// So don't use it for work that must be done.
     ///
-    /// Several add up: they run in the order in which they are given here. Together with the exit handlers they may take as
-    /// long as `#[pool_task(time_limit = "30s")]` of each says, where 10 seconds stand for one that says nothing; then the
-    /// worker is killed. Meanwhile others work, but a pool whose workers are replaced faster than they leave waits for them.
+    /// Several finalizers run in the order in which they were added. Together with the exit handlers they may take as long as
+    /// the sum of their time limits (`#[pool_task(time_limit = "30s")]`; 10 seconds for a task without one); then the worker
+    /// is killed. Other workers go on meanwhile, but a pool that replaces its workers faster than they exit waits for them.
     ///
-    /// Its arguments may hold a [`Shared`](crate::Shared). What comes of it, a panic or an `Err`, is told to nobody, and harms
-    /// nothing; the others run nevertheless.
+    /// Its arguments may contain a [`Shared`](crate::Shared). A panic or an `Err` is ignored, and the next finalizer runs.
     ///
     /// Default: none.
     ///
@@ -352,25 +354,25 @@ impl PoolBuilder {
         self
     }
 
-    /// An environment variable that workers have, and this program need not. It is there from their first instruction on,
-    /// so for libraries that look at it when they are loaded, too; also in the preload task and in pools that tasks have.
+    /// Sets an environment variable for workers; it need not be set in this program. Workers have it from the start, so
+    /// libraries that read it when they are loaded see it as well. So do the preload task and pools that tasks create.
     ///
-    /// May be called several times; the last value of a name counts. Workers inherit the rest of their environment from this
-    /// program.
+    /// May be called several times; if a name is given twice, the last value counts. Workers inherit the rest of their
+    /// environment from this program.
     ///
     /// # Threads of libraries
     ///
-    /// There are as many workers as CPUs, and many a library starts as many threads as CPUs in each: 64 workers with
-    /// 64 threads each fight for 64 CPUs. So have such a library use one thread:
+    /// There are as many workers as CPUs, and many libraries start as many threads as there are CPUs: 64 workers with 64
+    /// threads each compete for 64 CPUs. So let such a library use one thread:
     ///
-    /// | variable | of |
+    /// | variable | used by |
     /// |---|---|
-    /// | `RAYON_NUM_THREADS` | rayon, and what uses its global pool: polars has `POLARS_MAX_THREADS` of its own |
-    /// | `OMP_NUM_THREADS` | OpenMP, thus many C and Fortran libraries |
+    /// | `RAYON_NUM_THREADS` | rayon, and whatever uses its global pool; polars has its own `POLARS_MAX_THREADS` |
+    /// | `OMP_NUM_THREADS` | OpenMP, and thus many C and Fortran libraries |
     /// | `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` | the linear algebra of OpenBLAS, of Intel's MKL |
     ///
-    /// Default: nothing but what this program has. A name that is empty or holds `=` or NUL is refused, and so is a value that
-    /// holds NUL; and the library's own variables, `POOL_NODE` and those that begin with `POOL_WORKER_`.
+    /// Default: only the environment of this program. Refused are names that are empty or contain `=` or NUL, values that
+    /// contain NUL, and the library's own variables: `POOL_NODE` and all that begin with `POOL_WORKER_`.
     ///
     /// # Examples
     ///
@@ -394,11 +396,11 @@ impl PoolBuilder {
         self
     }
 
-    /// How many inputs a worker may take before a fresh one takes its place, so that what tasks
-    /// leak is given back. A chunk that was begun is finished first.
+    /// Sets how many inputs a worker may run before a fresh one takes its place, so that memory that tasks leak is given
+    /// back. A chunk that has begun is finished first.
     ///
-    /// The fresh one is started when the other has few inputs left (an eighth of them), so there are up to
-    /// twice as many processes; no more than [`processes`](PoolBuilder::processes) of them run tasks.
+    /// The fresh worker is started when the old one has few inputs left (an eighth of the limit), so there may be up to twice
+    /// as many processes; no more than [`processes`](PoolBuilder::processes) of them run tasks at once.
     ///
     /// Default: no limit. 0 is refused.
     pub fn max_tasks_per_child(mut self, tasks: usize) -> Self {
@@ -406,8 +408,8 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker may take until it is ready, its initializer included; then it is killed,
-    /// and its start counts as failed. A [`preload`](PoolBuilder::preload) task may take as long.
+    /// Sets how long a worker may take until it is ready, including its initializers. After that it is killed, and its start
+    /// counts as failed. A [`preload`](PoolBuilder::preload) task has the same limit.
     ///
     /// Default: 30 seconds. Zero is refused.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
@@ -415,31 +417,31 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a pool may be without a worker that is good for something until it is
-    /// [`Error::Broken`], and answers all that is open.
+    /// Sets how long a pool may be without a working worker. After that it is [`Error::Broken`], which is then the outcome of
+    /// all open inputs.
     ///
-    /// A worker that can't be replaced at once, because the system has no process, descriptor or memory
-    /// left, or because workers die before they have done anything, is tried again after pauses that grow
-    /// from 10 ms to one second; meanwhile the others go on.
+    /// If a worker can't be replaced at once, because the system is out of processes, descriptors or memory, or because
+    /// workers die before they have done anything, the pool tries again after pauses that grow from 10 ms to one second. The
+    /// other workers go on meanwhile.
     ///
-    /// Default: 30 seconds. Zero is refused. ([`build`](PoolBuilder::build) itself fails with the first start
-    /// that does.)
+    /// Default: 30 seconds. Zero is refused. ([`build`](PoolBuilder::build) itself fails as soon as one worker fails to
+    /// start.)
     pub fn give_up_after(mut self, time: Duration) -> Self {
         self.settings.give_up_after = time;
         self
     }
 
-    /// How long each input may run, where neither the call
-    /// ([`Call::time_limit`](crate::Call::time_limit)) nor the task says.
+    /// Sets how long each input may run, unless the call ([`Call::time_limit`](crate::Call::time_limit)) or the task says
+    /// otherwise.
     ///
-    /// Default: for ever. Zero is refused.
+    /// Default: no limit. Zero is refused.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.defaults.time_limit = Some(limit);
         self
     }
 
-    /// How often an input is run again, where neither the call ([`Call::retries`](crate::Call::retries)) nor
-    /// the task says.
+    /// Sets how often an input is run again, unless the call ([`Call::retries`](crate::Call::retries)) or the task says
+    /// otherwise.
     ///
     /// Default: 0, nothing runs twice.
     pub fn retries(mut self, retries: impl Into<Retries>) -> Self {
@@ -447,37 +449,35 @@ impl PoolBuilder {
         self
     }
 
-    /// A worker whose input has passed its time limit is sent SIGTERM, and SIGKILL so long after it.
+    /// Sets the time between SIGTERM and SIGKILL for a worker whose input has exceeded its time limit.
     ///
-    /// Default: 100 ms. Zero: it is killed at once.
+    /// Default: 100 ms. Zero: the worker is killed at once.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self
     }
 
-    /// How much memory a worker may use while it runs an input, in bytes. One that uses more is killed, and the
+    /// Sets how much memory a worker may use while it runs an input, in bytes. A worker that uses more is killed, and the
     /// outcome of that input is [`Error::MemoryLimit`].
     ///
-    /// What counts is the resident memory of the process, the program itself included (some megabytes). It is looked at
-    /// fifty times a second, so a task may go past the limit for a moment, and see nothing of it.
+    /// This is the resident memory of the process, including the program itself (some megabytes). It is checked fifty times a
+    /// second, so a task may exceed the limit for a moment without being noticed.
     ///
-    /// A limit of the process on its address space (RLIMIT_AS, `ulimit -v`) has the same outcome when an allocation
-    /// fails and the process aborts for it, as Rust's standard library does; unless that prints a backtrace first
-    /// (`RUST_BACKTRACE`), which hides the reason: then the outcome is [`Error::WorkerLost`] with SIGABRT.
+    /// If the process has a limit on its address space (RLIMIT_AS, `ulimit -v`) and aborts because an allocation failed, as
+    /// Rust's standard library does, the outcome is the same.
     ///
-    /// Default: no limit. 0 is refused. Such an input is not run again, whatever
-    /// [`retries`](PoolBuilder::retries) says.
+    /// Default: no limit. 0 is refused. Such an input is not run again, whatever [`retries`](PoolBuilder::retries) says.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.settings.memory_limit = Some(bytes);
         self
     }
 
-    /// How much memory a worker may have after an input, in bytes, before a fresh one takes its place. The chunk
-    /// that it has begun is finished first; what else it was given runs elsewhere, but for what it begins before
-    /// the pool knows.
+    /// Sets how much memory a worker may have after an input, in bytes, before a fresh one takes its place. The chunk that it
+    /// has begun is finished first. The other inputs that it was given run elsewhere, except those that it begins before the
+    /// pool notices.
     ///
-    /// What counts is the resident memory of the process, the program itself included. It is read after each input,
-    /// which takes some microseconds.
+    /// This is the resident memory of the process, including the program itself. Reading it after each input takes some
+    /// microseconds.
     ///
     /// Default: no limit. 0 is refused.
     pub fn max_memory_per_child(mut self, bytes: u64) -> Self {
@@ -485,28 +485,56 @@ impl PoolBuilder {
         self
     }
 
-    /// What a worker starts ends with it, whatever becomes of the worker, of the pool or of this program: commands, and
-    /// daemons too, which have left its session.
+    /// Lets everything that a worker starts end with the worker, however the worker, the pool or this program ends: commands,
+    /// and also daemons that have left its session.
     ///
-    /// Each worker gets a PID namespace of its own for that. Seen from a task the worker has another process id
-    /// than [`Pool::worker_pids`] and errors tell, a small one; the process that they tell guards it, and ends as it does, and a
-    /// signal sent to it reaches the worker's process group. A worker is two processes more, and takes somewhat longer to
-    /// start. Where this program lacks CAP_SYS_ADMIN, a user namespace comes with it, so programs that run setuid, `sudo`
-    /// for instance, gain no rights in a task.
+    /// Each worker gets a PID namespace of its own. In a task, the worker's process id is a small number, different from the
+    /// one that [`Pool::worker_pids`] and errors report. The latter is that of a guard process, which exits as the worker
+    /// does; a signal sent to it reaches the worker's process group. A contained worker takes two more processes and starts
+    /// somewhat more slowly. If this program lacks CAP_SYS_ADMIN, the worker gets a user namespace as well, so setuid
+    /// programs, `sudo` for instance, gain no rights in a task.
     ///
-    /// Default: not contained. Commands that a task leaves behind in its process group end with their worker nevertheless;
-    /// daemons don't. Where no namespace is to be had, [`build`](PoolBuilder::build) says why.
+    /// Default: not contained. Commands that a task leaves behind in its process group still end with their worker; daemons
+    /// don't. If the system refuses the namespace, [`build`](PoolBuilder::build) fails and says why.
     pub fn contain(mut self) -> Self {
         self.settings.contained = true;
         self
     }
 
-    /// How much of the stack a value may take while it is decoded, in bytes: an argument in a worker, a result in the
-    /// thread that asks for it. One that is nested deeper is [`Error::Decode`]; without a limit it would overflow the
-    /// stack and end the process.
+    /// Confines workers: once its initializers have run, a worker can compute and answer, and nothing else, unless the
+    /// [`Sandbox`] permits it. For code that reads hostile data: whoever takes over such a worker through its input can't read
+    /// files, open connections, start processes, or reach this program and the other workers. The
+    /// [chapter](crate::guide::sandbox) of the guide shows how to use it, and
+    /// [SECURITY.md](https://github.com/pool-rs/pool/blob/main/SECURITY.md) says precisely what remains.
     ///
-    /// Raise it for values that are nested very deep, such as linked lists, and ask for their results in threads that
-    /// have the stack. (Rust gives 2 MiB to a thread; the main thread of a worker has what `ulimit -s` says, 8 MiB mostly.)
+    /// Initializers and the [`preload`](PoolBuilder::preload) task run before a worker enters the sandbox, so they can load and
+    /// open what tasks need. Tasks and finalizers run in the sandbox, and so does everything that they start. There is no way
+    /// out of it. Each replacement of a worker enters it, too.
+    ///
+    /// Alone, a sandbox limits neither time nor memory: set [`time_limit`](PoolBuilder::time_limit) and [`Sandbox::memory`], too.
+    /// A worker that was taken over sees the inputs that it is given later, and decides what their results are, until it is
+    /// replaced ([`max_tasks_per_child`](PoolBuilder::max_tasks_per_child)).
+    ///
+    /// Everything that tasks use of this library works in there: results, errors, panics, [`Shared`](crate::Shared),
+    /// [`channel`](crate::channel()), [`Output`], logs, time limits. But a task can't start a pool of its own, nor create a
+    /// `Shared`. If backtraces are wanted (`RUST_BACKTRACE`), a worker reads the program's debug information when it starts,
+    /// since it can't later: tens of milliseconds and of megabytes for each worker. Frames in shared libraries may lack names. A
+    /// debugger of the same user can't attach to workers, and a crash writes no core file.
+    ///
+    /// Default: not confined. If the machine lacks what the sandbox needs, or a path can't be opened,
+    /// [`build`](PoolBuilder::build) fails and says so ([`Sandbox::best_effort`]). An [`inline`](PoolBuilder::inline) pool
+    /// refuses a sandbox.
+    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
+        self.settings.sandbox = Some(sandbox);
+        self
+    }
+
+    /// Sets how much of the stack may be used to decode a value, in bytes: an argument in a worker, a result in the thread
+    /// that asks for it. A value that is nested too deep for that is [`Error::Decode`]; without a limit it would overflow the
+    /// stack and kill the process.
+    ///
+    /// Raise it for deeply nested values, such as linked lists, and ask for their results in threads with enough stack. (Rust
+    /// gives a thread 2 MiB; the main thread of a worker has what `ulimit -s` says, mostly 8 MiB.)
     ///
     /// Default: 1 MiB, some thousand levels. 0 is refused.
     pub fn decode_stack(mut self, bytes: usize) -> Self {
@@ -514,9 +542,9 @@ impl PoolBuilder {
         self
     }
 
-    /// Where what workers write to standard output and standard error goes: see [`Output`].
+    /// Sets where the standard output and standard error of workers go: see [`Output`].
     ///
-    /// Default: [`Output::Inherit`], where those of this program go.
+    /// Default: [`Output::Inherit`], to those of this program.
     pub fn output(mut self, output: Output) -> Self {
         self.settings.streams = match output {
             Output::Inherit => Streams::Inherit,
@@ -528,11 +556,12 @@ impl PoolBuilder {
         self
     }
 
-    /// A function that is told of each [`Event`]: that workers start, die, and are replaced, and that inputs begin and end.
+    /// Sets a function that is called with each [`Event`]: workers start, die, and are replaced; inputs begin and end.
     ///
-    /// It runs on the pool's callback thread. If it is too slow, the oldest events are dropped ([`Event::Missed`]).
+    /// It runs on the pool's callback thread. If it is too slow, or the connection to another machine is, the oldest events are
+    /// dropped ([`Event::Missed`]).
     ///
-    /// Default: none, and then inputs cost nothing for it.
+    /// Default: none, and then it costs nothing.
     pub fn on_event(mut self, each: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.settings.observe.workers = true;
         self.settings.observe.inputs = true;
@@ -540,8 +569,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Records what workers do in this [`Timeline`], to be looked at later; by default nothing is recorded. Several pools may share one.
-    /// Given twice, the last counts.
+    /// Records what workers do in this [`Timeline`], for viewing later. Several pools may share one. If called twice, the
+    /// last one counts. Default: nothing is recorded.
     pub fn timeline(mut self, timeline: &Timeline) -> Self {
         self.settings.observe.workers = true;
         self.settings.observe.spans = true;
@@ -553,41 +582,42 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidSetting`] names a setting that can't be met; [`Error::Encode`] tells that the
-    /// arguments of an initializer, a finalizer or the preload task can't be encoded; [`Error::Start`] tells why a worker did not
-    /// start, or how an initializer or the preload task failed.
+    /// [`Error::InvalidSetting`] if a setting is invalid; [`Error::Encode`] if the arguments of an initializer, a finalizer
+    /// or the preload task can't be encoded; [`Error::Start`] if a worker could not be started, or an initializer or the
+    /// preload task failed.
     pub fn build(mut self) -> Result<Pool, Error> {
         if !self.inline && !crate::worker::is_worker() && is_asked_for(env::var_os(INLINE))? {
             self.backend = Box::new(Inline);
+            self.settings.sandbox = None;
         }
         let mut settings = self.settings;
         let invalid = |setting, why| Err(Error::invalid_setting(setting, why));
         if settings.workers == Some(0) {
-            return invalid("processes", "a pool has at least one worker");
+            return invalid("processes", "must be at least 1");
         }
         if settings.max_tasks == Some(0) {
-            return invalid("max_tasks_per_child", "a worker runs at least one task");
+            return invalid("max_tasks_per_child", "must be at least 1");
         }
         if settings.start_timeout.is_zero() {
-            return invalid("start_timeout", "no worker starts in no time");
+            return invalid("start_timeout", "must be greater than zero");
         }
         if settings.memory_limit == Some(0) {
-            return invalid("memory_limit", "every process uses memory");
+            return invalid("memory_limit", "must be greater than zero");
         }
         if settings.max_memory == Some(0) {
-            return invalid("max_memory_per_child", "every process uses memory");
+            return invalid("max_memory_per_child", "must be greater than zero");
         }
         if settings.decode_stack == 0 {
-            return invalid("decode_stack", "every value takes some of the stack");
+            return invalid("decode_stack", "must be greater than zero");
         }
         if settings.give_up_after.is_zero() {
-            return invalid(
-                "give_up_after",
-                "every pool is without a worker for a moment",
-            );
+            return invalid("give_up_after", "must be greater than zero");
         }
         for (name, value) in &settings.env {
             check_variable(name, value)?;
+        }
+        if let Some(sandbox) = &settings.sandbox {
+            sandbox.check()?;
         }
         feed::check(&self.defaults, false)?;
         if self.inline {
@@ -623,6 +653,7 @@ impl PoolBuilder {
         let logs = Logs::new();
         settings.log_level = logs.level();
         settings.observer = logs.observer(settings.observer);
+        let is_sandboxed = settings.sandbox.is_some();
         let started = self
             .backend
             .start(settings)
@@ -630,12 +661,19 @@ impl PoolBuilder {
                 Some(task) if !workers.carries_channels() => {
                     Err(Error::arguments(task, feed::NO_CHANNELS.to_owned()))
                 }
+                _ if is_sandboxed && !workers.confines() => {
+                    let why = "this backend has no workers that could be sandboxed";
+                    Err(Error::invalid_setting("sandbox", why))
+                }
                 _ => Ok(workers),
             });
-        // Without a pool nobody else would end their threads.
+        // Without a pool, nothing else would end these threads.
         let workers = started.inspect_err(|_| {
             callbacks.end();
             logs.end();
+            if let Some(recorder) = &recorder {
+                recorder.fail();
+            }
         })?;
         if let Some(recorder) = &recorder {
             recorder.begin(&workers);
@@ -652,27 +690,28 @@ impl PoolBuilder {
     }
 }
 
-/// Runs all tasks of a program in its own process: see [`PoolBuilder::inline`].
+/// The environment variable that makes all pools of a program inline: see [`PoolBuilder::inline`].
 const INLINE: &str = "POOL_INLINE";
 
-/// Whether a variable of this value asks for what it is about.
+/// Whether the variable, with this value, asks for inline pools.
 fn is_asked_for(value: Option<OsString>) -> Result<bool, Error> {
     match value.unwrap_or_default().to_string_lossy().as_ref() {
         "" | "0" => Ok(false),
         "1" => Ok(true),
         other => Err(Error::invalid_setting(
             INLINE,
-            format!("it is 1, 0 or empty, not `{other}`"),
+            format!("must be 1, 0 or empty, not `{other}`"),
         )),
     }
 }
 
-/// Refuses what is there to protect the program, and takes a process.
+/// Refuses the settings that need a process to stop.
 fn check_inline(settings: &Settings, defaults: &Options) -> Result<(), Error> {
     let wanted = [
         ("time_limit", defaults.time_limit.is_some()),
         ("memory_limit", settings.memory_limit.is_some()),
         ("contain", settings.contained),
+        ("sandbox", settings.sandbox.is_some()),
     ];
     match wanted.into_iter().find(|(_, is_wanted)| *is_wanted) {
         Some((setting, _)) => Err(Error::invalid_setting(setting, feed::NEEDS_PROCESS)),
@@ -680,23 +719,23 @@ fn check_inline(settings: &Settings, defaults: &Options) -> Result<(), Error> {
     }
 }
 
-/// What no environment can hold would end in a panic of `std`, or be another variable than was meant.
+/// Refuses names and values that would make `std` panic, or set another variable than was meant.
 fn check_variable(name: &OsStr, value: &OsStr) -> Result<(), Error> {
     let invalid = |why| Err(Error::invalid_setting("env", why));
     let (name_bytes, value_bytes) = (name.as_encoded_bytes(), value.as_encoded_bytes());
     if name_bytes.is_empty() || name_bytes.contains(&b'=') || name_bytes.contains(&0) {
-        return invalid("the name of a variable is not empty, and holds neither `=` nor NUL");
+        return invalid("the name of a variable must not be empty or contain `=` or NUL");
     }
     if value_bytes.contains(&0) {
-        return invalid("the value of a variable holds no NUL");
+        return invalid("the value of a variable must not contain NUL");
     }
     if pool_worker::is_own_variable(name) {
-        return invalid("`POOL_NODE` and `POOL_WORKER_…` are variables of this library");
+        return invalid("`POOL_NODE` and `POOL_WORKER_…` are reserved for this library");
     }
     Ok(())
 }
 
-/// A task that is run for what it leaves behind.
+/// Encodes the call of a task that is run for its side effects.
 fn prepare<T: Task>(args: T::Args) -> Result<Preparation, Error> {
     let mut arguments = Vec::new();
     let (tail, attachments) = pool_worker::collect(|| T::encode_args(args, &mut arguments));

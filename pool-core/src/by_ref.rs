@@ -1,4 +1,4 @@
-//! [`ByRef`]: a call whose arguments are lent.
+//! [`ByRef`]: a call whose arguments are passed by reference.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::retries::Retries;
 
 /// A call that takes references: `pool.task(count).by_ref().map(&texts)`.
 ///
-/// Made by [`Call::by_ref`]. It has all methods of a [`Call`]. Nothing is cloned: each value is encoded from where it
-/// lies, before the method returns (an [`Imap`] keeps the iterator, and with it what that borrows).
+/// Made by [`Call::by_ref`]. It has all methods of a [`Call`]. Nothing is cloned: each value is encoded where it is, before
+/// the method returns (an [`Imap`] keeps the iterator, and with it whatever that borrows).
 ///
-/// | parameter of the task | what lends it |
+/// | parameter of the task | what to pass |
 /// |---|---|
 /// | `T`, `&T` | a `&T` |
-/// | `&str`, `String`, `&String` | a reference to what borrows a `str`: `&str`, `&String`, `&Box<str>` |
-/// | `&[T]`, `Vec<T>`, `&Vec<T>` | a reference to what borrows a `[T]`: `&[T]`, `&Vec<T>`, `&[T; 3]` |
-/// | `&Path`, `&OsStr`, `&CStr` | a reference to what borrows it: `&Path`, `&PathBuf` |
+/// | `&str`, `String`, `&String` | a reference to anything that borrows a `str`: `&str`, `&String`, `&Box<str>` |
+/// | `&[T]`, `Vec<T>`, `&Vec<T>` | a reference to anything that borrows a `[T]`: `&[T]`, `&Vec<T>`, `&[T; 3]` |
+/// | `&Path`, `&OsStr`, `&CStr` | a reference to anything that borrows it: `&Path`, `&PathBuf` |
 ///
-/// Several arguments are a tuple of references, or a reference to a tuple.
+/// Pass several arguments as a tuple of references, or as a reference to a tuple.
 ///
 /// # Examples
 ///
@@ -66,32 +66,32 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         ByRef(call)
     }
 
-    /// [`Call::chunksize`].
+    /// See [`Call::chunksize`].
     pub fn chunksize(self, size: usize) -> Self {
         ByRef(self.0.chunksize(size))
     }
 
-    /// [`Call::time_limit`].
+    /// See [`Call::time_limit`].
     pub fn time_limit(self, limit: Duration) -> Self {
         ByRef(self.0.time_limit(limit))
     }
 
-    /// [`Call::priority`].
+    /// See [`Call::priority`].
     pub fn priority(self, priority: i32) -> Self {
         ByRef(self.0.priority(priority))
     }
 
-    /// [`Call::retries`].
+    /// See [`Call::retries`].
     pub fn retries(self, retries: impl Into<Retries>) -> Self {
         ByRef(self.0.retries(retries))
     }
 
-    /// [`Call::progress`].
+    /// See [`Call::progress`].
     pub fn progress(self, handler: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         ByRef(self.0.progress(handler))
     }
 
-    /// [`Call::partial`], with references to what is bound.
+    /// Like [`Call::partial`], with references to the bound arguments.
     pub fn partial<B>(self, arguments: B) -> ByRef<'p, T, Left<T, B::Args, B::Params>>
     where
         B: BindsLent<O::Args, O::Params>,
@@ -99,7 +99,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         ByRef(self.0.bind(|out| arguments.encode(out)))
     }
 
-    /// The same call over values again: what is large is bound by reference, and the inputs are given away.
+    /// The same call with values again: large data is bound by reference, and the inputs are passed by value.
     ///
     /// ```
     /// use pool_core::{Error, Pool, pool_task};
@@ -119,11 +119,11 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0
     }
 
-    /// [`Call::apply`].
+    /// Like [`Call::apply`], with references.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Call::apply`].
     pub fn apply<S>(&self, args: S) -> Result<T::Output, Error>
     where
         S: LendsAll<O::Params>,
@@ -131,7 +131,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.apply_encoded(|out| open::lend_all(args, out))
     }
 
-    /// [`Call::apply_async`].
+    /// Like [`Call::apply_async`], with references.
     pub fn apply_async<S>(&self, args: S) -> AsyncResult<T::Output>
     where
         S: LendsAll<O::Params>,
@@ -139,11 +139,11 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.apply_async_encoded(|out| open::lend_all(args, out))
     }
 
-    /// [`Call::map`].
+    /// Like [`Call::map`], with references.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Call::map`].
     pub fn map<S, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
         O: UnaryByRef<T>,
@@ -153,7 +153,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.all(inputs.into_iter(), O::lend_one)
     }
 
-    /// [`Call::map_async`].
+    /// Like [`Call::map_async`], with references.
     pub fn map_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
         O: UnaryByRef<T>,
@@ -163,7 +163,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.start(inputs.into_iter(), O::lend_one)
     }
 
-    /// [`Call::map_results`].
+    /// Like [`Call::map_results`], with references.
     pub fn map_results<S, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
         O: UnaryByRef<T>,
@@ -173,7 +173,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.each(inputs.into_iter(), O::lend_one)
     }
 
-    /// [`Call::map_results_async`].
+    /// Like [`Call::map_results_async`], with references.
     pub fn map_results_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
         O: UnaryByRef<T>,
@@ -183,7 +183,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.start_each(inputs.into_iter(), O::lend_one)
     }
 
-    /// [`Call::imap`].
+    /// Like [`Call::imap`], with references.
     pub fn imap<S, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
         O: UnaryByRef<T>,
@@ -193,7 +193,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.lazy(inputs.into_iter(), O::lend_one)
     }
 
-    /// [`Call::imap_unordered`].
+    /// Like [`Call::imap_unordered`], with references.
     pub fn imap_unordered<S, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         O: UnaryByRef<T>,
@@ -203,11 +203,11 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.lazy_unordered(inputs.into_iter(), O::lend_one)
     }
 
-    /// [`Call::starmap`].
+    /// Like [`Call::starmap`], with references.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`Call::starmap`].
     pub fn starmap<S, I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
         I: IntoIterator<Item = S>,
@@ -216,7 +216,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.all(inputs.into_iter(), open::lend_all)
     }
 
-    /// [`Call::starmap_async`].
+    /// Like [`Call::starmap_async`], with references.
     pub fn starmap_async<S, I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
         I: IntoIterator<Item = S>,
@@ -225,7 +225,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.start(inputs.into_iter(), open::lend_all)
     }
 
-    /// [`Call::starmap_results`].
+    /// Like [`Call::starmap_results`], with references.
     pub fn starmap_results<S, I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
         I: IntoIterator<Item = S>,
@@ -234,7 +234,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.each(inputs.into_iter(), open::lend_all)
     }
 
-    /// [`Call::starmap_results_async`].
+    /// Like [`Call::starmap_results_async`], with references.
     pub fn starmap_results_async<S, I>(
         &self,
         inputs: I,
@@ -246,7 +246,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.start_each(inputs.into_iter(), open::lend_all)
     }
 
-    /// [`Call::istarmap`].
+    /// Like [`Call::istarmap`], with references.
     pub fn istarmap<S, I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
         I: IntoIterator<Item = S>,
@@ -255,7 +255,7 @@ impl<'p, T: Task, O: Open<T>> ByRef<'p, T, O> {
         self.0.lazy(inputs.into_iter(), open::lend_all)
     }
 
-    /// [`Call::istarmap_unordered`].
+    /// Like [`Call::istarmap_unordered`], with references.
     pub fn istarmap_unordered<S, I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         I: IntoIterator<Item = S>,

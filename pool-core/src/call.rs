@@ -1,4 +1,6 @@
-//! [`Call`]: a task with options for one call; and what all calls have in common.
+//! [`Call`]: a task with options for one call; and the code that all calls share.
+//!
+//! If inputs have another type than the task takes, the compiler shows the line of the bound on `I`, with the comment behind it.
 
 use std::fmt;
 use std::io;
@@ -19,6 +21,7 @@ use crate::few::Few;
 use crate::handle::{self, AsyncResult, Decode, Gather, Held};
 use crate::inbox::{InOrder, Inbox};
 use crate::iter::{Imap, ImapUnordered};
+use crate::log::Tail;
 use crate::open::{self, Encode, Left, Open, UnaryTask};
 use crate::pool::Pool;
 use crate::progress::{self, Handler, Progress, Reporting};
@@ -26,9 +29,9 @@ use crate::retries::Retries;
 
 /// A task with options for one call: `pool.task(square).chunksize(2).map(0..5)`.
 ///
-/// Made by [`Pool::task`]. It has the methods of [`Pool`] that run work, and
-/// [`map_results`](Call::map_results) on top of them. [`by_ref`](Call::by_ref) and [`partial`](Call::partial) save clones
-/// and copies of arguments: see [the guide](crate::guide).
+/// Made by [`Pool::task`]. It has the methods of [`Pool`] that run work, and also [`map_results`](Call::map_results).
+/// [`by_ref`](Call::by_ref) and [`partial`](Call::partial) save clones and copies of arguments: see [the
+/// guide](crate::guide).
 ///
 /// # Examples
 ///
@@ -56,7 +59,7 @@ use crate::retries::Retries;
 pub struct Call<'p, T, O = T> {
     pool: &'p Pool,
     options: Options,
-    /// What all inputs begin with.
+    /// The bound arguments, with which all inputs begin.
     bound: Result<Option<Arc<Attachment>>, Error>,
     progress: Option<Handler>,
     open: PhantomData<fn() -> (T, O)>,
@@ -85,7 +88,7 @@ impl<T: Task, O> fmt::Debug for Call<'_, T, O> {
 
 impl<'p, T: Task> Call<'p, T> {
     pub(crate) fn new(pool: &'p Pool) -> Self {
-        // Inline, that of the task does not apply. One that the call is given is refused.
+        // In an inline pool, the task's own limit does not apply. A limit that the call is given is refused.
         let time_limit = T::TIME_LIMIT.filter(|_| !pool.engine().inline);
         Call {
             pool,
@@ -103,16 +106,15 @@ impl<'p, T: Task> Call<'p, T> {
 }
 
 impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
-    /// Binds the first arguments, as Python's `functools.partial`: a call over those that are left. So `map` takes a task of
-    /// three arguments of which two are bound.
+    /// Binds the first arguments, like Python's `functools.partial`. The result is a call that takes the remaining arguments,
+    /// so `map` can run a task of three arguments of which two are bound.
     ///
-    /// What is bound is encoded once, goes to each worker once, and stays there while there is this call, or a copy of
-    /// it, or work that it was asked for. A parameter that is a reference is decoded once in each worker (`&str` and
-    /// `&[f64]` not at all: they are read where they lie), so write `&Model` rather than `Model` for what is
-    /// large.
+    /// The bound arguments are encoded once and sent to each worker once. They stay there as long as this call, a copy of it,
+    /// or work that it started exists. If a parameter is a reference, its argument is decoded once in each worker (`&str` and
+    /// `&[f64]` are not decoded at all, but read in place), so for large data write `&Model` rather than `Model`.
     ///
-    /// May be used again: it binds the first ones of those that are left. If what is bound can't be encoded, that is
-    /// the error of whatever runs the call.
+    /// May be called again: it binds the first of the remaining arguments. If the bound arguments can't be encoded, whichever
+    /// method runs the call returns that error.
     ///
     /// # Examples
     ///
@@ -149,51 +151,50 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         }
     }
 
-    /// The same call over references: see [`ByRef`].
+    /// The same call with references instead of values: see [`ByRef`].
     pub fn by_ref(self) -> ByRef<'p, T, O> {
         ByRef::new(self)
     }
 
-    /// How many inputs a worker takes at once. Chunk `k` holds the inputs `k * size` up to
-    /// `k * size + size - 1`, and they run in order in one worker (but if that one dies, the rest
-    /// runs in another).
+    /// Sets how many inputs a worker takes at once. Chunk `k` holds the inputs `k * size` to `k * size + size - 1`, and they
+    /// run in order in one worker (but if that worker dies, the rest runs in another).
     ///
-    /// Default: the pool chooses, from how long the inputs of this task have taken so far: many short
-    /// ones at once, long ones one by one. 0 is refused with [`Error::InvalidSetting`].
+    /// Default: the pool chooses, from how long the inputs of this task have taken so far: many at once if they are short,
+    /// one by one if they are long. 0 is refused with [`Error::InvalidSetting`].
     pub fn chunksize(mut self, size: usize) -> Self {
         self.options.chunksize = Some(size);
         self
     }
 
-    /// How long each input may run, from when the worker begins it. The worker of one that takes
-    /// longer is killed, and that input's outcome is [`Error::TimeLimit`].
+    /// Sets how long each input may run, from when the worker begins it. If it takes longer, the worker is killed and the
+    /// outcome of that input is [`Error::TimeLimit`].
     ///
-    /// The worker is sent SIGTERM, and SIGKILL when [`grace`](crate::PoolBuilder::grace) is over. Time in which this
-    /// whole program was stopped (Ctrl-Z) does not count.
+    /// The worker is sent SIGTERM, and SIGKILL after [`grace`](crate::PoolBuilder::grace). Time in which this whole program
+    /// was stopped (Ctrl-Z) does not count.
     ///
-    /// Default: what the task says (`#[pool_task(time_limit = "5s")]`), or else the pool
-    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)); or else for ever. Zero is refused with [`Error::InvalidSetting`],
-    /// and so is any in a pool that is [`inline`](crate::PoolBuilder::inline).
+    /// Default: the limit of the task (`#[pool_task(time_limit = "5s")]`), or else of the pool
+    /// ([`PoolBuilder::time_limit`](crate::PoolBuilder::time_limit)), or else none. Zero is refused with
+    /// [`Error::InvalidSetting`], and so is any limit in a pool that is [`inline`](crate::PoolBuilder::inline).
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.options.time_limit = Some(limit);
         self
     }
 
-    /// How often an input is run again if its worker dies under it; and after what else: see [`Retries`].
+    /// Sets how often an input is run again if its worker dies, or after other failures: see [`Retries`].
     ///
-    /// Default: what the task says (`#[pool_task(retries = 2)]`), or else the pool
-    /// ([`PoolBuilder::retries`](crate::PoolBuilder::retries)); or else 0, nothing runs twice.
+    /// Default: the number of the task (`#[pool_task(retries = 2)]`), or else of the pool
+    /// ([`PoolBuilder::retries`](crate::PoolBuilder::retries)), or else 0: nothing runs twice.
     pub fn retries(mut self, retries: impl Into<Retries>) -> Self {
         self.options.retries = retries.into();
         self
     }
 
-    /// Inputs of a call with a higher priority begin before those of the others; among equals, those that were accepted first.
-    /// So a call that somebody waits for need not wait until a large [`map_async`](Call::map_async) is through.
+    /// Inputs of calls with a higher priority begin first; among equal priorities, those that were accepted first. So an
+    /// urgent call need not wait until a large [`map_async`](Call::map_async) has finished.
     ///
-    /// What has begun is not stopped for it, nor are the inputs of a [chunk](Call::chunksize) torn apart.
+    /// Inputs that have begun are not interrupted, and the inputs of a [chunk](Call::chunksize) stay together.
     ///
-    /// Default: 0. Negative ones come after it.
+    /// Default: 0. Negative priorities come after it.
     ///
     /// # Examples
     ///
@@ -206,7 +207,7 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     /// # fn main() -> Result<(), Error> {
     /// let pool = Pool::with_processes(2)?;
     /// let report = pool.task(square).priority(-1).map_async(0..100_000);
-    /// // Does not wait until the report is through.
+    /// // Does not wait until the report has finished.
     /// assert_eq!(pool.apply(square, (7,))?, 49);
     /// assert_eq!(report.get()?.len(), 100_000);
     /// # Ok(())
@@ -217,18 +218,19 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         self
     }
 
-    /// Calls `handler` with how far the call is: at the start, at most 30 times a second when something has changed, and once at the
-    /// end, when every input has an outcome.
+    /// Calls `handler` with the progress of the call: at the start, at most 30 times a second when something has changed, and
+    /// once at the end, when every input has an outcome.
     ///
-    /// It runs on the pool's callback thread. One that takes its time gets fewer reports, each of them new, and keeps only other
-    /// [callbacks](AsyncResult::callback) waiting; one that panics is called again. Methods that wait for the results ([`map`](Call::map)) return
-    /// after the last report, or 100 ms later if the handler takes longer; [`Pool::join`] waits for it in any case.
+    /// The handler runs on the pool's callback thread. A slow handler gets fewer reports, each of them current, and delays
+    /// only other [callbacks](AsyncResult::callback). A handler that panics is called again. Methods that wait for the
+    /// results ([`map`](Call::map)) return after the last report, or 100 ms later if the handler takes longer; [`Pool::join`]
+    /// always waits for it.
     ///
-    /// Works with every method. A call without inputs has one report, the last. Inputs that are cancelled, or refused because
-    /// the pool was closed, have failed. There is no last report of an [`Imap`] that is dropped before its end, nor if the
-    /// iterator over the inputs panics in a [`map`](Call::map).
+    /// Works with every method. A call without inputs gets one report, the last. Inputs that are cancelled, or refused
+    /// because the pool was closed, count as failed. There is no last report if an [`Imap`] is dropped before its end, or if
+    /// the iterator over the inputs of a [`map`](Call::map) panics.
     ///
-    /// Default: no handler. A second one takes the place of the first.
+    /// Default: no handler. A second one replaces the first.
     ///
     /// # Examples
     ///
@@ -250,7 +252,7 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         self
     }
 
-    /// [`Pool::apply`] with these options.
+    /// Like [`Pool::apply`], with these options.
     ///
     /// # Errors
     ///
@@ -259,12 +261,12 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
         self.apply_encoded(|out| O::encode(args, out))
     }
 
-    /// [`Pool::apply_async`] with these options.
+    /// Like [`Pool::apply_async`], with these options.
     pub fn apply_async(&self, args: O::Args) -> AsyncResult<T::Output> {
         self.apply_async_encoded(|out| O::encode(args, out))
     }
 
-    /// [`Pool::map`] with these options.
+    /// Like [`Pool::map`], with these options.
     ///
     /// # Errors
     ///
@@ -272,32 +274,31 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     pub fn map<I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
         O: UnaryTask<T>,
-        I: IntoIterator<Item = O::Argument>,
+        I: IntoIterator<Item = O::Argument>, // for references: `.by_ref()`
     {
         self.all(inputs.into_iter(), O::encode_one)
     }
 
-    /// [`Pool::map_async`] with these options.
+    /// Like [`Pool::map_async`], with these options.
     pub fn map_async<I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
         O: UnaryTask<T>,
-        I: IntoIterator<Item = O::Argument>,
+        I: IntoIterator<Item = O::Argument>, // for references: `.by_ref()`
     {
         self.start(inputs.into_iter(), O::encode_one)
     }
 
-    /// Like [`map`](Call::map), but keeps every outcome: one result or error for each input, in
-    /// order.
+    /// Like [`map`](Call::map), but returns every outcome: one result or error for each input, in order.
     pub fn map_results<I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
         O: UnaryTask<T>,
-        I: IntoIterator<Item = O::Argument>,
+        I: IntoIterator<Item = O::Argument>, // for references: `.by_ref()`
     {
         self.each(inputs.into_iter(), O::encode_one)
     }
 
-    /// Like [`map_results`](Call::map_results), but the outcomes are there later. All inputs are drawn at once. The result itself is
-    /// an error only if the pool did not take the call.
+    /// Like [`map_results`](Call::map_results), but does not wait. All inputs are drawn at once. The result as a whole is an
+    /// error only if the pool refused the call.
     ///
     /// # Examples
     ///
@@ -323,85 +324,84 @@ impl<'p, T: Task, O: Open<T>> Call<'p, T, O> {
     pub fn map_results_async<I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
         O: UnaryTask<T>,
-        I: IntoIterator<Item = O::Argument>,
+        I: IntoIterator<Item = O::Argument>, // for references: `.by_ref()`
     {
         self.start_each(inputs.into_iter(), O::encode_one)
     }
 
-    /// [`Pool::imap`] with these options.
+    /// Like [`Pool::imap`], with these options.
     pub fn imap<I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
         O: UnaryTask<T>,
-        I: IntoIterator<Item = O::Argument>,
+        I: IntoIterator<Item = O::Argument>, // for references: `.by_ref()`
     {
         self.lazy(inputs.into_iter(), O::encode_one)
     }
 
-    /// [`Pool::imap_unordered`] with these options.
+    /// Like [`Pool::imap_unordered`], with these options.
     pub fn imap_unordered<I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         O: UnaryTask<T>,
-        I: IntoIterator<Item = O::Argument>,
+        I: IntoIterator<Item = O::Argument>, // for references: `.by_ref()`
     {
         self.lazy_unordered(inputs.into_iter(), O::encode_one)
     }
 
-    /// [`Pool::starmap`] with these options.
+    /// Like [`Pool::starmap`], with these options.
     ///
     /// # Errors
     ///
     /// As [`Pool::starmap`], and [`Error::InvalidSetting`].
     pub fn starmap<I>(&self, inputs: I) -> Result<Vec<T::Output>, Error>
     where
-        I: IntoIterator<Item = O::Args>,
+        I: IntoIterator<Item = O::Args>, // for references: `.by_ref()`
     {
         self.all(inputs.into_iter(), O::encode)
     }
 
-    /// [`Pool::starmap_async`] with these options.
+    /// Like [`Pool::starmap_async`], with these options.
     pub fn starmap_async<I>(&self, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
-        I: IntoIterator<Item = O::Args>,
+        I: IntoIterator<Item = O::Args>, // for references: `.by_ref()`
     {
         self.start(inputs.into_iter(), O::encode)
     }
 
-    /// Like [`starmap`](Call::starmap), but keeps every outcome: one result or error for each
-    /// input, in order.
+    /// Like [`starmap`](Call::starmap), but returns every outcome: one result or error for each input, in order.
     pub fn starmap_results<I>(&self, inputs: I) -> Vec<Result<T::Output, Error>>
     where
-        I: IntoIterator<Item = O::Args>,
+        I: IntoIterator<Item = O::Args>, // for references: `.by_ref()`
     {
         self.each(inputs.into_iter(), O::encode)
     }
 
-    /// Like [`starmap_results`](Call::starmap_results), but the outcomes are there later: see
+    /// Like [`starmap_results`](Call::starmap_results), but does not wait: see
     /// [`map_results_async`](Call::map_results_async).
     pub fn starmap_results_async<I>(&self, inputs: I) -> AsyncResult<Vec<Result<T::Output, Error>>>
     where
-        I: IntoIterator<Item = O::Args>,
+        I: IntoIterator<Item = O::Args>, // for references: `.by_ref()`
     {
         self.start_each(inputs.into_iter(), O::encode)
     }
 
-    /// [`Pool::istarmap`] with these options.
+    /// Like [`Pool::istarmap`], with these options.
     pub fn istarmap<I>(&self, inputs: I) -> Imap<T, I::IntoIter>
     where
-        I: IntoIterator<Item = O::Args>,
+        I: IntoIterator<Item = O::Args>, // for references: `.by_ref()`
     {
         self.lazy(inputs.into_iter(), O::encode)
     }
 
-    /// [`Pool::istarmap_unordered`] with these options.
+    /// Like [`Pool::istarmap_unordered`], with these options.
     pub fn istarmap_unordered<I>(&self, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
-        I: IntoIterator<Item = O::Args>,
+        I: IntoIterator<Item = O::Args>, // for references: `.by_ref()`
     {
         self.lazy_unordered(inputs.into_iter(), O::encode)
     }
 }
 
-/// What these methods have in common with those over references.
+/// Shared by these methods and those that take references.
 impl<T: Task, O> Call<'_, T, O> {
     pub(crate) fn apply_encoded(
         &self,
@@ -411,9 +411,11 @@ impl<T: Task, O> Call<'_, T, O> {
         let sink = Arc::clone(&gather) as Arc<dyn Sink>;
         let (sink, mut reporting) = self.report(sink, (1, Some(1)));
         let sent = self.submit_one(encode, sink, &mut reporting);
-        if let Ok(job) = sent {
+        if let Ok((job, tail)) = &sent {
             let workers = self.pool.workers();
-            workers.wait(job, Want::All, Waiter(&*gather), None);
+            workers.wait(*job, Want::All, Waiter(&*gather), None);
+            workers.settle();
+            tail.settle(None);
         }
         if let Some(reporting) = &reporting {
             reporting.counts().wait_for_report();
@@ -430,20 +432,24 @@ impl<T: Task, O> Call<'_, T, O> {
         let gather = Gather::new(1);
         let sink = Arc::clone(&gather) as Arc<dyn Sink>;
         let (sink, mut reporting) = self.report(sink, (1, Some(1)));
-        let job = self
-            .submit_one(encode, sink, &mut reporting)
-            .map_err(|error| gather.refuse(error))
-            .ok();
-        AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job)
+        let job = self.submit_one(encode, sink, &mut reporting);
+        let (job, tail) = match job {
+            Ok((job, tail)) => (Some(job), tail),
+            Err(error) => {
+                gather.refuse(error);
+                (None, Tail::none())
+            }
+        };
+        AsyncResult::new(gather, decode_one::<T>, self.pool.engine(), job, tail)
     }
 
-    /// Hands over one input, without what it takes to hand over many.
+    /// Submits one input, without the overhead of submitting many.
     fn submit_one(
         &self,
         encode: impl FnOnce(&mut Vec<u8>) -> open::Encoded,
         sink: Arc<dyn Sink>,
         reporting: &mut Option<Reporting>,
-    ) -> Result<JobId, Error> {
+    ) -> Result<(JobId, Tail), Error> {
         feed::check(&self.options, self.pool.engine().inline)?;
         let bound = self.bound.as_ref().map_err(Error::clone)?;
         let workers = self.pool.workers();
@@ -458,7 +464,7 @@ impl<T: Task, O> Call<'_, T, O> {
             }
             Err(error) => (Few::default(), Some(error)),
         };
-        let (sink, log_level) = self.pool.engine().logs.listen(sink);
+        let (sink, log_level, tail) = self.pool.engine().logs.listen(sink);
         let job = Job {
             single: true,
             task: T::number(),
@@ -482,10 +488,10 @@ impl<T: Task, O> Call<'_, T, O> {
             let failure = Failure::EncodeArguments(error.to_string());
             sink.deliver(Outcomes::failed(0, 1, Arc::new(failure)));
         }
-        Ok(id)
+        Ok((id, tail))
     }
 
-    /// All results, or the error of the lowest failing index.
+    /// All results, or the error with the lowest index.
     pub(crate) fn all<X>(
         &self,
         mut inputs: impl Iterator<Item = X>,
@@ -502,7 +508,7 @@ impl<T: Task, O> Call<'_, T, O> {
         }
     }
 
-    /// Every outcome.
+    /// All outcomes.
     pub(crate) fn each<X>(
         &self,
         mut inputs: impl Iterator<Item = X>,
@@ -542,7 +548,7 @@ impl<T: Task, O> Call<'_, T, O> {
         self.begin(inputs, encode, decode_all::<T>)
     }
 
-    /// The same, with every outcome.
+    /// The same, but gives every outcome.
     pub(crate) fn start_each<X>(
         &self,
         inputs: impl Iterator<Item = X>,
@@ -558,7 +564,7 @@ impl<T: Task, O> Call<'_, T, O> {
         decode: Decode<R>,
     ) -> AsyncResult<R> {
         let gather = Gather::new(0);
-        let mut id = None;
+        let (mut id, mut tail) = (None, Tail::none());
         let sent = self
             .feed(Arc::clone(&gather) as Arc<dyn Sink>, inputs.size_hint())
             .and_then(|mut feed| {
@@ -569,7 +575,7 @@ impl<T: Task, O> Call<'_, T, O> {
                 let count = batch.len();
                 gather.expect(count);
                 feed.send(batch, false)?;
-                id = feed.id();
+                (id, tail) = (feed.id(), feed.tail().clone());
                 if count == 0 {
                     gather.finish_empty();
                 }
@@ -578,11 +584,11 @@ impl<T: Task, O> Call<'_, T, O> {
         if let Err(error) = sent {
             gather.refuse(error);
         }
-        AsyncResult::new(gather, decode, self.pool.engine(), id)
+        AsyncResult::new(gather, decode, self.pool.engine(), id, tail)
     }
 
-    /// Draws inputs as the workers get on, and shows `each` outcome in the order of the inputs, as they
-    /// come. If inputs are refused, the rest is left in `inputs`.
+    /// Draws inputs as the workers make progress, and passes each outcome to `each` as soon as it is its turn, in the order
+    /// of the inputs. If inputs are refused, the rest stays in `inputs`.
     fn run<X>(
         &self,
         inputs: &mut impl Iterator<Item = X>,
@@ -596,6 +602,7 @@ impl<T: Task, O> Call<'_, T, O> {
             Err(error) => return Some(Refusal { error, count: 0 }),
         };
         let refused = self.run_fed(&mut feed, &inbox, inputs, encode, each);
+        feed.settle(None);
         feed.wait_for_report();
         refused
     }
@@ -616,7 +623,7 @@ impl<T: Task, O> Call<'_, T, O> {
         let mut more = true;
         let mut missing = 0;
         loop {
-            // Far enough ahead that no worker waits for us, in whole chunks.
+            // Far enough ahead that no worker waits for this thread, in whole chunks.
             let ahead = (4 * workers * feed.hint()).max(AHEAD_MIN);
             let ahead = ahead.max((2 * workers).saturating_mul(chunk));
             let ahead = feed.ahead(ahead, 2 * workers).next_multiple_of(chunk);
@@ -654,7 +661,7 @@ impl<T: Task, O> Call<'_, T, O> {
                 continue;
             };
             if !inbox.wait(enough, &**self.pool.workers(), id, Want::All, None) {
-                // In a forked copy of the process nobody works for the pool.
+                // In a forked copy of the process, no thread works for the pool.
                 let error = Error::Terminated;
                 return Some(Refusal {
                     error,
@@ -664,14 +671,14 @@ impl<T: Task, O> Call<'_, T, O> {
         }
     }
 
-    /// What feeds an iterator that announces so many inputs.
+    /// Creates the feed for an iterator with this size hint.
     fn feed(&self, sink: Arc<dyn Sink>, announced: (usize, Option<usize>)) -> Result<Feed, Error> {
         let bound = self.bound.clone()?;
         let (sink, reporting) = self.report(sink, announced);
         Feed::new::<T>(self.pool.engine(), sink, self.options, bound, reporting)
     }
 
-    /// Has the call's progress reported, if that was asked for.
+    /// Reports the call's progress, if that was asked for.
     #[inline]
     fn report(
         &self,
@@ -688,7 +695,7 @@ impl<T: Task, O> Call<'_, T, O> {
     }
 }
 
-/// Adds arguments to those that were bound before: what is appended, and what that gives.
+/// Appends arguments to those that were bound before.
 fn bind<'a, T: Task>(
     before: Option<Arc<Attachment>>,
     encode: impl FnOnce(&mut Vec<u8>) -> Result<&'a [u8], CodecError>,
@@ -710,25 +717,25 @@ fn bind<'a, T: Task>(
     attachment.map(Some).map_err(no_memory)
 }
 
-/// `map` draws at least this many inputs ahead, so that it need not wake for each result.
+/// `map` draws at least this many inputs ahead, so that it need not wake up for each result.
 const AHEAD_MIN: usize = 64;
 
-/// It draws no more than this many at once, before it looks for results.
+/// `map` draws at most this many inputs at once before it looks for results.
 const DRAW_MAX: usize = 8192;
 
-/// So many results are worth decoding while others are still to come.
+/// With this many results, decoding starts while others are still to come.
 const DECODE_AT: usize = 16384;
 
-/// Room for so many results is made at once, if so many inputs are announced.
+/// Room is reserved for at most this many results, even if more inputs are announced.
 const RESERVE_MAX: usize = 1 << 20;
 
-/// The pool took no more inputs, and `count` had been drawn for it already.
+/// The pool refused inputs, of which `count` had already been drawn.
 struct Refusal {
     error: Error,
     count: usize,
 }
 
-/// The result, or the error, that an outcome stands for.
+/// The result or the error of an outcome.
 #[inline]
 pub(crate) fn decode<T: Task>(
     outcome: Encoded<'_>,
@@ -753,7 +760,7 @@ fn decode_one<T: Task>(outcomes: Held<'_>) -> Result<T::Output, Error> {
     result
 }
 
-/// All results, or the error of the lowest failing index; unless the call was cancelled.
+/// All results, or the error with the lowest index; [`Error::Cancelled`] if the call was cancelled.
 fn decode_all<T: Task>(outcomes: Held<'_>) -> Result<Vec<T::Output>, Error> {
     if outcomes.is_cancelled() {
         return Err(Error::Cancelled);
@@ -764,14 +771,14 @@ fn decode_all<T: Task>(outcomes: Held<'_>) -> Result<Vec<T::Output>, Error> {
     failed.map_or(Ok(results), Err)
 }
 
-/// Every outcome.
+/// All outcomes.
 fn decode_each<T: Task>(outcomes: Held<'_>) -> Result<Vec<Result<T::Output, Error>>, Error> {
     let mut results = Vec::with_capacity(outcomes.count());
     outcomes.for_each(|index, outcome| results.push(decode::<T>(outcome, Some(index))));
     Ok(results)
 }
 
-/// Adds a result to the others, or notes the first error, after which nothing is added.
+/// Adds a result to the others, or stores the first error, after which results are ignored.
 #[inline]
 fn keep<T: Task>(
     results: &mut Vec<T::Output>,

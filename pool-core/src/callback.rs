@@ -1,7 +1,7 @@
 //! The thread that runs callbacks, one after the other, in the order in which results arrive.
 //!
-//! It is the pool's own, started with the first callback: a callback that panics or takes its time
-//! harms nothing but the callbacks behind it. The same thread [looks](Tick) from time to time at calls that report their progress.
+//! The thread belongs to the pool and is started with the first callback. A callback that panics or takes long affects only
+//! the callbacks behind it. The same thread also [looks](Tick) from time to time at calls that report their progress.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,14 +15,14 @@ use crate::sync;
 
 type Callback = Box<dyn FnOnce() + Send>;
 
-/// Thirty times a second, or not quite.
+/// A little less than thirty times a second.
 const PERIOD: Duration = Duration::from_millis(34);
 
-/// Something that the thread is to look at from time to time.
+/// Something that the thread must look at from time to time.
 pub(crate) trait Tick: Send {
-    /// Whether it is to be looked at now. What was due at the end of the pool includes this.
+    /// Whether it must be looked at now. Work that is pending when the pool ends includes this.
     fn is_urgent(&self) -> bool;
-    /// Looks. False: that was the last time.
+    /// Looks at it. Returns false if that was the last time.
     fn tick(&mut self) -> bool;
 }
 
@@ -30,7 +30,7 @@ pub(crate) trait Tick: Send {
 pub(crate) struct Callbacks {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// In a forked copy of the process there is no such thread to wait for.
+    /// The process that has the thread; a forked copy has none to wait for.
     owner: u32,
 }
 
@@ -53,12 +53,15 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Callback>,
-    /// What is to be looked at, and when.
+    /// What to look at, and when.
     ticks: Vec<(Instant, Box<dyn Tick>)>,
     running: bool,
-    /// The thread ends once those here have run.
+    /// How many callbacks were ever put into the queue, and how many of them were taken out and have ended.
+    queued: u64,
+    ended_callbacks: u64,
+    /// The thread ends after everything in the queue has run.
     ended: bool,
-    /// The thread that takes callbacks from here, if there is one.
+    /// The thread that takes callbacks from here, if it runs.
     thread: Option<ThreadId>,
 }
 
@@ -81,7 +84,7 @@ impl Queue {
             && !self.ticks.iter().any(|(_, tick)| tick.is_urgent())
     }
 
-    /// Takes out what is to be looked at now.
+    /// Takes out what must be looked at now.
     fn take_due(&mut self) -> Option<Box<dyn Tick>> {
         if self.ticks.is_empty() {
             return None;
@@ -94,14 +97,17 @@ impl Queue {
 }
 
 impl Callbacks {
-    /// Puts `callback` behind the others; call [`start`](Callbacks::start) soon, unless the thread was
+    /// Puts `callback` at the end of the queue; call [`start`](Callbacks::start) soon, unless the thread was
     /// [started](Callbacks::start_thread) before.
     pub(crate) fn push(&self, callback: Callback) {
-        self.shared.lock().waiting.push_back(callback);
+        let mut queue = self.shared.lock();
+        queue.queued += 1;
+        queue.waiting.push_back(callback);
+        drop(queue);
         self.shared.changed.notify_all();
     }
 
-    /// Starts the thread, for whom can't run callbacks itself if there is none. False: the system has no thread left.
+    /// Starts the thread, for callers that can't run callbacks themselves. Fails if the system can't start a thread.
     pub(crate) fn start_thread(&self) -> io::Result<()> {
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
@@ -122,13 +128,14 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Sees to it that the thread runs what was pushed. This may run callbacks itself.
+    /// Ensures that everything that was pushed is run. This may run callbacks itself.
     pub(crate) fn start(&self) {
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
         if queue.thread.is_none() && self.spawn(&mut thread, &mut queue).is_err() {
-            // The system has no thread left. Better here and now than never.
+            // The system can't start a thread: run the callbacks here and now rather than never.
             let waiting = std::mem::take(&mut queue.waiting);
+            queue.ended_callbacks = queue.queued;
             let is_urgent = |(_, tick): &mut (_, Box<dyn Tick>)| tick.is_urgent();
             let urgent: Vec<_> = queue.ticks.extract_if(.., is_urgent).collect();
             drop((queue, thread));
@@ -141,7 +148,8 @@ impl Callbacks {
         self.shared.changed.notify_all();
     }
 
-    /// Has this looked at now, and from then on; and whenever it is urgent when the thread is [started](Callbacks::start).
+    /// From now on, looks at this from time to time; and whenever it is urgent when the thread is
+    /// [started](Callbacks::start).
     pub(crate) fn look_at(&self, tick: Box<dyn Tick>) {
         self.shared.lock().ticks.push((Instant::now(), tick));
         self.start();
@@ -152,8 +160,11 @@ impl Callbacks {
         self.shared.lock().thread == Some(thread::current().id())
     }
 
-    /// Waits until every callback that was due has run; not if called from one.
+    /// Waits until every pending callback has run; does not wait if it is called from a callback.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+        if pool_worker::lineage() != self.owner {
+            return true;
+        }
         let mut queue = self.shared.lock();
         while !queue.is_done() && queue.thread != Some(thread::current().id()) {
             let (guard, in_time) = sync::wait(&self.shared.changed, queue, deadline);
@@ -165,17 +176,41 @@ impl Callbacks {
         true
     }
 
-    /// Lets the thread end when it is through. It is waited for if it is through soon.
+    /// Waits until every callback that is pending by now has run, unless one is stuck, or this is called from a callback.
+    pub(crate) fn flush(&self) {
+        if pool_worker::lineage() != self.owner {
+            return;
+        }
+        let mut queue = self.shared.lock();
+        let (queued, mut ended) = (queue.queued, queue.ended_callbacks);
+        let mut until = Instant::now() + sync::STUCK;
+        while queue.ended_callbacks < queued
+            && queue
+                .thread
+                .is_some_and(|thread| thread != thread::current().id())
+        {
+            if std::mem::replace(&mut ended, queue.ended_callbacks) != queue.ended_callbacks {
+                until = Instant::now() + sync::STUCK;
+            }
+            let (guard, in_time) = sync::wait(&self.shared.changed, queue, Some(until));
+            queue = guard;
+            if !in_time {
+                return;
+            }
+        }
+    }
+
+    /// Lets the thread end when it has finished, and waits for that if it will be soon.
     pub(crate) fn end(&self) {
         if pool_worker::lineage() != self.owner {
             return;
         }
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
-        let through = self.wait(Some(Instant::now() + Duration::from_millis(100)));
+        let has_finished = self.wait(Some(Instant::now() + Duration::from_millis(100)));
         let thread = sync::lock(&self.thread).take();
         if let Some(thread) = thread
-            && through
+            && has_finished
             && thread.thread().id() != thread::current().id()
         {
             let _ = thread.join();
@@ -186,17 +221,19 @@ impl Callbacks {
 fn work(shared: &Shared) {
     let mut queue = shared.lock();
     loop {
-        // One of each in turn, so that neither keeps the other waiting for long.
+        // One of each in turn, so that neither delays the other for long.
         let due = queue.take_due();
         let callback = queue.waiting.pop_front();
         if due.is_some() || callback.is_some() {
             queue.running = true;
             drop(queue);
             let due = due.and_then(look);
+            let ran = u64::from(callback.is_some());
             if let Some(callback) = callback {
                 call(callback);
             }
             queue = shared.lock();
+            queue.ended_callbacks += ran;
             queue
                 .ticks
                 .extend(due.map(|tick| (Instant::now() + PERIOD, tick)));
@@ -204,7 +241,7 @@ fn work(shared: &Shared) {
             shared.changed.notify_all();
         } else if queue.ended {
             queue.thread = None;
-            // What is dropped may be anything.
+            // Dropping these may run any code.
             let ticks = std::mem::take(&mut queue.ticks);
             drop(queue);
             call(|| drop(ticks));
@@ -216,7 +253,7 @@ fn work(shared: &Shared) {
     }
 }
 
-/// Looks at something. Gives it back if it is to be looked at again.
+/// Looks at something. Returns it if it must be looked at again.
 fn look(mut tick: Box<dyn Tick>) -> Option<Box<dyn Tick>> {
     let mut again = false;
     call(|| again = tick.tick());
@@ -227,11 +264,52 @@ fn look(mut tick: Box<dyn Tick>) -> Option<Box<dyn Tick>> {
     None
 }
 
-/// Runs what is not ours, whatever it does.
+/// Runs code of the user, catching panics.
 pub(crate) fn call(callback: impl FnOnce()) {
-    // The user's panic hook has said what there is to say.
+    // The user's panic hook has already reported the panic.
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(callback)) {
         // A payload may panic when it is dropped.
         std::mem::forget(payload);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// Puts itself into the queue again and again.
+    fn again(callbacks: &Arc<Callbacks>, stop: &Arc<AtomicBool>) {
+        if !stop.load(Ordering::Relaxed) {
+            let (next, stop) = (Arc::clone(callbacks), Arc::clone(stop));
+            callbacks.push(Box::new(move || again(&next, &stop)));
+        }
+    }
+
+    #[test]
+    fn a_flush_waits_for_what_is_pending_and_no_longer() {
+        let callbacks = Arc::new(Callbacks::default());
+        callbacks.start_thread().expect("a thread");
+        let (stop, ran) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        again(&callbacks, &stop);
+        let runs = Arc::clone(&ran);
+        callbacks.push(Box::new(move || runs.store(true, Ordering::Relaxed)));
+        // The queue never becomes empty.
+        callbacks.flush();
+        assert!(ran.load(Ordering::Relaxed));
+        stop.store(true, Ordering::Relaxed);
+        callbacks.end();
+        assert!(callbacks.wait(Some(Instant::now() + Duration::from_secs(60))));
+    }
+
+    #[test]
+    fn a_flush_from_a_callback_does_not_wait_for_itself() {
+        let callbacks = Arc::new(Callbacks::default());
+        callbacks.start_thread().expect("a thread");
+        let this = Arc::clone(&callbacks);
+        callbacks.push(Box::new(move || this.flush()));
+        callbacks.flush();
+        callbacks.end();
     }
 }

@@ -143,6 +143,7 @@ impl<R> AsCompleted<R> {
             if let Some(index) = self.finished.pop() {
                 let result = self.results[index].take()?;
                 self.left -= 1;
+                result.settle(deadline);
                 // Its value may have been taken by `get_timeout` before.
                 return Some((index, result.take()));
             }

@@ -1,4 +1,4 @@
-//! Everything that can go wrong, as callers see it.
+//! All errors, as callers see them.
 
 use std::borrow::Cow;
 use std::error;
@@ -12,16 +12,16 @@ use crate::backend::WorkerId;
 
 /// Why a call gave no result.
 ///
-/// An error about a task names it ([`task`](Error::task)) and, if the call had several inputs, the
-/// position of the one that failed ([`index`](Error::index)).
+/// An error about a task has the task's name ([`task`](Error::task)) and, if the call had several inputs, the position of the
+/// one that failed ([`index`](Error::index)).
 ///
-/// `Debug` gives the name of the variant and the text of `Display`: that is what a `main` that returns
-/// it prints. [`source`](error::Error::source) is always `None`, for the text says all there is.
+/// `Debug` prints the name of the variant and the text of `Display`, so a `main` that returns an error prints a readable
+/// message. [`source`](error::Error::source) is always `None`: the text is complete.
 ///
-/// It goes through serde, so a task that uses a pool of its own may return `Result<T, Error>` and use `?`; or, with
-/// other errors beside it, `Result<T, `[`TaskError`](crate::TaskError)`>`.
+/// It can be serialized, so a task that uses a pool of its own may return `Result<T, Error>` and use `?`, or `Result<T,
+/// `[`TaskError`](crate::TaskError)`>` if it returns other errors as well.
 ///
-/// [The guide](crate::guide::errors) says which error means what, and what to do about it.
+/// [The guide](crate::guide::errors) says what each error means and what to do about it.
 ///
 /// # Examples
 ///
@@ -48,7 +48,7 @@ use crate::backend::WorkerId;
 ///         Err(other) => return Err(other),
 ///     }
 /// }
-/// // Each names the task, and the position of its input.
+/// // Each has the name of the task and the position of its input.
 /// let error = pool.map(fragile, [0, 0, 1]).unwrap_err();
 /// assert!(error.task().unwrap().ends_with("fragile"));
 /// assert_eq!(error.index(), Some(2));
@@ -58,37 +58,36 @@ use crate::backend::WorkerId;
 #[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
-    /// The task panicked. The worker lives on; in a program that is built with `panic = "abort"` another one takes
-    /// its place, and what else ran in it, such as threads of its own, is gone.
+    /// The task panicked. The worker lives on. In a program that is built with `panic = "abort"`, another worker takes its
+    /// place, and whatever else ran in the old one, such as its threads, is gone.
     Panicked(Panicked),
-    /// The worker died under the task: a crash, `exit`, `abort`, or a signal from outside. Another
-    /// worker has taken its place.
+    /// The worker died while it ran the task: a crash, `exit`, `abort`, or a signal from outside. Another worker has taken
+    /// its place.
     WorkerLost(WorkerLost),
-    /// The task ran longer than its time limit, and its worker was killed for it.
+    /// The task exceeded its time limit, and its worker was killed.
     TimeLimit(TimeLimit),
-    /// The task used more memory than its limit, and its worker was killed.
+    /// The task exceeded its memory limit, and its worker was killed.
     MemoryLimit(MemoryLimit),
-    /// The result was not there in time. It can be asked for again.
+    /// Timed out waiting for the result. You can ask for it again.
     Timeout,
     /// The work was cancelled.
     Cancelled,
-    /// The pool was terminated, or dropped, before the result was there.
+    /// The pool was terminated or dropped before the result was ready.
     Terminated,
-    /// The pool takes no more work: it was closed or terminated.
+    /// The pool accepts no more work: it was closed or terminated.
     Closed,
-    /// [`join`](crate::Pool::join) needs [`close`](crate::Pool::close) or
-    /// [`terminate`](crate::Pool::terminate) first; or an `imap` that is left half-consumed by the
-    /// same thread would keep it from ever returning.
+    /// [`join`](crate::Pool::join) was called without [`close`](crate::Pool::close) or [`terminate`](crate::Pool::terminate)
+    /// before it; or the calling thread holds an `imap` that it has not consumed to the end, so `join` would never return.
     StillOpen,
-    /// The result was taken already.
+    /// The result was already taken.
     Taken,
-    /// The other end of a [`channel`](crate::channel()) is gone: of a receiver, all that may send; of a sender, the receiver.
+    /// The other end of a [`channel`](crate::channel()) is gone: for a receiver, all senders; for a sender, the receiver.
     Disconnected,
-    /// A setting that can't be met.
+    /// A setting is invalid.
     InvalidSetting(InvalidSetting),
-    /// The arguments, or the result, can't be turned into bytes.
+    /// The arguments or the result can't be turned into bytes.
     Encode(Codec),
-    /// The arguments, or the result, can't be read back from bytes.
+    /// The arguments or the result can't be read back from bytes.
     Decode(Codec),
     /// A worker could not be started, or its initializer or the preload task failed.
     Start(Start),
@@ -102,16 +101,17 @@ impl Error {
         self.place().map(|place| &*place.task)
     }
 
-    /// The position among the inputs of the call, from 0, though there be only one; `None` for
-    /// [`apply`](crate::Pool::apply) and [`apply_async`](crate::Pool::apply_async), which take no inputs but arguments,
-    /// and for what is about the inputs as a whole, such as bound arguments that can't be encoded.
+    /// The position among the inputs of the call, from 0, even if there is only one. `None` for [`apply`](crate::Pool::apply)
+    /// and [`apply_async`](crate::Pool::apply_async), which take arguments instead of inputs, and for errors about all
+    /// inputs, such as bound arguments that can't be encoded.
     pub fn index(&self) -> Option<usize> {
         self.place().and_then(|place| place.index)
     }
 
-    /// The end of what the task wrote to standard output and standard error, at most 64 KiB: of [`Panicked`](Error::Panicked),
-    /// [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit) and [`MemoryLimit`](Error::MemoryLimit), if it is captured
-    /// ([`PoolBuilder::output`](crate::PoolBuilder::output)). `Some("")`: it wrote nothing.
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB, if output is captured
+    /// ([`PoolBuilder::output`](crate::PoolBuilder::output)). Only [`Panicked`](Error::Panicked),
+    /// [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit) and [`MemoryLimit`](Error::MemoryLimit) have it.
+    /// `Some("")` means that the task wrote nothing.
     pub fn output(&self) -> Option<&str> {
         match self {
             Error::Panicked(error) => error.output(),
@@ -122,17 +122,17 @@ impl Error {
         }
     }
 
-    /// The workers of a pool can't be had, for this reason: for [backends](crate::backend).
+    /// The workers of a pool can't be started, for this reason. For [backends](crate::backend).
     pub fn start(why: impl Into<String>) -> Error {
         Error::Start(Start(why.into()))
     }
 
-    /// There is no hope for workers any more, for this reason: for [backends](crate::backend).
+    /// The workers are gone and can't be replaced, for this reason. For [backends](crate::backend).
     pub fn broken(why: impl Into<String>) -> Error {
         Error::Broken(Broken(why.into()))
     }
 
-    /// This setting of the builder, named as its method is, can't be met, for this reason: for
+    /// This setting of the builder is invalid, for this reason. A setting has the name of its method. For
     /// [backends](crate::backend).
     pub fn invalid_setting(setting: &'static str, why: impl Into<Cow<'static, str>>) -> Error {
         Error::InvalidSetting(InvalidSetting {
@@ -141,7 +141,7 @@ impl Error {
         })
     }
 
-    /// The arguments of a call that has one input, or of all of its inputs, can't be encoded.
+    /// The arguments of a call with one input, or those that all inputs have in common, can't be encoded.
     pub(crate) fn arguments(task: impl Into<Cow<'static, str>>, why: String) -> Error {
         Error::Encode(Codec {
             place: Place {
@@ -177,17 +177,17 @@ impl fmt::Display for Error {
             Error::WorkerLost(error) => error.fmt(f),
             Error::TimeLimit(error) => error.fmt(f),
             Error::MemoryLimit(error) => error.fmt(f),
-            Error::Timeout => f.write_str("not there in time"),
+            Error::Timeout => f.write_str("timed out waiting for the result"),
             Error::Cancelled => f.write_str("the work was cancelled"),
-            Error::Terminated => f.write_str("the pool was terminated before the result was there"),
+            Error::Terminated => f.write_str("the pool was terminated before the result was ready"),
             Error::Closed => {
-                f.write_str("the pool takes no more work: it was closed or terminated")
+                f.write_str("the pool accepts no more work: it was closed or terminated")
             }
             Error::StillOpen => f.write_str(
                 "join would never return: close or terminate the pool first, and consume or drop \
                  what `imap` gave to this thread",
             ),
-            Error::Taken => f.write_str("the result was taken already"),
+            Error::Taken => f.write_str("the result was already taken"),
             Error::Disconnected => f.write_str("the other end of the channel is gone"),
             Error::InvalidSetting(error) => error.fmt(f),
             Error::Encode(error) | Error::Decode(error) => error.fmt(f),
@@ -231,10 +231,10 @@ impl error::Error for Codec {}
 impl error::Error for Start {}
 impl error::Error for Broken {}
 
-/// Which task, and which of its inputs.
+/// The task, and the position of the input.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Place {
-    /// Owned after it has come from another process.
+    /// Owned if it came from another process.
     pub(crate) task: Cow<'static, str>,
     pub(crate) index: Option<usize>,
 }
@@ -258,15 +258,23 @@ impl fmt::Display for Place {
     }
 }
 
-/// What was printed last.
+/// Says how many attempts there were, if there were several.
+fn write_attempts(f: &mut fmt::Formatter<'_>, attempts: u32) -> fmt::Result {
+    match attempts {
+        0 | 1 => Ok(()),
+        attempts => write!(f, ", in the last of {attempts} attempts"),
+    }
+}
+
+/// Appends the last line that the task printed.
 fn write_last_line(f: &mut fmt::Formatter<'_>, output: Option<&str>) -> fmt::Result {
     match output.and_then(last_line) {
-        Some(line) => write!(f, "; it printed last: {line:?}"),
+        Some(line) => write!(f, "; last line printed: {line:?}"),
         None => Ok(()),
     }
 }
 
-/// The last line with something in it, or the end of it if it is long.
+/// The last line that is not blank, or the end of it if it is long.
 pub(crate) fn last_line(output: &str) -> Option<String> {
     let line = output
         .lines()
@@ -281,35 +289,41 @@ pub(crate) fn last_line(output: &str) -> Option<String> {
     })
 }
 
-/// So many characters of a line are shown in a message.
+/// How many characters of a line a message shows.
 const LINE_SHOWN: usize = 200;
 
 /// A panic in a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Panicked {
     pub(crate) place: Place,
-    pub(crate) panic: Panic,
+    /// In a box, so that errors are short.
+    pub(crate) panic: Box<Panic>,
+    pub(crate) attempts: u32,
 }
 
 impl Panicked {
-    /// What the task said; a fixed text if it panicked with something else than a string.
+    /// The panic message; a fixed text if the payload was not a string.
     pub fn message(&self) -> &str {
         &self.panic.message
     }
 
-    /// Where, as `file:line:column`.
+    /// Where the task panicked, as `file:line:column`.
     pub fn location(&self) -> Option<&str> {
         self.panic.location.as_deref()
     }
 
-    /// The worker's backtrace, if `RUST_BACKTRACE` was set for it. It is not part of the text of
-    /// the error.
+    /// The worker's backtrace, if `RUST_BACKTRACE` was set for it. The text of the error does not contain it.
     pub fn backtrace(&self) -> Option<&str> {
         self.panic.backtrace.as_deref()
     }
 
-    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
-    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    /// How many attempts there were: 1, and one more for each retry.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if output is not
+    /// captured: see [`PoolBuilder::output`](crate::PoolBuilder::output).
     pub fn output(&self) -> Option<&str> {
         self.panic.output.as_deref()
     }
@@ -321,11 +335,12 @@ impl fmt::Display for Panicked {
         if let Some(location) = self.location() {
             write!(f, " at {location}")?;
         }
+        write_attempts(f, self.attempts)?;
         write!(f, ": {}", self.message())
     }
 }
 
-/// The death of a worker under a task.
+/// The death of a worker while it ran a task.
 ///
 /// # Examples
 ///
@@ -347,7 +362,7 @@ impl fmt::Display for Panicked {
 /// assert_eq!((lost.exit_code(), lost.signal()), (Some(3), None));
 /// assert_eq!(lost.pid(), worker);
 ///
-/// // With `retries` an input may cost several workers.
+/// // With `retries`, an input may cost several workers.
 /// let Err(Error::WorkerLost(lost)) = pool.task(end).retries(2).apply(("abort".to_owned(),)) else { panic!() };
 /// assert_eq!((lost.exit_code(), lost.signal()), (None, Some("SIGABRT")));
 /// assert_eq!(lost.attempts(), 3);
@@ -370,18 +385,18 @@ impl WorkerLost {
         self.worker.pid
     }
 
-    /// The machine that it was on; `None`: this one.
+    /// The machine that the worker ran on; `None` for this one.
     pub fn host(&self) -> Option<&str> {
         self.worker.host.as_deref()
     }
 
-    /// The name of the signal that killed it, such as `"SIGKILL"`, or `"SIGRTMIN+3"` for one that has none of its own.
-    /// `"SIGSEGV"` may be a stack that overflowed.
+    /// The name of the signal that killed the worker, such as `"SIGKILL"`, or `"SIGRTMIN+3"` for a signal without a name of
+    /// its own. `"SIGSEGV"` may mean a stack overflow.
     pub fn signal(&self) -> Option<&str> {
         self.exit.signal_name()
     }
 
-    /// What it passed to `exit`, if it was not killed.
+    /// The exit code of the worker, if it was not killed by a signal.
     pub fn exit_code(&self) -> Option<i32> {
         match self.exit {
             Exit::Code(code) => Some(code),
@@ -389,13 +404,13 @@ impl WorkerLost {
         }
     }
 
-    /// How many workers died under this task: 1, and one more for each of its retries.
+    /// How many attempts there were: 1, and one more for each retry.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
-    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if output is not
+    /// captured: see [`PoolBuilder::output`](crate::PoolBuilder::output).
     pub fn output(&self) -> Option<&str> {
         self.output.as_deref()
     }
@@ -413,10 +428,7 @@ impl fmt::Display for WorkerLost {
         if let Some(why) = &self.why {
             write!(f, ", because {why}")?;
         }
-        match self.attempts {
-            0 | 1 => {}
-            attempts => write!(f, ", at the last of {attempts} attempts")?,
-        }
+        write_attempts(f, self.attempts)?;
         write_last_line(f, self.output())
     }
 }
@@ -427,27 +439,33 @@ pub struct TimeLimit {
     pub(crate) place: Place,
     pub(crate) worker: WorkerId,
     pub(crate) limit: Duration,
+    pub(crate) attempts: u32,
     pub(crate) output: Option<Box<str>>,
 }
 
 impl TimeLimit {
-    /// The process id of the worker that was ended for it.
+    /// The process id of the worker that was killed.
     pub fn pid(&self) -> u32 {
         self.worker.pid
     }
 
-    /// The machine that it was on; `None`: this one.
+    /// The machine that the worker ran on; `None` for this one.
     pub fn host(&self) -> Option<&str> {
         self.worker.host.as_deref()
     }
 
-    /// The limit that it ran past.
+    /// The limit.
     pub fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
-    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    /// How many attempts there were: 1, and one more for each retry.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if output is not
+    /// captured: see [`PoolBuilder::output`](crate::PoolBuilder::output).
     pub fn output(&self) -> Option<&str> {
         self.output.as_deref()
     }
@@ -460,6 +478,7 @@ impl fmt::Display for TimeLimit {
             "{}, in {}, ran past its time limit of {:?}",
             self.place, self.worker, self.limit
         )?;
+        write_attempts(f, self.attempts)?;
         write_last_line(f, self.output())
     }
 }
@@ -471,16 +490,17 @@ pub struct MemoryLimit {
     pub(crate) worker: WorkerId,
     pub(crate) limit: u64,
     pub(crate) used: u64,
+    pub(crate) attempts: u32,
     pub(crate) output: Option<Box<str>>,
 }
 
 impl MemoryLimit {
-    /// The process id of the worker that was killed for it.
+    /// The process id of the worker that was killed.
     pub fn pid(&self) -> u32 {
         self.worker.pid
     }
 
-    /// The machine that it was on; `None`: this one.
+    /// The machine that the worker ran on; `None` for this one.
     pub fn host(&self) -> Option<&str> {
         self.worker.host.as_deref()
     }
@@ -490,14 +510,19 @@ impl MemoryLimit {
         self.limit
     }
 
-    /// How much memory the worker had when that was seen, in bytes: resident memory; or address space, where an
-    /// allocation failed because of the limit of the process on that.
+    /// How much memory the worker had when the pool saw it, in bytes: resident memory; or address space, if an allocation
+    /// failed because the process has a limit on that.
     pub fn used(&self) -> u64 {
         self.used
     }
 
-    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if that is not captured: see
-    /// [`PoolBuilder::output`](crate::PoolBuilder::output).
+    /// How many attempts there were: 1, and one more for each retry.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The end of what the task wrote to standard output and standard error, at most 64 KiB; `None` if output is not
+    /// captured: see [`PoolBuilder::output`](crate::PoolBuilder::output).
     pub fn output(&self) -> Option<&str> {
         self.output.as_deref()
     }
@@ -510,22 +535,27 @@ impl fmt::Display for MemoryLimit {
             worker,
             limit,
             used,
+            attempts,
             output,
         } = self;
         write!(f, "{place}, in {worker}, ")?;
         if used > limit {
-            write!(f, "used {used} bytes of memory, past its limit of {limit}")?;
+            write!(
+                f,
+                "used {used} bytes of memory, exceeding its limit of {limit}"
+            )?;
         } else {
             write!(
                 f,
-                "asked for more memory than its limit of {limit} bytes, of which it had {used}"
+                "asked for more memory than its limit of {limit} bytes allows, when it had {used}"
             )?;
         }
+        write_attempts(f, *attempts)?;
         write_last_line(f, output.as_deref())
     }
 }
 
-/// A setting that can't be met.
+/// An invalid setting.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InvalidSetting {
     pub(crate) setting: Cow<'static, str>,
@@ -533,7 +563,7 @@ pub struct InvalidSetting {
 }
 
 impl InvalidSetting {
-    /// The name of the setting, as in the method that sets it.
+    /// The name of the setting, which is that of the method that sets it.
     pub fn setting(&self) -> &str {
         &self.setting
     }
@@ -545,7 +575,7 @@ impl fmt::Display for InvalidSetting {
     }
 }
 
-/// Arguments or a result that can't be turned into bytes or back.
+/// Arguments or a result that can't be turned into bytes, or read back.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Codec {
     pub(crate) place: Place,
@@ -554,7 +584,7 @@ pub struct Codec {
     pub(crate) why: String,
 }
 
-/// What could not be done with it.
+/// Which of the two failed.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Verb {
     Encode,
@@ -569,14 +599,14 @@ pub enum Side {
     Arguments,
     /// The result: encoded by the worker, decoded by the caller.
     Result,
-    /// What was to be [shared](crate::Shared).
+    /// The value of a [`Shared`](crate::Shared).
     Shared,
-    /// What was sent into a [`channel`](crate::channel()).
+    /// A message that was sent into a [`channel`](crate::channel()).
     Message,
 }
 
 impl Codec {
-    /// What it was.
+    /// What could not be encoded or decoded.
     pub fn side(&self) -> Side {
         self.what
     }
@@ -598,13 +628,13 @@ impl fmt::Display for Codec {
     }
 }
 
-/// A worker that did not start.
+/// A worker that could not be started.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Start(pub(crate) String);
 
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a worker did not start: {}", self.0)
+        write!(f, "a worker failed to start: {}", self.0)
     }
 }
 
@@ -640,12 +670,13 @@ mod tests {
         vec![
             Error::Panicked(Panicked {
                 place: place(),
-                panic: Panic {
+                panic: Box::new(Panic {
                     message: "oh".to_owned(),
                     location: Some("a.rs:1:2".into()),
                     backtrace: None,
                     output: Some("text".into()),
-                },
+                }),
+                attempts: 2,
             }),
             Error::WorkerLost(WorkerLost {
                 place: place(),
@@ -659,6 +690,7 @@ mod tests {
                 place: place(),
                 worker: worker(),
                 limit: Duration::from_millis(5),
+                attempts: 3,
                 output: None,
             }),
             Error::MemoryLimit(MemoryLimit {
@@ -666,6 +698,7 @@ mod tests {
                 worker: worker(),
                 limit: 5,
                 used: 6,
+                attempts: 1,
                 output: None,
             }),
             Error::Timeout,
@@ -684,7 +717,7 @@ mod tests {
     }
 
     #[test]
-    fn it_travels_without_loss() {
+    fn errors_survive_serialization() {
         for error in everything() {
             let mut bytes = Vec::new();
             pool_worker::encode(&error, &mut bytes).expect("it can be encoded");
@@ -699,7 +732,65 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_it_is_an_error_of_the_same_text() {
+    fn several_attempts_are_told_in_the_same_words() {
+        let place = || Place {
+            task: "square".into(),
+            index: None,
+        };
+        let all = |attempts| {
+            [
+                Error::Panicked(Panicked {
+                    place: place(),
+                    panic: Box::new(Panic {
+                        message: "oh".to_owned(),
+                        location: Some("a.rs:1:2".into()),
+                        backtrace: None,
+                        output: None,
+                    }),
+                    attempts,
+                }),
+                Error::WorkerLost(WorkerLost {
+                    place: place(),
+                    worker: 7.into(),
+                    exit: Exit::Code(3),
+                    attempts,
+                    why: None,
+                    output: Some("last".into()),
+                }),
+                Error::TimeLimit(TimeLimit {
+                    place: place(),
+                    worker: 7.into(),
+                    limit: Duration::from_millis(5),
+                    attempts,
+                    output: Some("last".into()),
+                }),
+                Error::MemoryLimit(MemoryLimit {
+                    place: place(),
+                    worker: 7.into(),
+                    limit: 5,
+                    used: 6,
+                    attempts,
+                    output: Some("last".into()),
+                }),
+            ]
+            .map(|error| error.to_string())
+        };
+        assert_eq!(
+            all(2),
+            [
+                "task `square` panicked at a.rs:1:2, in the last of 2 attempts: oh",
+                "task `square` lost its worker: process 7 exited with code 3, in the last of 2 attempts; last line printed: \"last\"",
+                "task `square`, in process 7, ran past its time limit of 5ms, in the last of 2 attempts; last line printed: \"last\"",
+                "task `square`, in process 7, used 6 bytes of memory, exceeding its limit of 5, in the last of 2 attempts; last line printed: \"last\"",
+            ]
+        );
+        for (one, two) in all(1).iter().zip(all(2)) {
+            assert_eq!(*one, two.replace(", in the last of 2 attempts", ""));
+        }
+    }
+
+    #[test]
+    fn the_inner_error_has_the_same_text() {
         for error in everything() {
             let inner: Option<&dyn error::Error> = match &error {
                 Error::Panicked(inner) => Some(inner),

@@ -1,4 +1,4 @@
-//! [`Event`]: what happens in a pool, as it happens.
+//! [`Event`]: what happens in a pool, reported at once.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Exit;
 
-/// What happened to a worker or to an input: for [`PoolBuilder::on_event`](crate::PoolBuilder::on_event).
+/// An event of a worker or of an input: see [`PoolBuilder::on_event`](crate::PoolBuilder::on_event).
 ///
-/// In each, `worker` is the worker's position in its pool, from 0 ([`worker::index`](crate::worker::index) there), `pid` its process
-/// id, `host` the machine that it is on (`None`: this one), and `at` how long after the start of the pool it happened.
+/// In each event, `worker` is the worker's position in its pool, from 0 ([`worker::index`](crate::worker::index) there),
+/// `pid` is its process id, `host` is the machine that it runs on (`None` for this one), and `at` is the time since the start
+/// of the pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Event {
@@ -54,7 +55,7 @@ pub enum Event {
         /// When.
         at: Duration,
     },
-    /// A worker that was well is replaced by a fresh one.
+    /// A healthy worker is being replaced by a fresh one.
     #[non_exhaustive]
     WorkerRecycled {
         /// Its position.
@@ -99,17 +100,93 @@ pub enum Event {
         index: Option<usize>,
         /// How the run ended.
         outcome: Ended,
-        /// How long it took.
+        /// How long the run took.
         took: Duration,
         /// When.
         at: Duration,
     },
-    /// The handler was too slow: so many events before this one were dropped.
+    /// The machine lacks something that the [`Sandbox`](crate::Sandbox) of the workers needs, and the pool goes on without it
+    /// ([`best_effort`](crate::Sandbox::best_effort)).
+    #[non_exhaustive]
+    SandboxIncomplete {
+        /// What is missing: a sentence for each part.
+        missing: Vec<String>,
+        /// The machine.
+        host: Option<String>,
+        /// When.
+        at: Duration,
+    },
+    /// The handler, or that of [`Output::lines`](crate::Output::lines), was too slow, or the connection to another machine:
+    /// this many events and lines before this one were dropped.
     #[non_exhaustive]
     Missed {
         /// How many.
         count: usize,
     },
+}
+
+impl Event {
+    /// Notes that it happened on another machine.
+    pub(crate) fn place(&mut self, name: &str) {
+        match self {
+            Event::WorkerStarted { host, .. }
+            | Event::WorkerReady { host, .. }
+            | Event::WorkerDied { host, .. }
+            | Event::WorkerRecycled { host, .. }
+            | Event::InputBegan { host, .. }
+            | Event::InputEnded { host, .. }
+            | Event::SandboxIncomplete { host, .. } => *host = Some(name.to_owned()),
+            Event::Missed { .. } => {}
+        }
+    }
+
+    /// What follows from it if the machine is lost.
+    pub(crate) fn lost(&self, at: Duration, why: &str) -> Option<Event> {
+        match self {
+            Event::WorkerStarted {
+                worker, pid, host, ..
+            } => Some(Event::WorkerDied {
+                worker: *worker,
+                pid: *pid,
+                host: host.clone(),
+                how: Exit::Unknown,
+                why: Some(why.to_owned()),
+                at,
+            }),
+            Event::InputBegan {
+                worker,
+                pid,
+                host,
+                task,
+                index,
+                at: began,
+            } => Some(Event::InputEnded {
+                worker: *worker,
+                pid: *pid,
+                host: host.clone(),
+                task: task.clone(),
+                index: *index,
+                outcome: Ended::WorkerLost,
+                took: at.saturating_sub(*began),
+                at,
+            }),
+            _ => None,
+        }
+    }
+
+    /// When it happened.
+    pub(crate) fn at(&mut self) -> Option<&mut Duration> {
+        match self {
+            Event::WorkerStarted { at, .. }
+            | Event::WorkerReady { at, .. }
+            | Event::WorkerDied { at, .. }
+            | Event::WorkerRecycled { at, .. }
+            | Event::InputBegan { at, .. }
+            | Event::InputEnded { at, .. }
+            | Event::SandboxIncomplete { at, .. } => Some(at),
+            Event::Missed { .. } => None,
+        }
+    }
 }
 
 /// Why a worker was replaced by a fresh one.
@@ -118,8 +195,10 @@ pub enum Event {
 pub enum Recycled {
     /// It has run as many inputs as [`max_tasks_per_child`](crate::PoolBuilder::max_tasks_per_child) allows.
     MaxTasks,
-    /// It had more memory in use than [`max_memory_per_child`](crate::PoolBuilder::max_memory_per_child) allows.
+    /// It used more memory than [`max_memory_per_child`](crate::PoolBuilder::max_memory_per_child) allows.
     MaxMemory,
+    /// It used half of the processor time that [`Sandbox::cpu_time`](crate::Sandbox::cpu_time) allows.
+    CpuTime,
 }
 
 /// How the run of an input ended.
@@ -132,12 +211,12 @@ pub enum Ended {
     Panicked,
     /// The arguments or the result could not be encoded or decoded.
     Unreadable,
-    /// The worker died under it.
+    /// The worker died while it ran the input.
     WorkerLost,
-    /// It ran past its time limit.
+    /// It exceeded its time limit.
     TimeLimit,
-    /// It used more memory than its limit.
+    /// It exceeded its memory limit.
     MemoryLimit,
-    /// It was cancelled, or the pool terminated.
+    /// It was cancelled, or the pool was terminated.
     Stopped,
 }

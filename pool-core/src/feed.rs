@@ -1,4 +1,4 @@
-//! From a caller's inputs to a backend's job: drawn, encoded, and handed over in batches.
+//! Turns a caller's inputs into a backend's job: draws, encodes and submits them in batches.
 
 use std::mem;
 use std::sync::Arc;
@@ -9,42 +9,41 @@ use pool_worker::{Attachment, Frames, Task};
 use crate::backend::{Failure, Job, JobId, Options, Outcomes, Portion, Sink, Workers};
 use crate::error::Error;
 use crate::few::Few;
+use crate::log::Tail;
 use crate::open;
 use crate::pool::Engine;
 use crate::progress::Reporting;
 
-/// A batch is cut off at this size, in bytes, so that large inputs do not pile up.
+/// A batch ends at this size, in bytes, so that large inputs don't pile up.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// Inputs that are drawn ahead take about so much memory, in bytes, unless there are fewer than workers need.
+/// Inputs that are drawn ahead take about this much memory, in bytes, unless workers need more of them.
 const AHEAD_BYTES: usize = 64 << 20;
 
-/// A portion is cut off at this size, in inputs and in bytes: that much goes to a worker at once, at the
-/// most.
+/// A portion ends at this size, in inputs and in bytes: the most that is sent to a worker at once.
 const PORTION_MAX: usize = 4096;
 const PORTION_BYTES: usize = 48 * 1024;
 
-/// Whoever gets a part of a portion gets all that it refers to.
+/// The most references of a portion: a worker that gets part of a portion gets everything that the portion refers to.
 const REFERENCES_MAX: usize = 64;
 
-/// What was drawn is handed over after this time, though there is room for more.
+/// Inputs that were drawn are submitted after this time, even if there is room for more.
 const PATIENCE: Duration = Duration::from_micros(500);
 
-/// The clock is read once for so many inputs, or for so many batches that are smaller, while the inputs
-/// come quickly.
+/// While inputs arrive quickly, the clock is read once for this many inputs, or for this many smaller batches.
 const INPUTS_PER_READING: usize = 16;
 const BATCHES_PER_READING: usize = 8;
 
 /// # Errors
 ///
-/// [`Error::InvalidSetting`] if the options can't be met; `inline`: by a pool that has no processes.
+/// [`Error::InvalidSetting`] if the options can't be met. `inline`: by a pool that has no processes.
 pub(crate) fn check(options: &Options, inline: bool) -> Result<(), Error> {
     let invalid = |setting, why: &'static str| Err(Error::invalid_setting(setting, why));
     if options.chunksize == Some(0) {
-        return invalid("chunksize", "a chunk holds at least one input");
+        return invalid("chunksize", "must be at least 1");
     }
     if options.time_limit.is_some_and(|limit| limit.is_zero()) {
-        return invalid("time_limit", "no task ends in no time");
+        return invalid("time_limit", "must be greater than zero");
     }
     if inline && options.time_limit.is_some() {
         return invalid("time_limit", NEEDS_PROCESS);
@@ -52,14 +51,15 @@ pub(crate) fn check(options: &Options, inline: bool) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) const NEEDS_PROCESS: &str = "only a worker process can be stopped, and the tasks of an inline pool run in the program itself";
+pub(crate) const NEEDS_PROCESS: &str =
+    "this needs worker processes, but an inline pool runs tasks in the program itself";
 
 pub(crate) const NO_CHANNELS: &str =
-    "the backend of this pool does not carry what a `Sender` sends";
+    "the backend of this pool does not support channels, so it can't take a `Sender`";
 
 /// # Errors
 ///
-/// [`Error::Encode`] if a channel is among the arguments, and what is sent there would not arrive.
+/// [`Error::Encode`] if the inputs refer to a channel, and the backend does not carry channels.
 pub(crate) fn check_channels(
     workers: &dyn Workers,
     portions: &Few<Portion>,
@@ -75,30 +75,31 @@ pub(crate) fn check_channels(
     Ok(())
 }
 
-/// Feeds one job. Dropped before the end of its inputs (because the caller's iterator panicked, or
-/// the caller lost interest), it takes back what has not begun.
+/// Feeds one job. If it is dropped before the end of its inputs (because the caller's iterator panicked, or the caller lost
+/// interest), inputs that have not begun are taken back.
 #[derive(Debug)]
 pub(crate) struct Feed {
     workers: Arc<dyn Workers>,
     sink: Arc<dyn Sink>,
     job: Job,
-    /// That of the task.
+    /// The name of the task.
     name: &'static str,
-    /// What all inputs begin with.
+    /// The bound arguments, with which all inputs begin.
     bound: Option<Arc<Attachment>>,
     hint: usize,
     id: Option<JobId>,
     /// The position of the next input.
     next: usize,
     ended: bool,
-    /// The inputs are slow in coming; or it is not known yet whether they are.
+    /// The inputs arrive slowly; or that is not known yet.
     slow: bool,
     /// How many batches were drawn.
     draws: usize,
     /// How many bytes were handed over.
     bytes: usize,
-    /// Who is told how far it is.
+    /// Reports the progress of the call.
     reporting: Option<Reporting>,
+    tail: Tail,
 }
 
 /// Inputs that were drawn together.
@@ -106,13 +107,13 @@ pub(crate) struct Feed {
 pub(crate) struct Batch {
     bound: Option<Arc<Attachment>>,
     portions: Few<Portion>,
-    /// The last portion, which may get more, and the position of its first input.
+    /// The last portion, which may get more inputs, and the position of its first input.
     last: Frames,
     first: usize,
-    /// Those that can't be encoded.
+    /// Inputs that can't be encoded.
     failed: Vec<(usize, Failure)>,
     count: usize,
-    /// How many bytes the portions take, but for the last.
+    /// How many bytes the portions take, without the last.
     bytes: usize,
 }
 
@@ -125,7 +126,7 @@ impl Batch {
         self.bytes + self.last.size() >= BATCH_BYTES
     }
 
-    /// What comes next does not join what came last.
+    /// Ends the last portion: the next input begins another.
     fn seal(&mut self) {
         if self.last.count() > 0 {
             // The next one will be about as large.
@@ -158,7 +159,7 @@ impl Feed {
         check(&options, engine.inline)?;
         let workers = &engine.workers;
         let task = T::number();
-        let (sink, log_level) = engine.logs.listen(sink);
+        let (sink, log_level, tail) = engine.logs.listen(sink);
         Ok(Feed {
             workers: Arc::clone(workers),
             sink,
@@ -178,16 +179,27 @@ impl Feed {
             draws: 0,
             bytes: 0,
             reporting,
+            tail,
         })
     }
 
-    /// How many inputs are worth giving to one worker at once, as was known at the last
-    /// [`send`](Feed::send).
+    /// What the inputs log.
+    pub(crate) fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    /// Results are about to be returned: lets what their inputs have printed and logged come before them.
+    pub(crate) fn settle(&self, deadline: Option<Instant>) {
+        self.workers.settle();
+        self.tail.settle(deadline);
+    }
+
+    /// How many inputs are worth giving to one worker at once, as of the last [`send`](Feed::send).
     pub(crate) fn hint(&self) -> usize {
         self.hint
     }
 
-    /// How many inputs are worth drawing ahead: so many, but not so many bytes that they fill the memory.
+    /// How many inputs are worth drawing ahead: `most`, unless these would take too much memory.
     pub(crate) fn ahead(&self, most: usize, least: usize) -> usize {
         let average = self.bytes / self.next.max(1);
         most.min(AHEAD_BYTES / average.max(1)).max(least)
@@ -198,7 +210,7 @@ impl Feed {
         self.job.options.chunksize
     }
 
-    /// Nothing yet.
+    /// An empty batch.
     pub(crate) fn batch(&self) -> Batch {
         Batch {
             bound: self.bound.clone(),
@@ -239,7 +251,7 @@ impl Feed {
         }
     }
 
-    /// Draws and encodes up to `room` inputs, a whole number of chunks. False: there are no more.
+    /// Draws and encodes up to `room` inputs, a whole number of chunks. Returns false if there are no more.
     pub(crate) fn draw<X>(
         &mut self,
         room: usize,
@@ -255,8 +267,8 @@ impl Feed {
         let late = || began.is_some_and(|began| began.elapsed() >= PATIENCE);
         let mut batch = self.batch();
         while batch.len() < room {
-            // What was drawn should not wait for an iterator that is slow, or for large inputs; but
-            // an explicit chunk is handed over whole.
+            // Inputs that were drawn should not wait for a slow iterator, or for large inputs; but an explicit chunk is
+            // submitted as a whole.
             let len = batch.len();
             if len > 0
                 && len.is_multiple_of(chunk)
@@ -276,12 +288,12 @@ impl Feed {
         (batch, true)
     }
 
-    /// Whether inputs are slow in coming.
+    /// Whether inputs arrive slowly.
     pub(crate) fn is_slow(&self) -> bool {
         self.slow
     }
 
-    /// Hands a batch over. On an error, nothing of it was accepted.
+    /// Submits a batch. In case of an error, none of it was accepted.
     pub(crate) fn send(&mut self, batch: Batch, more: bool) -> Result<(), Error> {
         let count = batch.len();
         if let Some(reporting) = &mut self.reporting {
@@ -324,7 +336,7 @@ impl Feed {
         Ok(())
     }
 
-    /// Waits for the last report on what was fed, if there are any; not for long.
+    /// Waits for the last progress report, if there are reports; but not long.
     pub(crate) fn wait_for_report(&self) {
         if let Some(reporting) = &self.reporting {
             reporting.counts().wait_for_report();
@@ -335,7 +347,7 @@ impl Feed {
         self.id
     }
 
-    /// Takes back what has not begun: nobody wants the results.
+    /// Takes back inputs that have not begun: the results are no longer wanted.
     pub(crate) fn abandon(&mut self) {
         if let Some(id) = self.id {
             self.workers.cancel(id, false);

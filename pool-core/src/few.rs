@@ -1,6 +1,6 @@
-//! A list that is mostly of one, and then takes no allocation.
+//! A list that usually has one element, and then needs no allocation.
 
-/// A list that is mostly of one, and then takes no allocation.
+/// A list that usually has one element, and then needs no allocation.
 #[derive(Debug, Clone)]
 pub struct Few<T> {
     first: Option<T>,
@@ -17,7 +17,7 @@ impl<T> Default for Few<T> {
 }
 
 impl<T> Few<T> {
-    /// One that holds this.
+    /// A list with one element.
     pub fn one(value: T) -> Few<T> {
         Few {
             first: Some(value),
@@ -25,12 +25,12 @@ impl<T> Few<T> {
         }
     }
 
-    /// The only one, if there is just one.
+    /// The element, if there is exactly one.
     pub(crate) fn single(&self) -> Option<&T> {
         self.first.as_ref().filter(|_| self.rest.is_empty())
     }
 
-    /// Appends one.
+    /// Appends an element.
     pub fn push(&mut self, value: T) {
         match self.first {
             None => self.first = Some(value),
@@ -38,12 +38,12 @@ impl<T> Few<T> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    /// All of them, in order.
+    /// The elements, in order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.first.iter().chain(&self.rest)
     }

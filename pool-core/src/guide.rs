@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [First steps](first_steps) | How do I start? Which functions can be tasks? Which method do I call? How does a pool end? |
 //! | [Getting data to workers](data) | How do tasks get what they read, and what does each way cost? |
-//! | [Errors and retries](errors) | What happens to the other inputs when one fails? Which error means what? How is an input run again? |
+//! | [Errors and retries](errors) | What happens to the other inputs when one fails? What does each error mean? How is an input run again? |
 //! | [Limits and isolation](limits) | How do I stop a task that hangs, leaks or crashes? What can a task still do to the rest? |
+//! | [Sandboxed workers](sandbox) | How do I run code that reads hostile data, so that it can do nothing else? What does a task need in there? |
+//! | [Output, logs and progress](output) | Where does what a task prints go? What did a library say before it crashed? How far is a call? What are the workers doing, and where does the time go? |
 //! | [Async services](services) | How do I use the pool from async code? What if a client goes away? How does a service shut down? |
 //! | [Tests and benches](testing) | How do I test code that uses a pool? Why is my bench slow? |
 //! | [Many workers, many machines](machines) | How many workers? What do many of them need? How does the program run on several hosts? |
-//! | [Coming from Python, rayon or Ray](coming_from) | What is this or that called here? |
+//! | [Coming from Python, rayon or Ray](coming_from) | What is the equivalent of a feature that I know? |
 //! | [How it works](how_it_works) | What happens between the call and the result, and why is it safe? |
 //! | [Recipes](recipes) | A pool for the whole program, several pools, C libraries, logging in workers, matching errors, and more. |
 //!
@@ -31,6 +33,8 @@ chapters! {
     data
     errors
     limits
+    sandbox
+    output
     services
     testing
     machines

@@ -1,4 +1,4 @@
-//! [`AsyncResult`]: the promise of a result, and the place where its outcomes gather.
+//! [`AsyncResult`]: the handle of a result; and where the outcomes of its call are gathered.
 
 use std::fmt;
 use std::future::Future;
@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use crate::backend::{Encoded, Failure, JobId, Outcomes, Sink, Waiter, Waiting, Want, What};
 use crate::error::Error;
 use crate::few::Few;
+use crate::log::Tail;
 use crate::pool::Engine;
 use crate::sync::{self, Parker};
 
-/// Gathers the outcomes of one job. There may be very many of these, so what is rare is in a box.
+/// Gathers the outcomes of one job. There may be very many of these, so rarely used fields are in a box.
 pub(crate) struct Gather {
-    /// All outcomes are there, or the call was refused.
+    /// All outcomes have arrived, or the call was refused.
     done: AtomicBool,
     state: Mutex<GatherState>,
 }
@@ -26,19 +27,19 @@ type Then = Box<dyn FnOnce(&Gather) + Send>;
 
 #[derive(Default)]
 struct GatherState {
-    /// In the order of the inputs, once all are there.
+    /// In the order of the inputs, once all have arrived.
     outcomes: Few<Outcomes>,
-    /// How many inputs have none.
+    /// How many inputs have no outcome yet.
     missing: usize,
     refused: Option<Box<Error>>,
     listeners: Option<Box<Listeners>>,
 }
 
-/// Who is told when all is there.
+/// Those to notify when all outcomes have arrived.
 #[derive(Default)]
 struct Listeners {
     waker: Option<Waker>,
-    /// Runs on the callback thread of this.
+    /// These run on the callback thread of their engine.
     then: Vec<(Arc<Engine>, Then)>,
     followers: Vec<Arc<Parker>>,
 }
@@ -52,7 +53,7 @@ impl fmt::Debug for Gather {
 }
 
 impl Gather {
-    /// For a call of so many inputs.
+    /// For a call with this many inputs.
     pub(crate) fn new(inputs: usize) -> Arc<Gather> {
         Arc::new(Gather {
             done: AtomicBool::new(false),
@@ -63,7 +64,7 @@ impl Gather {
         })
     }
 
-    /// Expects outcomes for so many inputs, and no more.
+    /// Expects outcomes for exactly this many inputs.
     pub(crate) fn expect(&self, count: usize) {
         self.lock().missing = count;
     }
@@ -73,14 +74,14 @@ impl Gather {
         self.finish(self.lock());
     }
 
-    /// The call was refused, as a whole.
+    /// The call was refused as a whole.
     pub(crate) fn refuse(self: &Arc<Self>, error: Error) {
         let mut state = self.lock();
         state.refused = Some(Box::new(error));
         self.finish(state);
     }
 
-    /// Runs `then` on the callback thread once all is there. True: it is not there yet.
+    /// Runs `then` on the callback thread once all outcomes have arrived. Returns whether that is still to come.
     fn then(self: &Arc<Self>, engine: &Arc<Engine>, then: Then) -> bool {
         let mut state = self.lock();
         if !self.is_over() {
@@ -93,7 +94,7 @@ impl Gather {
         false
     }
 
-    /// Called under the lock: whoever sees the result finds its callbacks in the queue.
+    /// Called under the lock: a thread that sees the result finds its callbacks in the queue.
     fn push_callback(self: &Arc<Self>, engine: &Engine, then: Then) {
         let this = Arc::clone(self);
         engine.callbacks.push(Box::new(move || then(&this)));
@@ -103,7 +104,7 @@ impl Gather {
         sync::lock(&self.state)
     }
 
-    /// All outcomes are there, or the call was refused.
+    /// All outcomes have arrived, or the call was refused.
     fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>) {
         state.outcomes.sort_by_key(|outcomes| outcomes.first);
         let listeners = state.listeners.take();
@@ -132,13 +133,13 @@ impl Gather {
         }
     }
 
-    /// The value of all outcomes, which are kept.
+    /// Decodes the outcomes, and keeps them.
     fn decode<R>(&self, decode: Decode<R>) -> Result<R, Error> {
         let state = self.lock();
         match &state.refused {
             Some(error) => Err((**error).clone()),
             None if self.is_over() => decode(Held::Borrowed(&state.outcomes)),
-            // In a forked copy of the process nobody works for the pool.
+            // In a forked copy of the process, no thread works for the pool.
             None => Err(Error::Terminated),
         }
     }
@@ -177,14 +178,14 @@ impl Sink for Gather {
     }
 }
 
-/// All outcomes, to be used up or only looked at.
+/// All outcomes, owned or borrowed.
 pub(crate) enum Held<'a> {
     Own(Few<Outcomes>),
     Borrowed(&'a Few<Outcomes>),
 }
 
 impl Held<'_> {
-    /// Shows each outcome, with its position.
+    /// Passes on each outcome, with its position.
     pub(crate) fn for_each(self, mut each: impl FnMut(usize, Encoded<'_>)) {
         match self {
             Held::Own(all) => all.into_iter().for_each(|some| some.consume(&mut each)),
@@ -211,18 +212,18 @@ impl Held<'_> {
     }
 }
 
-/// Makes the value that the caller wants of all outcomes.
+/// Turns all outcomes into the value that the caller gets.
 pub(crate) type Decode<R> = fn(Held<'_>) -> Result<R, Error>;
 
-/// The result of a call that goes on: [`Pool::apply_async`](crate::Pool::apply_async),
+/// The handle of a call that runs in the background: [`Pool::apply_async`](crate::Pool::apply_async),
 /// [`map_async`](crate::Pool::map_async), [`starmap_async`](crate::Pool::starmap_async).
 ///
-/// Wait for it with [`get`](AsyncResult::get), or `.await` it: it is a [`Future`], woken when the
-/// result is there, under any executor. The value is moved out once.
+/// Wait for the result with [`get`](AsyncResult::get), or `.await` it: it is a [`Future`] that works with any executor. The
+/// value can be taken once.
 ///
-/// Dropping it does not stop the work, not even in a `select` or under a timeout; the result is thrown
-/// away. With [`cancel_on_drop`](AsyncResult::cancel_on_drop) it does, and [`cancel`](AsyncResult::cancel) stops it at once.
-/// [`as_completed`](crate::as_completed) takes many of them as they finish.
+/// Dropping the handle does not stop the work, not even in a `select` or under a timeout; the result is thrown away.
+/// [`cancel`](AsyncResult::cancel) stops the work, and after [`cancel_on_drop`](AsyncResult::cancel_on_drop) dropping the
+/// handle does so as well. [`as_completed`](crate::as_completed) waits for many handles and yields results as they finish.
 ///
 /// # Examples
 ///
@@ -248,14 +249,16 @@ pub struct AsyncResult<R> {
     gather: Arc<Gather>,
     decode: Decode<R>,
     engine: Arc<Engine>,
-    /// None, if the call was refused.
+    /// `None` if the call was refused.
     job: Option<JobId>,
+    /// What its inputs have logged.
+    tail: Tail,
     usage: Mutex<Usage>,
     /// Stops the work when it is dropped.
     on_drop: Option<Box<CancelOnDrop>>,
 }
 
-/// Nobody wants the result of this any more, when it is dropped.
+/// Stops the work when it is dropped.
 struct CancelOnDrop {
     gather: Arc<Gather>,
     engine: Arc<Engine>,
@@ -270,7 +273,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// What was done with the result so far.
+/// What the caller has done with the result so far.
 #[derive(Debug, Clone, Copy, Default)]
 struct Usage {
     taken: bool,
@@ -291,12 +294,14 @@ impl<R> AsyncResult<R> {
         decode: Decode<R>,
         engine: &Arc<Engine>,
         job: Option<JobId>,
+        tail: Tail,
     ) -> Self {
         AsyncResult {
             gather,
             decode,
             engine: Arc::clone(engine),
             job,
+            tail,
             usage: Mutex::default(),
             on_drop: None,
         }
@@ -306,8 +311,8 @@ impl<R> AsyncResult<R> {
     ///
     /// # Errors
     ///
-    /// That of the call; of a map, that of the failed input with the lowest index.
-    /// [`Error::Taken`] if [`get_timeout`](AsyncResult::get_timeout) gave it away before.
+    /// That of the call; for a map, that of the failed input with the lowest index. [`Error::Taken`] if
+    /// [`get_timeout`](AsyncResult::get_timeout) has already returned the result.
     pub fn get(mut self) -> Result<R, Error> {
         self.wait();
         let usage = self.usage.get_mut();
@@ -329,8 +334,7 @@ impl<R> AsyncResult<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if it is not there in time: ask again. Otherwise as
-    /// [`get`](AsyncResult::get).
+    /// [`Error::Timeout`] if the result is not ready in time: you can ask again. Otherwise as [`get`](AsyncResult::get).
     pub fn get_timeout(&self, timeout: Duration) -> Result<R, Error> {
         if self.wait_timeout(timeout) {
             self.take()
@@ -339,24 +343,24 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Waits until the result is there.
+    /// Waits until the result is ready.
     pub fn wait(&self) {
         self.wait_until(None);
     }
 
-    /// Waits until the result is there, but no longer than `timeout`; says whether it is.
+    /// Waits until the result is ready, but no longer than `timeout`; returns whether it is.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
-        // A time past the end of time is for ever.
+        // A deadline too far away to represent means no deadline.
         let deadline = Instant::now().checked_add(timeout);
         self.wait_until(deadline)
     }
 
-    /// Whether the result is there.
+    /// Whether the result is ready.
     pub fn ready(&self) -> bool {
         self.gather.is_over()
     }
 
-    /// Whether the call succeeded; `None` while the result is not there.
+    /// Whether the call succeeded; `None` if the result is not ready.
     pub fn successful(&self) -> Option<bool> {
         if !self.ready() {
             return None;
@@ -370,11 +374,10 @@ impl<R> AsyncResult<R> {
         Some(*usage.successful.get_or_insert_with(decode))
     }
 
-    /// Stops the work. What has not begun is taken back and never runs; what runs is stopped by
-    /// killing its worker, and another worker takes that one's place. The result is then
-    /// [`Error::Cancelled`].
+    /// Stops the work. Inputs that have not begun are taken back and never run; those that run are stopped by killing their
+    /// workers, which are replaced. The result is then [`Error::Cancelled`].
     ///
-    /// False: it was too late, the result is there.
+    /// Returns false if it was too late: the result is ready.
     pub fn cancel(&self) -> bool {
         if self.ready() {
             return false;
@@ -382,13 +385,13 @@ impl<R> AsyncResult<R> {
         if let Some(job) = self.job {
             self.engine.workers.cancel(job, true);
         }
-        // The last outcomes may have been on their way while we cancelled.
+        // The last outcomes may have been on their way during the cancellation.
         self.wait();
         Held::Borrowed(&self.gather.lock().outcomes).is_cancelled()
     }
 
-    /// From now on dropping this stops the work, as [`cancel`](AsyncResult::cancel) does, but without waiting: for a request whose client
-    /// goes away, a branch of a `select` that loses, a future under a timeout.
+    /// From now on, dropping this handle stops the work, as [`cancel`](AsyncResult::cancel) does, but without waiting: for a
+    /// request whose client goes away, a branch of a `select` that loses, a future under a timeout.
     ///
     /// # Examples
     ///
@@ -405,12 +408,12 @@ impl<R> AsyncResult<R> {
     /// let pool = Pool::with_processes(1)?;
     /// let request = pool.apply_async(endless, ()).cancel_on_drop();
     /// drop(request);
-    /// // The only worker is free again: another one.
+    /// // The only worker is free again, as another process.
     /// assert_eq!(pool.apply(square, (3,))?, 9);
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use = "dropped, it stops the work"]
+    #[must_use = "dropping it stops the work"]
     pub fn cancel_on_drop(mut self) -> Self {
         if self.on_drop.is_none() {
             self.on_drop = self.job.map(|job| {
@@ -424,11 +427,10 @@ impl<R> AsyncResult<R> {
         self
     }
 
-    /// Calls `callback` with the result once it is there, if the call succeeds. Once, on a thread of
-    /// the pool's own; it gets a value of its own, so it may run before or after
-    /// [`get`](AsyncResult::get) returns.
+    /// Calls `callback` with the result once it is ready, if the call succeeds. It is called once, on a thread of the pool,
+    /// and gets its own copy of the value, so it may run before or after [`get`](AsyncResult::get) returns.
     ///
-    /// A callback that panics, or takes its time, harms nothing but the callbacks behind it.
+    /// A callback that panics or takes long affects only the callbacks behind it.
     pub fn callback(self, callback: impl FnOnce(&R) + Send + 'static) -> Self
     where
         R: 'static,
@@ -441,8 +443,7 @@ impl<R> AsyncResult<R> {
         }))
     }
 
-    /// Calls `callback` with the error once it is known, if the call fails; otherwise as
-    /// [`callback`](AsyncResult::callback).
+    /// Calls `callback` with the error if the call fails; otherwise like [`callback`](AsyncResult::callback).
     pub fn error_callback(self, callback: impl FnOnce(&Error) + Send + 'static) -> Self
     where
         R: 'static,
@@ -466,12 +467,13 @@ impl<R> AsyncResult<R> {
         &self.engine
     }
 
-    /// None, if the call was refused.
+    /// `None` if the call was refused.
     pub(crate) fn job(&self) -> Option<JobId> {
         self.job
     }
 
-    /// Has this waker woken when the result is there, instead of the one before. False: it is there.
+    /// Sets the waker to wake when the result is ready, replacing the previous one. Returns false if the result is already
+    /// ready.
     pub(crate) fn wake(&self, waker: &Waker) -> bool {
         let mut state = self.gather.lock();
         if self.gather.is_over() {
@@ -486,7 +488,7 @@ impl<R> AsyncResult<R> {
         true
     }
 
-    /// The result matters, though no thread may wait for it.
+    /// The result must be delivered even if no thread waits for it.
     fn notify(&self) {
         if let Some(job) = self.job {
             self.engine.workers.notify(job);
@@ -494,17 +496,26 @@ impl<R> AsyncResult<R> {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> bool {
-        if self.gather.is_over() {
-            return true;
+        if !self.gather.is_over()
+            && let Some(job) = self.job
+        {
+            let waiter = Waiter(&*self.gather);
+            let workers = &self.engine.workers;
+            if !workers.wait(job, Want::All, waiter, deadline) {
+                return false;
+            }
         }
-        let Some(job) = self.job else {
-            return true;
-        };
-        let workers = &self.engine.workers;
-        workers.wait(job, Want::All, Waiter(&*self.gather), deadline)
+        self.settle(deadline);
+        true
     }
 
-    /// Call when the result is there.
+    /// The result is ready: lets what its inputs have printed and logged come before it.
+    pub(crate) fn settle(&self, deadline: Option<Instant>) {
+        self.engine.workers.settle();
+        self.tail.settle(deadline);
+    }
+
+    /// Call this when the result is ready.
     pub(crate) fn take(&self) -> Result<R, Error> {
         if mem::replace(&mut self.lock().taken, true) {
             return Err(Error::Taken);
@@ -517,9 +528,9 @@ impl<R> AsyncResult<R> {
     }
 }
 
-/// The result of a call that is over.
+/// The result of a call that has finished.
 pub(crate) fn use_up<R>(gather: Arc<Gather>, decode: Decode<R>) -> Result<R, Error> {
-    // A callback may need it too.
+    // A callback may need the outcomes too.
     let gather = match Arc::try_unwrap(gather) {
         Ok(gather) if gather.is_over() => gather,
         Ok(gather) => return gather.decode(decode),
@@ -540,6 +551,7 @@ impl<R> Future for AsyncResult<R> {
         if self.wake(context.waker()) {
             return Poll::Pending;
         }
+        self.engine.workers.settle();
         Poll::Ready(self.take())
     }
 }

@@ -1,4 +1,4 @@
-//! Where outcomes wait for the one thread that takes them, and how they get into order there.
+//! Holds outcomes until the one thread that wants them takes them, and puts them into order.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -8,31 +8,31 @@ use std::time::Instant;
 use crate::backend::{JobId, Next, Outcomes, Sink, Waiter, Waiting, Want, Workers};
 use crate::sync::{Parker, lock};
 
-/// The sink of a call whose caller consumes outcomes as they come.
+/// The sink of a call whose caller consumes outcomes as they arrive.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox(Mutex<Arrived>);
 
 #[derive(Debug, Default)]
 struct Arrived {
     outcomes: Vec<Outcomes>,
-    /// How many inputs they are of.
+    /// How many inputs these are the outcomes of.
     count: usize,
-    /// The consumer waits for so many.
+    /// The consumer waits for this many.
     enough: usize,
     follower: Option<Arc<Parker>>,
-    /// A future that waits for any.
+    /// A future that waits for any outcome.
     waker: Option<Waker>,
 }
 
 impl Inbox {
-    /// Moves what has arrived behind `outcomes`; says how many inputs that is.
+    /// Appends everything that has arrived to `outcomes`; returns how many inputs that is.
     pub(crate) fn take(&self, outcomes: &mut Vec<Outcomes>) -> usize {
         let mut arrived = lock(&self.0);
         outcomes.append(&mut arrived.outcomes);
         std::mem::take(&mut arrived.count)
     }
 
-    /// Waits until outcomes of `enough` inputs are here; false if the deadline is before that.
+    /// Waits until outcomes of `enough` inputs have arrived; returns false if the deadline comes first.
     pub(crate) fn wait(
         &self,
         enough: usize,
@@ -45,7 +45,7 @@ impl Inbox {
         workers.wait(job, want, Waiter(self), deadline)
     }
 
-    /// Has this waker woken when something arrives. False: something has.
+    /// Sets the waker to wake when something arrives. Returns false if something already has.
     #[cfg(feature = "futures")]
     pub(crate) fn wake(&self, waker: &Waker) -> bool {
         let mut arrived = lock(&self.0);
@@ -97,11 +97,11 @@ impl Waiting for Inbox {
 /// Outcomes in the order of the inputs.
 #[derive(Debug, Default)]
 pub(crate) struct InOrder {
-    /// The position of the next.
+    /// The position of the next outcome.
     next: usize,
-    /// Those that begin there.
+    /// Outcomes that begin at that position.
     now: Option<Outcomes>,
-    /// Those that begin later, by where.
+    /// Outcomes that begin later, by their position.
     early: BTreeMap<usize, Outcomes>,
 }
 
@@ -114,7 +114,7 @@ impl InOrder {
         }
     }
 
-    /// The next one, if it is here.
+    /// The next outcome, if it has arrived.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Next<'_>> {
         if self.now.as_ref().is_none_or(|now| now.count() == 0) {
@@ -125,7 +125,7 @@ impl InOrder {
         Some(popped)
     }
 
-    /// All that follow each other and came together, if they are here.
+    /// All outcomes that are next and arrived together, if they have arrived.
     pub(crate) fn pop_many(&mut self) -> Option<Outcomes> {
         let many = self.now.take().or_else(|| self.early.remove(&self.next))?;
         self.next += many.count();
@@ -133,11 +133,11 @@ impl InOrder {
     }
 }
 
-/// Outcomes in the order in which they came.
+/// Outcomes in the order in which they arrived.
 #[derive(Debug, Default)]
-pub(crate) struct AsTheyCome(VecDeque<Outcomes>);
+pub(crate) struct Unordered(VecDeque<Outcomes>);
 
-impl AsTheyCome {
+impl Unordered {
     pub(crate) fn add(&mut self, outcomes: Outcomes) {
         self.0.push_back(outcomes);
     }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn order_is_made_of_any_order() {
+    fn outcomes_in_any_order_are_put_in_order() {
         let mut order = InOrder::default();
         let mut seen = Vec::new();
         for (first, count) in [(5, 2), (0, 1), (3, 2), (1, 2), (7, 1)] {

@@ -1,4 +1,4 @@
-//! [`Imap`] and [`ImapUnordered`]: results as an iterator, inputs drawn as they are consumed.
+//! [`Imap`] and [`ImapUnordered`]: iterators over results, which draw inputs as results are consumed.
 
 use std::any::Any;
 use std::fmt;
@@ -18,36 +18,36 @@ use crate::backend::{Next, Outcomes, Sink, Want};
 use crate::call::decode;
 use crate::error::Error;
 use crate::feed::Feed;
-use crate::inbox::{AsTheyCome, InOrder, Inbox};
+use crate::inbox::{InOrder, Inbox, Unordered};
 use crate::open::Encode;
 use crate::pool::{Engine, Pool};
 
-/// A chunk that the pool chooses is not larger than this here, so that little is drawn ahead.
+/// The largest chunk that the pool chooses here, so that few inputs are drawn ahead.
 const CHUNK_MAX: usize = 64;
 
-/// Of tasks so short that so many make a portion, inputs are drawn when there is room for half of those
-/// that may be drawn ahead.
+/// If tasks are so short that this many make a portion, inputs are drawn once there is room for half of those that may be
+/// drawn ahead.
 const SHORT: usize = 32;
 
 /// The results of [`Pool::imap`] or [`Pool::istarmap`], in the order of the inputs.
 ///
-/// Yields one `Result<T::Output, Error>` for each input; an error takes its place and the results go
-/// on behind it. Inputs are drawn in the thread that calls `next`, at most
-/// `processes * (chunk size + 2)` ahead of what was consumed, so the inputs may be endless. (Without an
-/// explicit chunk size, that is from 1 to 64, by how short the tasks are.) `next` draws before it looks
-/// for a result, so an iterator that waits makes it wait, but not for more than one input if the
-/// result is there.
+/// Yields one `Result<T::Output, Error>` for each input; an error takes the place of its result, and the iterator goes on.
+/// Inputs are drawn in the thread that calls `next`, at most `processes * (chunk size + 2)` ahead of what was consumed, so
+/// there may be infinitely many. (Without an explicit chunk size, it is between 1 and 64, depending on how short the tasks
+/// are.) `next` draws inputs before it looks for a result, so it blocks while the input iterator blocks, but for no more than
+/// one input if the result is ready.
 ///
-/// If the input iterator panics, the results of all inputs before are yielded first, then the panic goes
-/// on. If the pool is terminated or breaks on the way, each input that is left yields that error, so there is one item for each
-/// input as ever; but of an iterator that may be endless (one without an upper [`size_hint`](Iterator::size_hint)) the
-/// error comes once, then `None`. A call that is refused from the start yields the error once, too.
+/// If the input iterator panics, the results of all inputs before are yielded first, then the panic continues. If the pool is
+/// terminated or breaks meanwhile, each remaining input yields that error, so there is still one item for each input; but if
+/// the iterator may be infinite (its [`size_hint`](Iterator::size_hint) has no upper bound), the error comes once, then
+/// `None`. A call that is refused from the start also yields the error once.
 ///
-/// It knows how many are left ([`ExactSizeIterator`]) if the inputs do: a `Vec`, an array, a `Range<usize>` (not a `Range<u64>`). It holds the pool's
-/// workers, not the [`Pool`], so it may outlive that, and go to another thread if the inputs may.
+/// It knows how many results are left ([`ExactSizeIterator`]) if the input iterator does: a `Vec`, an array, a `Range<usize>`
+/// (not a `Range<u64>`). It holds the pool's workers, not the [`Pool`], so it may outlive the pool, and may be sent to
+/// another thread if the input iterator may.
 ///
-/// Dropped before its end, it takes back what has not begun; what runs is run to its end, and its
-/// results are thrown away.
+/// If it is dropped before its end, inputs that have not begun are taken back; those that run are finished, and their results
+/// are thrown away.
 ///
 /// # Examples
 ///
@@ -64,14 +64,14 @@ const SHORT: usize = 32;
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "results are thrown away with it, and what has not begun is taken back"]
+#[must_use = "dropping it throws away the results, and takes back inputs that have not begun"]
 pub struct Imap<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
 
-/// The results of [`Pool::imap_unordered`] or [`Pool::istarmap_unordered`], as they are finished.
+/// The results of [`Pool::imap_unordered`] or [`Pool::istarmap_unordered`], in the order in which they finish.
 ///
-/// As [`Imap`], but for the order. [`indexed`](ImapUnordered::indexed) tells which input each result belongs to.
+/// Like [`Imap`], except for the order. [`indexed`](ImapUnordered::indexed) says which input each result belongs to.
 ///
 /// # Examples
 ///
@@ -102,7 +102,7 @@ pub struct Imap<T: Task, I: Iterator> {
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "results are thrown away with it, and what has not begun is taken back"]
+#[must_use = "dropping it throws away the results, and takes back inputs that have not begun"]
 pub struct ImapUnordered<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
@@ -110,7 +110,7 @@ pub struct ImapUnordered<T: Task, I: Iterator> {
 macro_rules! results {
     ($name:ident, $order:expr) => {
         impl<T: Task, I: Iterator> $name<T, I> {
-            /// Begins to draw. Where there is no feed, the call was refused.
+            /// Begins to draw inputs. If creating the feed failed, the call was refused.
             pub(crate) fn new(
                 pool: &Pool,
                 feed: impl FnOnce(Arc<dyn Sink>) -> Result<Feed, Error>,
@@ -124,14 +124,14 @@ macro_rules! results {
 
             /// Waits for the next result, but no longer than `timeout`.
             ///
-            /// `Some(Err(Error::Timeout))` if it is not there in time: nothing is lost, ask again.
-            /// `None` if there are no more. The time that the input iterator takes is not limited.
+            /// Returns `Some(Err(Error::Timeout))` if no result is ready in time; nothing is lost, and you can ask again.
+            /// Returns `None` after the last result. The time that the input iterator takes is not limited.
             pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<T::Output, Error>> {
                 let next = self.stream.next(Instant::now().checked_add(timeout));
                 next.map(|(_, result)| result)
             }
 
-            /// The same as a stream, for async programs. Needs the feature `futures` of this crate.
+            /// Turns the iterator into a stream, for async programs. Needs the feature `futures` of this crate.
             #[cfg(feature = "futures")]
             pub fn stream(self) -> ImapStream<T, I> {
                 ImapStream(self.stream)
@@ -163,10 +163,10 @@ macro_rules! results {
 }
 
 results!(Imap, Order::AsGiven(InOrder::default()));
-results!(ImapUnordered, Order::AsFinished(AsTheyCome::default()));
+results!(ImapUnordered, Order::AsFinished(Unordered::default()));
 
 impl<T: Task, I: Iterator> ImapUnordered<T, I> {
-    /// With the position of its input before each result.
+    /// Yields the position of its input with each result.
     ///
     /// # Examples
     ///
@@ -194,8 +194,8 @@ impl<T: Task, I: Iterator> ImapUnordered<T, I> {
     }
 }
 
-/// What [`ImapUnordered::indexed`] gives: results as they are finished, with the positions of their inputs.
-#[must_use = "results are thrown away with it, and what has not begun is taken back"]
+/// Results in the order in which they finish, with the positions of their inputs: see [`ImapUnordered::indexed`].
+#[must_use = "dropping it throws away the results, and takes back inputs that have not begun"]
 pub struct Indexed<T: Task, I: Iterator> {
     stream: Stream<T, I>,
 }
@@ -222,11 +222,11 @@ impl<T: Task, I: Iterator> fmt::Debug for Indexed<T, I> {
     }
 }
 
-/// What [`Imap::stream`] and [`ImapUnordered::stream`] give: the same results, as a [`Stream`](futures_core::Stream).
+/// The same results as a [`Stream`](futures_core::Stream): see [`Imap::stream`] and [`ImapUnordered::stream`].
 ///
-/// Inputs are drawn where it is polled, so an input iterator that waits holds up the executor's thread.
+/// Inputs are drawn when it is polled, so an input iterator that blocks also blocks the executor's thread.
 #[cfg(feature = "futures")]
-#[must_use = "results are thrown away with it, and what has not begun is taken back"]
+#[must_use = "dropping it throws away the results, and takes back inputs that have not begun"]
 pub struct ImapStream<T: Task, I: Iterator>(Stream<T, I>);
 
 #[cfg(feature = "futures")]
@@ -254,11 +254,11 @@ impl<T: Task, I: Iterator> fmt::Debug for ImapStream<T, I> {
     }
 }
 
-/// What has arrived, in the order in which it is yielded.
+/// Results that have arrived, in the order in which they are yielded.
 #[derive(Debug)]
 enum Order {
     AsGiven(InOrder),
-    AsFinished(AsTheyCome),
+    AsFinished(Unordered),
 }
 
 impl Order {
@@ -276,7 +276,7 @@ impl Order {
         }
     }
 
-    /// What of the job is waited for, after so many were consumed.
+    /// Which outcomes of the job to wait for, after this many results were consumed.
     fn want(&self, consumed: usize) -> Want {
         match self {
             Order::AsGiven(_) => Want::Index(consumed),
@@ -288,25 +288,25 @@ impl Order {
 /// A result, with the position of its input.
 type Item<T> = (usize, Result<<T as Task>::Output, Error>);
 
-/// What all of them do.
+/// What all of these iterators share.
 struct Stream<T, I: Iterator> {
     engine: Arc<Engine>,
     inbox: Arc<Inbox>,
     order: Order,
     arrived: Vec<Outcomes>,
     feed: Option<Feed>,
-    /// `None` once they have ended, or the pool takes no more of them.
+    /// `None` once they have ended, or the pool has refused some.
     inputs: Option<I>,
     encode: Encode<I::Item>,
     drawn: usize,
     consumed: usize,
-    /// What comes behind the last result.
+    /// What comes after the last result.
     finally: Option<Finally<I>>,
     task: PhantomData<fn() -> T>,
 }
 
 enum Finally<I> {
-    /// The pool took no more inputs: so many that were drawn, and those that are still to be drawn.
+    /// The pool refused inputs: these, which were drawn, and those that are still to be drawn.
     Refused {
         error: Error,
         count: usize,
@@ -317,7 +317,7 @@ enum Finally<I> {
 }
 
 impl<I: Iterator> Finally<I> {
-    /// The error, once for all inputs.
+    /// The error, yielded once for all inputs.
     fn once(error: Error) -> Self {
         Finally::Refused {
             error,
@@ -326,7 +326,7 @@ impl<I: Iterator> Finally<I> {
         }
     }
 
-    /// How many items that is.
+    /// How many items come from this.
     fn size_hint(&self) -> (usize, Option<usize>) {
         let Finally::Refused { count, rest, .. } = self else {
             return (1, Some(1));
@@ -367,9 +367,9 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         stream
     }
 
-    /// Draws inputs, as many whole chunks as fit the bound.
+    /// Draws inputs, as many whole chunks as the bound allows.
     fn draw(&mut self) {
-        // A result that is there should not wait long for inputs that are slow in coming.
+        // A result that is ready should not wait long for a slow input iterator.
         while self.draw_some() && !(self.is_slow() && self.inbox.has_some()) {}
     }
 
@@ -377,7 +377,7 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         self.feed.as_ref().is_some_and(Feed::is_slow)
     }
 
-    /// Draws some inputs and hands them over. False: there is no room for more, or there are none.
+    /// Draws some inputs and hands them over. Returns false if there is no room for more, or no input left.
     fn draw_some(&mut self) -> bool {
         let (Some(inputs), Some(feed)) = (&mut self.inputs, &mut self.feed) else {
             return false;
@@ -387,8 +387,8 @@ impl<T: Task, I: Iterator> Stream<T, I> {
         let processes = self.engine.workers.count();
         let bound = processes.saturating_mul(chunk.saturating_add(2));
         let room = bound.saturating_sub(self.drawn - self.consumed) / chunk * chunk;
-        // Short tasks are handed over several at a time. Long ones one by one: the next input may be long
-        // in coming.
+        // Inputs of short tasks are handed over several at a time, those of long tasks one by one: the next input may take
+        // long to arrive.
         let least = if hint >= SHORT { bound / 2 } else { 1 };
         if room < least.max(1) {
             return false;
@@ -467,11 +467,11 @@ impl<T: Task, I: Iterator> Stream<T, I> {
                 self.engine.workers.notify_of(id, want);
                 return Poll::Pending;
             }
-            // Something has arrived, though perhaps not what is next.
+            // Something has arrived, though perhaps not the next result.
         }
     }
 
-    /// What comes behind all that was drawn. `None`: more is to be drawn.
+    /// What comes after all drawn inputs. `None`: more inputs must be drawn.
     fn next_undrawn(&mut self) -> Option<Option<Item<T>>> {
         match &mut self.finally {
             Some(Finally::Refused { error, count, rest }) => {
@@ -489,46 +489,65 @@ impl<T: Task, I: Iterator> Stream<T, I> {
                 _ => Some(None),
             },
             None if self.inputs.is_none() => Some(None),
-            // Nothing was drawn, yet there is more: the iterator gave nothing in its time.
+            // Nothing was drawn, but there is more: the iterator yielded nothing in the time that it had.
             None => None,
         }
     }
 
-    /// Counts an input that was not accepted. Gives its position.
+    /// Counts an input that was refused. Returns its position.
     fn count_one(&mut self) -> usize {
         self.drawn += 1;
         self.consumed += 1;
         self.consumed - 1
     }
 
-    /// Nobody works for the pool: this is a forked copy of its process.
+    /// No thread works for the pool: this is a forked copy of its process.
     fn give_up(&mut self) -> Item<T> {
         self.consumed += 1;
         (self.consumed - 1, Err(Error::Terminated))
     }
 
-    /// The next result, if it is here.
+    /// The next result, if it has arrived.
+    #[cfg(feature = "futures")]
     fn next_arrived(&mut self) -> Option<Item<T>> {
         loop {
-            if let Some((index, outcome)) = self.order.pop() {
-                self.consumed += 1;
-                let decode = || decode::<T>(outcome, Some(index));
-                return Some((index, self.engine.decode(decode)));
+            if let Some(next) = self.next_in_order() {
+                return Some(next);
             }
-            if self.inbox.take(&mut self.arrived) == 0 {
+            if !self.take_arrived() {
                 return None;
-            }
-            for outcomes in self.arrived.drain(..) {
-                self.order.add(outcomes);
             }
         }
     }
 
-    /// The next result, of which there is one to come.
+    /// The next result, if it was taken out of the inbox.
+    fn next_in_order(&mut self) -> Option<Item<T>> {
+        let (index, outcome) = self.order.pop()?;
+        self.consumed += 1;
+        let decode = || decode::<T>(outcome, Some(index));
+        Some((index, self.engine.decode(decode)))
+    }
+
+    /// Takes out of the inbox what has arrived. Returns false if that is nothing.
+    fn take_arrived(&mut self) -> bool {
+        let any = self.inbox.take(&mut self.arrived) > 0;
+        for outcomes in self.arrived.drain(..) {
+            self.order.add(outcomes);
+        }
+        any
+    }
+
+    /// The next result, which is certain to arrive.
     fn next_drawn(&mut self, deadline: Option<Instant>) -> Item<T> {
         loop {
-            if let Some(next) = self.next_arrived() {
+            if let Some(next) = self.next_in_order() {
                 return next;
+            }
+            if self.take_arrived() {
+                if let Some(feed) = &self.feed {
+                    feed.settle(deadline);
+                }
+                continue;
             }
             let Some(id) = self.feed.as_ref().and_then(Feed::id) else {
                 return self.give_up();

@@ -21,10 +21,10 @@
 //! - **What it promises.** Each input gets exactly one outcome. A panic, a segfault, an `exit`, a passed limit of time or memory is an
 //!   [`Error`] of the one input that it happened to, and another worker takes over. Nothing runs twice, unless you allow
 //!   [retries](Call::retries). Nothing hangs, and nothing is left behind. Nothing of the library prints.
-//! - **Its limits.** Tasks are plain functions: no closures, methods or generics. Arguments and results are copied, through serde. It is no
-//!   [sandbox](guide::limits#can-a-task-harm-the-rest-of-the-program): workers have the rights of this program.
-//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. `tracing`: what tasks log reaches
-//!   the subscriber of this program ([how](PoolBuilder#logs)). None is on by default.
+//! - **Its limits.** Tasks are plain functions: no closures, methods or generics. Arguments and results are copied, through serde.
+//!   Workers have the rights of this program, unless they are [sandboxed](guide::sandbox).
+//! - **Its features** (of this crate, in `Cargo.toml`). `futures`: results and messages as streams. `tracing`: what tasks
+//!   log reaches [this program](guide::output#where-do-log-messages-go). None is on by default.
 //!
 //! **New here?** The [`guide`] begins with the [first steps](guide::first_steps), has [recipes](guide::recipes), and says
 //! [what is what](guide::coming_from) for those who come from Python, rayon or Ray. The
@@ -43,7 +43,9 @@
 //! | return errors from tasks | [`TaskError`] |
 //! | avoid copies of large arguments | [`Call::by_ref`], [`Call::partial`], [`Shared`], [its chapter](guide::data) |
 //! | set up a pool: size, limits, what runs first in each worker | [`Pool::builder`] gives a [`PoolBuilder`] |
+//! | run code that reads hostile data | [`PoolBuilder::sandbox`], [its chapter](guide::sandbox) |
 //! | send messages while a task runs | [`channel()`] |
+//! | see what workers print and log, how far a call is, where the time goes | [its chapter](guide::output) |
 //! | use it in async code | [its chapter](guide::services) |
 //! | run on many machines | the crate [`pool-nats`](https://docs.rs/pool-nats), [its chapter](guide::machines) |
 //! | know in which process some code runs | [`worker`] |
@@ -55,10 +57,11 @@
 //! - If inputs of a [`map`](Pool::map) fail, the others still run, and the error is that of the lowest index.
 //! - Workers inherit the directory, the environment ([`PoolBuilder::env`] adds to it), the arguments, standard output and standard
 //!   error of this program. Their standard input is empty. The first of [`std::env::args`] says which worker it is.
-//! - A `static` is each process's own. A task may have a pool of its own.
+//! - A `static` is each process's own. A task may have a pool of its own (not in a sandbox).
 //! - Dropping a [`Pool`] terminates it. After a `fork` of this process, the copy in the child takes no work and does nothing when it is
 //!   dropped.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
@@ -86,6 +89,7 @@ mod pool;
 mod progress;
 mod reporter;
 mod retries;
+mod sandbox;
 mod scheduler;
 mod shared;
 mod stats;
@@ -96,7 +100,7 @@ mod tests;
 mod timeline;
 pub mod worker;
 
-// So that tasks of these tests find what `#[pool_task]` emits paths to.
+// Tasks in these tests resolve the paths that `#[pool_task]` emits with this.
 #[cfg(test)]
 extern crate self as pool_core;
 
@@ -126,12 +130,13 @@ pub use pool::Pool;
 pub use pool_worker::shared::{InPlace, Share};
 pub use progress::Progress;
 pub use retries::Retries;
+pub use sandbox::Sandbox;
 pub use shared::Shared;
 pub use stats::{Restarts, Running, Stats, TaskStats, Times, WorkerState, WorkerStats};
 pub use task_error::TaskError;
 pub use timeline::Timeline;
 
-/// What `#[pool_task]` emits paths to; no part of the public interface.
+/// The target of paths that `#[pool_task]` emits; not part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use pool_worker::param::{Array, Block, Described, DescribedSlice, Plain, Slice, Unsized};

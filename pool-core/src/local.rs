@@ -1,23 +1,22 @@
-//! The workers of this machine: threads, time and processes around the [`scheduler`](crate::scheduler).
+//! The workers on this machine: threads, time and processes around the [`scheduler`](crate::scheduler).
 //!
-//! One lock guards the scheduler and the parent's ends of the rings. Whoever has an event (a caller with
-//! work, a thread that finds replies) takes the lock, tells the scheduler, and carries out what it
-//! decides; nothing of that blocks. Outcomes are delivered, and workers woken, when the lock is released.
+//! One lock guards the scheduler and the parent's ends of the rings. A thread that has an event (a caller with work, a thread
+//! that finds replies) takes the lock, tells the scheduler, and carries out its decisions, none of which blocks. Outcomes are
+//! delivered, and workers woken, after the lock is released.
 //!
 //! # Who collects replies
 //!
-//! Whoever waits: see [`collect`]. Of several threads that wait one is the *leader*, which looks at the
-//! rings and sleeps on the bell; the others follow. When nobody waits, the *collector* is woken instead,
-//! and only for what can't wait: work to hand on, callbacks, futures.
+//! The threads that wait: see [`collect`]. If several threads wait, one of them is the *leader*, which looks at the rings and
+//! sleeps on the bell; the others follow. If no thread waits, the *collector* is woken instead, and only for what can't be
+//! postponed: work to hand on, callbacks, futures.
 //!
 //! # Threads
 //!
-//! - The [`supervisor`] starts workers, sees them die, and keeps the time. Workers are killed by the
-//!   system when the thread that started them ends, so it lives as long as they do.
-//! - The *collector*. (It can't be the same thread: one waits for descriptors, the other for a word of
-//!   memory.)
-//! - The *output* thread is there if what workers print comes here: see [`output`] and [`harness`].
-//! - The *callback* thread is in [`callback`](crate::callback).
+//! - The [`supervisor`] starts workers, notices their deaths, and keeps the time. The system kills workers when the thread
+//!   that started them ends, so this thread lives as long as they do.
+//! - The *collector*. (It can't be the same thread: one waits for descriptors, the other for a word of memory.)
+//! - The *output* thread exists if what workers print is captured: see [`output`] and [`harness`].
+//! - The *callback* thread: see [`callback`](crate::callback).
 
 mod collect;
 mod harness;
@@ -45,12 +44,13 @@ use pool_worker::{
     Capture, Freed, Kind, Launcher, Output, Preload, Process, Setup, Tells, Waker, Watch, Worker,
 };
 
+use self::harness::Printer;
 use self::preload::Terms;
 use self::state::{Effects, State};
 use self::watching::Watching;
 use crate::backend::{
-    Backend, Job, JobId, Observe, Portion, Preparation, Settings, Sink, Streams, Waiter, Want,
-    Workers,
+    Backend, Job, JobId, Observe, Portion, Preparation, Settings, Sink, Streams, Tallies, Waiter,
+    Want, Workers,
 };
 use crate::error::{Broken, Error, Start};
 use crate::few::Few;
@@ -58,27 +58,27 @@ use crate::scheduler::{Mode, Rules, Time};
 use crate::stats::Stats;
 use crate::sync::{self, lock};
 
-/// A thread of ours needs little stack: it runs no code of users but the wakers of their futures.
+/// The library's threads need little stack: they run no code of users other than the wakers of their futures.
 const STACK: usize = 256 * 1024;
 
-/// The end of a pool is waited for no longer than this.
+/// The longest wait for the end of a pool that is dropped.
 const END_MAX: Duration = Duration::from_secs(5);
 
 thread_local! {
     static EFFECTS: Cell<Option<Box<Effects>>> = const { Cell::new(None) };
-    /// In how many deliveries this thread is, one within the other.
+    /// How many nested deliveries this thread is in.
     static DELIVERIES: Cell<usize> = const { Cell::new(0) };
     /// Whether this is a supervisor or a collector.
     static OF_A_POOL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread works for a pool of this machine, and must not be held up.
+/// Whether this thread works for a pool on this machine, and must not be held up.
 #[cfg(feature = "tracing")]
 pub(crate) fn is_of_a_pool() -> bool {
     OF_A_POOL.try_with(Cell::get).unwrap_or(false)
 }
 
-/// The workers of this machine: each is a process, this same program started again. What a pool has if nobody says otherwise.
+/// The workers on this machine: each is a process, this same program started again. The default backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Local;
 
@@ -92,31 +92,33 @@ impl Backend for Local {
 struct LocalWorkers {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// In a forked copy of the process there are no threads, and the workers are not its children.
+    /// The process that built the pool. A forked copy of it has no threads, and the workers are not its children.
     owner: u32,
 }
 
 struct Shared {
     processes: usize,
-    /// When it was built.
+    /// When the pool was built.
     began: Time,
     cpus: usize,
     /// The names of the initializers, for messages.
     initializers: Vec<String>,
     launcher: Launcher,
-    /// How workers are forked, if they are.
+    /// How workers are forked, if a preload task is set.
     preload: Option<Terms>,
     state: Mutex<State>,
-    /// Workers became ready, or all is over.
+    /// Workers became ready, or the pool has ended.
     changed: Condvar,
-    /// Ends the sleep of the supervisor.
+    /// Ends the supervisor's sleep.
     waker: Waker,
-    /// Where the pipes are watched through which output comes, if it does; and what ends that.
+    /// Watches the pipes through which captured output comes; the waker ends that.
     outputs: Option<Arc<Watch>>,
     outputs_waker: Option<Waker>,
-    /// How many threads have outcomes that they have not delivered.
+    /// Prints what workers write, in a test whose output is captured.
+    printer: Option<Printer>,
+    /// How many threads hold outcomes that they have not delivered yet.
     delivering: AtomicUsize,
-    /// How many threads wait for the end.
+    /// How many threads wait for the end of the pool.
     joining: AtomicUsize,
 }
 
@@ -145,6 +147,10 @@ impl LocalWorkers {
             grace: settings.grace,
             memory_limit: settings.memory_limit,
             max_memory: settings.max_memory,
+            cpu_time: settings
+                .sandbox
+                .as_ref()
+                .and_then(|sandbox| sandbox.inner().cpu_time),
             leave_max: settings.leave_max(),
             finalizes: !settings.finalizers.is_empty(),
         };
@@ -185,6 +191,10 @@ impl LocalWorkers {
         let (outputs, outputs_waker) = outputs
             .map(|(watch, waker)| (Arc::new(watch), waker))
             .unzip();
+        if let (Some(capture), Some(outputs)) = (&of_test, &outputs) {
+            let watched = capture.pipes().try_for_each(|pipe| outputs.add(pipe, 0));
+            watched.map_err(start_error)?;
+        }
         let freed = Freed::new(waker.clone());
         let launcher = Launcher::new(processes, cpus, kind, Arc::clone(&freed));
         let launcher = launcher.map_err(start_error)?;
@@ -212,11 +222,12 @@ impl LocalWorkers {
             waker,
             outputs: outputs.clone(),
             outputs_waker,
+            printer: of_test.map(Printer::new),
             delivering: AtomicUsize::new(0),
             joining: AtomicUsize::new(0),
         });
-        // The scheduler's first wish: a worker for each slot.
-        shared.update(|_| ());
+        // The scheduler's first actions: start a worker for each slot.
+        shared.update(|state| state.note_unenforced(shared.launcher.unenforced()));
         let local = LocalWorkers {
             shared: Arc::clone(&shared),
             threads: Mutex::default(),
@@ -226,7 +237,7 @@ impl LocalWorkers {
         local.spawn("pool-supervisor", move || {
             let work = AssertUnwindSafe(|| supervisor::supervise(&supervised, &watch));
             if panic::catch_unwind(work).is_err() {
-                // Its workers end with it.
+                // The workers end with the supervisor.
                 supervised.break_down();
             }
         })?;
@@ -236,19 +247,14 @@ impl LocalWorkers {
         })?;
         if let Some(outputs) = outputs {
             let read = Arc::clone(&shared);
-            if let Some(capture) = &of_test {
-                let mut pipes = capture.pipes();
-                let watched = pipes.try_for_each(|pipe| outputs.add(pipe, 0));
-                watched.map_err(start_error)?;
-            }
-            local.spawn("pool-output", move || match of_test {
-                Some(capture) => read.print_for_test(&outputs, capture),
+            local.spawn("pool-output", move || match &read.printer {
+                Some(printer) => read.print_for_test(&outputs, printer),
                 None => read.read_outputs(&outputs),
             })?;
         }
         match shared.wait_until_ready() {
             Ok(()) => Ok(local),
-            // Dropping it terminates what did start.
+            // Dropping it terminates the workers that did start.
             Err(why) => Err(Error::Start(Start(why))),
         }
     }
@@ -271,15 +277,19 @@ impl LocalWorkers {
     }
 }
 
-/// What workers run beside inputs, if anything.
+/// The tasks that workers run besides inputs, if any.
 fn set_up(settings: &Settings) -> Option<io::Result<Setup>> {
-    settings.preparations().next()?;
+    let sandbox = settings.sandbox.as_ref();
+    let sandbox = sandbox.map(|sandbox| sandbox.inner().clone());
+    if sandbox.is_none() {
+        settings.preparations().next()?;
+    }
     let preparations = settings.preparations();
     let held: Vec<_> = preparations
         .flat_map(|task| task.attachments.iter().map(Arc::clone))
         .collect();
     let (initializers, finalizers) = (steps(&settings.initializers), steps(&settings.finalizers));
-    Some(Setup::new(&initializers, &finalizers, &held))
+    Some(Setup::new(&initializers, &finalizers, &held, sandbox))
 }
 
 /// The numbers of tasks, and their arguments.
@@ -292,7 +302,7 @@ fn start_error(error: io::Error) -> Error {
     Error::Start(Start(error.to_string()))
 }
 
-/// For a pool that was never finished: one that was is shut down already.
+/// For a pool that was never completed; one that was has already been shut down.
 impl Drop for LocalWorkers {
     fn drop(&mut self) {
         self.shut_down();
@@ -346,7 +356,19 @@ impl Workers for LocalWorkers {
         if !self.is_ours() {
             return waiter.is_over();
         }
-        self.shared.wait(job, want, waiter.0, deadline)
+        let wait = || self.shared.wait(job, want, waiter.0, deadline);
+        match &self.shared.printer {
+            None => wait(),
+            Some(printer) => printer.around(wait),
+        }
+    }
+
+    fn settle(&self) {
+        if let Some(printer) = &self.shared.printer
+            && self.is_ours()
+        {
+            printer.settle();
+        }
     }
 
     fn running(&self, job: JobId) -> usize {
@@ -387,7 +409,7 @@ impl Workers for LocalWorkers {
         if self.is_ours() {
             let now = pool_worker::now();
             self.shared.update(|state| {
-                // What was sent before is there before.
+                // Messages that were sent before this must arrive before the outcomes.
                 state.collect();
                 state.scheduler.terminate(now);
             });
@@ -404,7 +426,7 @@ impl Workers for LocalWorkers {
         joined
     }
 
-    /// A process can be stuck in the kernel, beyond the reach of SIGKILL, so the wait is bounded.
+    /// A process can be stuck in the kernel, out of reach of SIGKILL, so the wait is bounded.
     fn shut_down(&self) {
         let threads = mem::take(&mut *lock(&self.threads));
         if threads.is_empty() || !self.is_ours() {
@@ -428,10 +450,18 @@ impl Workers for LocalWorkers {
     }
 
     fn stats(&self) -> Stats {
+        self.tallied_stats().0
+    }
+
+    fn tallied_stats(&self) -> (Stats, Tallies) {
         if !self.is_ours() {
-            return Stats::default();
+            return Default::default();
         }
         self.shared.stats()
+    }
+
+    fn confines(&self) -> bool {
+        true
     }
 
     fn carries_channels(&self) -> bool {
@@ -453,7 +483,7 @@ impl Workers for LocalWorkers {
 }
 
 impl Shared {
-    /// Changes the state, does what follows from it, and delivers.
+    /// Changes the state, carries out what follows from that, and delivers.
     fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         // One box for each thread, so that nothing large is moved or allocated each time.
         let mut effects = EFFECTS.take().unwrap_or_default();
@@ -473,7 +503,7 @@ impl Shared {
         result
     }
 
-    /// What is done without the lock.
+    /// Carries out what is done without the lock.
     fn carry_out(&self, effects: &mut Effects) {
         for sleeper in effects.sleepers.drain(..) {
             sleeper.wake();
@@ -493,7 +523,7 @@ impl Shared {
             if effects.leader_may_sleep {
                 self.launcher.bell().wake_leader();
             }
-            // Whoever begins to wait after this look sees the number that was just lowered.
+            // A thread that begins to wait after this check sees the number that was just lowered.
             if self.joining.load(Ordering::SeqCst) > 0 {
                 drop(lock(&self.state));
                 self.changed.notify_all();
@@ -507,11 +537,11 @@ impl Shared {
         }
     }
 
-    /// Waits until all is over and delivered, or until the deadline.
+    /// Waits until the pool has ended and everything is delivered, or until the deadline.
     fn wait_for_end(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let mut state = lock(&self.state);
         loop {
-            // This may be a callback that is being delivered itself.
+            // This may run in a callback, which is itself being delivered.
             let own = DELIVERIES.get();
             if state.over && self.delivering.load(Ordering::SeqCst) <= own {
                 return Ok(());
@@ -528,7 +558,7 @@ impl Shared {
         }
     }
 
-    /// There is no supervisor any more: nobody must wait for one.
+    /// The supervisor is gone: no thread must wait for it.
     #[cold]
     fn break_down(&self) {
         let now = pool_worker::now();
@@ -541,11 +571,11 @@ impl Shared {
         });
         self.launcher.bell().wake_collector();
         self.outputs_waker.iter().for_each(Waker::wake);
-        // Who is killed with this thread would stay a zombie.
+        // Processes that are killed with this thread would stay zombies.
         let mut dead: Vec<Process> = self.update(|state| {
             let workers = state.workers.iter_mut();
             let dead: Vec<Worker> = workers.filter_map(Option::take).collect();
-            // What they have counted is lost with the supervisor.
+            // Their counts are lost with the supervisor.
             dead.into_iter().map(Worker::into_process).collect()
         });
         dead.iter().for_each(Process::kill);

@@ -1,61 +1,70 @@
-//! What workers log reaches the subscriber of this program, or its logger.
+//! Passes what workers log to the subscriber of this program, or to its logger.
 //!
-//! When a call is made, the subscriber of its thread and the span that it is in are kept with the call's [`Sink`]; there the records of
-//! its inputs arrive. What belongs to no call comes through the [`Observer`]. Both put it into one queue. The thread `pool-log` takes
-//! it out, and calls the subscriber: one that is slow holds up that thread, and nothing else.
+//! When a call is made, the subscriber of its thread and the span that the thread is in are kept with the call's [`Sink`],
+//! which gets the records of its inputs. Records that belong to no call come through the [`Observer`]. Both put records into
+//! one queue. The thread `pool-log` takes them out and calls the subscriber, so a slow subscriber holds up that thread and
+//! nothing else.
 //!
 //! # Bounds
 //!
-//! So much waits for a slow subscriber, and no more: what comes then is dropped and counted, and once there is room again, a warning
-//! says how much it was. Descriptions of callsites are never dropped, nor are ends of spans that were not. There are
-//! few of them.
+//! The queue for a slow subscriber is bounded: when it is full, records are dropped and counted, and once there is room
+//! again, a warning says how many. Descriptions of callsites are never dropped, nor are the ends of spans whose beginning was
+//! not. There are few of them.
+//!
+//! # Order
+//!
+//! A result that is returned waits for a moment until what its inputs have logged has been delivered ([`Tail`]), so a program
+//! that logs the result itself does so after them. Once that took too long, no result waits for a second. Futures never wait.
 //!
 //! # Spans
 //!
-//! The spans of workers are made again here, with the span of the caller around them ([`delivery`]); they are not entered. The span of
-//! the caller is kept open as long as the call has one open. It must not be closed under a lock, nor by a thread that others wait for:
-//! what a subscriber does then is the user's.
+//! The spans of workers are created anew here, inside the span of the caller ([`delivery`]); they are not entered. The
+//! caller's span is kept open as long as the call has an open span. It must not be closed under a lock, nor by a thread that
+//! others wait for, since the subscriber then runs code of the user.
 
 mod delivery;
+mod sieve;
 mod site;
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
-use pool_worker::record::{Glimpse, Seen};
 use tracing_core::LevelFilter;
 use tracing_core::dispatcher::{self, Dispatch};
 use tracing_core::span::Id;
 use tracing_core::subscriber::NoSubscriber;
 
 use self::delivery::Delivery;
-use crate::backend::{LogLevel, LogRecords, LogSource, News, Observer, Outcomes, Sink};
+pub use self::sieve::LogSieve;
+use crate::backend::{
+    LogLevel, LogRecords, News, Observer, Outcomes, Room, Sink, each_record as each,
+};
 use crate::local::is_of_a_pool;
 use crate::sync::{self, lock};
 
-/// So many records, or so many bytes of them, may wait for the subscriber.
+/// How many records, and how many bytes of them, may wait for the subscriber.
 const RECORDS_MAX: usize = 1 << 16;
 const BYTES_MAX: usize = 16 << 20;
 
-/// A worker has no more callsites and no more open spans than this, as far as is believed.
-const CALLSITES_MAX: usize = 8192;
-const SPANS_MAX: usize = 1 << 16;
-
-/// So many spans of callers may wait to be closed; more stay open.
+/// How many spans of callers may wait to be closed; others stay open.
 const RELEASES_MAX: usize = 1 << 16;
 
-/// A subscriber that does nothing for so long is not waited for; nor is one for so long when a pool is dropped.
-const STUCK: Duration = Duration::from_secs(5);
-const STUCK_AT_DROP: Duration = Duration::from_millis(500);
+/// A result waits at most this long for what its inputs have logged to be delivered.
+const PATIENCE: Duration = Duration::from_millis(5);
 
-/// Where records wait for the subscriber, and the thread that calls it.
+/// Once a result has waited in vain, no result waits for this long.
+const RESIGNED: Duration = Duration::from_secs(1);
+
+/// When a pool is dropped, what is in the queue gets this much time before the drop returns.
+const AT_DROP: Duration = Duration::from_millis(500);
+
+/// The queue of records for the subscriber, and the thread that calls it.
 pub(crate) struct Logs {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -64,51 +73,88 @@ pub(crate) struct Logs {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// Grows with what was delivered.
+    /// Grows with every delivery.
     delivered: AtomicU64,
-    /// For what belongs to no call: the subscriber of the thread that has built the pool, or has made the first call with one.
+    /// How many items were taken from the queue and delivered.
+    done: AtomicU64,
+    /// How many threads wait in [`Tail::settle`].
+    settling: AtomicUsize,
+    patience: Duration,
+    /// For records that belong to no call: the subscriber of the thread that built the pool, or else of the first thread that
+    /// made a call and had one.
     home: OnceLock<Arc<Context>>,
-    /// In a forked copy of the process there is no such thread.
+    /// The process that has the thread; a forked copy does not.
     owner: u32,
 }
 
 #[derive(Default)]
 struct Queue {
     items: VecDeque<Item>,
+    /// How many items were ever put into it.
+    queued: u64,
+    /// Until then, no result waits, since one has waited in vain.
+    resigned: Option<Instant>,
     records: usize,
     bytes: usize,
     releases: usize,
-    /// How many were dropped since the last that was not.
+    /// How many records were dropped since the last one that was queued.
     dropped: u64,
-    sources: HashMap<LogSource, Known>,
-    /// The thread takes from here, and is at it; or sleeps.
+    sieve: LogSieve,
+    /// The thread that takes from the queue, whether it is at work or sleeps.
     thread: Option<ThreadId>,
     works: bool,
     sleeps: bool,
-    /// The thread ends once there is nothing.
+    /// The thread ends once the queue is empty.
     ended: bool,
-}
-
-/// What a worker has said that was not dropped.
-#[derive(Default)]
-struct Known {
-    callsites: usize,
-    spans: HashSet<u64>,
 }
 
 enum Item {
     Records(Option<Arc<Context>>, LogRecords),
-    /// To be closed.
+    /// A span to be closed.
     Release(Dispatch, Id),
 }
 
-/// Who listens, and the span of the caller.
+/// The listener of a call, and the span of the caller.
 pub(super) struct Context {
     dispatch: Dispatch,
-    /// It is a subscriber; otherwise there is a logger, perhaps.
+    /// There is a subscriber; otherwise there may be a logger.
     hears: bool,
     span: Option<Id>,
     shared: Weak<Shared>,
+    /// The number of the last item in the queue that is for this listener.
+    queued: Arc<AtomicU64>,
+}
+
+/// What the inputs of a call log, for those who take its results. Does not keep the caller's span open.
+#[derive(Clone)]
+pub(crate) struct Tail(Option<(Weak<Shared>, Arc<AtomicU64>)>);
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tail").finish_non_exhaustive()
+    }
+}
+
+impl Tail {
+    /// For a call that was refused, or that nobody listens to.
+    pub(crate) fn none() -> Tail {
+        Tail(None)
+    }
+
+    /// Waits until what was logged before the results that have arrived has been delivered, so that it is seen before them;
+    /// but not for a slow subscriber, nor beyond the deadline.
+    #[inline]
+    pub(crate) fn settle(&self, deadline: Option<Instant>) {
+        if let Some((shared, queued)) = &self.0 {
+            let queued = queued.load(Ordering::Acquire);
+            if queued > 0
+                && let Some(shared) = shared.upgrade()
+                && shared.done.load(Ordering::Acquire) < queued
+            {
+                shared.settle(queued, deadline);
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Logs {
@@ -123,7 +169,7 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Which records somebody wants to have.
+/// Which records the current listener wants.
 #[inline]
 fn level() -> LogLevel {
     match LevelFilter::current() {
@@ -139,6 +185,9 @@ impl Logs {
                 queue: Mutex::default(),
                 changed: Condvar::new(),
                 delivered: AtomicU64::new(0),
+                done: AtomicU64::new(0),
+                settling: AtomicUsize::new(0),
+                patience: PATIENCE,
                 home: OnceLock::new(),
                 owner: pool_worker::lineage(),
             }),
@@ -146,7 +195,7 @@ impl Logs {
         }
     }
 
-    /// Which records somebody wants to have. If there are any, the calling thread's subscriber gets what belongs to no call.
+    /// Which records are wanted here. If any are, the calling thread's subscriber gets what belongs to no call.
     pub(crate) fn level(&self) -> LogLevel {
         let level = level();
         if level > LogLevel::Off {
@@ -156,7 +205,7 @@ impl Logs {
         level
     }
 
-    /// The calling thread's subscriber, if there is one, gets what belongs to no call, if nobody does yet.
+    /// Lets the calling thread's subscriber, if there is one, get what belongs to no call, unless another already does.
     fn make_home(&self) {
         if self.shared.home.get().is_none() {
             let context = Context::current(&self.shared, false);
@@ -166,32 +215,34 @@ impl Logs {
         }
     }
 
-    /// Gets what belongs to no call. Other news goes on.
+    /// Returns an observer that takes what belongs to no call, and passes on other news.
     pub(crate) fn observer(&self, next: Option<Arc<dyn Observer>>) -> Option<Arc<dyn Observer>> {
         let shared = Arc::clone(&self.shared);
         Some(Arc::new(Listener { shared, next }))
     }
 
-    /// The sink of a call that this thread makes, for its backend; and which records somebody wants to have.
+    /// Wraps the sink of a call that this thread makes, for its backend; and says which records are wanted.
     #[inline]
-    pub(crate) fn listen(&self, sink: Arc<dyn Sink>) -> (Arc<dyn Sink>, LogLevel) {
+    pub(crate) fn listen(&self, sink: Arc<dyn Sink>) -> (Arc<dyn Sink>, LogLevel, Tail) {
         match level() {
-            LogLevel::Off => (sink, LogLevel::Off),
-            level => (self.listening(sink), level),
+            LogLevel::Off => (sink, LogLevel::Off, Tail::none()),
+            level => {
+                let (sink, tail) = self.listening(sink);
+                (sink, level, tail)
+            }
         }
     }
 
     #[cold]
-    fn listening(&self, sink: Arc<dyn Sink>) -> Arc<dyn Sink> {
+    fn listening(&self, sink: Arc<dyn Sink>) -> (Arc<dyn Sink>, Tail) {
         self.make_home();
         self.start();
-        Arc::new(Listening {
-            sink,
-            context: Arc::new(Context::current(&self.shared, true)),
-        })
+        let context = Arc::new(Context::current(&self.shared, true));
+        let tail = context.tail();
+        (Arc::new(Listening { sink, context }), tail)
     }
 
-    /// Starts the thread, if there is none. Without one, records are dropped.
+    /// Starts the thread if it does not run. If it can't be started, records are dropped.
     fn start(&self) {
         if pool_worker::lineage() != self.shared.owner {
             return;
@@ -210,42 +261,46 @@ impl Logs {
         }
     }
 
-    /// Waits until all that has come was delivered, unless the subscriber is stuck, or calls this. False: the deadline came first.
+    /// Waits until everything that has arrived by now has been delivered, unless the subscriber is stuck, or this is called by
+    /// it. Returns false if the deadline came first.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
-        self.wait_while_it_moves(deadline, STUCK)
-    }
-
-    fn wait_while_it_moves(&self, deadline: Option<Instant>, stuck: Duration) -> bool {
         let shared = &self.shared;
         if pool_worker::lineage() != shared.owner {
             return true;
         }
         let mut queue = lock(&shared.queue);
+        let queued = queue.queued;
         let (mut seen, mut until) = (None, Instant::now());
-        while queue.is_busy() && queue.thread != Some(thread::current().id()) {
+        shared.settling.fetch_add(1, Ordering::SeqCst);
+        let in_time = loop {
+            let is_done = shared.done.load(Ordering::SeqCst) >= queued;
+            if is_done || !queue.is_delivered_elsewhere() {
+                break true;
+            }
             let delivered = Some(shared.delivered.load(Ordering::Relaxed));
             let now = Instant::now();
             if mem::replace(&mut seen, delivered) != delivered {
-                until = now + stuck;
+                until = now + sync::STUCK;
             } else if now >= until {
-                return true;
+                break true;
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return false;
+                break false;
             }
             let next = deadline.map_or(until, |deadline| deadline.min(until));
             queue = sync::wait(&shared.changed, queue, Some(next)).0;
-        }
-        true
+        };
+        shared.settling.fetch_sub(1, Ordering::SeqCst);
+        in_time
     }
 
-    /// Lets the thread end when everything was delivered. That is waited for, if the subscriber is not stuck.
+    /// Lets the thread end after everything has been delivered, and waits for that, but not long.
     pub(crate) fn end(&self) {
         if pool_worker::lineage() != self.shared.owner {
             return;
         }
-        self.wait_while_it_moves(None, STUCK_AT_DROP);
-        let is_through = {
+        self.wait(Some(Instant::now() + AT_DROP));
+        let is_idle = {
             let mut queue = lock(&self.shared.queue);
             queue.ended = true;
             !queue.is_busy()
@@ -253,7 +308,7 @@ impl Logs {
         self.shared.changed.notify_all();
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread
-            && is_through
+            && is_idle
             && thread.thread().id() != thread::current().id()
         {
             let _ = thread.join();
@@ -275,73 +330,43 @@ impl Queue {
         self.works || !self.items.is_empty()
     }
 
+    /// Another thread than this one takes from the queue.
+    fn is_delivered_elsewhere(&self) -> bool {
+        self.thread
+            .is_some_and(|thread| thread != thread::current().id())
+    }
+
+    fn add(&mut self, item: Item) {
+        self.queued += 1;
+        if let Item::Records(Some(context), _) = &item {
+            context.queued.store(self.queued, Ordering::Release);
+        }
+        self.items.push_back(item);
+    }
+
     fn is_full(&self) -> bool {
         self.records >= RECORDS_MAX || self.bytes >= BYTES_MAX
     }
 
-    /// Puts in what there is room for.
+    /// Queues the records for which there is room.
     fn push(&mut self, context: Option<Arc<Context>>, mut records: LogRecords) {
         if self.thread.is_none() {
             return;
         }
-        if records.ended {
-            self.sources.remove(&records.source);
-            self.items.push_back(Item::Records(context, records));
-            return;
-        }
-        let is_full = self.is_full();
-        let is_over_full = self.bytes >= 2 * BYTES_MAX;
-        let known = match self.sources.entry(records.source.clone()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(vacant) => vacant.insert(Known::default()),
+        let room = if !self.is_full() {
+            Room::Enough
+        } else if self.bytes < 2 * BYTES_MAX {
+            Room::Little
+        } else {
+            Room::None
         };
-        let (mut kept, mut left_out) = (Vec::new(), false);
-        for record in each(&records.records) {
-            let seen = Glimpse::of(record).map(|glimpse| glimpse.what);
-            let keep = match seen {
-                Some(Seen::Callsite) => {
-                    known.callsites += 1;
-                    known.callsites <= CALLSITES_MAX && !is_over_full
-                }
-                Some(Seen::Span(id)) => {
-                    !is_full && known.spans.len() < SPANS_MAX && known.spans.insert(id)
-                }
-                Some(Seen::Close(id)) => known.spans.remove(&id),
-                Some(Seen::Other) => !is_full,
-                None => false,
-            };
-            if keep {
-                kept.push(record);
-            } else {
-                left_out = true;
-                // The span was counted when it began.
-                let counts = !matches!(seen, None | Some(Seen::Close(_)));
-                self.dropped += u64::from(counts);
-            }
-        }
-        self.records += kept.len();
-        if left_out {
-            let whole = kept.into_iter().flat_map(|record| {
-                let len = (record.len() as u32).to_le_bytes();
-                len.into_iter().chain(record.iter().copied())
-            });
-            records.records = whole.collect();
-        }
-        if !records.records.is_empty() {
-            self.bytes += records.records.len();
-            self.items.push_back(Item::Records(context, records));
+        self.dropped += self.sieve.pass(&mut records, room) + records.dropped;
+        self.records += each(&records.records).count();
+        self.bytes += records.records.len();
+        if !records.records.is_empty() || records.ended || records.dropped > 0 {
+            self.add(Item::Records(context, records));
         }
     }
-}
-
-/// The records that lie behind each other.
-fn each(mut records: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let (len, rest) = records.split_first_chunk()?;
-        let (record, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        records = rest;
-        Some(record)
-    })
 }
 
 impl Shared {
@@ -361,7 +386,7 @@ impl Shared {
         }
     }
 
-    /// The life of the thread.
+    /// The main loop of the thread.
     fn work(&self) {
         let mut delivery = Delivery::default();
         let mut queue = lock(&self.queue);
@@ -391,18 +416,17 @@ impl Shared {
     }
 
     fn deliver(&self, delivery: &mut Delivery, items: VecDeque<Item>, dropped: u64) {
-        let mut last = None;
-        for item in items {
+        let (mut last, count) = (None, items.len());
+        for (at, item) in items.into_iter().enumerate() {
             match item {
                 Item::Release(dispatch, id) => guard(|| {
                     dispatch.try_close(id);
                 }),
+                Item::Records(_, records) if records.ended => {
+                    guard(|| delivery.end_of(&records.source));
+                }
                 Item::Records(context, records) => {
                     let context = context.unwrap_or_else(|| self.home());
-                    if records.ended {
-                        guard(|| delivery.end_of(&records.source));
-                        continue;
-                    }
                     let mut source = delivery.source(&records);
                     for record in each(&records.records) {
                         guard(|| source.deliver(&context, record));
@@ -411,22 +435,54 @@ impl Shared {
                     last = Some(context);
                 }
             }
-        }
-        // They came behind what was delivered by now.
-        if dropped > 0 {
-            let context = last.unwrap_or_else(|| self.home());
-            guard(|| delivery::warn_of_dropped(&context, dropped));
+            // The dropped records came after those delivered so far.
+            if dropped > 0 && at + 1 == count {
+                let context = last.take().unwrap_or_else(|| self.home());
+                guard(|| delivery::warn_of_dropped(&context, dropped));
+            }
+            self.done.fetch_add(1, Ordering::SeqCst);
+            if self.settling.load(Ordering::SeqCst) > 0 {
+                drop(lock(&self.queue));
+                self.changed.notify_all();
+            }
         }
     }
 
-    /// Who listens to what belongs to no call.
+    /// Waits until this many items have been delivered, but not for long. Returns false if it does not wait at all.
+    #[cold]
+    fn settle(&self, queued: u64, deadline: Option<Instant>) -> bool {
+        if pool_worker::lineage() != self.owner {
+            return false;
+        }
+        let now = Instant::now();
+        let patience = now + self.patience;
+        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+        let mut queue = lock(&self.queue);
+        if until <= now || queue.resigned.is_some_and(|until| now < until) {
+            return false;
+        }
+        self.settling.fetch_add(1, Ordering::SeqCst);
+        // The subscriber itself may call the pool.
+        while queue.is_delivered_elsewhere() && self.done.load(Ordering::SeqCst) < queued {
+            let (guard, in_time) = sync::wait(&self.changed, queue, Some(until));
+            queue = guard;
+            if !in_time {
+                queue.resigned = (until == patience).then(|| Instant::now() + RESIGNED);
+                break;
+            }
+        }
+        self.settling.fetch_sub(1, Ordering::SeqCst);
+        true
+    }
+
+    /// The listener to what belongs to no call.
     fn home(&self) -> Arc<Context> {
         let home = self.home.get().map(Arc::clone);
         home.unwrap_or_else(|| Arc::new(Context::of_thread(Weak::new(), false)))
     }
 }
 
-/// What is the user's may panic. Its hook has said what there is to say.
+/// Code of the user may panic. The panic hook has already reported it.
 fn guard(call: impl FnOnce()) {
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(call)) {
         // A payload may panic when it is dropped.
@@ -439,7 +495,7 @@ impl Context {
         Context::of_thread(Arc::downgrade(shared), with_span)
     }
 
-    /// The subscriber of this thread, and the span that it is in.
+    /// The subscriber of this thread, and the span that the thread is in.
     fn of_thread(shared: Weak<Shared>, with_span: bool) -> Context {
         dispatcher::get_default(|dispatch| {
             let current = with_span.then(|| dispatch.current_span());
@@ -449,8 +505,13 @@ impl Context {
                 span: span.map(|id| dispatch.clone_span(id)),
                 dispatch: dispatch.clone(),
                 shared: Weak::clone(&shared),
+                queued: Arc::default(),
             }
         })
+    }
+
+    fn tail(&self) -> Tail {
+        Tail(Some((Weak::clone(&self.shared), Arc::clone(&self.queued))))
     }
 }
 
@@ -464,9 +525,9 @@ impl Drop for Context {
         {
             let dispatch = self.dispatch.clone();
             shared.put(|queue| {
-                if queue.releases < RELEASES_MAX {
+                if queue.releases < RELEASES_MAX && queue.thread.is_some() {
                     queue.releases += 1;
-                    queue.items.push_back(Item::Release(dispatch, id));
+                    queue.add(Item::Release(dispatch, id));
                 }
             });
             return;
@@ -477,7 +538,7 @@ impl Drop for Context {
     }
 }
 
-/// The sink of a call, and who listens to what its inputs log.
+/// The sink of a call, together with the listener to what its inputs log.
 #[derive(Debug)]
 struct Listening {
     sink: Arc<dyn Sink>,
@@ -496,7 +557,7 @@ impl Sink for Listening {
     }
 }
 
-/// Gets what belongs to no call.
+/// Receives what belongs to no call.
 struct Listener {
     shared: Arc<Shared>,
     next: Option<Arc<dyn Observer>>,
@@ -527,7 +588,9 @@ impl Observer for Listener {
 
 #[cfg(test)]
 mod tests {
+    use super::sieve::{CALLSITES_MAX, SPANS_MAX};
     use super::*;
+    use crate::backend::LogSource;
 
     fn source() -> LogSource {
         LogSource {
@@ -549,6 +612,7 @@ mod tests {
             index: None,
             ended: false,
             records: framed.collect(),
+            dropped: 0,
         }
     }
 
@@ -588,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_takes_what_must_not_be_lost() {
+    fn a_full_queue_accepts_what_must_not_be_lost() {
         let mut queue = queue();
         queue.push(None, records(&[callsite(), span(1), event()]));
         queue.records = RECORDS_MAX;
@@ -604,8 +668,59 @@ mod tests {
         assert_eq!(kept(&queue), [event()]);
     }
 
+    /// A context of these logs, with something in the queue that is for it.
+    fn with_one_queued(logs: &Logs) -> Arc<Context> {
+        let context = Arc::new(Context::current(&logs.shared, false));
+        let mut queue = lock(&logs.shared.queue);
+        queue.push(Some(Arc::clone(&context)), records(&[callsite()]));
+        assert_eq!(context.queued.load(Ordering::Relaxed), 1);
+        drop(queue);
+        context
+    }
+
+    fn logs(patience: Duration) -> Logs {
+        let mut logs = Logs::new();
+        let shared = Arc::get_mut(&mut logs.shared).expect("no thread has it");
+        shared.patience = patience;
+        let elsewhere = thread::spawn(|| thread::current().id());
+        shared.queue.get_mut().expect("no thread panicked").thread =
+            Some(elsewhere.join().expect("it has an id"));
+        logs
+    }
+
     #[test]
-    fn what_a_worker_makes_up_has_bounds() {
+    fn a_result_waits_for_what_was_logged_before_it() {
+        let logs = logs(Duration::from_secs(60));
+        let context = with_one_queued(&logs);
+        let shared = Arc::clone(&logs.shared);
+        let worker = thread::spawn(move || {
+            while shared.settling.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            let items = mem::take(&mut lock(&shared.queue).items);
+            shared.deliver(&mut Delivery::default(), items, 0);
+        });
+        context.tail().settle(None);
+        assert_eq!(logs.shared.done.load(Ordering::SeqCst), 1);
+        assert_eq!(lock(&logs.shared.queue).resigned, None);
+        worker.join().expect("it delivered");
+        lock(&logs.shared.queue).thread = None;
+    }
+
+    #[test]
+    fn no_result_waits_for_a_slow_subscriber_twice() {
+        let logs = logs(Duration::from_millis(1));
+        let context = with_one_queued(&logs);
+        context.tail().settle(Some(Instant::now()));
+        assert_eq!(lock(&logs.shared.queue).resigned, None);
+        context.tail().settle(None);
+        assert!(lock(&logs.shared.queue).resigned.is_some());
+        assert!(!logs.shared.settle(1, None));
+        lock(&logs.shared.queue).thread = None;
+    }
+
+    #[test]
+    fn what_an_evil_worker_sends_is_bounded() {
         let mut queue = queue();
         let many: Vec<_> = (0..SPANS_MAX as u64 + 10).map(span).collect();
         queue.push(None, records(&many));
@@ -621,6 +736,19 @@ mod tests {
             ..records(&[])
         };
         queue.push(None, ended);
-        assert!(queue.sources.is_empty());
+        assert!(queue.sieve.is_empty());
+    }
+
+    #[test]
+    fn what_was_dropped_on_the_way_is_told_here() {
+        let mut queue = queue();
+        let mut late = records(&[event()]);
+        late.note_dropped(3);
+        queue.push(None, late);
+        let mut nothing = records(&[]);
+        nothing.note_dropped(4);
+        queue.push(None, nothing);
+        // Both wake the thread, which warns.
+        assert_eq!((queue.dropped, queue.items.len()), (7, 2));
     }
 }

@@ -1,4 +1,4 @@
-//! Which arguments of a call are open: all of the task's, or those that [`partial`](crate::Call::partial) has left.
+//! The open arguments of a call: all of the task's, or those that [`partial`](crate::Call::partial) has left.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,18 +6,18 @@ use std::marker::PhantomData;
 use pool_worker::param::{EndsWith, GivesAll, Lends, LendsAll, Param};
 use pool_worker::{CodecError, Tail, Task};
 
-/// What appends an encoded input. A long block at its end is given back, to follow what was appended.
+/// Appends an encoded input. Returns a long block at its end instead of appending it; it must follow.
 pub(crate) type Encode<X> = fn(X, &mut Vec<u8>) -> Encoded;
 
-/// What comes of encoding an input.
+/// The outcome of encoding an input.
 pub(crate) type Encoded = Result<Option<Tail>, CodecError>;
 
-/// The arguments that a call of the task `T` still takes: all, for the task itself, or what `partial` has
-/// [`Left`].
+/// The arguments that a call of the task `T` still takes: all of them, for the task itself; or, after `partial`, those that
+/// are [`Left`].
 ///
 /// Not meant to be implemented elsewhere.
 pub trait Open<T> {
-    /// They, as a tuple.
+    /// The arguments, as a tuple.
     type Args;
     #[doc(hidden)]
     type Params;
@@ -35,7 +35,7 @@ impl<T: Task> Open<T> for T {
     }
 }
 
-/// The last arguments of the task `T`, when the first ones are bound: `A`, a tuple.
+/// The last arguments of the task `T`, after the first ones were bound: `A`, a tuple.
 pub struct Left<T, A, P>(PhantomData<T>, PhantomData<A>, PhantomData<P>);
 
 impl<T, A, P> fmt::Debug for Left<T, A, P> {
@@ -54,10 +54,10 @@ impl<T, A: GivesAll<P>, P> Open<T> for Left<T, A, P> {
     }
 }
 
-/// A task of one argument, which [`map`](crate::Pool::map) and [`imap`](crate::Pool::imap) fill from their inputs; or a task `T` of
-/// which [`partial`](crate::Call::partial) has left one argument open.
+/// A task of one argument, as [`map`](crate::Pool::map) and [`imap`](crate::Pool::imap) need it; or a task `T` of which
+/// [`partial`](crate::Call::partial) has left one argument open.
 ///
-/// Every `T: Task<Args = (A,)>` is one, with `A` as its argument. Not meant to be implemented elsewhere.
+/// Every `T: Task<Args = (A,)>` implements it, with `A` as its argument. Not meant to be implemented elsewhere.
 ///
 /// # Examples
 ///
@@ -98,10 +98,10 @@ where
     }
 }
 
-/// The same for a call that takes references: what [`ByRef::map`](crate::ByRef::map) and [`ByRef::imap`](crate::ByRef::imap) can
-/// fill.
+/// The same for a call that takes references, as [`ByRef::map`](crate::ByRef::map) and [`ByRef::imap`](crate::ByRef::imap)
+/// need it.
 pub trait UnaryByRef<T = Self>: Open<T> {
-    /// What is lent: `str` for a parameter `String` or `&str`.
+    /// What is passed by reference: `str` for a parameter `String` or `&str`.
     type Lent: ?Sized;
     #[doc(hidden)]
     fn lend_one<S: Lends<Self::Lent>>(
@@ -124,7 +124,7 @@ where
     }
 }
 
-/// Argument tuples of one element.
+/// Tuples of one argument.
 #[diagnostic::on_unimplemented(
     message = "`{T}` does not take exactly one argument here: it takes `{Self}`",
     label = "`map` and `imap` need a task of one argument",
@@ -138,7 +138,7 @@ pub trait OneArgument<T> {
     fn pack(argument: Self::Argument) -> Self;
 }
 
-// Without the bound the compiler would advise to make a tuple of the task.
+// Without the bound, the compiler would advise making a tuple of the task.
 #[diagnostic::do_not_recommend]
 impl<T: Task<Args: EndsWith<A>>, A> OneArgument<T> for (A,) {
     type Argument = A;
@@ -147,7 +147,7 @@ impl<T: Task<Args: EndsWith<A>>, A> OneArgument<T> for (A,) {
     }
 }
 
-/// The same of what is lent.
+/// The same for references.
 #[diagnostic::on_unimplemented(
     message = "`{T}` does not take exactly one argument here",
     label = "`map` and `imap` need a task of one argument",
@@ -157,7 +157,7 @@ impl<T: Task<Args: EndsWith<A>>, A> OneArgument<T> for (A,) {
 pub trait OneParam<T> {
     #[doc(hidden)]
     type Param: Param<Lent = Self::Lent>;
-    /// What is lent.
+    /// What is passed by reference.
     type Lent: ?Sized;
 }
 
@@ -167,7 +167,7 @@ impl<T, P: Param> OneParam<T> for (P,) {
     type Lent = P::Lent;
 }
 
-/// Appends what is lent as all arguments.
+/// Appends references as all arguments.
 #[inline]
 pub(crate) fn lend_all<P, S: LendsAll<P>>(input: S, out: &mut Vec<u8>) -> Encoded {
     input.encode(out)

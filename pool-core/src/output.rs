@@ -1,4 +1,4 @@
-//! Where what workers print goes: [`Output`], and the lines of it.
+//! [`Output`]: where workers print to; and the lines that they print.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where the standard output and the standard error of workers go: for [`PoolBuilder::output`](crate::PoolBuilder::output).
 ///
-/// This is about descriptors 1 and 2 of each worker, so it covers what C code and started programs write there, too.
+/// This applies to descriptors 1 and 2 of each worker, so it covers what C code and child processes write there as well.
 ///
 /// ```
 /// use pool_core::{Error, Output, Pool, pool_task};
@@ -27,43 +27,45 @@ use serde::{Deserialize, Serialize};
 /// let outcomes = pool.task(parse).map_results(["good", "bad"].map(String::from));
 /// let error = outcomes[1].as_ref().unwrap_err();
 /// assert_eq!(error.output(), Some("parsing bad\n"));
-/// assert!(error.to_string().ends_with(r#"; it printed last: "parsing bad""#));
+/// assert!(error.to_string().ends_with(r#"; last line printed: "parsing bad""#));
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Buffers
 ///
-/// After each input a worker writes out what Rust and C hold in the buffer of standard output, so nothing is lost when it is killed
-/// later. Of a task that crashes, what is still in a buffer is lost:
+/// After each input, a worker flushes the buffers that Rust and C have for standard output, so nothing is lost if the worker
+/// is killed later. If a task crashes, what is still in a buffer is lost:
 ///
-/// - C's `stdout` has none with `Capture` and `lines`: what `printf` was given is in the error, with or without the end of a line. (Code
-///   that prints single characters is slower for it.) With `Inherit` it has one, as ever, unless it is a terminal.
-/// - `print!` of Rust holds the beginning of a line until the line ends, or until it is flushed.
+/// - C's `stdout` has no buffer with `Capture` and `lines`: everything that was passed to `printf` is in the error, with or
+///   without the end of a line. (Code that prints single characters is slower because of that.) With `Inherit`, it has one as
+///   usual, unless it is a terminal.
+/// - Rust's `print!` holds the beginning of a line until the line ends or is flushed.
 ///
 /// # Under `cargo test`
 ///
-/// With `Inherit`, in a test whose output is captured, what workers print is captured with it: it is shown if the test fails. That holds
-/// for pools that are built by the test itself, in its own thread. `cargo test -- --nocapture` shows everything.
+/// With `Inherit`, in a test whose output is captured, the output of workers is captured as well: it is shown if the test
+/// fails. That works for pools that are built by the test itself, in its own thread. `cargo test -- --nocapture` shows
+/// everything.
 ///
-/// # What is left behind
+/// # What tasks leave running
 ///
-/// What threads and processes write that a task has left behind is in no error, once their worker has nothing to run; as
-/// a [line](Output::lines) it has no task. A process that outlives its worker may go on writing until the pool is dropped; then it gets
-/// SIGPIPE, or EPIPE if it ignores that.
+/// What threads and processes print that a task left running is in no error if their worker has no input to run at that time;
+/// as a [line](Output::lines) it has no task. A process that outlives its worker may go on printing until the pool is
+/// dropped; then it gets SIGPIPE, or EPIPE if it ignores that signal.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Output {
-    /// Where those of this program go.
+    /// To where this program's own output goes.
     #[default]
     Inherit,
-    /// Nowhere, but what a task wrote before it failed is in its error: the last 64 KiB, in the order in which it was read. (Two streams
-    /// are read in turn, so a line of the one may come before an earlier one of the other.) What an initializer or a preload
-    /// task printed last is in the error if it fails.
+    /// Nowhere, but if a task fails, its error contains what it printed before: the last 64 KiB, in the order in which it was
+    /// read. (Two streams are read in turn, so a line of one may come before an earlier line of the other.) If an initializer
+    /// or a preload task fails, the last line that it printed is in the error.
     ///
-    /// Costs about a microsecond for each input of a `map`, and three for an `apply`, since its beginning is marked in both streams; a
-    /// thread of the pool; and four descriptors for each worker, of which two stay open. A task that prints faster than the pool reads is slowed down, and nothing is lost
-    /// but what does not fit.
+    /// This costs about a microsecond for each input of a `map` and three for an `apply`, since the beginning of each input
+    /// is marked in both streams; a thread of the pool; and four descriptors for each worker, of which two stay open. A task
+    /// that prints faster than the pool reads is slowed down; nothing is lost except what exceeds 64 KiB.
     Capture,
     /// Nowhere.
     Null,
@@ -73,12 +75,13 @@ pub enum Output {
 }
 
 impl Output {
-    /// Each line is given to this function, on the pool's callback thread. What a task wrote before it failed is in its error as
-    /// well, as with [`Capture`](Output::Capture), and it costs the same.
+    /// Passes each line to this function, on the pool's callback thread. If a task fails, its error contains what it printed
+    /// before, as with [`Capture`](Output::Capture); the costs are the same.
     ///
-    /// The lines of one stream of one worker come in order. A line ends with `\n` or `\r\n`, with the input, and with the worker; one
-    /// that is longer than 64 KiB comes in parts. If the function is slow, 65 536 lines wait, and of more the oldest are dropped. A panic
-    /// in it costs the line. All that was written is told before [`Pool::join`](crate::Pool::join) returns.
+    /// The lines of one stream of one worker come in order. A line ends with `\n` or `\r\n`, at the end of the input, and at
+    /// the end of the worker; lines longer than 64 KiB come in parts. If the function is slow, up to 65,536 lines or 16 MiB of
+    /// them are queued; beyond that, the oldest are dropped. If the function panics, that line is lost. [`Pool::join`](crate::Pool::join)
+    /// returns after all lines have been passed on.
     ///
     /// ```
     /// use pool_core::{Error, Output, Pool, WorkerLine, pool_task};
@@ -113,7 +116,7 @@ impl fmt::Debug for Output {
     }
 }
 
-/// What [`Output::lines`] was given.
+/// The function that was given to [`Output::lines`].
 #[derive(Clone)]
 pub struct Lines(Arc<dyn Fn(&WorkerLine) + Send + Sync>);
 
@@ -122,7 +125,7 @@ impl Lines {
         Lines(Arc::new(each))
     }
 
-    /// Tells the function of a line.
+    /// Passes a line to the function.
     pub(crate) fn tell(&self, line: &WorkerLine) {
         (self.0)(line);
     }
@@ -142,19 +145,44 @@ pub struct WorkerLine {
     pub worker: usize,
     /// Its process id.
     pub pid: u32,
-    /// The machine that it is on; `None`: this one.
+    /// The machine that it runs on; `None` for this one.
     pub host: Option<String>,
-    /// The task that ran; `None` if none did: an initializer may write, or a thread that a task has left behind.
+    /// The task that was running; `None` if none was: an initializer may print, or a thread that a task left running.
     pub task: Option<Cow<'static, str>>,
-    /// The position of the task's input among those of the call; `None` as for [`Error::index`](crate::Error::index).
+    /// The position of the task's input among those of the call; `None` for `apply` and `apply_async`, which have one input only,
+    /// and while no input runs.
     pub index: Option<usize>,
-    /// Where it was written.
+    /// The stream that it was written to.
     pub stream: Stream,
-    /// The line, without its end. What is not UTF-8 is replaced.
+    /// The line, without its end. Bytes that are not UTF-8 are replaced.
     pub text: String,
 }
 
-/// Where a worker wrote something.
+impl WorkerLine {
+    /// How many lines these are: see [`News::Lines`](crate::backend::News::Lines).
+    #[doc(hidden)]
+    pub fn count(&self) -> usize {
+        1 + self.text.bytes().filter(|byte| *byte == b'\n').count()
+    }
+
+    /// Each of these lines.
+    pub(crate) fn split(mut self) -> impl Iterator<Item = WorkerLine> {
+        let text = std::mem::take(&mut self.text);
+        let mut from = Some(0);
+        std::iter::from_fn(move || {
+            let rest = &text[from?..];
+            let end = rest.find('\n');
+            let line = &rest[..end.unwrap_or(rest.len())];
+            from = end.and_then(|end| Some(from? + end + 1));
+            Some(WorkerLine {
+                text: line.to_owned(),
+                ..self.clone()
+            })
+        })
+    }
+}
+
+/// The stream that a worker wrote to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stream {
     /// Standard output, descriptor 1.

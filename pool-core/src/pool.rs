@@ -1,4 +1,6 @@
-//! [`Pool`]: what users hold.
+//! [`Pool`]: the type that users hold.
+//!
+//! If inputs have another type than the task takes, the compiler shows the line of the bound on `I`, with the comment behind it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,16 +23,14 @@ use crate::timeline::Recorder;
 
 /// A pool of worker processes.
 ///
-/// The workers are this same program, started again; each runs tasks one at a time, and a task that
-/// crashes costs itself and nothing else. All methods may be called from any thread; to share a pool among threads or
-/// requests, put it into an [`Arc`].
+/// The workers are this same program, started again. Each runs one task at a time, and a task that crashes fails alone. All
+/// methods may be called from any thread; to share a pool among threads or requests, put it into an [`Arc`].
 ///
 /// # Drop
 ///
-/// Dropping a pool terminates it: what runs is stopped, results that are not there yet are
-/// [`Error::Terminated`], and when `drop` returns the workers are gone. That takes a fraction of a
-/// second, however busy or stuck they are. To let the work finish first, use
-/// [`close`](Pool::close) and [`join`](Pool::join). If the program is killed, the system kills the
+/// Dropping a pool terminates it: running tasks are stopped, results that are not ready yet become [`Error::Terminated`], and
+/// when `drop` returns, the workers are gone. That takes a fraction of a second, however busy or stuck they are. To let the
+/// work finish first, use [`close`](Pool::close) and [`join`](Pool::join). If the program is killed, the system kills the
 /// workers.
 ///
 /// # Examples
@@ -49,28 +49,28 @@ use crate::timeline::Recorder;
 /// ```
 pub struct Pool {
     engine: Arc<Engine>,
-    /// A forked copy of this process has none of its threads.
+    /// The process that built the pool. A forked copy has none of its threads.
     owner: u32,
     recorder: Option<Recorder>,
 }
 
-/// What a pool has in common with the handles of its results.
+/// The part of a pool that the handles of its results share.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) workers: Arc<dyn Workers>,
     pub(crate) callbacks: Arc<Callbacks>,
-    /// Who listens to what workers log.
+    /// Listeners to what workers log.
     pub(crate) logs: Logs,
-    /// What calls and tasks don't say.
+    /// The options for calls and tasks that don't set their own.
     pub(crate) defaults: Options,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub(crate) decode_stack: usize,
-    /// Tasks run in this process, as the program wants it: limits can't be kept.
+    /// Tasks run in this process, because the program asked for it. Limits can't be enforced.
     pub(crate) inline: bool,
 }
 
 impl Engine {
-    /// Waits until the workers are gone and every callback that was due has run.
+    /// Waits until the workers are gone and every pending callback has run.
     pub(crate) fn join(&self, deadline: Option<Instant>) -> Result<(), Error> {
         self.workers.join(deadline)?;
         if self.logs.wait(deadline) && self.callbacks.wait(deadline) {
@@ -80,7 +80,7 @@ impl Engine {
         }
     }
 
-    /// Decodes results, within the limit.
+    /// Decodes results, within the limit of the stack.
     #[inline]
     pub(crate) fn decode<R>(&self, decode: impl FnOnce() -> R) -> R {
         if self.decode_stack == STACK_DEFAULT {
@@ -107,15 +107,15 @@ impl Pool {
         }
     }
 
-    /// It is recorded in a timeline, perhaps.
+    /// Lets a timeline record the pool, if there is a recorder.
     pub(crate) fn recorded_by(self, recorder: Option<Recorder>) -> Pool {
         let mut pool = self;
         pool.recorder = recorder;
         pool
     }
 
-    /// Starts as many workers as there are CPUs for this process, by its affinity and its cgroup;
-    /// returns when all are ready.
+    /// Starts one worker for each CPU that this process may use according to its affinity and its cgroup; returns when all
+    /// are ready.
     ///
     /// # Errors
     ///
@@ -133,27 +133,27 @@ impl Pool {
         Pool::builder().processes(processes).build()
     }
 
-    /// A pool with more settings.
+    /// Starts a builder for a pool with more settings.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::new()
     }
 
-    /// How many workers the pool has when all are well.
+    /// The number of workers that the pool maintains.
     pub fn processes(&self) -> usize {
         self.engine.workers.count()
     }
 
-    /// The process ids of the workers that there are now, starting ones included. A worker that
-    /// died is replaced by another, with another id; for a moment in between there are fewer.
+    /// The process ids of the current workers, including those that are starting. A worker that died is replaced by another,
+    /// with another id; for a moment in between there are fewer.
     pub fn worker_pids(&self) -> Vec<u32> {
         self.engine.workers.pids()
     }
 
-    /// What the pool is doing, and has done since it was built: each worker, and each task. It prints as a table; see [`Stats`].
+    /// What the pool is doing, and has done since it was built: each worker, and each task. [`Stats`] prints as a table.
     ///
-    /// Asking takes some microseconds for each worker, and costs nothing else: workers count in any case, in memory that the pool reads
-    /// when it is asked. It may be asked after [`close`](Pool::close) and [`terminate`](Pool::terminate), too. In a forked copy of this
-    /// process nothing is known, and all is zero or empty.
+    /// A call takes some microseconds for each worker and costs nothing else: workers always count, in memory that the pool
+    /// reads when it is asked. If workers are on other machines, it may take a tenth of a second. It works after [`close`](Pool::close) and [`terminate`](Pool::terminate) as well. In a forked
+    /// copy of this process, nothing is known: everything is zero or empty.
     ///
     /// # Examples
     ///
@@ -178,13 +178,12 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// Any [`Error`] about the task; [`Error::Closed`] if the pool takes no more work.
+    /// Any [`Error`] about the task; [`Error::Closed`] if the pool accepts no more work.
     pub fn apply<T: Task>(&self, task: T, args: T::Args) -> Result<T::Output, Error> {
         self.task(task).apply(args)
     }
 
-    /// Runs `task` once; the result is there later. If the pool takes no more work, the result is
-    /// [`Error::Closed`].
+    /// Runs `task` once, without waiting for the result. If the pool accepts no more work, the result is [`Error::Closed`].
     pub fn apply_async<T: Task>(&self, task: T, args: T::Args) -> AsyncResult<T::Output> {
         self.task(task).apply_async(args)
     }
@@ -195,21 +194,21 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// If inputs fail, the error of the one with the lowest index; all others are run nevertheless.
-    /// [`Call::map_results`] keeps every outcome. [`Error::Closed`] if the pool takes no more work.
+    /// If inputs fail, the error of the one with the lowest index; all others still run. [`Call::map_results`] returns every
+    /// outcome. [`Error::Closed`] if the pool accepts no more work.
     pub fn map<T, I>(&self, task: T, inputs: I) -> Result<Vec<T::Output>, Error>
     where
         T: Task + UnaryTask,
-        I: IntoIterator<Item = T::Argument>,
+        I: IntoIterator<Item = T::Argument>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).map(inputs)
     }
 
-    /// Like [`map`](Pool::map), but the results are there later. All inputs are drawn at once.
+    /// Like [`map`](Pool::map), but does not wait for the results. All inputs are drawn at once.
     pub fn map_async<T, I>(&self, task: T, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
         T: Task + UnaryTask,
-        I: IntoIterator<Item = T::Argument>,
+        I: IntoIterator<Item = T::Argument>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).map_async(inputs)
     }
@@ -219,22 +218,21 @@ impl Pool {
     pub fn imap<T, I>(&self, task: T, inputs: I) -> Imap<T, I::IntoIter>
     where
         T: Task + UnaryTask,
-        I: IntoIterator<Item = T::Argument>,
+        I: IntoIterator<Item = T::Argument>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).imap(inputs)
     }
 
-    /// Like [`imap`](Pool::imap), but yields the results as they are finished.
+    /// Like [`imap`](Pool::imap), but yields the results in the order in which they finish.
     pub fn imap_unordered<T, I>(&self, task: T, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         T: Task + UnaryTask,
-        I: IntoIterator<Item = T::Argument>,
+        I: IntoIterator<Item = T::Argument>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).imap_unordered(inputs)
     }
 
-    /// Like [`map`](Pool::map), for a task of any number of arguments: each input is a tuple of
-    /// them.
+    /// Like [`map`](Pool::map), for a task with any number of arguments: each input is a tuple of them.
     ///
     /// # Errors
     ///
@@ -242,7 +240,7 @@ impl Pool {
     pub fn starmap<T, I>(&self, task: T, inputs: I) -> Result<Vec<T::Output>, Error>
     where
         T: Task,
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = T::Args>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).starmap(inputs)
     }
@@ -251,7 +249,7 @@ impl Pool {
     pub fn starmap_async<T, I>(&self, task: T, inputs: I) -> AsyncResult<Vec<T::Output>>
     where
         T: Task,
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = T::Args>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).starmap_async(inputs)
     }
@@ -260,7 +258,7 @@ impl Pool {
     pub fn istarmap<T, I>(&self, task: T, inputs: I) -> Imap<T, I::IntoIter>
     where
         T: Task,
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = T::Args>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).istarmap(inputs)
     }
@@ -269,7 +267,7 @@ impl Pool {
     pub fn istarmap_unordered<T, I>(&self, task: T, inputs: I) -> ImapUnordered<T, I::IntoIter>
     where
         T: Task,
-        I: IntoIterator<Item = T::Args>,
+        I: IntoIterator<Item = T::Args>, // for references: `pool.task(f).by_ref()`
     {
         self.task(task).istarmap_unordered(inputs)
     }
@@ -279,34 +277,34 @@ impl Pool {
         Call::new(self)
     }
 
-    /// Takes no more work. What was accepted still runs, and so do the inputs that an
-    /// [`imap`](Pool::imap) has yet to draw; then the workers exit. Each runs its exit handlers (C's `atexit`,
-    /// destructors of libraries), and is killed if it is not through after 10 seconds. A second call does nothing.
+    /// Accepts no more work. Everything that was accepted still runs, and so do the inputs that an [`imap`](Pool::imap) has
+    /// yet to draw; then the workers exit. Each runs its exit handlers (C's `atexit`, destructors of libraries), and is
+    /// killed if it takes longer than 10 seconds. A second call does nothing.
     pub fn close(&self) {
         self.engine.workers.close();
     }
 
-    /// Stops now. Every result that is not there yet is [`Error::Terminated`]; idle workers are
-    /// asked to exit, the others get SIGTERM, and SIGKILL a moment later. Does not wait for that:
-    /// see [`join`](Pool::join). A second call does nothing.
+    /// Stops all work now. Every result that is not ready yet becomes [`Error::Terminated`]. Idle workers are asked to exit;
+    /// the others get SIGTERM, and SIGKILL a moment later. Does not wait until they have exited: see [`join`](Pool::join). A
+    /// second call does nothing.
     pub fn terminate(&self) {
         self.engine.workers.terminate();
     }
 
-    /// Waits until every worker has exited, and every callback that was due has run. (Called from a
-    /// callback, it does not wait for callbacks.)
+    /// Waits until every worker has exited and every pending callback has run. (Called from a callback, it does not wait for
+    /// callbacks.)
     ///
     /// # Errors
     ///
-    /// [`Error::StillOpen`] without [`close`](Pool::close) or [`terminate`](Pool::terminate) before;
-    /// or if, after `close`, there is an [`Imap`] with inputs still to be drawn that was last drawn from
-    /// by this same thread: the workers would wait for them for ever. (One that was handed to another
-    /// thread counts as that one's from when it draws there.)
+    /// [`Error::StillOpen`] if neither [`close`](Pool::close) nor [`terminate`](Pool::terminate) was called before; or if,
+    /// after `close`, there is an [`Imap`] with inputs left that was last drawn from by this same thread, since the workers
+    /// would wait for them forever. (An [`Imap`] that was handed to another thread counts as that thread's once that thread
+    /// draws from it.)
     pub fn join(&self) -> Result<(), Error> {
         self.join_until(None)
     }
 
-    /// As [`join`](Pool::join), but waits no longer than `timeout`.
+    /// Like [`join`](Pool::join), but waits no longer than `timeout`.
     ///
     /// # Errors
     ///
@@ -315,14 +313,47 @@ impl Pool {
         self.join_until(Instant::now().checked_add(timeout))
     }
 
-    /// As [`join`](Pool::join), for async programs: no thread of the executor is held up. It does not borrow the pool.
+    /// Waits until what workers have printed and logged for results that are ready has been passed on: to the function of
+    /// [`Output::lines`](crate::Output::lines), to the subscriber of this program, and to callbacks. The pool stays open.
     ///
-    /// One thread waits meanwhile, from the first time that the future is polled until the workers are gone. It does not notice an
-    /// [`Imap`] that only this thread could consume.
+    /// For tests that check what was logged, and for a pool in a `static`, which is never dropped, at the end of a program. A
+    /// function or subscriber that makes no progress for 5 seconds is no longer waited for. Called from one of these, this
+    /// does not wait for it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use pool_core::{Error, Output, Pool, pool_task};
+    ///
+    /// #[pool_task]
+    /// fn greet(name: &str) { println!("hello, {name}") }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let (sender, lines) = mpsc::channel();
+    /// let output = Output::lines(move |line| sender.send(line.text.clone()).unwrap());
+    /// let pool = Pool::builder().processes(1).output(output).build()?;
+    /// pool.apply(greet, ("Ada".to_owned(),))?;
+    /// pool.flush();
+    /// assert_eq!(lines.try_recv().unwrap(), "hello, Ada");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn flush(&self) {
+        self.engine.workers.settle();
+        self.engine.logs.wait(None);
+        self.engine.callbacks.flush();
+    }
+
+    /// Like [`join`](Pool::join), for async programs: it does not block a thread of the executor, and does not borrow the
+    /// pool.
+    ///
+    /// A thread waits meanwhile, from the first poll of the future until the workers are gone. It does not notice an [`Imap`]
+    /// that only this thread could consume.
     ///
     /// # Errors
     ///
-    /// As [`join`](Pool::join); [`Error::Start`] if there can be no such thread.
+    /// As [`join`](Pool::join); [`Error::Start`] if that thread can't be started.
     ///
     /// # Examples
     ///

@@ -1,8 +1,8 @@
-//! [`Progress`]: how far a call is; and how the callback thread learns of it.
+//! [`Progress`]: the progress of a call; and how the callback thread learns of it.
 //!
-//! A call with a handler has its outcomes counted on their way ([`Counted`]). The callback thread looks at the counts from time
-//! to time ([`ProgressReporter`]) and tells the handler. There is never more than one report to come, so a slow handler makes no queue; and
-//! the handler is called and dropped on that thread only, so it may do what it likes.
+//! The outcomes of a call with a handler are counted on their way ([`Counted`]). The callback thread looks at the counts from
+//! time to time ([`ProgressReporter`]) and calls the handler. At most one report is pending, so a slow handler builds up no
+//! queue. The handler is called and dropped on that thread only, so it may do whatever it likes.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
@@ -15,10 +15,10 @@ use crate::backend::{JobId, Outcomes, Sink, What, Workers};
 use crate::callback::{Callbacks, Tick};
 use crate::sync::{self, lock};
 
-/// How long a call that waits for its results waits for the last report too.
+/// How long a call that waits for its results also waits for the last report.
 const LAST_REPORT_MAX: Duration = Duration::from_millis(100);
 
-/// How far a call is: what [`Call::progress`](crate::Call::progress) reports.
+/// The progress of a call: what [`Call::progress`](crate::Call::progress) reports.
 ///
 /// Its `Display` is one line: `37 of 100 done (2 failed), 4 running, 12.3/s, 5s left`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,20 +26,20 @@ const LAST_REPORT_MAX: Duration = Duration::from_millis(100);
 pub struct Progress {
     /// How many inputs have an outcome, failed ones included.
     pub done: usize,
-    /// How many of them failed: the task panicked, its worker died, it was stopped at a limit, it was cancelled. A task that returns
-    /// an `Err` has a result, and did not fail.
+    /// How many of them have an [`Error`](crate::Error) as their outcome: the task panicked, its worker died, it exceeded a
+    /// limit, it was cancelled. An `Err` that a task returns is a result and is not counted here.
     pub failed: usize,
-    /// How many inputs of this call run now. A backend that can't tell says 0: the one of pool-nats does.
+    /// How many inputs of this call are running. 0 if the backend can't tell.
     pub running: usize,
-    /// How many inputs there are, if that is known: from the start if the iterator's
-    /// [`size_hint`](Iterator::size_hint) is exact, otherwise when all inputs were drawn.
+    /// How many inputs there are, if known: from the start if the iterator's [`size_hint`](Iterator::size_hint) is exact,
+    /// otherwise once all inputs have been drawn.
     pub total: Option<usize>,
-    /// How many inputs are done in a second, recently: an average over the past in which what was 15 seconds ago counts
-    /// a tenth of what is now. 0 before the first is done.
+    /// How many inputs are done per second, averaged over the recent past: what was 15 seconds ago counts a tenth of what is
+    /// now. 0 before the first is done.
     pub rate: f64,
     /// How long the call has been running.
     pub elapsed: Duration,
-    /// How long it takes until all inputs are done, at that rate; `None` while that or the total is unknown.
+    /// How long it will take until all inputs are done, at that rate; `None` while the rate or the total is unknown.
     pub remaining: Option<Duration>,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Progress {
             write!(f, ", {} running", self.running)?;
         }
         if self.rate > 0.0 {
-            // Three digits, or all in front of the point.
+            // Three digits, or all digits before the decimal point.
             let digits = match self.rate {
                 rate if rate >= 100.0 => 0,
                 rate if rate >= 10.0 => 1,
@@ -81,7 +81,7 @@ impl fmt::Display for Progress {
     }
 }
 
-/// A duration as people say it: "0.3s", "12s", "3m 05s", "2h 07m".
+/// A duration in everyday notation: "0.3s", "12s", "3m 05s", "2h 07m".
 struct Short(Duration);
 
 impl fmt::Display for Short {
@@ -96,14 +96,14 @@ impl fmt::Display for Short {
     }
 }
 
-/// What a user wants called.
+/// The user's handler.
 pub(crate) type Handler = Arc<dyn Fn(&Progress) + Send + Sync>;
 
-/// What is known of one call, by those who feed it, who deliver to it, and who report.
+/// What is known of one call, shared by those who feed it, deliver to it, and report on it.
 #[derive(Debug)]
 pub(crate) struct Counts {
     state: Mutex<State>,
-    /// The last report was made.
+    /// The last report has been made.
     reported: Condvar,
     job: OnceLock<JobId>,
     callbacks: Arc<Callbacks>,
@@ -114,11 +114,11 @@ struct State {
     done: usize,
     failed: usize,
     drawn: usize,
-    /// What the iterator has announced.
+    /// The total that the iterator announced.
     announced: Option<usize>,
-    /// No more inputs come.
+    /// No more inputs will come.
     ended: bool,
-    /// Nobody wants to know any more: outcomes are missing, and will not come.
+    /// The call was abandoned: outcomes are missing, and will not come.
     gone: bool,
     reported: bool,
 }
@@ -127,7 +127,7 @@ impl State {
     fn total(&self) -> Option<usize> {
         match self.ended {
             true => Some(self.drawn),
-            // An iterator that gives more than it has announced is not believed any more.
+            // If an iterator yields more than it announced, the announcement is ignored.
             false => self.announced.filter(|announced| *announced >= self.drawn),
         }
     }
@@ -142,7 +142,7 @@ impl Counts {
         lock(&self.state)
     }
 
-    /// So many more inputs are about to be handed over; `more` follow.
+    /// This many more inputs are about to be handed over; `more` follow.
     pub(crate) fn draw(&self, count: usize, more: bool) {
         let mut state = self.lock();
         state.drawn += count;
@@ -150,13 +150,13 @@ impl Counts {
         self.finish(state);
     }
 
-    /// The backend knows the call by this name.
+    /// The backend has accepted the call as this job.
     pub(crate) fn accepted(&self, job: JobId) {
         // One call is one job.
         let _ = self.job.set(job);
     }
 
-    /// The last inputs that were drawn, so many, were refused, and so is the rest. They have failed.
+    /// The last inputs that were drawn, this many, were refused, and so are all that remain. They have failed.
     pub(crate) fn refuse(&self, count: usize) {
         let mut state = self.lock();
         let announced = state.announced.filter(|_| !state.ended);
@@ -175,7 +175,7 @@ impl Counts {
         self.finish(state);
     }
 
-    /// Has the last report made, if all is done.
+    /// Requests the last report if all inputs are done.
     fn finish(&self, state: MutexGuard<'_, State>) {
         let is_finished = state.is_finished();
         drop(state);
@@ -184,14 +184,15 @@ impl Counts {
         }
     }
 
-    /// Waits for the last report, though not for a handler that takes its time.
+    /// Waits for the last report, but not long for a slow handler. To be called when all outcomes have come.
     pub(crate) fn wait_for_report(&self) {
         if self.callbacks.is_here() {
             return;
         }
         let deadline = Instant::now() + LAST_REPORT_MAX;
         let mut state = self.lock();
-        while !state.reported && state.is_finished() {
+        // All outcomes have come, but the last may not have been counted yet.
+        while !state.reported && (state.is_finished() || !state.gone) {
             let (guard, in_time) = sync::wait(&self.reported, state, Some(deadline));
             state = guard;
             if !in_time {
@@ -223,12 +224,12 @@ impl Sink for Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        // This may be under the lock of a pool. The handler is dropped by the thread that has it.
+        // This may run under the lock of a pool, so the reporter's thread drops the handler.
         self.counts.lock().gone = true;
     }
 }
 
-/// Has a call reported: gives the sink for its outcomes.
+/// Sets up the reports of a call: returns the sink for its outcomes.
 pub(crate) fn report(
     handler: &Handler,
     announced: (usize, Option<usize>),
@@ -262,16 +263,16 @@ pub(crate) fn report(
     (sink, Reporting { counts, start })
 }
 
-/// What whoever feeds a call tells of it.
+/// Tells the reporter what the feed of a call does.
 #[derive(Debug)]
 pub(crate) struct Reporting {
     counts: Arc<Counts>,
-    /// What is not on the callback thread yet.
+    /// The reporter, until it has been handed to the callback thread.
     start: Option<Box<ProgressReporter>>,
 }
 
 impl Reporting {
-    /// So many more inputs are about to be handed over; `more` follow. With the first of it reports begin.
+    /// This many more inputs are about to be handed over; `more` follow. The first time, reports begin.
     pub(crate) fn draw(&mut self, count: usize, more: bool) {
         self.counts.draw(count, more);
         if let Some(reporter) = self.start.take() {
@@ -288,7 +289,7 @@ impl Reporting {
 struct ProgressReporter {
     handler: Handler,
     counts: Arc<Counts>,
-    /// These have the sink of the call, and with it the counts.
+    /// Weak, since the workers have the sink of the call, and with it the counts.
     workers: Weak<dyn Workers>,
     began: Instant,
     pace: Pace,
@@ -310,7 +311,7 @@ impl Tick for ProgressReporter {
 
     fn tick(&mut self) -> bool {
         if self.last.is_none() && self.begin() {
-            // Before anything is known to be done, whatever is.
+            // The first report shows nothing done, even if some inputs already are.
             let total = self.counts.lock().total();
             self.tell(Progress {
                 done: 0,
@@ -322,7 +323,7 @@ impl Tick for ProgressReporter {
                 remaining: None,
             });
         }
-        // This takes up what workers have replied, so it comes before the counts.
+        // This collects replies that workers have written, so it comes before reading the counts.
         let running = self.running();
         let state = self.counts.lock();
         let (is_finished, is_gone) = (state.is_finished(), state.gone);
@@ -361,7 +362,7 @@ impl Tick for ProgressReporter {
 }
 
 impl ProgressReporter {
-    /// Whether there is a beginning to tell of: a call without inputs has only an end.
+    /// Whether there is a first report: a call without inputs has only a last one.
     fn begin(&self) -> bool {
         let state = self.counts.lock();
         state.drawn > 0 || !state.ended
@@ -375,7 +376,7 @@ impl ProgressReporter {
     }
 
     fn tell(&mut self, progress: Progress) {
-        // A handler that panics is called again: each report stands for itself.
+        // A handler that panics is called again: each report stands alone.
         crate::callback::call(|| (self.handler)(&progress));
         self.last = Some(progress);
     }
@@ -388,13 +389,14 @@ fn time_left(inputs: usize, rate: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(inputs as f64 / rate).ok()
 }
 
-/// How many inputs are done in a second: an average in which the past counts less the longer ago it is, as the estimator of
-/// indicatif has it (`indicatif/src/state.rs`): after 15 seconds, a tenth. It begins with nothing, which is divided out.
+/// How many inputs are done per second: an average in which the past counts less the longer ago it is, like the estimator of
+/// indicatif (`indicatif/src/state.rs`): after 15 seconds, a tenth. The average starts from zero; the weight of that zero is
+/// divided out.
 #[derive(Debug, Default)]
 struct Pace {
     at: Duration,
     done: usize,
-    /// Weighted, with the nothing from before the beginning.
+    /// The weighted rate, including the zero from before the beginning.
     rate: f64,
 }
 
@@ -441,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_says_it() {
+    fn display_is_one_line() {
         let mut progress = Progress {
             done: 37,
             failed: 2,

@@ -81,6 +81,11 @@ impl Retries {
         attempts <= self.most
     }
 
+    /// Whether another attempt follows after this many if the last one panicked.
+    pub(crate) fn go_on_after_panic(&self, attempts: u32) -> bool {
+        self.on_panic && self.go_on_after(attempts)
+    }
+
     pub(crate) fn has_on_panic(&self) -> bool {
         self.on_panic
     }

@@ -1,36 +1,34 @@
-//! What runs where next. Pure: no thread, no clock, no process; events go in, actions come out.
+//! Decides what runs where. Pure: no thread, no clock, no process; events go in, actions come out.
 //!
 //! # Jobs
 //!
-//! A [`job`] is a queue of inputs. Those of higher priority go first, and older ones among equals. What is sent to a worker at once is a *portion*: as
-//! many inputs as take about a millisecond, and fewer towards the end of the job. A *chunk* is what a
-//! caller with an explicit chunk size wants kept together; then a portion is made of whole chunks. Who
-//! gets which portion is decided in [`decide`]; here is what follows from each event.
+//! A [`job`] is a queue of inputs. Jobs of higher priority go first, and older ones among equals. The inputs that are sent to
+//! a worker at once are a *portion*: as many as take about a millisecond, and fewer towards the end of the job. If the caller
+//! gave a chunk size, the inputs of a *chunk* must stay together; then a portion consists of whole chunks. [`decide`] chooses
+//! which worker gets which portion; this file says what follows from each event.
 //!
 //! # Slots
 //!
-//! Each worker process sits in a [`slot`], which is also the state machine of that process: wanted,
-//! starting, ready, leaving, dying. `given` holds what it was given and has not answered, in order; a
-//! worker answers in that order too. `answered` counts what it has answered since it started, so together
-//! with the number of inputs that it has *begun*, which only the worker's ring knows, the scheduler knows
-//! exactly which input runs now and which have not begun.
+//! Each worker process sits in a [`slot`], which is also the state machine of that process: wanted, starting, ready, leaving,
+//! dying. `given` holds the inputs that it was given and has not answered, in order; a worker also answers in that order.
+//! `answered` counts what it has answered since it started. Together with the number of inputs that it has *begun*, which
+//! only the worker's ring knows, this tells the scheduler exactly which input is running and which have not begun.
 //!
-//! Work that has not begun can be taken back: the scheduler asks for it with [`Action::Recall`],
-//! and the answer comes back through [`Scheduler::recalled`]. That serves a worker that would
-//! otherwise idle, a cancelled job, and a worker that must be killed.
+//! Inputs that have not begun can be taken back: the scheduler requests it with [`Action::Recall`], and the answer comes
+//! through [`Scheduler::recalled`]. This is done for a worker that would otherwise be idle, for a cancelled job, and before a
+//! worker is killed.
 //!
 //! # Time
 //!
-//! Time is a number that comes in with events. [`Scheduler::tick`] does what is due, and says when it wants
-//! to be called again. Where an event that brings no time begins a wait, [`Scheduler::wants_tick`] asks
-//! for one.
+//! Time is a number that comes with events. [`Scheduler::tick`] does what is due, and returns when it wants to be called
+//! again. If an event that brings no time begins a wait, [`Scheduler::wants_tick`] asks for a call.
 //!
 //! # Invariants
 //!
 //! - Each input gets exactly one outcome, unless its job was abandoned.
 //! - An input is in one place: pending in its job, or given to one slot.
 //! - Only a slot that is `Ready` is given work.
-//! - What was begun is never given again, unless the job allows retries and its worker died.
+//! - An input that has begun is never given again, unless the job allows retries and its worker died.
 
 mod clock;
 mod count;
@@ -56,39 +54,47 @@ use self::slot::{Given, Phase, Reason, Slot};
 use crate::backend::{Failure, Job, JobId, Outcomes, Portion, Want};
 use crate::few::Few;
 
-/// A moment: how long after one that is fixed.
+/// A moment, as the time since a fixed one.
 pub(crate) type Time = Duration;
 
-/// After a failed start the next try waits so long; after each more that fails twice as long, up to the
-/// most.
+/// The pause after a failed start. It doubles with each further failure, up to the maximum.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A worker that has lived so long is a good one, though it had nothing to do.
+/// A worker that has lived this long counts as working, even if it has had nothing to do.
 const PROVED: Duration = Duration::from_secs(1);
 
-/// A worker that has something to begin and gives no sign of life is looked at no sooner than after this time.
+/// The minimum time between two checks of a worker that has something to begin and gives no sign of life.
 const LOOK_AGAIN: Duration = Duration::from_millis(90);
 
-/// After so many looks without a sign of life, what it has not begun is taken back; after so many it is killed. Looks
-/// are counted, not time, so that a whole job that was stopped is none the worse for it.
+/// After this many checks without a sign of life, the inputs that a worker has not begun are taken back; after this many it
+/// is killed. Checks are counted instead of time, so that workers don't suffer when the whole program was stopped.
 const LOOKS_TO_SHUN: u32 = 3;
 const LOOKS_TO_KILL: u32 = 20;
 
-/// While workers have something to do, [`Scheduler::tick`] is called at least ten times a second. If it was not for so
-/// long, the whole program was stopped (Ctrl-Z, a frozen cgroup, a virtual machine that slept). So many times are
-/// remembered.
+/// An attacker who controls the workers that run an input can pretend that none of them begins it. So a worker that gives signs
+/// of life must begin an input with a time limit in this time, and in the second one if others have already failed to.
+const BEGIN_MAX: Duration = Duration::from_secs(60);
+const BEGIN_AGAIN_MAX: Duration = Duration::from_secs(15);
+
+/// While workers have something to do, [`Scheduler::tick`] is called at least ten times a second. If it was not called for
+/// this long, the whole program was stopped (Ctrl-Z, a frozen cgroup, a suspended virtual machine). This many such periods
+/// are remembered.
 const STOPPED_MIN: Duration = Duration::from_millis(500);
 const STOPS_MAX: usize = 64;
 
-/// An input is blamed when so many workers have died that were to begin it next.
+/// An input that was taken back this often from workers that had not begun it for some time is not taken back again: it stays
+/// with its worker until that is dead, so that it is blamed in the end.
+const TAKEBACKS_MAX: u32 = 20;
+
+/// An input is blamed once this many workers have died that were about to begin it.
 const MISSES_MAX: u32 = 5;
 
-/// When all is ended, an idle worker that was asked to exit, and a busy one after SIGTERM, have this
-/// long.
+/// When everything is ended, idle workers have this long after being asked to exit, and busy ones after SIGTERM.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A worker that was let go has this long for its finalizers and exit handlers, if nobody says otherwise.
+/// How long a worker that was asked to exit may take for its finalizers and exit handlers, if they have no limits of their
+/// own.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What the caller of the scheduler must do, in order.
@@ -96,25 +102,25 @@ pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
 pub(crate) enum Action {
     /// Start a worker for this slot, and call [`Scheduler::started`] or [`Scheduler::start_failed`].
     Start { slot: usize },
-    /// Send what there is to send: see [`Scheduler::next_to_send`].
+    /// Send whatever is to be sent: see [`Scheduler::next_to_send`].
     Send { slot: usize },
-    /// Take back what has not begun, and call [`Scheduler::recalled`].
+    /// Take back the inputs that have not begun, and call [`Scheduler::recalled`].
     Recall { slot: usize },
-    /// The worker sits in another slot from now on.
+    /// From now on, the worker sits in another slot.
     Move { from: usize, to: usize },
-    /// Ask the worker to exit when it is through.
+    /// Ask the worker to exit when it has finished.
     Ask { slot: usize },
-    /// Tell the worker to end, by SIGTERM.
+    /// Tell the worker to end, with SIGTERM.
     Terminate { slot: usize },
     /// Kill the worker.
     Kill { slot: usize },
-    /// Hand outcomes to whoever waits for them. `last`: nothing comes for this job any more.
+    /// Deliver outcomes. `last`: nothing else will come for this job.
     Deliver {
         job: JobId,
         outcomes: Outcomes,
         last: bool,
     },
-    /// Nothing comes for this job any more.
+    /// Nothing else will come for this job.
     Forget { job: JobId },
 }
 
@@ -127,38 +133,41 @@ pub(crate) enum Mode {
     Broken(String),
 }
 
-/// How the workers are to be.
+/// The settings for workers.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) slots: usize,
     /// How many CPUs the workers may use.
     pub(crate) cpus: usize,
-    /// How many inputs a worker is given before another takes its place.
+    /// How many inputs a worker may run before another takes its place.
     pub(crate) max_tasks: Option<usize>,
     /// How long a worker may take until it is ready.
     pub(crate) start_timeout: Duration,
-    /// The names of what a worker runs before it is ready, for messages.
+    /// The names of the tasks that a worker runs before it is ready, for messages.
     pub(crate) initializers: Vec<String>,
-    /// How long no worker may be any good before the pool is broken.
+    /// How long the pool may be without a working worker before it is broken.
     pub(crate) give_up_after: Duration,
-    /// How long after SIGTERM a worker that is past a limit is killed.
+    /// How long after SIGTERM a worker that has exceeded a limit is killed.
     pub(crate) grace: Duration,
     /// How much memory a worker may have while it runs an input, and how much afterwards.
     pub(crate) memory_limit: Option<u64>,
     pub(crate) max_memory: Option<u64>,
-    /// How long a worker that was let go may take to end.
+    /// How much processor time a worker may use in its life.
+    pub(crate) cpu_time: Option<Duration>,
+    /// How long a worker that was asked to exit may take.
     pub(crate) leave_max: Duration,
-    /// It has that time even if others wait for its place, since it has something to do.
+    /// Workers run finalizers, so they have that time even if other workers wait for their place.
     pub(crate) finalizes: bool,
 }
 
 impl Rules {
-    /// Whether workers are replaced though they are well.
+    /// Whether healthy workers are replaced.
     fn recycles(&self) -> bool {
-        self.max_tasks.is_some() || self.max_memory.is_some()
+        self.max_tasks.is_some() || self.max_memory.is_some() || self.cpu_time.is_some()
     }
 
-    /// What a worker that has not worked was at, for messages: the initializer behind so many that were through, or any.
+    /// Names, for messages, the initializer in which a worker failed: the one after those that had finished, or all if that
+    /// is unknown.
     fn during(&self, initialized: Option<usize>) -> String {
         let names = match (&self.initializers[..], initialized) {
             (names, Some(next)) if next < names.len() => &names[next..=next],
@@ -171,8 +180,8 @@ impl Rules {
         }
     }
 
-    /// How many slots there are for workers that are on duty, or will be. Where workers are recycled, each has an
-    /// understudy, which is started ahead of need.
+    /// The number of slots for workers that are, or will be, on duty. If workers are recycled, each has an understudy, which
+    /// is started in advance.
     fn pairs(&self) -> usize {
         if self.recycles() {
             2 * self.slots
@@ -181,8 +190,8 @@ impl Rules {
         }
     }
 
-    /// How many processes there may be. One that was let go moves to a slot behind all others, where it may take its
-    /// time for its exit handlers.
+    /// The maximum number of processes. A worker that was asked to exit moves to a slot behind all others, where it may take
+    /// its time for its exit handlers.
     pub(crate) fn seats(&self) -> usize {
         if self.recycles() {
             3 * self.slots
@@ -192,18 +201,20 @@ impl Rules {
     }
 }
 
-/// The end of a worker. Everything that it replied was heard.
+/// The end of a worker. All its replies have been processed.
 #[derive(Debug, Clone)]
 pub(crate) struct End {
     pub(crate) pid: u32,
     pub(crate) exit: Exit,
-    /// How many inputs it had begun, if that can be believed.
+    /// How many inputs it had begun, if that number is credible.
     pub(crate) begun: Option<u32>,
-    /// How many of its initializers were through.
+    /// How many of its initializers had finished.
     pub(crate) initialized: usize,
     /// It aborted because an allocation failed.
     pub(crate) starved: Option<Starved>,
-    /// What it wrote last, if that is captured: the last input that was begun, or its initializers.
+    /// The system call because of which its sandbox has ended it.
+    pub(crate) forbidden: Option<String>,
+    /// The last output of its last input, or of its initializers, if output is captured.
     pub(crate) output: Option<String>,
 }
 
@@ -212,7 +223,7 @@ pub(crate) struct End {
 pub(crate) struct Located {
     pub(crate) job: JobId,
     pub(crate) task: u32,
-    /// Its position; none if it is the only input of its call.
+    /// Its position; `None` if it is the only input of its call.
     pub(crate) index: Option<usize>,
 }
 
@@ -224,34 +235,34 @@ pub(crate) struct Scheduler {
     jobs: Jobs,
     /// Slots that may be idle.
     idle: Vec<usize>,
-    /// The slot that was given something last.
+    /// The slot that was given inputs last.
     recent: usize,
-    /// How many inputs were given.
+    /// How many inputs were given to workers.
     given: usize,
     /// How many slots have inputs open, and how many have more than one.
     busy: usize,
     sharable: usize,
-    /// No worker takes more, as far as is known.
+    /// As far as is known, no worker takes more inputs.
     saturated: bool,
-    /// Work was taken back so that others do it.
+    /// Work was taken back for others to do.
     spreading: bool,
     paces: Paces,
-    /// When the next inputs were accepted, if that is known.
+    /// When the next inputs were accepted, if known.
     stamp: Time,
     book: Book,
-    /// Why the first start failed that did, and the last.
+    /// Why the first failed start failed, and the last.
     first_failure: Option<String>,
     last_failure: Option<String>,
     /// When the last tick was, if workers had something to do then.
     ticked_at: Option<Time>,
-    /// Until when the whole program was stopped, and how long.
+    /// When each period in which the whole program was stopped ended, and how long it was.
     stops: VecDeque<(Time, Duration)>,
-    /// Since when no worker is any good, nor on its first way to be.
+    /// Since when no worker is working, or starting for the first time.
     hopeless_since: Option<Time>,
-    /// When those who have not gone by themselves are killed.
+    /// When the workers that have not exited by themselves are killed.
     kill_at: Option<Time>,
     wants_tick: bool,
-    /// The shortest time limit that the last tick knew of, or that it was asked for since.
+    /// The shortest time limit that the last tick knew of, or that has been added since.
     shortest_limit: Option<Duration>,
     actions: VecDeque<Action>,
 }
@@ -296,7 +307,7 @@ impl Scheduler {
         scheduler
     }
 
-    /// The next thing to do; `None` when all is done.
+    /// The next action; `None` if there is none.
     #[inline]
     pub(crate) fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -306,7 +317,7 @@ impl Scheduler {
         &self.mode
     }
 
-    /// Why the first start failed that did.
+    /// Why the first failed start failed.
     pub(crate) fn first_failure(&self) -> Option<&str> {
         self.first_failure.as_deref()
     }
@@ -318,12 +329,12 @@ impl Scheduler {
             .all(|slot| slot.was_ready)
     }
 
-    /// How many processes there may be, understudies included.
+    /// The maximum number of processes, including understudies.
     pub(crate) fn seats(&self) -> usize {
         self.slots.len()
     }
 
-    /// The slots of this worker: that which is on duty, and that of its understudy.
+    /// The slots of this worker: the one on duty, and its understudy's.
     pub(crate) fn slots_of(&self, worker: usize) -> [Option<usize>; 2] {
         match self.partner(worker) {
             Some(other) if self.slots[other].on_duty => [Some(other), Some(worker)],
@@ -331,14 +342,14 @@ impl Scheduler {
         }
     }
 
-    /// Whether there is no process and no wish for one.
+    /// Whether there is no process, and none is wanted.
     pub(crate) fn is_over(&self) -> bool {
         self.mode != Mode::Open
             && self.jobs.is_empty()
             && self.slots.iter().all(|slot| slot.phase == Phase::Empty)
     }
 
-    /// Whether this job still takes inputs.
+    /// Whether this job still accepts inputs.
     pub(crate) fn takes(&self, job: JobId) -> bool {
         self.jobs.get(job).is_some_and(|job| job.more)
     }
@@ -348,7 +359,7 @@ impl Scheduler {
         self.paces.portion(task)
     }
 
-    /// Whether there are inputs that nobody has.
+    /// Whether there are inputs that no worker was given.
     pub(crate) fn has_pending(&self) -> bool {
         self.jobs.has_pending()
     }
@@ -364,17 +375,17 @@ impl Scheduler {
         given.is_some_and(|given| given.job == job && !given.void)
     }
 
-    /// Whether any has.
+    /// Whether any slot has.
     pub(crate) fn is_any_busy(&self) -> bool {
         self.busy > 0
     }
 
-    /// Whether the workers are to be looked at from time to time.
+    /// Whether the workers must be checked from time to time.
     pub(crate) fn wants_patrol(&self) -> bool {
         self.busy > 0 || self.slots.iter().any(|slot| slot.shunned)
     }
 
-    /// How long this slot has to do, if that is known.
+    /// How long this slot will be busy, if known.
     pub(crate) fn backlog(&self, slot: usize) -> Option<Duration> {
         let slot = &self.slots[slot];
         slot.pace.map(|_| slot.backlog())
@@ -392,31 +403,33 @@ impl Scheduler {
 
     // ---- sending ------------------------------------------------------------------------------
 
+    /// Whether to [note](Scheduler::note_cpu_time) how much processor time workers have used.
+    pub(crate) fn limits_cpu_time(&self) -> bool {
+        self.rules.cpu_time.is_some()
+    }
+
     /// Whether [`tick`](Scheduler::tick) wants to know how much memory workers have.
     pub(crate) fn limits_memory(&self) -> bool {
         self.rules.memory_limit.is_some()
     }
 
-    /// The next portion to send to this slot, with how many of its inputs were answered already (of
-    /// another sending).
+    /// The next portion to send to this slot. Some of its inputs may have been answered already, from an earlier send.
     pub(crate) fn next_to_send(&self, slot: usize) -> Option<&Given> {
         let slot = &self.slots[slot];
         slot.is_ready().then(|| slot.given.get(slot.sent))?
     }
 
-    /// The last one was sent, as a whole.
+    /// That portion was sent completely.
     pub(crate) fn sent(&mut self, slot: usize) {
         self.slots[slot].sent += 1;
     }
 
-    /// Whether there may be a reply at which somebody has reason to look; see
-    /// [`wake_at`](Scheduler::wake_at).
+    /// Whether there may be a reply that must be looked at; see [`wake_at`](Scheduler::wake_at).
     pub(crate) fn is_watched(&self) -> bool {
         self.jobs.has_pending() || self.jobs.any_wanted() || self.busy > 1 && self.sharable > 0
     }
 
-    /// The number of the reply at which somebody has reason to look: a thread waits for it, or the
-    /// worker needs more to do.
+    /// The number of the reply that must be looked at: a thread waits for it, or the worker needs more to do.
     pub(crate) fn wake_at(&self, slot: usize) -> Option<u32> {
         let state = &self.slots[slot];
         if state.open == 0 {
@@ -425,7 +438,7 @@ impl Scheduler {
         let refill = if self.jobs.has_pending() {
             Some(state.open.div_ceil(2))
         } else {
-            // When it is idle it may help another.
+            // When this worker is idle, it may help another.
             let others = self.sharable - usize::from(state.open > 1);
             (others > 0).then_some(state.open)
         };
@@ -438,7 +451,7 @@ impl Scheduler {
         Some(state.answered.wrapping_add(soonest as u32))
     }
 
-    /// Which input the worker of this slot began as its `begun`th since its start, if it has no answer yet.
+    /// Which input the worker of this slot began as its `begun`th since its start, if it has not answered it yet.
     pub(crate) fn locate(&self, slot: usize, begun: u32) -> Option<Located> {
         let state = &self.slots[slot];
         let mut before = begun.wrapping_sub(state.answered).checked_sub(1)? as usize;
@@ -466,12 +479,12 @@ impl Scheduler {
         self.slots[slot].answered
     }
 
-    /// Whether that is at least so many, wrapping around.
+    /// Whether that is at least this number; wraps around.
     pub(crate) fn has_answered(&self, slot: usize, number: u32) -> bool {
         (number.wrapping_sub(self.slots[slot].answered) as i32) <= 0
     }
 
-    /// After how many more replies of this slot somebody has what it waits for.
+    /// After how many more replies of this slot some thread has what it waits for.
     fn wanted_of(&self, slot: &Slot) -> Option<usize> {
         let mut before = 0;
         for given in &slot.given {
@@ -507,7 +520,7 @@ impl Scheduler {
         id
     }
 
-    /// Adds inputs to a job that takes them.
+    /// Adds inputs to a job that accepts them.
     pub(crate) fn push(&mut self, id: JobId, inputs: Few<Portion>, more: bool) {
         let Some(job) = self.jobs.get_mut(id) else {
             return;
@@ -533,7 +546,7 @@ impl Scheduler {
         self.jobs.forget_want(id);
     }
 
-    /// This of the job matters, though no thread may wait for it.
+    /// The outcomes of the job are wanted as `want` says, even if no thread waits for them.
     pub(crate) fn notify(&mut self, id: JobId, want: Want) {
         self.jobs.notify(id, want);
     }
@@ -583,7 +596,7 @@ impl Scheduler {
         self.dispatch();
     }
 
-    /// No more jobs; those accepted go on.
+    /// No more jobs are accepted; those that were accepted go on.
     pub(crate) fn close(&mut self) {
         if self.mode == Mode::Open {
             self.mode = Mode::Closed;

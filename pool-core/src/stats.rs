@@ -12,8 +12,9 @@ use crate::scheduler::{Counts, Lives};
 
 /// What a pool is doing, and has done since it was built: given by [`Pool::stats`](crate::Pool::stats).
 ///
-/// It prints as two tables, and serializes. What came of inputs is exact: it is counted when outcomes are delivered. Times are measured by
-/// the workers, those of short inputs a moment after their results are there.
+/// It prints as two tables, and can be serialized. The counts of outcomes are exact: they are made when outcomes are
+/// delivered. Times are measured by the workers; those of short inputs appear a moment after their results, and those of runs
+/// in which a worker was killed once it is dead.
 ///
 /// # Examples
 ///
@@ -43,81 +44,87 @@ use crate::scheduler::{Counts, Lives};
 pub struct Stats {
     /// How long ago the pool was built.
     pub uptime: Duration,
-    /// How many inputs were accepted and no worker has begun.
+    /// How many accepted inputs no worker has begun yet.
     pub queued: usize,
-    /// How many bytes workers were sent, all together: arguments, and what is around them.
+    /// How many bytes were sent to workers in total: arguments and overhead.
     pub bytes_sent: u64,
-    /// How many bytes came from workers, all together: results, messages, and what is around them.
+    /// How many bytes came from workers in total: results, messages and overhead.
     pub bytes_received: u64,
-    /// The workers, by their position.
+    /// What the [`Sandbox`](crate::Sandbox) of the workers should do and their machine can't: a sentence for each part. Empty
+    /// unless the sandbox has [`best_effort`](crate::Sandbox::best_effort).
+    pub unenforced: Vec<String>,
+    /// The workers, in the order of their positions.
     pub workers: Vec<WorkerStats>,
-    /// The tasks of which inputs were accepted, by name.
+    /// The tasks that have had inputs, in the order of their names.
     pub tasks: Vec<TaskStats>,
 }
 
-/// What the workers are doing, and have done, that were in one position of a pool: if one ended, its successor counts on.
+/// What the workers in one position of a pool are doing, and have done: when a worker is replaced, the counts go on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerStats {
     /// The position: [`worker::index`](crate::worker::index) there.
     pub worker: usize,
-    /// The process id of the worker that is there now.
+    /// The process id of the current worker.
     pub pid: Option<u32>,
-    /// Its machine; `None`: this one.
+    /// The machine it runs on; `None` for this one.
     pub host: Option<String>,
-    /// What it is about.
+    /// What the worker is doing.
     pub state: WorkerState,
-    /// What it runs now.
+    /// The input that it runs now.
     pub running: Option<Running>,
-    /// How many inputs were run to their end.
+    /// How many inputs have been run to their end.
     pub done: u64,
     /// How often a worker had to be replaced by another, or failed to start, and why.
     pub restarts: Restarts,
-    /// How much memory it has in use, in bytes, if the system tells.
+    /// How much memory it uses, in bytes, if the system tells.
     pub resident: Option<u64>,
-    /// Which share of the time since the pool was built inputs ran here, from 0 to 1.
+    /// The share of the time since the pool was built in which inputs ran here, from 0 to 1, whatever became of them.
     pub busy: f64,
 }
 
-/// What a worker is about.
+/// What a worker is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WorkerState {
-    /// There is none now.
+    /// There is no worker at the moment.
     #[default]
     Absent,
-    /// It starts, or runs its initializers.
+    /// It is starting, or running its initializers.
     Starting,
     /// It has nothing to do.
     Idle,
     /// It has inputs.
     Busy,
-    /// It ends.
+    /// It is about to exit.
     Leaving,
 }
 
 /// An input that runs now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Running {
     /// The name of the task.
     pub task: String,
     /// The position of the input among those of its call; `None` as for [`Error::index`](crate::Error::index).
     pub index: Option<usize>,
-    /// For how long it has been running. Of inputs that take less than some microseconds, it is for how long several have.
+    /// How long it has been running. For inputs that take less than a few microseconds, how long several of them have.
     pub since: Duration,
 }
 
-/// How often workers were replaced, by the reason.
+/// How often workers were replaced, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Restarts {
-    /// They ended without having been asked to, or were killed: for a limit, or because what they ran was cancelled.
+    /// They exited without having been asked to, or were killed: because of a limit, or because the input that they ran was
+    /// cancelled.
     pub died: usize,
     /// By [`max_tasks_per_child`](crate::PoolBuilder::max_tasks_per_child).
     pub max_tasks: usize,
     /// By [`max_memory_per_child`](crate::PoolBuilder::max_memory_per_child).
     pub max_memory: usize,
+    /// By [`Sandbox::cpu_time`](crate::Sandbox::cpu_time).
+    pub cpu_time: usize,
     /// They failed to start.
     pub failed_starts: usize,
     /// The last reason, as a sentence.
@@ -125,45 +132,50 @@ pub struct Restarts {
 }
 
 impl Restarts {
-    /// All of them.
+    /// The sum of all.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.died + self.max_tasks + self.max_memory + self.failed_starts
+        self.died + self.max_tasks + self.max_memory + self.cpu_time + self.failed_starts
     }
 }
 
-/// What came of the inputs of a task. Each input that has its outcome is counted in one of `done` to `terminated`.
+/// The outcomes of a task's inputs. Each input that has an outcome is counted in one of the fields from `done` to
+/// `terminated`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TaskStats {
     /// The name of the task.
     pub task: String,
-    /// How many inputs have results.
+    /// How many inputs have results. An `Err` that the task returned is a result, too.
     pub done: u64,
     /// How many panicked.
     pub panicked: u64,
-    /// Of how many the arguments or the result could not be encoded or decoded, as the workers found.
+    /// How many failed because a worker could not decode the arguments or encode the result.
     pub unreadable: u64,
     /// How many were lost with their workers.
     pub lost: u64,
-    /// How many ran past their time limit.
+    /// How many exceeded their time limit.
     pub time_limit: u64,
-    /// How many used more memory than they may.
+    /// How many exceeded their memory limit.
     pub memory_limit: u64,
     /// How many were cancelled.
     pub cancelled: u64,
     /// How many had no outcome when the pool was terminated, or broke.
     pub terminated: u64,
-    /// How many runs have ended: more than there are inputs if some were run again, fewer if some were cancelled before they began.
+    /// How many runs have ended: more than there are inputs if some were run again, fewer if some were cancelled before they
+    /// began.
     pub attempts: u64,
-    /// How long inputs ran, but for those in which a worker died.
+    /// How long runs took that have ended. Those that ended because their worker died or was killed, for instance at their time
+    /// limit, count from their beginning to its death.
     pub run_times: Times,
-    /// How long inputs waited, from when they were accepted to when a worker took up the portion that they were in.
+    /// How long inputs waited, from when they were accepted until a worker took the portion that contains them. Of a run in which a
+    /// worker died this is not measured.
     pub waiting_times: Times,
 }
 
 impl TaskStats {
-    /// How many inputs have an outcome that is an error.
+    /// How many inputs have an [`Error`](crate::Error) as their outcome. An `Err` that the task returned is none: it counts as
+    /// [`done`](TaskStats::done).
     #[must_use]
     pub fn failed(&self) -> u64 {
         let limits = self.time_limit + self.memory_limit;
@@ -171,14 +183,18 @@ impl TaskStats {
     }
 }
 
-/// How times are spread. All are zero where there was none.
+/// How times are distributed. All fields are zero if there was none. Tables show `-` if none was measured.
 ///
-/// Workers count times in buckets, so `p50`, `p90` and `p99` are known to an eighth. Of inputs that take less than 2 µs the mean of sixteen is
-/// measured, and of those that are submitted every 4 µs or faster the waiting time of one in sixteen.
+/// `mean` and `max` are as measured. Workers count times in buckets, and `p50`, `p90` and `p99` are the longest time of theirs: the exact
+/// value, or up to an eighth (12.5 %) more, but never more than `max`. So none of them is less than the shortest time, and inputs that
+/// all take equally long have almost the same `p50` and `max`. (In these three, times of more than three days count as three days.)
+///
+/// For inputs that take less than 2 µs, the mean of sixteen is measured; for those that are submitted every 4 µs or faster, the
+/// waiting time of one in sixteen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Times {
-    /// How many.
+    /// How many times there were, also those that were not measured.
     pub count: u64,
     /// Their mean.
     pub mean: Duration,
@@ -192,12 +208,12 @@ pub struct Times {
     pub max: Duration,
 }
 
-/// The longest time that a histogram holds: what is longer counts as long, but for the maximum.
+/// The longest time that a histogram holds: longer times count as this long, except in the maximum.
 const LONGEST: u64 = 1 << 48;
 
 impl From<&Spread> for Times {
     fn from(spread: &Spread) -> Times {
-        // Two digits are more than the buckets know.
+        // Two digits are more than the buckets provide, so the longest time of a bucket stays what it is.
         let Ok(mut histogram) = Histogram::<u64>::new_with_bounds(1, LONGEST, 2) else {
             return Times::default();
         };
@@ -226,6 +242,7 @@ impl From<&Lives> for Restarts {
             died: lives.died,
             max_tasks: lives.max_tasks,
             max_memory: lives.max_memory,
+            cpu_time: lives.cpu_time,
             failed_starts: lives.failed_starts,
             last: lives.last.clone(),
         }
@@ -240,7 +257,7 @@ pub(crate) fn task_name(task: u32) -> &'static str {
 /// How long inputs ran and waited, by the number of the task.
 pub(crate) type TalliedTasks = BTreeMap<u32, Tallied>;
 
-/// Puts what is known of the tasks together: what came of their inputs, by the number of the task; and their times.
+/// Combines what is known about the tasks: the outcomes of their inputs, by the number of the task, and their times.
 pub(crate) fn tasks(counts: &[Counts], times: &TalliedTasks) -> Vec<TaskStats> {
     let known = (0..)
         .zip(counts)
@@ -268,7 +285,7 @@ pub(crate) fn tasks(counts: &[Counts], times: &TalliedTasks) -> Vec<TaskStats> {
     tasks
 }
 
-/// A table that is as wide as what is in it. The first column stands at the left, the others at the right.
+/// A table as wide as its contents. The first column is aligned to the left, the others to the right.
 pub(crate) struct Table(pub(crate) Vec<Vec<String>>);
 
 impl Table {
@@ -301,6 +318,14 @@ impl fmt::Display for Table {
             writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
+    }
+}
+
+/// One of these times; "-" if none was measured.
+fn short_of(times: &Times, time: Duration) -> String {
+    match times.max.is_zero() {
+        true => "-".to_owned(),
+        false => short(time),
     }
 }
 
@@ -400,17 +425,18 @@ impl Stats {
             "max",
         ]);
         for task in &self.tasks {
+            let (ran, waited) = (&task.run_times, &task.waiting_times);
             table.row([
                 task.task.clone(),
                 task.done.to_string(),
                 task.failed().to_string(),
                 task.attempts.to_string(),
-                short(task.run_times.p50),
-                short(task.run_times.p90),
-                short(task.run_times.p99),
-                short(task.run_times.max),
-                short(task.waiting_times.p50),
-                short(task.waiting_times.max),
+                short_of(ran, ran.p50),
+                short_of(ran, ran.p90),
+                short_of(ran, ran.p99),
+                short_of(ran, ran.max),
+                short_of(waited, waited.p50),
+                short_of(waited, waited.max),
             ]);
         }
         table
@@ -427,6 +453,9 @@ impl fmt::Display for Stats {
             bytes(self.bytes_sent),
             bytes(self.bytes_received),
         )?;
+        for part in &self.unenforced {
+            writeln!(f, "sandbox without {part}")?;
+        }
         if !self.workers.is_empty() {
             write!(f, "\n{}", self.workers_table())?;
         }
@@ -444,36 +473,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_all_zero() {
+    fn statistics_of_nothing_are_zero() {
         assert_eq!(Times::from(&Spread::default()), Times::default());
     }
 
     proptest! {
         #[test]
-        fn quantiles_are_those_of_a_histogram_to_an_eighth(
+        fn quantiles_are_those_of_a_histogram_or_up_to_an_eighth_more(
             times in prop::collection::vec(1..1_u64 << 40, 1..200)
         ) {
-            let mut exact = Histogram::<u64>::new(3).expect("there is memory");
+            let mut times = times;
+            times.sort_unstable();
             let mut spread = Spread::default();
-            for ns in &times {
-                exact.record(*ns).expect("it grows");
-                spread.record(*ns);
-            }
+            times.iter().for_each(|ns| spread.record(*ns));
             let found = Times::from(&spread);
             prop_assert_eq!(found.count, times.len() as u64);
             prop_assert_eq!(found.max.as_nanos() as u64, *times.iter().max().unwrap());
             let mean = times.iter().sum::<u64>() / times.len() as u64;
             prop_assert_eq!(found.mean.as_nanos() as u64, mean);
             for (quantile, found) in [(0.5, found.p50), (0.9, found.p90), (0.99, found.p99)] {
-                let (exact, found) = (exact.value_at_quantile(quantile), found.as_nanos() as u64);
-                prop_assert!(found.abs_diff(exact) <= exact / 7 + 1, "{quantile}: {found} {exact}");
+                let rank = (quantile * times.len() as f64).ceil() as usize;
+                let (exact, found) = (times[rank - 1], found.as_nanos() as u64);
+                prop_assert!(found >= exact, "{quantile}: {found} {exact}");
+                prop_assert!(found - exact <= exact / 8, "{quantile}: {found} {exact}");
             }
+            prop_assert!(found.p50 <= found.p90 && found.p90 <= found.p99 && found.p99 <= found.max);
         }
     }
 
     #[test]
-    fn the_tables_are_as_wide_as_what_is_in_them() {
+    fn a_quantile_is_not_below_the_shortest_time() {
+        let mut spread = Spread::default();
+        for us in [1_000_062, 1_000_071, 1_000_090] {
+            spread.record(us * 1_000);
+        }
+        let times = Times::from(&spread);
+        assert_eq!(times.p50, Duration::from_micros(1_000_090));
+        assert_eq!(short(times.p50), "1.00 s");
+        // The longest time is far away.
+        spread.record(1 << 40);
+        let second = Duration::from_secs(1);
+        let p50 = Times::from(&spread).p50;
+        assert!((second..second * 9 / 8).contains(&p50), "{p50:?}");
+    }
+
+    #[test]
+    fn tables_are_as_wide_as_their_contents() {
         let stats = Stats {
+            unenforced: Vec::new(),
             uptime: Duration::from_millis(2_500),
             queued: 3,
             bytes_sent: 1_600,
@@ -490,12 +537,33 @@ mod tests {
                 busy: 0.256,
                 ..WorkerStats::default()
             }],
-            tasks: vec![TaskStats {
-                task: "render".to_owned(),
-                done: 12,
-                lost: 1,
-                ..TaskStats::default()
-            }],
+            tasks: vec![
+                TaskStats {
+                    task: "render".to_owned(),
+                    done: 12,
+                    lost: 1,
+                    ..TaskStats::default()
+                },
+                TaskStats {
+                    task: "tiny".to_owned(),
+                    done: 2,
+                    // None of these was measured yet.
+                    run_times: Times {
+                        count: 2,
+                        ..Times::default()
+                    },
+                    // Half of them did not wait at all.
+                    waiting_times: Times {
+                        count: 2,
+                        mean: Duration::from_micros(1),
+                        p90: Duration::from_micros(2),
+                        p99: Duration::from_micros(2),
+                        max: Duration::from_micros(2),
+                        ..Times::default()
+                    },
+                    ..TaskStats::default()
+                },
+            ],
         };
         let expected = "\
 up 2.50 s, 3 queued, 1.56 KiB sent, 12 B received
@@ -504,7 +572,8 @@ worker  pid  state  busy    memory  done  restarts                     runs
 0        77   busy  26 %  5.00 MiB     0         0  render[4] for 1.50 ms
 
 task    done  failed  attempts   p50   p90   p99   max  waited p50   max
-render    12       1         0  0 ns  0 ns  0 ns  0 ns        0 ns  0 ns
+render    12       1         0     -     -     -     -           -        -
+tiny       2       0         0     -     -     -     -        0 ns  2.00 µs
 ";
         let shown = stats.to_string();
         assert_eq!(

@@ -1,17 +1,20 @@
-//! Locks that no panic closes, waits with deadlines, and a place for a thread to sleep.
+//! Locks that ignore poisoning, waits with deadlines, and a way for a thread to sleep.
 
 use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Locks, also after a panic in another thread: what is guarded here is whole between any two statements.
+/// Locks, even after a panic in another thread: the data guarded here is consistent between any two statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits to be notified, at most until the deadline; false if that is over.
+/// Code of the user that makes no progress for this long is no longer waited for.
+pub(crate) const STUCK: Duration = Duration::from_secs(5);
+
+/// Waits to be notified, at most until the deadline; returns false if the deadline has passed.
 pub(crate) fn wait<'a, T>(
     condvar: &Condvar,
     guard: MutexGuard<'a, T>,
@@ -31,7 +34,7 @@ pub(crate) fn wait<'a, T>(
     (guard, true)
 }
 
-/// Tells threads apart.
+/// A number that distinguishes threads.
 pub(crate) fn thread_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     thread_local! {
@@ -40,8 +43,7 @@ pub(crate) fn thread_number() -> u64 {
     NUMBER.with(|number| *number)
 }
 
-/// Where one thread sleeps until another wakes it. A wake-up before the sleep ends it at once; some may be
-/// for nothing.
+/// Lets one thread sleep until another wakes it. A wake-up before the sleep ends the sleep at once; wake-ups may be spurious.
 #[derive(Default)]
 pub(crate) struct Parker {
     state: Mutex<Parked>,
@@ -67,7 +69,7 @@ thread_local! {
 impl Parker {
     /// Calls `with` with the parker of this thread.
     pub(crate) fn with_current<R>(with: impl FnOnce(&Arc<Parker>) -> R) -> R {
-        // A waker that is called while this thread waits may itself wait: then that gets its own.
+        // A waker that is called while this thread waits may itself wait: then it gets a parker of its own.
         let parker = CURRENT.take().unwrap_or_default();
         let result = with(&parker);
         CURRENT.set(Some(parker));
@@ -91,7 +93,7 @@ impl Parker {
     pub(crate) fn wake(&self) {
         let mut parked = lock(&self.state);
         parked.woken = true;
-        // Notifying is a system call, whether somebody waits or not.
+        // Notifying is a system call, whether a thread waits or not.
         if parked.asleep {
             drop(parked);
             self.changed.notify_one();

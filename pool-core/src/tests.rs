@@ -1,4 +1,4 @@
-//! What lies above the seam, over a backend without processes that delivers the last outcome first.
+//! Tests of everything above the seam, with a backend that has no processes and delivers the last outcome first.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
@@ -61,7 +61,7 @@ fn results_come_in_the_order_of_the_inputs_whatever_the_order_of_their_arrival()
 }
 
 #[test]
-fn the_lowest_index_is_told_and_each_outcome_is_kept() {
+fn the_error_is_that_of_the_lowest_index_and_each_outcome_can_be_kept() {
     let (pool, _) = pool();
     let errors = [
         pool.map(picky, 0..50).unwrap_err(),
@@ -82,7 +82,7 @@ fn imap_draws_a_bounded_number_ahead() {
     let (pool, memory) = pool();
     let mut results = pool.imap(square, 0..);
     assert_eq!(results.next().unwrap().unwrap(), 0);
-    // processes * (chunk + 2), by the backend's hint of four.
+    // processes * (chunk + 2), with the backend's hint of four.
     assert!(
         memory.accepted() <= 1 + 2 * (4 + 2),
         "{}",
@@ -95,7 +95,7 @@ fn imap_draws_a_bounded_number_ahead() {
 }
 
 #[test]
-fn an_iterator_that_panics_does_so_behind_the_results_before_it() {
+fn an_iterator_panics_after_the_results_before_the_panic() {
     let (pool, _) = pool();
     let inputs = (0..10).inspect(|x| assert!(*x != 7, "no seven"));
     let mut results = pool.imap(square, inputs);
@@ -119,7 +119,7 @@ fn bytes_of_any_length_come_back() {
 }
 
 #[test]
-fn a_future_and_a_callback_need_nobody_who_waits() {
+fn a_future_and_a_callback_need_no_waiting_thread() {
     let (pool, _) = pool();
     let mut future = pin!(pool.apply_async(square, (3,)));
     let mut context = Context::from_waker(Waker::noop());
@@ -138,7 +138,7 @@ fn a_future_and_a_callback_need_nobody_who_waits() {
 }
 
 #[test]
-fn what_is_not_there_in_time_can_be_asked_for_again_or_cancelled() {
+fn a_result_that_is_late_can_be_asked_for_again_or_cancelled() {
     let (pool, _) = pool();
     let result = pool.apply_async(square, (5,));
     let soon = result.get_timeout(Duration::ZERO);
@@ -165,7 +165,7 @@ fn a_closed_backend_refuses() {
 }
 
 #[test]
-fn a_backend_that_carries_no_channels_is_given_none() {
+fn a_sender_is_refused_if_the_backend_carries_no_channels() {
     #[pool_task]
     fn send(to: crate::Sender<u8>) {
         let _ = to.send(1);
@@ -182,11 +182,7 @@ fn a_backend_that_carries_no_channels_is_given_none() {
     for result in refused {
         let error = result.unwrap_err();
         assert!(matches!(error, Error::Encode(_)), "{error}");
-        assert!(
-            error
-                .to_string()
-                .contains("does not carry what a `Sender` sends")
-        );
+        assert!(error.to_string().contains("does not support channels"));
     }
     assert!(matches!(receiver.recv(), Err(Error::Disconnected)));
 }

@@ -1,22 +1,22 @@
-//! A timeline: what happened in a pool, to be looked at.
+//! A timeline: a recording of what happens in a pool.
 //!
 //! | module | |
 //! |---|---|
-//! | `collect` | what is kept of what a backend tells, in bounded memory |
-//! | `model` | what is recorded, as plain data |
-//! | `trace` | the same in Chrome's trace format, for Perfetto |
-//! | `html` | the same as a page that draws it |
+//! | `collect` | keeps what a backend reports, in bounded memory |
+//! | `model` | the recording, as plain data |
+//! | `trace` | the recording in Chrome's trace format, for Perfetto |
+//! | `html` | the recording as a page that draws it |
 
 mod collect;
 mod html;
 mod model;
 mod trace;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::env;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::mem;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,15 +27,20 @@ use crate::backend::{News, Workers};
 use crate::stats::Stats;
 use crate::sync::lock;
 
-/// Records what the workers of pools do, to be looked at: when each input ran and where, when workers started, died and were replaced, how
-/// many inputs waited.
+/// The most pools that have ended whose statistics are kept.
+const ENDED_MAX: usize = 100;
+
+/// Records what the workers of pools do, for viewing: when and where each input ran, when workers started, died and were
+/// replaced, how many inputs waited.
 ///
-/// It is given to [`PoolBuilder::timeline`](crate::PoolBuilder::timeline), of one pool or of several. A copy is the same timeline. It may be
-/// written at any time, and several times, also after the pools are gone.
+/// Pass it to [`PoolBuilder::timeline`](crate::PoolBuilder::timeline) of one pool or of several. Clones refer to the same
+/// timeline. It may be written at any time, also several times, and after the pools are gone.
 ///
-/// Inputs that take less than 20 µs share a bar, up to 1 ms together, so a million inputs make no difference that one would feel. Memory is
-/// bounded: from 100,000 bars on, neighbouring bars are merged; how many inputs there were and how long they ran stays exact. Nodes of
-/// `pool-nats` tell nothing yet.
+/// Inputs that take less than 20 µs share a bar, up to 1 ms together, so even a million inputs cost little. Memory is
+/// bounded: beyond 100,000 bars, neighboring bars are merged; the number of inputs and the time that they ran stay exact.
+/// Workers on other machines have lanes of their own, with the name of the machine; two nodes on one machine share them.
+/// Pools that follow each other share lanes. There are at most 10,000 lanes, and the statistics are those of pools that are
+/// there and of the 100 that ended last. The recording says what was left out.
 ///
 /// # Examples
 ///
@@ -69,15 +74,35 @@ struct Shared {
 struct State {
     collected: Collected,
     /// By the number of the pool.
-    pools: Vec<Recorded>,
+    pools: BTreeMap<u32, Recorded>,
+    /// The number of the next pool.
+    next: u32,
+    /// The pools that have ended, in that order.
+    ended: VecDeque<u32>,
+    /// How many of these are no longer there.
+    forgotten: usize,
+}
+
+impl State {
+    /// Keeps the last statistics of a pool, and forgets the pool that ended first if there are too many.
+    fn keep(&mut self, pool: u32, stats: Stats) {
+        self.pools.insert(pool, Recorded::Once(Box::new(stats)));
+        self.ended.push_back(pool);
+        if self.ended.len() > ENDED_MAX
+            && let Some(first) = self.ended.pop_front()
+        {
+            self.pools.remove(&first);
+            self.forgotten += 1;
+        }
+    }
 }
 
 /// A pool that is recorded.
 enum Recorded {
-    /// It is being built, or could not be.
+    /// The pool is being built.
     Nothing,
     Now(Weak<dyn Workers>),
-    /// It is gone, and this is what it has done.
+    /// The pool is gone; these were its last statistics.
     Once(Box<Stats>),
 }
 
@@ -94,7 +119,7 @@ impl Default for Timeline {
 }
 
 impl Timeline {
-    /// An empty one, which begins now.
+    /// Creates an empty timeline, which begins now.
     #[must_use]
     pub fn new() -> Timeline {
         Timeline(Arc::new(Shared {
@@ -106,7 +131,7 @@ impl Timeline {
         }))
     }
 
-    /// Writes what was recorded until now in Chrome's trace format, which <https://ui.perfetto.dev> opens.
+    /// Writes everything recorded so far in Chrome's trace format, which <https://ui.perfetto.dev> opens.
     ///
     /// # Errors
     ///
@@ -117,7 +142,7 @@ impl Timeline {
         out.flush()
     }
 
-    /// Writes what was recorded until now as one page that needs nothing else.
+    /// Writes everything recorded so far as a self-contained page.
     ///
     /// # Errors
     ///
@@ -128,43 +153,50 @@ impl Timeline {
         out.flush()
     }
 
-    /// A pool that is about to be built is recorded too.
+    /// Also records a pool that is about to be built.
     pub(crate) fn record(&self) -> Recorder {
         let mut state = lock(&self.0.state);
-        let pool = state.pools.len() as u32;
-        state.pools.push(Recorded::Nothing);
+        let pool = state.next;
+        state.next += 1;
+        state.pools.insert(pool, Recorded::Nothing);
+        state.collected.begin(pool, self.0.began.elapsed());
         Recorder {
             timeline: Arc::clone(&self.0),
             pool,
-            began: self.0.began.elapsed(),
         }
     }
 
-    /// What was recorded until now.
+    /// Everything recorded so far.
     fn recording(&self) -> Recording {
-        let workers: Vec<Option<Arc<dyn Workers>>> = {
+        let workers: Vec<(u32, Arc<dyn Workers>)> = {
             let state = lock(&self.0.state);
             let pools = state.pools.iter();
-            let now = |pool: &Recorded| match pool {
-                Recorded::Now(workers) => workers.upgrade(),
+            let now = |(pool, recorded): (&u32, &Recorded)| match recorded {
+                Recorded::Now(workers) => Some((*pool, workers.upgrade()?)),
                 _ => None,
             };
-            pools.map(now).collect()
+            pools.filter_map(now).collect()
         };
-        // Pools tell what there is when they are asked, and take this lock.
-        let asked: Vec<Option<Stats>> = workers
+        // When pools are asked, they report what is pending, which takes this lock.
+        let asked: BTreeMap<u32, Stats> = workers
             .into_iter()
-            .map(|workers| Some(workers?.stats()))
+            .map(|(pool, workers)| (pool, workers.stats()))
             .collect();
         let now = self.0.began.elapsed();
         let mut state = lock(&self.0.state);
-        let State { collected, pools } = &mut *state;
-        let several = pools.len() > 1;
+        let State {
+            collected,
+            pools,
+            next,
+            forgotten,
+            ..
+        } = &mut *state;
+        let several = *next > 1;
         let (mut tables, mut running) = (Vec::new(), Vec::new());
-        for (pool, (recorded, asked)) in (0..).zip(pools.iter().zip(&asked)) {
-            let stats = match (recorded, asked) {
+        for (pool, recorded) in &*pools {
+            let stats = match (recorded, asked.get(pool)) {
                 (_, Some(stats)) => {
-                    running.extend(still_running(collected, pool, stats, now));
+                    running.extend(still_running(collected, *pool, stats, now));
                     stats
                 }
                 (Recorded::Once(stats), None) => &**stats,
@@ -177,7 +209,12 @@ impl Timeline {
             tables.push(table(of("Tasks"), stats.tasks_table().0));
             tables.push(table(of("Workers"), stats.workers_table().0));
         }
-        let is_over = asked.iter().all(Option::is_none);
+        let mut notes = collected.notes();
+        if *forgotten > 0 {
+            notes.push(format!(
+                "the statistics of {forgotten} pools that ended earlier were left out"
+            ));
+        }
         let mut bars = collected.bars();
         bars.extend(running);
         bars.sort_by_key(|bar| (bar.lane, bar.began_ns));
@@ -186,7 +223,7 @@ impl Timeline {
         Recording {
             title: program(),
             started_unix_ms: self.0.began_unix.as_millis() as u64,
-            length_ns: match is_over {
+            length_ns: match asked.is_empty() {
                 true => collected.last(),
                 false => collected.last().max(now.as_nanos() as u64),
             },
@@ -196,22 +233,26 @@ impl Timeline {
             marks,
             waiting: collected.waiting(),
             tables,
-            notes: collected.notes(),
+            notes,
         }
     }
 }
 
-/// What runs now, in a pool that has these statistics.
+/// The inputs that run now, in a pool with these statistics.
 fn still_running(collected: &mut Collected, pool: u32, stats: &Stats, now: Duration) -> Vec<Bar> {
     let mut bars = Vec::new();
     for worker in &stats.workers {
         let Some(running) = &worker.running else {
             continue;
         };
+        let lane = collected.lane(pool, worker.worker, worker.host.as_ref());
+        let Some(lane) = lane else {
+            continue;
+        };
         let began_ns = now.saturating_sub(running.since).as_nanos() as u64;
         let ended_ns = now.as_nanos() as u64;
         bars.push(Bar {
-            lane: collected.lane(pool, worker.worker, worker.host.as_ref()) as u32,
+            lane: lane as u32,
             pid: worker.pid.unwrap_or(0),
             task: collected.task(&running.task),
             job: u32::MAX,
@@ -227,7 +268,7 @@ fn still_running(collected: &mut Collected, pool: u32, stats: &Stats, now: Durat
     bars
 }
 
-/// Rows of cells, of which the first has the heads.
+/// Rows of cells, of which the first row is the header.
 fn table(title: String, mut rows: Vec<Vec<String>>) -> Table {
     let columns = match rows.is_empty() {
         true => Vec::new(),
@@ -250,8 +291,6 @@ fn program() -> String {
 pub(crate) struct Recorder {
     timeline: Arc<Shared>,
     pool: u32,
-    /// When the pool was built.
-    began: Duration,
 }
 
 impl fmt::Debug for Recorder {
@@ -264,35 +303,64 @@ impl Clone for Recorder {
     fn clone(&self) -> Recorder {
         Recorder {
             timeline: Arc::clone(&self.timeline),
-            ..*self
+            pool: self.pool,
         }
     }
 }
 
 impl Recorder {
-    /// Takes what happened.
+    /// Takes news of the pool.
     pub(crate) fn take(&self, news: &[News]) {
         let mut state = lock(&self.timeline.state);
-        state.collected.take(self.pool, self.began, news);
+        state.collected.take(self.pool, news);
     }
 
-    /// The pool is built.
+    /// The pool has been built.
     pub(crate) fn begin(&self, workers: &Arc<dyn Workers>) {
-        self.set(Recorded::Now(Arc::downgrade(workers)));
+        let mut state = lock(&self.timeline.state);
+        let recorded = Recorded::Now(Arc::downgrade(workers));
+        state.pools.insert(self.pool, recorded);
+    }
+
+    /// The pool could not be built.
+    pub(crate) fn fail(&self) {
+        let mut state = lock(&self.timeline.state);
+        state.pools.remove(&self.pool);
+        state
+            .collected
+            .end(self.pool, self.timeline.began.elapsed());
     }
 
     /// The pool is gone.
     pub(crate) fn end(&self, stats: Stats) {
-        self.set(Recorded::Once(Box::new(stats)));
-    }
-
-    fn set(&self, recorded: Recorded) {
         let mut state = lock(&self.timeline.state);
-        if let Some(pool) = state.pools.get_mut(self.pool as usize) {
-            let before = mem::replace(pool, recorded);
-            drop(state);
-            // Perhaps the last that held the workers.
-            drop(before);
+        state.keep(self.pool, stats);
+        state
+            .collected
+            .end(self.pool, self.timeline.began.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_of_pools_that_have_ended_are_bounded() {
+        let timeline = Timeline::new();
+        for _ in 0..ENDED_MAX + 5 {
+            timeline.record().end(Stats::default());
+            timeline.record().fail();
         }
+        let recording = timeline.recording();
+        // There is one of tasks and one of workers.
+        assert_eq!(recording.tables.len(), 2 * ENDED_MAX);
+        assert_eq!(recording.tables[0].title, "Tasks of pool 11");
+        assert_eq!(
+            recording.notes,
+            ["the statistics of 5 pools that ended earlier were left out"]
+        );
+        let state = lock(&timeline.0.state);
+        assert_eq!(state.pools.len(), ENDED_MAX);
     }
 }

@@ -1,6 +1,7 @@
-//! For code that may run in a worker: which process is this?
+//! For code that may run in a worker: tells which process this is.
 //!
-//! Workers are this same program, but they never run `main`. A task, or a library that it calls, finds out here where it is:
+//! Workers are this same program, but they never run `main`. A task, or a library that it calls, can find out here where it
+//! runs:
 //!
 //! ```
 //! use pool_core::{Error, Pool, pool_task, worker};
@@ -27,13 +28,14 @@
 //! # }
 //! ```
 
-/// The position of this worker in its pool, from 0; `None` in any other process, and in the tasks of a pool that is
-/// [`inline`](crate::PoolBuilder::inline) and has no workers. A worker that takes the place of one that died has the same index.
+/// The position of this worker in its pool, from 0; `None` in any other process, and in the tasks of an
+/// [`inline`](crate::PoolBuilder::inline) pool, which has no workers. A worker that takes the place of one that died has the
+/// same index.
 pub fn index() -> Option<usize> {
     pool_worker::index()
 }
 
-/// Whether this process is a worker. The one in which an [`inline`](crate::PoolBuilder::inline) pool runs its tasks is none.
+/// Whether this process is a worker. A process in which an [`inline`](crate::PoolBuilder::inline) pool runs its tasks is not.
 pub fn is_worker() -> bool {
     index().is_some()
 }

@@ -3,6 +3,7 @@
 //! Users import it as `pool_core::pool_task`; nothing else depends on this crate. The macro emits
 //! absolute paths through `pool_core::__private` and knows nothing about how a task is run.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod attributes;

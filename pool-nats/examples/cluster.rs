@@ -8,8 +8,6 @@
 //! machines a server is already running, and the nodes are started with ssh, Slurm, Kubernetes or systemd: see
 //! `pool_nats::guide`.
 
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
-
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error;

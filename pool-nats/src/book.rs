@@ -61,6 +61,8 @@ pub(crate) struct Book {
     loads: HashMap<u64, LoadState>,
     nodes: HashMap<String, NodeState>,
     next_load: u64,
+    /// How many inputs are in no load.
+    pending: usize,
     /// How long an input takes, in nanoseconds, by task number.
     paces: HashMap<u32, u64>,
     /// The number of the job that is served next.
@@ -120,6 +122,7 @@ impl Book {
             loads: HashMap::new(),
             nodes: HashMap::new(),
             next_load: 0,
+            pending: 0,
             paces: HashMap::new(),
             turn: 0,
             has_priorities: false,
@@ -145,6 +148,32 @@ impl Book {
 
     pub(crate) fn node(&self, id: &str) -> Option<&NodeId> {
         self.nodes.get(id).map(|state| &state.node)
+    }
+
+    /// Returns the number of inputs that are in no load that has begun.
+    pub(crate) fn queued(&self) -> usize {
+        let loads = self.loads.values().filter(|load| !load.has_begun());
+        self.pending + loads.map(|load| load.missing).sum::<usize>()
+    }
+
+    /// Returns the number of inputs of a job that nodes run now, as far as loads tell: a worker runs a chunk at a time.
+    pub(crate) fn running(&self, job: u64) -> usize {
+        let Some(state) = self.jobs.get(&job) else {
+            return 0;
+        };
+        let chunk = state.what.options.chunksize.unwrap_or(1);
+        let mut by_node = HashMap::<&str, usize>::new();
+        let loads = self.loads.values().filter(|load| load.job == job);
+        for load in loads {
+            if let Some(holder) = load.holder.as_ref().filter(|holder| holder.begun) {
+                *by_node.entry(&holder.node).or_default() += load.missing.div_ceil(chunk);
+            }
+        }
+        let by_node = by_node.into_iter();
+        let processes = |node: &str| self.nodes.get(node).map_or(0, |node| node.processes);
+        by_node
+            .map(|(node, chunks)| chunks.min(processes(node)))
+            .sum()
     }
 
     pub(crate) fn has_jobs(&self) -> bool {
@@ -179,6 +208,7 @@ impl Book {
         };
         for portion in inputs {
             state.open += portion.inputs.count();
+            self.pending += portion.inputs.count();
             state.pending.push_back(portion);
         }
         state.more = more;
@@ -210,6 +240,7 @@ impl Book {
             }
         };
         for portion in state.pending {
+            self.pending -= portion.inputs.count();
             fail(portion.first, portion.inputs.count());
         }
         let (mut acknowledge, mut forget) = (Vec::new(), Vec::new());
@@ -424,7 +455,7 @@ impl Book {
         task
     }
 
-    /// Whether anybody waits for outcomes of this job.
+    /// Whether the outcomes of this job are still wanted.
     pub(crate) fn is_wanted(&self, job: u64) -> bool {
         self.jobs.contains_key(&job)
     }
@@ -587,6 +618,7 @@ impl Book {
                 job.pending.pop_front();
             }
             count += taken.count();
+            self.pending -= taken.count();
             bytes += taken.size();
             pieces.push(Portion {
                 first,
@@ -631,6 +663,10 @@ impl JobState {
 }
 
 impl LoadState {
+    fn has_begun(&self) -> bool {
+        self.holder.as_ref().is_some_and(|holder| holder.begun)
+    }
+
     fn is_held_by(&self, node: &str) -> bool {
         self.holder
             .as_ref()
@@ -806,7 +842,7 @@ mod tests {
         /// How often each input has begun, and how many outcomes it has.
         begun: BTreeMap<(u64, usize), u32>,
         outcomes: BTreeMap<(u64, usize), u32>,
-        /// Jobs that are over, and jobs whose outcomes nobody wants.
+        /// Jobs that are over, and jobs whose outcomes are not wanted.
         over: Vec<u64>,
         abandoned: Vec<u64>,
         told: Vec<(String, u64, usize, usize)>,
@@ -1089,6 +1125,12 @@ mod tests {
                 .bytes_max
                 .saturating_add(bytes().max().unwrap_or(0));
             assert!(bytes().sum::<usize>() <= bound, "{:?}", self.book);
+            let pending = self.book.jobs.values().flat_map(|job| &job.pending);
+            let pending: usize = pending.map(|portion| portion.inputs.count()).sum();
+            let loads = self.book.loads.values();
+            let unbegun = loads.filter(|load| load.holder.as_ref().is_none_or(|one| !one.begun));
+            let unbegun: usize = unbegun.map(|load| load.unanswered().count()).sum();
+            assert_eq!(self.book.queued(), pending + unbegun);
             for ((job, position), count) in &self.begun {
                 let most = 1 + self.retries[job];
                 assert!(
@@ -1137,6 +1179,63 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_runs_is_as_much_as_workers_and_chunks_allow() {
+        let mut book = Book::new(usize::MAX);
+        for (id, processes) in [("a", 2), ("b", 4)] {
+            let node = NodeId {
+                id: id.to_owned(),
+                host: "here".to_owned(),
+                pid: 1,
+            };
+            book.joined(node, processes);
+        }
+        let submit = |book: &mut Book, job, inputs, chunksize| {
+            let options = Options {
+                chunksize,
+                ..Options::default()
+            };
+            let what = Job {
+                task: job as u32,
+                single: false,
+                options,
+                log_level: LogLevel::Off,
+            };
+            book.submit(job, what);
+            let portion = Portion {
+                first: 0,
+                inputs: frames(inputs),
+            };
+            book.push(job, [portion].into_iter(), false);
+            let actions = book.actions().into_iter();
+            let loads = actions.filter_map(|action| match action {
+                Action::Publish { load, .. } => Some(load),
+                _ => None,
+            });
+            loads.collect::<Vec<u64>>()
+        };
+        let loads = submit(&mut book, 1, 3, None);
+        assert_eq!(loads.len(), 3, "one input each, before the pace is known");
+        assert_eq!((book.running(1), book.queued()), (0, 3));
+        for (load, node) in loads.iter().zip(["a", "a", "b"]) {
+            book.took(node, *load, load.to_string());
+            assert!(book.begin(node, *load, load.to_string()));
+        }
+        assert_eq!((book.running(1), book.queued()), (3, 0));
+        let failure = Arc::new(Failure::EncodeResult(String::new()));
+        book.done("a", loads[0], Outcomes::failed(0, 1, failure), 1);
+        assert_eq!(book.running(1), 2);
+        // A chunk of five inputs is one that runs.
+        let chunks = submit(&mut book, 2, 10, Some(5));
+        for load in &chunks {
+            book.took("a", *load, load.to_string());
+            assert!(book.begin("a", *load, load.to_string()));
+        }
+        assert_eq!((book.running(2), book.running(3)), (2, 0));
+        book.lost("a", "this is a test");
+        assert_eq!((book.running(1), book.running(2)), (1, 0));
     }
 
     proptest! {

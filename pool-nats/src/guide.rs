@@ -134,6 +134,8 @@
 //!
 //! - Each node logs a line to standard error when it waits, joins and ends, with the reason. The parent reports through
 //!   `tracing`: `a node has joined`, `a node has left`, `a node was refused`.
+//! - In the program, [`Pool::stats`](pool_core::Pool::stats) shows the workers of all nodes, and what they run. Logs, events
+//!   and timelines contain those of nodes: see [above](crate#output-logs-events-and-statistics).
 //! - `nats stream info pool_nightly` shows how many loads are published but not finished (no more than three per
 //!   worker), and which consumers exist. `nats sub 'pool.nightly.>'` shows the messages.
 //!   `nats object info pool_nightly` shows what is stored.

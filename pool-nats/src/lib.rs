@@ -49,6 +49,27 @@
 //! - At the end of a run, its stream `pool_RUN` and its object store `OBJ_pool_RUN` are deleted; if the parent was
 //!   killed, the nodes delete them.
 //!
+//! # Output, logs, events and statistics
+//!
+//! What the workers of nodes print (with [`Output::lines`](pool_core::Output::lines)), log and do reaches the parent as from
+//! workers of its own, with the name of the node's host, and before the outcome of the input that it belongs to, unless the
+//! parent is too slow for it.
+//!
+//! - Results never wait for it. It is sent once. If the parent or the connection is too slow, nodes drop lines and events,
+//!   and count them ([`Event::Missed`](pool_core::Event::Missed)), and log records, of which the subscriber is warned. A
+//!   server that is killed, and a node that is lost, may take some along.
+//! - Times of events and timelines are those of the parent's clock. They are exact to half of the fastest round trip of a
+//!   message between node and parent.
+//! - If a node is lost, the parent tells at once that its workers died, and which inputs were lost with them.
+//! - [`Pool::stats`](pool_core::Pool::stats) asks the nodes, and waits for their answers for up to 100 ms; from a node that
+//!   does not answer, it shows what that node told last. The outcomes of inputs are counted in the parent. The number of
+//!   runs and their times come from the nodes, so those of the last second before a node was lost are missing.
+//!   `waiting_times` are those on the node. The workers of nodes that have left are not shown.
+//! - [`Progress::running`](pool_core::Progress::running) counts one input for each worker of a node, as far as the loads of
+//!   the call that the node has begun suffice.
+//! - After `close`, [`join`](pool_core::Pool::join) waits until the workers of the nodes have ended: up to 3 seconds, or as
+//!   long as [finalizers](pool_core::PoolBuilder::finalizer) may take.
+//!
 //! # Connections
 //!
 //! The URL may contain a user and password, or a token. Everything else comes from the environment variables of the
@@ -61,14 +82,18 @@
 //! **Anyone who may publish to the subjects of a run (`pool.RUN.>`) can run any task registered in the program, with
 //! any arguments, on every node.** Require authentication on the server, give the users of a run permissions for
 //! [its subjects only](guide#permissions), and use TLS between hosts.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod alive;
 mod book;
+mod clock;
 pub mod guide;
-mod lines;
 mod link;
+mod news;
 mod node;
 mod parent;
 mod relay;
+mod statistics;
 mod store;
 mod wire;
 

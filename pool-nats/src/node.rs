@@ -17,20 +17,22 @@ use async_nats::jetstream::{self, Context};
 use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use pool_core::Error;
 use pool_core::backend::{
-    self, Backend, Failure, Few, Frames, Job, JobId, Local, Outcomes, Portion, Settings, Sink,
-    What, Workers,
+    self, Backend, Failure, Few, Frames, Job, JobId, Local, LogRecords, Observer, Outcomes,
+    Portion, Settings, Sink, Tallies, What, Workers,
 };
+use pool_core::{Error, Stats};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use tokio::time;
 
 use crate::Url;
-use crate::lines::Lines;
+use crate::clock::Clock;
 use crate::link::{self, JETSTREAM, Link, Refused};
+use crate::news::Outbox;
 use crate::relay::Relays;
+use crate::statistics::differ;
 use crate::store::Store;
 use crate::wire::{
     Answer, Body, Done, Join, Load, NodeId, PROTOCOL, Piece, Run, Sent, ToNodes, ToParent, Welcome,
@@ -51,6 +53,9 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// How often the node tells the server that it still has its loads.
 const PROGRESS: Duration = Duration::from_secs(4);
+
+/// How often the parent is told what the statistics say, at most, unless it asks.
+const STATS: Duration = Duration::from_secs(1);
 
 /// How long the server keeps a pull request. If the node is stopped, loads may be delivered to it in vain until then.
 const PULL: Duration = Duration::from_secs(2);
@@ -149,7 +154,8 @@ async fn work(
         format!("{}: can't subscribe to {what}: {error}", url.server)
     };
     let asked = client.subscribe(run.node(&node.id)).await;
-    let asked = asked.map_err(|error| no(&run.node(&node.id), &error))?;
+    // While this subscription exists, the parent knows that there is this node.
+    let mut asked = asked.map_err(|error| no(&run.node(&node.id), &error))?;
     let told = client.subscribe(run.nodes()).await;
     let told = told.map_err(|error| no(&run.nodes(), &error))?;
     let join = Join {
@@ -158,12 +164,14 @@ async fn work(
         tasks: backend::tasks().map(str::to_owned).collect(),
         node: node.clone(),
     };
+    let (welcome, clock) = enter(client, run, &join).await?;
     let Welcome {
         settings,
         epoch,
         attachments,
         patience,
-    } = enter(client, run, &join).await?;
+        now: _,
+    } = welcome;
     let mut jetstream = jetstream::new(client.clone());
     jetstream.set_timeout(JETSTREAM);
     let store = Store::new(
@@ -190,18 +198,21 @@ async fn work(
         .for_each(|reference| reference.add_channels(&mut setup_channels));
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
-    let lines = Lines::wanted_by(&mut settings, &node.host);
+    let outbox = Arc::new(Outbox::new(client, run, node, clock));
+    settings.observer = Some(Arc::clone(&outbox) as Arc<dyn Observer>);
+    let answers = client.subscribe(outbox.inbox().to_owned()).await;
+    let answers = answers.map_err(|error| no(outbox.inbox(), &error))?;
     // Ends when this function does.
     let mut sending = JoinSet::new();
-    if let Some(lines) = &lines {
-        sending.spawn(Arc::clone(lines).send_all(client.clone(), run.parent(), node.id.clone()));
-    }
+    sending.spawn(Arc::clone(&outbox).send_all());
+    sending.spawn(Arc::clone(&outbox).listen(answers));
     let grace = settings.grace;
     let leave_max = (!settings.finalizers.is_empty()).then(|| settings.leave_max());
     let workers = match start(settings).await {
         Ok(workers) => workers,
         Err(error) => {
             let why = error.to_string();
+            outbox.flush().await;
             let unfit = ToParent::Unfit {
                 node: node.clone(),
                 why: why.clone(),
@@ -211,6 +222,9 @@ async fn work(
             return Err(why);
         }
     };
+    let uptime = workers.stats().uptime;
+    let now = Instant::now();
+    outbox.begin(now.checked_sub(uptime).unwrap_or(now));
     let inbox = client.new_inbox();
     let pulled = client.subscribe(inbox.clone()).await;
     let pulled = pulled.map_err(|error| no(&inbox, &error))?;
@@ -223,7 +237,7 @@ async fn work(
         node: node.id.clone(),
         store,
         relays,
-        lines,
+        outbox: Arc::clone(&outbox),
         setup_channels,
         workers: Arc::clone(&workers),
         processes,
@@ -249,22 +263,27 @@ async fn work(
         pace: None,
         done: Instant::now(),
         joined: false,
+        stats: None,
+        stats_at: Instant::now(),
     };
     let ready = ToParent::Ready {
         node: node.clone(),
         processes,
     };
-    let (client, subject) = (client.clone(), run.parent());
+    let (teller, subject) = (client.clone(), run.parent());
     let events = serving.events.clone();
     tokio::spawn(async move {
-        tell(&client, subject, &ready).await;
+        tell(&teller, subject, &ready).await;
         let _ = events.send(Event::Joined);
     });
-    let why = serving.serve(received, asked, told, pulled, grace).await;
-    // Nobody receives what finalizers send.
+    let why = serving
+        .serve(received, &mut asked, told, pulled, grace)
+        .await;
+    // Messages that finalizers send are not received.
     serving.relays.end();
     serving.say_goodbye(&why).await;
     let is_idle = serving.running == 0;
+    let last = Arc::clone(&workers);
     let ended = tokio::task::spawn_blocking(move || {
         if let Some(leave_max) = leave_max.filter(|_| is_idle) {
             workers.close();
@@ -274,6 +293,14 @@ async fn work(
     });
     let ended = ended.await;
     ended.map_err(text)?;
+    outbox.flush().await;
+    let (stats, tallies) = last.tallied_stats();
+    serving.tell_stats(0, stats, tallies).await;
+    let ended = ToParent::Ended {
+        node: node.id.clone(),
+    };
+    let _ = client.publish(run.parent(), to_bytes(&ended).into()).await;
+    let _ = time::timeout(Duration::from_secs(1), client.flush()).await;
     Ok(why)
 }
 
@@ -300,14 +327,18 @@ fn text(error: impl ToString) -> String {
 }
 
 /// Asks the parent to let this node join. Keeps asking while there is no parent.
-async fn enter(client: &Client, run: &Run, join: &Join) -> Result<Welcome, String> {
+async fn enter(client: &Client, run: &Run, join: &Join) -> Result<(Welcome, Clock), String> {
     let mut waits = false;
     let mut pause = AGAIN / 50;
     let request: Bytes = to_bytes(&ToParent::Join(join.clone())).into();
     loop {
+        let asked = Instant::now();
         if let Ok(answer) = client.request(run.parent(), request.clone()).await {
             return match from_bytes(&answer.payload) {
-                Some(Answer::Welcome(welcome)) => Ok(*welcome),
+                Some(Answer::Welcome(welcome)) => {
+                    let clock = Clock::new(asked, Instant::now(), welcome.now);
+                    Ok((*welcome, clock))
+                }
                 Some(Answer::Refused(why)) => {
                     Err(format!("the run {} refused this node: {why}", run.0))
                 }
@@ -344,7 +375,7 @@ enum Event {
     Outcomes(u64, Outcomes),
     /// The parent knows that the workers are ready.
     Joined,
-    /// Nobody waits for this job.
+    /// This job is no longer wanted.
     Unwanted(u64),
 }
 
@@ -387,7 +418,7 @@ struct Node {
     node: String,
     store: Store,
     relays: Relays,
-    lines: Option<Arc<Lines>>,
+    outbox: Arc<Outbox>,
     /// The channels into which all tasks may send, because initializers were given them.
     setup_channels: Vec<u64>,
     workers: Arc<dyn Workers>,
@@ -428,18 +459,28 @@ struct Node {
     done: Instant,
     /// The parent knows that the workers are ready.
     joined: bool,
+    /// The statistics that the parent was told last, and when they were looked at.
+    stats: Option<Stats>,
+    stats_at: Instant,
 }
 
 /// Passes outcomes of the local pool to the node.
 #[derive(Debug)]
 struct ToNode {
     load: u64,
+    /// The number of the parent's job.
+    job: u64,
     events: UnboundedSender<Event>,
+    outbox: Arc<Outbox>,
 }
 
 impl Sink for ToNode {
     fn deliver(self: Arc<Self>, outcomes: Outcomes) {
         let _ = self.events.send(Event::Outcomes(self.load, outcomes));
+    }
+
+    fn log(&self, records: LogRecords) {
+        self.outbox.log(self.job, records);
     }
 }
 
@@ -454,7 +495,7 @@ impl Node {
     async fn serve(
         &mut self,
         mut events: UnboundedReceiver<Event>,
-        mut asked: Subscriber,
+        asked: &mut Subscriber,
         mut told: Subscriber,
         mut pulled: Subscriber,
         grace: Duration,
@@ -471,7 +512,7 @@ impl Node {
             }
             tokio::select! {
                 Some(message) = asked.next() => self.answer(message).await,
-                Some(message) = told.next() => self.hear(&message),
+                Some(message) = told.next() => self.hear(&message).await,
                 Some(message) = pulled.next() => self.take(message).await,
                 Some(event) = events.recv() => {
                     self.event(event).await;
@@ -484,9 +525,10 @@ impl Node {
                 _ = look.tick() => {
                     self.look();
                     self.give_back_what_waits().await;
+                    self.tell_changed_stats().await;
                 }
                 _ = terminated.recv(), if until.is_none() => {
-                    log("received SIGTERM: finishing what runs");
+                    log("received SIGTERM: finishing the running inputs");
                     // A grace period that is too long to add means no deadline.
                     until = Some(Instant::now().checked_add(grace));
                     self.give_back().await;
@@ -523,7 +565,7 @@ impl Node {
         if self.silence < PARENT_GONE || !self.connected {
             return;
         }
-        // Nobody else would clean up. But a parent that was merely stopped may go on.
+        // If the parent is dead, only nodes can clean up. But a parent that was merely stopped may continue.
         let asked = self.client.request(self.run.parent(), Bytes::new()).await;
         let is_gone = asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders);
         if is_gone {
@@ -543,7 +585,7 @@ impl Node {
         }
     }
 
-    fn hear(&mut self, message: &Message) {
+    async fn hear(&mut self, message: &Message) {
         self.silence = Duration::ZERO;
         match from_bytes(&message.payload) {
             Some(ToNodes::Cancel { job, running }) => self.cancel(job, running),
@@ -552,9 +594,13 @@ impl Node {
                 let store = self.store.clone();
                 tokio::spawn(async move { store.forget(id).await });
             }
+            Some(ToNodes::AskStats(number)) => {
+                let (stats, tallies) = self.workers.tallied_stats();
+                self.tell_stats(number, stats, tallies).await;
+            }
             Some(ToNodes::End) => self.leaving = Some("ended with the run"),
             Some(ToNodes::Alive { epoch }) if epoch != self.epoch => {
-                // Requests to the previous stream will not be answered.
+                // Requests to the previous stream won't be answered.
                 self.epoch = epoch;
                 self.asked = 0;
                 self.store.set_epoch(epoch, link::connects(&self.client));
@@ -719,6 +765,7 @@ impl Node {
             Event::Unwanted(job) => self.cancel(job, true),
             Event::Joined => {
                 self.joined = true;
+                self.ask_for_time();
                 log(&format!(
                     "joined {} on {} with {} processes",
                     self.run.0, self.server, self.processes
@@ -785,10 +832,10 @@ impl Node {
     fn submit(&mut self, load: Prepared) {
         let Prepared {
             number,
+            job,
             what,
             portions,
             channels,
-            ..
         } = load;
         // The load may have been cancelled meanwhile.
         let Some(held) = self.held.get_mut(&number) else {
@@ -800,12 +847,15 @@ impl Node {
         held.began = Instant::now();
         let sink = Arc::new(ToNode {
             load: number,
+            job,
             events: self.events.clone(),
+            outbox: Arc::clone(&self.outbox),
         });
         let portions: Few<Portion> = portions.into_iter().collect();
         match self.workers.submit(what, sink, portions, false) {
             Ok(local) => {
                 held.local = Some(local);
+                self.outbox.accepted(local.serial, job);
                 self.running += 1;
                 self.workers.notify(local);
             }
@@ -841,18 +891,17 @@ impl Node {
         channels.extend(&held.channels);
         let (node, first) = (self.node.clone(), outcomes.first);
         let (client, subject) = (self.client.clone(), self.run.parent());
-        let (lines, events) = (self.lines.clone(), self.events.clone());
+        let (outbox, events) = (Arc::clone(&self.outbox), self.events.clone());
         tokio::spawn(async move {
             relays.flush(&channels).await;
-            if let Some(lines) = lines {
-                lines.flush(&client, &subject, &node).await;
-            }
+            let what = pack(&store, outcomes.what, name).await;
+            outbox.flush().await;
             let done = ToParent::Done(Done {
                 node,
                 load,
                 first,
                 count,
-                what: pack(&store, outcomes.what, name).await,
+                what,
                 each_ns,
             });
             tell(&client, subject, &done).await;
@@ -891,18 +940,59 @@ impl Node {
         self.say(&returned).await;
     }
 
+    /// Tells the parent that the node is there, and asks what time it is there.
+    fn ask_for_time(&self) {
+        let here = to_bytes(&ToParent::Here {
+            node: self.node.clone(),
+        });
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let outbox = Arc::clone(&self.outbox);
+        tokio::spawn(async move {
+            let asked = Instant::now();
+            if let Ok(answer) = client.request(subject, here.into()).await
+                && let Some(parent) = from_bytes(&answer.payload)
+            {
+                outbox.improve_clock(Clock::new(asked, Instant::now(), parent));
+            }
+        });
+    }
+
     async fn tell_progress(&self) {
         if !self.connected {
             return;
         }
         // If the parent has declared this node lost, this is how the node learns of it.
         if self.joined {
-            let node = self.node.clone();
-            self.say(&ToParent::Here { node }).await;
+            self.ask_for_time();
         }
         for held in self.held.values() {
             let _ = self.client.publish(held.ack.clone(), "+WPI".into()).await;
         }
+    }
+
+    /// Tells the parent what the statistics say, if something has changed and the parent was not told lately.
+    async fn tell_changed_stats(&mut self) {
+        if !self.connected || !self.joined || self.stats_at.elapsed() < STATS {
+            return;
+        }
+        self.stats_at = Instant::now();
+        let (stats, tallies) = self.workers.tallied_stats();
+        if self.stats.as_ref().is_none_or(|last| differ(last, &stats)) {
+            self.tell_stats(0, stats, tallies).await;
+        }
+    }
+
+    /// Tells the parent what the statistics say, as an answer to this question.
+    async fn tell_stats(&mut self, asked: u64, stats: Stats, tallies: Tallies) {
+        self.stats_at = Instant::now();
+        self.stats = Some(stats.clone());
+        self.say(&ToParent::Stats {
+            node: self.node.clone(),
+            asked,
+            stats,
+            tallies,
+        })
+        .await;
     }
 
     /// Checks the connection and the parent.
@@ -912,7 +1002,7 @@ impl Node {
         let connected = self.client.connection_state() == Connection::Connected;
         let connects = link::connects(&self.client);
         let is_new = std::mem::replace(&mut self.connects, connects) != connects;
-        // Pull requests don't outlive a connection; and if the stream is gone, nobody answers them.
+        // Pull requests don't outlive a connection; and if the stream is gone, they are not answered.
         if is_new || now >= self.asked_until {
             self.asked = 0;
         }
@@ -1013,7 +1103,7 @@ async fn pack(store: &Store, what: What, name: String) -> Sent {
     }
 }
 
-/// Tells the parent something, repeatedly until it answers: messages are lost when a server is killed.
+/// Sends the parent a request, repeatedly until it answers, since messages are lost when a server is killed.
 async fn tell(client: &Client, subject: String, what: &ToParent) -> Bytes {
     let what = Bytes::from(to_bytes(what));
     loop {

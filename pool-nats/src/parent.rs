@@ -20,21 +20,23 @@ use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self};
 use async_nats::{Client, Message, Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use pool_core::Error;
+use futures_util::{FutureExt, StreamExt};
 use pool_core::backend::{
-    self, Attachment, Failure, Few, Frames, Job, JobId, News, Observer, Outcomes, Portion,
-    Settings, Sink, Waiter, Want, What, Workers,
+    self, Attachment, Failure, Few, Frames, Job, JobId, LogRecords, News, Observer, Outcomes,
+    Portion, Settings, Sink, Tallies, Waiter, Want, What, Workers,
 };
+use pool_core::{Error, Stats};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time;
 
+use crate::alive::Alive;
 use crate::book::{Action, Book};
 use crate::link::{self, JETSTREAM, Link};
+use crate::statistics::{Report, Statistics};
 use crate::store::Store;
 use crate::wire::{
     Answer, Body, Done, Join, Load, Object, PROTOCOL, Piece, Reference, Run, Sent, ToNodes,
-    ToParent, Took, Welcome, consumer, from_bytes, to_bytes,
+    ToParent, Told, Took, Welcome, consumer, from_bytes, to_bytes,
 };
 use crate::{Nats, Url};
 
@@ -51,13 +53,19 @@ const RECONNECT: Duration = Duration::from_secs(5);
 /// sooner.
 const ACK_WAIT: Duration = Duration::from_secs(15);
 
-/// How long a node that has joined but was not ready within the timeout may take to say why.
+/// How long a node that has joined but was not ready within the timeout may take to report the reason.
 const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// How long `stats` waits for the answers of nodes.
+const STATS: Duration = Duration::from_millis(100);
+
+/// The shortest time between two reports of how many inputs wait.
+const SAMPLE: Duration = Duration::from_millis(2);
 
 /// A channel takes no more from a node while this many bytes are unread.
 const UNREAD_MAX: u64 = 1 << 20;
 
-/// How long to wait for the nodes to end.
+/// How long to wait for the nodes to end. If their workers run finalizers, it may be longer.
 const GOODBYE: Duration = Duration::from_secs(3);
 
 /// How long to wait for the end of the pool.
@@ -67,7 +75,11 @@ const END_MAX: Duration = Duration::from_secs(10);
 pub(crate) fn start(nats: Nats, settings: Settings) -> Result<Arc<dyn Workers>, Error> {
     let (commands, received) = mpsc::unbounded_channel();
     let (tell, told) = std_mpsc::channel();
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared {
+        began: Instant::now(),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    });
     let timeout = settings.start_timeout;
     let nodes = nats.nodes;
     let sender = commands.clone();
@@ -143,8 +155,10 @@ struct Joined {
 }
 
 /// What callers and the thread share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    /// When the pool was started.
+    began: Instant,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -158,6 +172,9 @@ struct State {
     workers: usize,
     hints: HashMap<u32, usize>,
     over: bool,
+    statistics: Statistics,
+    /// How many inputs of a job nodes run, for jobs that somebody asked about.
+    running: HashMap<u64, usize>,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -175,7 +192,11 @@ impl Shared {
     }
 
     fn end(&self) {
-        self.lock().over = true;
+        {
+            let mut state = self.lock();
+            state.over = true;
+            state.statistics.end();
+        }
         self.changed.notify_all();
     }
 }
@@ -231,8 +252,12 @@ enum Command {
     },
     /// The result of asking a node whether it is there.
     Pinged(String, Ping),
-    /// Nobody holds this attachment any more.
+    /// This attachment has no holders.
     Dropped(u64),
+    /// A node that was leaving is gone.
+    Ended(String),
+    /// Asks the nodes for their statistics; questions are numbered.
+    AskStats(u64),
 }
 
 /// The origin of messages of a node for a channel.
@@ -367,6 +392,10 @@ impl Workers for Parent {
         let _ = self.commands.send(Command::Cancel { job, running });
     }
 
+    fn confines(&self) -> bool {
+        true
+    }
+
     fn carries_channels(&self) -> bool {
         true
     }
@@ -448,6 +477,37 @@ impl Workers for Parent {
     fn count(&self) -> usize {
         self.shared.lock().workers.max(1)
     }
+
+    fn running(&self, job: JobId) -> usize {
+        if !self.is_ours() {
+            return 0;
+        }
+        let mut state = self.shared.lock();
+        // The thread keeps the number up to date from now on.
+        *state.running.entry(number(job)).or_default()
+    }
+
+    fn stats(&self) -> Stats {
+        if !self.is_ours() {
+            return Stats::default();
+        }
+        let mut state = self.shared.lock();
+        if let Some(question) = state.statistics.ask() {
+            let _ = self.commands.send(Command::AskStats(question));
+            let deadline = Instant::now() + STATS;
+            while !state.statistics.is_answered(question) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                let waited = self.shared.changed.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        let statistics = state.statistics.clone();
+        drop(state);
+        statistics.stats(Instant::now(), self.shared.began.elapsed())
+    }
 }
 
 impl Drop for Parent {
@@ -495,10 +555,11 @@ async fn live(
         Some(why) = denied.recv() => Err(link::not_allowed(&url, &why)),
     };
     match begun {
-        Ok((mut thread, said)) => {
+        Ok((mut thread, mut said)) => {
             let _ = tell.send(Ok(Joined::default()));
-            thread.run(commands, denied, said).await;
-            let _ = time::timeout(2 * GOODBYE, thread.tidy_up()).await;
+            thread.run(commands, denied, &mut said).await;
+            let most = thread.goodbye + GOODBYE;
+            let _ = time::timeout(most, thread.tidy_up(&mut said)).await;
         }
         Err(why) => {
             let _ = tell.send(Err(why));
@@ -507,6 +568,18 @@ async fn live(
             }
         }
     }
+}
+
+/// Creates something on the server's disk. The server removes its directory when the last stream in there is deleted, and what
+/// is created at that moment, for another run, fails.
+async fn retry<T, E>(mut create: impl AsyncFnMut() -> Result<T, E>) -> Result<T, E> {
+    for pause in [20, 100].map(Duration::from_millis) {
+        match create().await {
+            Ok(created) => return Ok(created),
+            Err(_) => time::sleep(pause).await,
+        }
+    }
+    create().await
 }
 
 /// Deletes everything on the server that belongs to a run.
@@ -524,6 +597,17 @@ struct Seen {
     asked: bool,
 }
 
+/// What a node has told.
+#[derive(Debug, Default)]
+struct Teller {
+    /// The ends of what its workers log, in case it can't say so itself.
+    log_ends: HashSet<LogRecords>,
+    /// What ends if it is lost.
+    alive: Alive,
+    /// How many inputs wait in its pool.
+    inputs: usize,
+}
+
 struct Thread<'a> {
     url: Url,
     client: Client,
@@ -533,16 +617,17 @@ struct Thread<'a> {
     /// What nodes are told when they join.
     settings: Body,
     attachments: Vec<Reference>,
-    /// The attachments themselves, since a channel lives only while somebody holds it.
+    /// The attachments themselves, since a channel lives only while it has a holder.
     #[expect(dead_code, reason = "its drop is its use")]
     held: Vec<Arc<Attachment>>,
-    /// How often the stream was recreated; and whether it must be again, because the server was unreachable or somebody
-    /// deleted it.
+    /// How often the stream was recreated; and whether it must be again, because the server was unreachable or the stream was
+    /// deleted.
     epoch: u64,
     is_old: bool,
     is_renewing: bool,
     book: Book,
-    sinks: HashMap<u64, Arc<dyn Sink>>,
+    /// The task of each job, and the sink.
+    sinks: HashMap<u64, (u32, Arc<dyn Sink>)>,
     seen: HashMap<String, Seen>,
     /// How long the thread has been watching its nodes. This clock stops while the process is stopped or the server is
     /// idle: nodes are not to blame for that.
@@ -562,8 +647,17 @@ struct Thread<'a> {
     messages: HashMap<(String, u64), FromNode>,
     /// The nodes that have asked to join and are not lost.
     let_in: HashSet<String>,
-    /// Who is told of lines.
+    /// Receives news.
     observer: Option<Arc<dyn Observer>>,
+    /// What was told by the nodes whose news is taken.
+    tellers: HashMap<String, Teller>,
+    /// Whether the observer wants to know how many inputs wait; when it was last told, and the number.
+    samples: bool,
+    sampled: (Duration, usize),
+    /// When the pool was started.
+    began: Instant,
+    /// The nodes that take no more loads, but may still have workers.
+    leaving: HashSet<String>,
     /// Nodes that were lost while their results were being fetched, and why.
     lost_later: HashMap<String, String>,
     sender: UnboundedSender<Command>,
@@ -577,6 +671,8 @@ struct Thread<'a> {
     connects: u64,
     closing: bool,
     over: bool,
+    /// How long to wait for the nodes to end after `close`.
+    goodbye: Duration,
 }
 
 impl<'a> Thread<'a> {
@@ -623,11 +719,11 @@ impl<'a> Thread<'a> {
         make_stream(&jetstream, &run, 0)
             .await
             .map_err(|error| format!("{server}: {error}"))?;
-        jetstream
-            .create_object_store(object_store::Config {
-                bucket: run.store(),
-                ..object_store::Config::default()
-            })
+        let config = || object_store::Config {
+            bucket: run.store(),
+            ..object_store::Config::default()
+        };
+        retry(async || jetstream.create_object_store(config()).await)
             .await
             .map_err(|error| no("can't create the object store", &error))?;
         let store = Store::new(
@@ -654,6 +750,11 @@ impl<'a> Thread<'a> {
         }
         let failed = |error: io::Error| format!("{server}: {error}");
         let observer = settings.observer.clone();
+        let samples = settings.observe.spans;
+        let goodbye = match settings.finalizers.is_empty() {
+            true => GOODBYE,
+            false => GOODBYE.max(settings.leave_max()),
+        };
         let told = to_bytes(&settings);
         let mut room = store.room();
         let told = store.pack(told, &mut room, || "settings".to_owned());
@@ -684,6 +785,11 @@ impl<'a> Thread<'a> {
             messages: HashMap::new(),
             let_in: HashSet::new(),
             observer,
+            tellers: HashMap::new(),
+            samples,
+            sampled: (Duration::ZERO, 0),
+            began: shared.began,
+            leaving: HashSet::new(),
             lost_later: HashMap::new(),
             sender,
             shared,
@@ -694,6 +800,7 @@ impl<'a> Thread<'a> {
             connects,
             closing: false,
             over: false,
+            goodbye,
         };
         Ok((thread, said))
     }
@@ -702,7 +809,7 @@ impl<'a> Thread<'a> {
         &mut self,
         mut commands: UnboundedReceiver<Command>,
         mut denied: UnboundedReceiver<String>,
-        mut said: Subscriber,
+        said: &mut Subscriber,
     ) {
         let mut tick = time::interval(PING);
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
@@ -740,7 +847,7 @@ impl<'a> Thread<'a> {
                 inputs,
                 more,
             } => {
-                self.sinks.insert(job, sink);
+                self.sinks.insert(job, (what.task, sink));
                 self.book.submit(job, what);
                 self.book.push(job, inputs.into_iter(), more);
             }
@@ -749,7 +856,7 @@ impl<'a> Thread<'a> {
                 self.book.cancel(job, running.then_some(Failure::Cancelled));
                 let (client, subject) = (self.client.clone(), self.run.nodes());
                 let cancel = to_bytes(&ToNodes::Cancel { job, running });
-                // This may wait for the server, and must not hold up what comes before it.
+                // This may wait for the server, and must not delay what comes before it.
                 tokio::spawn(async move { client.publish(subject, cancel.into()).await });
             }
             Command::Close => self.closing = true,
@@ -789,6 +896,12 @@ impl<'a> Thread<'a> {
                 }
             }
             Command::Gathered { messages, bytes } => self.gathered(messages, bytes).await,
+            Command::Ended(node) => self.ended(&node),
+            Command::AskStats(question) => {
+                let (client, subject) = (self.client.clone(), self.run.nodes());
+                let ask = to_bytes(&ToNodes::AskStats(question));
+                tokio::spawn(async move { client.publish(subject, ask.into()).await });
+            }
             Command::Pinged(node, ping) => self.pinged(&node, &ping).await,
             Command::Dropped(id) => {
                 self.messages.retain(|(_, channel), _| *channel != id);
@@ -822,7 +935,8 @@ impl<'a> Thread<'a> {
                     pieces,
                 } => self.publish(load, job, what, pieces),
                 Action::Deliver { job, outcomes } => {
-                    if let Some(sink) = self.sinks.get(&job) {
+                    if let Some((task, sink)) = self.sinks.get(&job) {
+                        self.shared.lock().statistics.count(*task, &outcomes);
                         Arc::clone(sink).deliver(outcomes);
                     }
                 }
@@ -842,12 +956,24 @@ impl<'a> Thread<'a> {
                 }
             }
         }
+        self.tell_what_waits();
+        self.tell_what_runs();
         if self.closing && !self.book.has_jobs() && self.sinks.is_empty() {
             self.over = true;
         }
     }
 
-    /// Deletes objects that nobody needs.
+    /// Tells callers how many inputs wait and run.
+    fn tell_what_runs(&self) {
+        let mut state = self.shared.lock();
+        state.statistics.set_queued(self.book.queued());
+        state.running.retain(|job, running| {
+            *running = self.book.running(*job);
+            self.book.is_wanted(*job)
+        });
+    }
+
+    /// Deletes objects that are no longer needed.
     fn delete(&self, objects: Vec<Object>) {
         let store = self.store.clone();
         tokio::spawn(async move {
@@ -902,6 +1028,7 @@ impl<'a> Thread<'a> {
                 let answer = match differs(&join) {
                     None => {
                         self.joined.let_in += 1;
+                        self.tellers.entry(join.node.id.clone()).or_default();
                         self.let_in.insert(join.node.id);
                         let _ = self.tell.send(Ok(self.joined));
                         self.welcome()
@@ -929,6 +1056,7 @@ impl<'a> Thread<'a> {
                     processes,
                     "a node has joined"
                 );
+                self.shared.lock().statistics.joined(&id, &node.host);
                 self.book.joined(node, processes);
                 self.seen.insert(
                     id,
@@ -949,7 +1077,7 @@ impl<'a> Thread<'a> {
                 let _ = self.tell.send(Err(why.clone()));
                 self.lose(&node.id, &why);
                 if self.seen.is_empty() {
-                    // Other nodes would fail too, and nobody else would say why nothing happens.
+                    // Other nodes would fail too, and there would be no other error to explain why nothing happens.
                     self.break_down(&why);
                 }
             }
@@ -1011,17 +1139,149 @@ impl<'a> Thread<'a> {
                 };
                 self.gather(incoming, messages).await;
             }
-            ToParent::Lines { node, lines } => {
-                if self.let_in.contains(&node)
-                    && let Some(observer) = &self.observer
-                {
-                    observer.observe(lines.into_iter().map(News::Line).collect());
-                }
+            ToParent::News { node, number, told } => {
+                self.took_news(&message, &node, number, told).await;
             }
-            ToParent::Left { node, why } => self.lose(&node, &why),
-            ToParent::Here { node } => self.heard_of(&node).await,
+            ToParent::Stats {
+                node,
+                asked,
+                stats,
+                tallies,
+            } => self.take_stats(&node, asked, stats, tallies),
+            ToParent::Left { node, why } => {
+                self.leaving.insert(node.clone());
+                self.lose(&node, &why);
+                // It may be killed before it can say that it has ended.
+                let watched = self.watch(node, Instant::now() + self.goodbye);
+                let sender = self.sender.clone();
+                tokio::spawn(async move {
+                    let _ = sender.send(Command::Ended(watched.await));
+                });
+            }
+            ToParent::Ended { node } => self.ended(&node),
+            ToParent::Here { node } => {
+                self.heard_of(&node).await;
+                self.answer(&message, to_bytes(&self.now()).into()).await;
+            }
             ToParent::Echo => self.echoed = true,
         }
+    }
+
+    /// A node that was leaving has ended.
+    fn ended(&mut self, node: &str) {
+        if self.leaving.remove(node) {
+            self.end_news(node, None);
+            self.shared.lock().statistics.left(node);
+        }
+    }
+
+    /// Waits until a node is gone, or until the deadline; returns its id.
+    fn watch(&self, node: String, deadline: Instant) -> impl Future<Output = String> + use<> {
+        let (client, subject) = (self.client.clone(), self.run.node(&node));
+        async move {
+            while Instant::now() < deadline {
+                let asked = client.request(subject.clone(), Bytes::new());
+                // A node that is gone does not answer.
+                match time::timeout(PING / 2, asked).await {
+                    Ok(Err(_)) => break,
+                    _ => time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+            node
+        }
+    }
+
+    fn take_stats(&self, node: &str, asked: u64, stats: Stats, tallies: Tallies) {
+        let at = Instant::now();
+        let report = Report { at, stats, tallies };
+        self.shared.lock().statistics.told(node, asked, report);
+        self.shared.changed.notify_all();
+    }
+
+    /// Passes news of a node on, and answers that it was taken.
+    async fn took_news(&mut self, message: &Message, node: &str, number: u64, told: Vec<Told>) {
+        self.take_news(node, told);
+        let answer = Bytes::copy_from_slice(&number.to_le_bytes());
+        self.answer(message, answer).await;
+    }
+
+    /// Passes news of a node on.
+    fn take_news(&mut self, node: &str, told: Vec<Told>) {
+        let (Some(teller), Some(observer)) = (self.tellers.get_mut(node), &self.observer) else {
+            return;
+        };
+        let mut news = Vec::new();
+        for told in told {
+            let (job, records) = match told {
+                Told::News(News::Log(records)) => (None, records),
+                Told::Log { job, records } => (Some(job), records),
+                // It is one of several nodes.
+                Told::News(News::Waiting { inputs, .. }) => {
+                    teller.inputs = inputs;
+                    continue;
+                }
+                Told::News(other) => {
+                    teller.alive.note(&other);
+                    news.push(other);
+                    continue;
+                }
+            };
+            let end = records.end();
+            match records.is_end() {
+                true => teller.log_ends.remove(&end),
+                false => teller.log_ends.insert(end),
+            };
+            match job.and_then(|job| self.sinks.get(&job)) {
+                Some((_, sink)) => {
+                    // Records refer to earlier ones.
+                    if !news.is_empty() {
+                        observer.observe(std::mem::take(&mut news));
+                    }
+                    sink.log(records);
+                }
+                None => news.push(News::Log(records)),
+            }
+        }
+        if !news.is_empty() {
+            observer.observe(news);
+        }
+    }
+
+    /// Takes no more news of a node. `lost` says why, if its workers did not end by themselves.
+    fn end_news(&mut self, node: &str, lost: Option<&str>) {
+        let teller = self.tellers.remove(node).unwrap_or_default();
+        let at = self.now();
+        let Some(observer) = &self.observer else {
+            return;
+        };
+        let lost = lost.map(|why| teller.alive.lost(at, why));
+        let ends = teller.log_ends.into_iter().map(News::Log);
+        let news: Vec<News> = lost.into_iter().flatten().chain(ends).collect();
+        if !news.is_empty() {
+            observer.observe(news);
+        }
+    }
+
+    /// Tells the observer how many inputs wait, if that has changed.
+    fn tell_what_waits(&mut self) {
+        let now = self.now();
+        let (last, before) = self.sampled;
+        if !self.samples || now.saturating_sub(last) < SAMPLE {
+            return;
+        }
+        let on_nodes = self.tellers.values().map(|teller| teller.inputs);
+        let inputs = self.book.queued() + on_nodes.sum::<usize>();
+        if inputs != before
+            && let Some(observer) = &self.observer
+        {
+            self.sampled = (now, inputs);
+            observer.observe(vec![News::Waiting { at: now, inputs }]);
+        }
+    }
+
+    /// The time since the start of the pool.
+    fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 
     fn welcome(&self) -> Bytes {
@@ -1030,6 +1290,7 @@ impl<'a> Thread<'a> {
             epoch: self.epoch,
             attachments: self.attachments.clone(),
             patience: self.server_timeout,
+            now: self.now(),
         };
         to_bytes(&Answer::Welcome(Box::new(welcome))).into()
     }
@@ -1326,6 +1587,10 @@ impl<'a> Thread<'a> {
         }
         self.messages.retain(|(of, _), _| of != node);
         self.let_in.remove(node);
+        if !self.leaving.contains(node) {
+            self.end_news(node, Some(why));
+            self.shared.lock().statistics.left(node);
+        }
         if self.seen.remove(node).is_some() {
             if let Some(node) = self.book.node(node) {
                 tracing::info!(host = node.host, pid = node.pid, why, "a node has left");
@@ -1354,30 +1619,67 @@ impl<'a> Thread<'a> {
         let _ = self.tell.send(Err(why.to_owned()));
     }
 
-    /// Sends the nodes home, and removes everything from the server.
-    async fn tidy_up(&mut self) {
+    /// Sends the nodes home, listens to what they still tell, and removes everything from the server.
+    async fn tidy_up(&mut self, said: &mut Subscriber) {
         if self.connected.is_err() {
             return;
         }
+        let is_terminated = self.shared.lock().mode != Mode::Closed;
         self.tell_nodes(&ToNodes::End).await;
         let _ = self.client.flush().await;
-        let deadline = Instant::now() + GOODBYE;
-        let nodes: Vec<String> = self
-            .book
-            .nodes()
-            .map(|node| self.run.node(&node.id))
-            .collect();
-        for subject in nodes {
-            // A node that is gone does not answer.
-            while Instant::now() < deadline {
-                let asked = self.client.request(subject.clone(), Bytes::new());
-                match time::timeout(PING / 2, asked).await {
-                    Ok(Err(_)) => break,
-                    _ => time::sleep(Duration::from_millis(10)).await,
+        // Finalizers run only after `close`.
+        let most = if is_terminated { GOODBYE } else { self.goodbye };
+        let deadline = Instant::now() + most;
+        let nodes = self.book.nodes().map(|node| &node.id);
+        let mut there: HashSet<String> = nodes.chain(&self.leaving).cloned().collect();
+        let (gone, mut goes) = mpsc::unbounded_channel();
+        for node in &there {
+            let watched = self.watch(node.clone(), deadline);
+            let gone = gone.clone();
+            tokio::spawn(async move { gone.send(watched.await) });
+        }
+        while !there.is_empty() {
+            tokio::select! {
+                Some(message) = said.next() => {
+                    let over = self.hear_last(&message).await;
+                    over.map(|node| there.remove(&node));
                 }
+                Some(node) = goes.recv() => {
+                    there.remove(&node);
+                }
+                () = time::sleep_until(deadline.into()) => break,
             }
         }
+        while let Some(Some(message)) = said.next().now_or_never() {
+            self.hear_last(&message).await;
+        }
+        let rest: Vec<String> = self.tellers.keys().cloned().collect();
+        rest.iter().for_each(|node| self.end_news(node, None));
         delete(&self.jetstream, &self.run).await;
+    }
+
+    /// Hears what nodes tell after the end of the run. Returns the node that has ended.
+    async fn hear_last(&mut self, message: &Message) -> Option<String> {
+        match from_bytes(&message.payload)? {
+            ToParent::News { node, number, told } => {
+                self.took_news(message, &node, number, told).await;
+                None
+            }
+            ToParent::Stats {
+                node,
+                asked,
+                stats,
+                tallies,
+            } => {
+                self.take_stats(&node, asked, stats, tallies);
+                None
+            }
+            ToParent::Ended { node } => {
+                self.end_news(&node, None);
+                Some(node)
+            }
+            _ => None,
+        }
     }
 }
 

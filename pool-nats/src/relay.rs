@@ -41,7 +41,7 @@ enum Word {
     Look,
     /// Reply when everything has been sent so far.
     Flush(oneshot::Sender<()>),
-    /// Nobody holds the channel.
+    /// The channel has no holders.
     End,
 }
 
@@ -106,7 +106,7 @@ impl Relays {
         }
     }
 
-    /// Ends a channel that nobody holds any more.
+    /// Ends a channel that has no holders.
     pub(crate) fn forget(&self, id: u64) {
         if let Some(words) = self.lock().remove(&id) {
             let _ = words.send(Word::End);
@@ -114,14 +114,14 @@ impl Relays {
     }
 }
 
-/// The way of one channel to the parent.
+/// Sends the messages of one channel to the parent.
 struct Way {
     relays: Relays,
     store: Store,
     channel: Arc<Channel>,
     id: u64,
     heard: UnboundedReceiver<Word>,
-    /// The number of batches sent, and how often one was packed.
+    /// The number of batches that were sent, and how many times one was packed.
     told: u64,
     packed: u64,
     /// Outcomes that wait until everything has been sent. While there are any, the parent takes messages however much
@@ -129,7 +129,7 @@ struct Way {
     flushes: Vec<oneshot::Sender<()>>,
     /// Batches that were taken although too much was unread: their senders may not send more yet.
     unpaid: Vec<Batch>,
-    /// Nobody holds the channel, or reads from it.
+    /// The channel has no holders, or no receiver.
     is_over: bool,
 }
 

@@ -41,7 +41,8 @@ const CHUNKS_MAX: usize = 8;
 /// How long to wait before trying again to store data.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// How many bytes of memory are reserved on an object's word about its size. Beyond that, memory grows as bytes arrive.
+/// The most bytes of memory that are reserved because of the size that an object claims. Beyond that, memory grows as bytes
+/// arrive.
 const RESERVE_MAX: usize = 64 << 20;
 
 /// The object store, as one process uses it.
@@ -273,7 +274,7 @@ impl Store {
         }
     }
 
-    /// Makes sure that an attachment, and everything it holds, is in the store. Calls `dropped` once nobody holds it.
+    /// Makes sure that an attachment, and everything it holds, is in the store. Calls `dropped` once it has no holders.
     pub(crate) async fn share(
         &self,
         attachment: &Arc<Attachment>,
@@ -344,7 +345,7 @@ impl Store {
         found.ok_or_else(|| io::Error::other("an attachment is missing"))
     }
 
-    /// Forgets an attachment that nobody holds any more.
+    /// Forgets an attachment that has no holders.
     pub(crate) async fn forget(&self, id: u64) {
         self.channels().remove(&id);
         let kept = self.attachments.lock().await.remove(&id);

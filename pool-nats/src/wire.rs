@@ -11,16 +11,16 @@
 
 use std::time::Duration;
 
-use pool_core::WorkerLine;
-use pool_core::backend::{Attachment, Job};
+use pool_core::Stats;
+use pool_core::backend::{Attachment, Job, LogRecords, News, Tallies};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 6;
 
-/// Returns the name of the consumer that all nodes pull from. It changes each time the stream is recreated, so that
-/// nobody acknowledges messages of the previous stream.
+/// Returns the name of the consumer that all nodes pull from. It changes each time the stream is recreated, so that messages
+/// of the previous stream are not acknowledged by mistake.
 pub(crate) fn consumer(epoch: u64) -> String {
     format!("nodes-{epoch}")
 }
@@ -82,6 +82,8 @@ pub(crate) struct Welcome {
     pub(crate) epoch: u64,
     /// How long a node tries to store a result.
     pub(crate) patience: Duration,
+    /// The time since the start of the pool, by the parent's clock.
+    pub(crate) now: Duration,
     /// What the arguments of initializers and finalizers refer to.
     pub(crate) attachments: Vec<Reference>,
 }
@@ -116,7 +118,7 @@ pub(crate) enum ToParent {
         loads: Vec<(u64, String)>,
         could_not: bool,
     },
-    /// A request: does anybody wait for these jobs? The answer has one byte per job: 1 if so.
+    /// A request: are these jobs still wanted? The answer has one byte per job: 1 if so.
     Wanted(Vec<u64>),
     /// A request: inputs of a load have outcomes. The answer says that the parent knows. May be sent repeatedly.
     Done(Done),
@@ -130,22 +132,43 @@ pub(crate) enum ToParent {
         must: bool,
         messages: Body,
     },
-    /// Workers have written these lines.
-    Lines {
+    /// What the pool of the node tells, in order. The parent answers with the number of the message.
+    News {
         node: String,
-        lines: Vec<WorkerLine>,
+        number: u64,
+        told: Vec<Told>,
     },
-    /// A sign of life, sent regularly.
+    /// A request, and a sign of life, sent regularly. The answer is the time since the start of the pool, by the parent's
+    /// clock: a [`Duration`].
     Here {
         node: String,
     },
     /// The parent sends this to itself: if it comes back, the server works.
     Echo,
+    /// The statistics of the node's pool, as an answer to this question of the parent; 0 if it was not asked.
+    Stats {
+        node: String,
+        asked: u64,
+        stats: Stats,
+        tallies: Tallies,
+    },
     /// The node takes no more loads.
     Left {
         node: String,
         why: String,
     },
+    /// The workers of the node have ended. It sends nothing more.
+    Ended {
+        node: String,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Told {
+    /// News of the node's pool, as the parent's observer gets it.
+    News(News),
+    /// Inputs of a job have logged this.
+    Log { job: u64, records: LogRecords },
 }
 
 /// The parent's answer to channel messages.
@@ -154,7 +177,7 @@ pub(crate) enum Took {
     All = 1,
     /// Not taken: too much is unread.
     Later = 2,
-    /// Nobody will read it.
+    /// The receiver is gone.
     Nothing = 3,
     /// Taken, although too much is unread.
     Unpaid = 4,
@@ -198,12 +221,14 @@ pub(crate) enum Sent {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ToNodes {
-    /// Nobody wants what is left of this job; with `running`, not even what has begun.
+    /// The rest of this job is not wanted; with `running`, not even the inputs that have begun.
     Cancel { job: u64, running: bool },
-    /// Nobody holds this attachment any more.
+    /// This attachment has no holders.
     Forget(u64),
     /// The parent is alive. `epoch` counts how often the stream has been recreated.
     Alive { epoch: u64 },
+    /// What do the statistics of your pool say? Questions are numbered.
+    AskStats(u64),
     /// The run is over.
     End,
 }

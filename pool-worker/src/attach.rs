@@ -1,11 +1,10 @@
 //! Attachments: bytes that many inputs refer to and that a worker gets only once, such as the arguments bound by
 //! `partial` and [shared](crate::shared) values.
 //!
-//! In the parent they are an [`Attachment`], which every portion that needs it holds. Before a worker is sent such a
-//! portion, it is sent the attachment, if it does not have it yet: a short one through the ring of requests, a long one
-//! as the descriptor of shared memory, which all workers map. The worker keeps it as an [`Attached`] until the parent
-//! says that nobody holds the attachment any more. To this end, an attachment remembers which workers it was sent to:
-//! see [`Freed`].
+//! In the parent they are an [`Attachment`], which every portion that needs it holds. Before a worker is sent such a portion,
+//! it is sent the attachment, if it does not have it yet: a short one through the ring of requests, a long one as the
+//! descriptor of shared memory, which all workers map. The worker keeps it as an [`Attached`] until the parent says that the
+//! attachment is no longer needed. To this end, an attachment remembers which workers it was sent to: see [`Freed`].
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -47,11 +46,11 @@ pub struct Attachment {
     content: Option<Content>,
     /// The attachments that the bytes refer to.
     holds: Vec<Arc<Attachment>>,
-    /// Must be told when it is dropped.
+    /// Those that must be told when it is dropped.
     holders: Mutex<Vec<Holder>>,
 }
 
-/// Somebody who has a copy of an attachment.
+/// A process, or processes, with copies of an attachment.
 enum Holder {
     /// Workers on this machine.
     Workers(Weak<Freed>),
@@ -197,8 +196,8 @@ impl Attachment {
         }
     }
 
-    /// Calls `tell` with the id once nobody holds this any more. That may happen in any thread, while it holds any lock
-    /// of a pool, so `tell` should only note the id and wake a thread.
+    /// Calls `tell` with the id when this is dropped. That may happen in any thread, while it holds any lock of a pool, so
+    /// `tell` should only note the id and wake a thread.
     pub fn on_drop(&self, tell: impl FnOnce(u64) + Send + 'static) {
         lock(&self.holders).push(Holder::Other(Box::new(tell)));
     }
@@ -232,19 +231,19 @@ impl Drop for Attachment {
     }
 }
 
-/// The attachments that the workers of a pool still have, but that nobody else holds any more.
+/// The attachments that the workers of a pool still have, but that have no holder in the parent.
 ///
 /// An attachment is dropped by its last holder, which may be a thread that has the pool's lock. So the drop only notes
 /// it here, and the pool collects what was noted and tells the workers.
 #[derive(Debug)]
 pub struct Freed {
-    /// `None` once there are no workers any more.
+    /// `None` once all workers have ended.
     noted: Mutex<Option<Vec<Noted>>>,
     /// Wakes the thread that calls [`take`](Freed::take).
     waker: Waker,
 }
 
-/// An attachment that nobody holds any more.
+/// An attachment that has no holder.
 ///
 /// It takes time to return long ones to the system, so their memory is dropped with this, not with the attachment.
 #[derive(Debug)]
@@ -287,7 +286,7 @@ impl Freed {
             Some(all) => all.push(noted),
             None => return noted.content,
         }
-        // Freeing a short one is not worth waking anybody.
+        // Freeing a short one is not worth waking a thread.
         if is_long {
             self.waker.wake();
         }
@@ -299,7 +298,7 @@ impl Freed {
         lock(&self.noted).as_mut().map_or_else(Vec::new, mem::take)
     }
 
-    /// Takes those that were freed since the last call, and ignores later ones: there are no workers any more.
+    /// Takes those that were freed since the last call, and ignores later ones: all workers have ended.
     pub fn close(&self) -> Vec<Noted> {
         lock(&self.noted).take().unwrap_or_default()
     }
@@ -466,7 +465,7 @@ pub(crate) struct Handover(OwnedFd);
 /// Creates both ends: the parent's and the worker's.
 pub(crate) fn handover() -> io::Result<(Handover, OwnedFd)> {
     let (ours, theirs) = greeting::socket()?;
-    // Anything that a task writes to it is discarded, and blocks nobody.
+    // Anything that a task writes to it is discarded, and blocks nothing.
     shutdown(&ours, Shutdown::Read).map_err(|error| no("socket for a worker")(error.into()))?;
     Ok((Handover(ours), theirs))
 }
@@ -568,8 +567,8 @@ pub(crate) fn keep(id: u64, attached: Result<Attached, String>) {
     ATTACHED.with(|all| all.borrow_mut().insert(id, attached.map(Rc::new)));
 }
 
-/// Removes an attachment that nobody needs any more. Dropping the returned value runs the destructors of values decoded
-/// from it, which are the user's code.
+/// Removes an attachment that is no longer needed. Dropping the returned value runs the destructors of values decoded from
+/// it, which are the user's code.
 pub(crate) fn forget(id: u64) -> Option<Rc<Attached>> {
     ATTACHED.with(|all| all.borrow_mut().remove(&id))?.ok()
 }

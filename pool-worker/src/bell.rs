@@ -1,8 +1,8 @@
 //! The bell of a pool: how workers wake the thread that collects their replies.
 //!
-//! The bell is one page that the parent shares with all its workers. `listener` says whom to wake:
+//! The bell is one page that the parent shares with all its workers. `listener` says which thread to wake:
 //!
-//! - [`AWAKE`]: nobody. A thread is collecting, and will look at all rings once more before it sleeps.
+//! - [`AWAKE`]: none. A thread is collecting, and will look at all rings once more before it sleeps.
 //! - [`LEADER`]: the thread that waits for a result, which sleeps on `listener` itself.
 //! - [`COLLECTOR`]: the pool's own thread, which sleeps on `collector`.
 //!
@@ -11,7 +11,8 @@
 //! writes its ring, then a fence, then looks at `listener`. At least one of them sees the other.
 //!
 //! The page holds only hints. A task that overwrites it can delay a wake-up or cause needless ones, so every sleep
-//! with work outstanding has a bound ([`TICK`]).
+//! with work outstanding has a bound ([`TICK`]). A task may also sleep on these words itself, so all that sleep there are
+//! woken: otherwise the wake-up might only reach the task.
 
 use std::fmt;
 use std::io;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use crate::futex;
 use crate::sync::{self, AtomicU32, Ordering, Shared, fence};
 
-/// Wake nobody.
+/// Wake no thread.
 const AWAKE: u32 = 0;
 /// Wake the thread that waits for a result.
 const LEADER: u32 = 1;
@@ -113,7 +114,7 @@ impl Bell {
     #[cold]
     fn wake(&self) {
         match self.words().listener.0.swap(AWAKE, Ordering::SeqCst) {
-            LEADER => futex::wake(&self.words().listener.0),
+            LEADER => futex::wake_all(&self.words().listener.0),
             COLLECTOR => self.wake_collector(),
             _ => {}
         }
@@ -139,7 +140,7 @@ impl Bell {
 
     // ---- the parent ---------------------------------------------------------------------------
 
-    /// A thread is collecting, so workers need not wake anybody.
+    /// A thread is collecting, so workers need not wake one.
     pub fn attend(&self) {
         let listener = &self.words().listener.0;
         if listener.load(Ordering::Relaxed) != AWAKE {
@@ -177,7 +178,7 @@ impl Bell {
         let listener = &self.words().listener.0;
         let woken = listener.compare_exchange(LEADER, AWAKE, Ordering::SeqCst, Ordering::Relaxed);
         if woken.is_ok() {
-            futex::wake(listener);
+            futex::wake_all(listener);
         }
     }
 
@@ -197,6 +198,59 @@ impl Bell {
     pub fn wake_collector(&self) {
         let collector = &self.words().collector.0;
         collector.fetch_add(1, Ordering::SeqCst);
-        futex::wake(collector);
+        futex::wake_all(collector);
+    }
+}
+
+#[cfg(all(test, not(pool_shuttle), not(miri)))]
+mod tests {
+    use std::fs;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// Far longer than a wake-up takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn is_asleep(thread: rustix::process::Pid) -> bool {
+        let thread = thread.as_raw_nonzero();
+        let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+        stat.is_ok_and(|stat| stat.contains(") S "))
+    }
+
+    /// Has several threads sleep on a word, as a task might, and then one of ours; returns whether `wake` wakes that.
+    fn is_woken(
+        sleep: impl Fn(&Bell, Duration) + Send + Clone + 'static,
+        wake: impl FnOnce(&Bell),
+    ) -> bool {
+        let (bell, _fd) = Bell::create(2).expect("there is memory");
+        bell.listen_as_leader();
+        let (woken, ours) = mpsc::channel();
+        for place in 0..4 {
+            let (bell, sleep, woken) = (bell.clone(), sleep.clone(), woken.clone());
+            let (say, said) = mpsc::channel();
+            thread::spawn(move || {
+                say.send(rustix::thread::gettid()).expect("it is heard");
+                sleep(&bell, LONG * 2);
+                let _ = woken.send(place);
+            });
+            let thread = said.recv().expect("it has begun");
+            while !is_asleep(thread) {
+                thread::yield_now();
+            }
+        }
+        wake(&bell);
+        let mut woken = (0..4).map_while(|_| ours.recv_timeout(LONG).ok());
+        woken.any(|place| place == 3)
+    }
+
+    #[test]
+    fn sleepers_that_came_earlier_keep_no_wake_up_to_themselves() {
+        let leader = |bell: &Bell, most| bell.sleep_as_leader(Some(most));
+        assert!(is_woken(leader, Bell::ring));
+        assert!(is_woken(leader, Bell::wake_leader));
+        let collector = |bell: &Bell, most| bell.sleep_as_collector(0, Some(most));
+        assert!(is_woken(collector, Bell::wake_collector));
     }
 }

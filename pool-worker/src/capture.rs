@@ -1,11 +1,15 @@
-//! What a worker writes to standard output and standard error, told apart by inputs: both ends.
+//! Captures what a worker writes to standard output and standard error, separately for each input: both ends.
 //!
-//! Both are pipes to the parent then. Before each input the worker writes a *mark* into both: a token that only parent and worker
-//! know, and the number of the input. A mark is shorter than what the system writes to a pipe in one piece, so it is never mixed with
-//! other text. What stands between two marks belongs to the input of the first.
+//! Both streams are pipes to the parent. Before each input the worker writes a *mark* into both: a token that only parent and
+//! worker know, and the number of the input. A mark is short enough that the system writes it to a pipe in one piece, so it
+//! is never mixed with other text. The text between two marks belongs to the input of the first.
 //!
-//! The parent reads without waiting. It keeps the last [`KEPT`] bytes of each input, until that input's outcome is known.
-//! A worker that is under the control of its input may forge marks: then its own inputs get wrong texts, and nobody else's.
+//! The parent reads without waiting. It keeps the last [`KEPT`] bytes of each input until that input's outcome is known. A
+//! worker that a malicious input has taken over may forge marks: then the texts of its own inputs are wrong, but no others.
+//!
+//! The parent reads under the pool's lock, so each read is bounded: usually by [`TURN`]; when an outcome has arrived, by what
+//! the pipes hold at that time. Lines that were written one after the other stay one text, since a `String` for each of many
+//! short lines would take far more time and memory than the lines themselves.
 
 mod splitter;
 
@@ -15,8 +19,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 pub(crate) use self::splitter::Token;
@@ -24,22 +29,28 @@ use self::splitter::{Part, Splitter, mark};
 use crate::greeting::Own;
 use crate::scarce::{fill_randomly, no};
 
-/// How much of the output of an input is kept, in bytes: the end of it.
+/// How many bytes of the output of an input are kept: the last ones.
 pub const KEPT: usize = 64 << 10;
 
-/// A line that is longer than this is told in parts, in bytes.
+/// A line that is longer than this, in bytes, is reported in parts.
 const LINE_MAX: usize = KEPT;
 
-/// So much is read at one time, in bytes, and so often, unless the worker is dead.
+/// How many bytes are read at a time.
 const READ: usize = 32 << 10;
-const READS_MAX: usize = 8;
-const READS_MAX_DEAD: usize = 1024;
 
-/// Of more inputs than this with text, or of more text, the oldest is forgotten.
+/// How many bytes of each stream [`Capture::read`] reads at most, and after how many passages it stops.
+const TURN: usize = 64 << 10;
+const PASSAGES_MAX: usize = 1000;
+
+/// How many bytes of each stream [`Capture::read_rest`] reads at most: what a pipe holds at most, unless a privileged process
+/// has enlarged it.
+const REST_MAX: usize = 1 << 20;
+
+/// When text of more inputs than this, or more text, is kept, the oldest is dropped.
 const INPUTS_MAX: usize = 1 << 14;
 const TEXT_MAX: usize = 16 << 20;
 
-/// Where a worker wrote something.
+/// To which stream a worker wrote something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Descriptor 1.
@@ -48,14 +59,14 @@ pub enum Side {
     Err,
 }
 
-/// A line that a worker wrote.
+/// One or more lines that a worker wrote to one stream, one right after the other, while one input ran.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Line {
-    /// The input that ran, as the number of those begun; `None`: before the first, or after the last.
+pub struct Passage {
+    /// The input that ran, as the worker numbers the inputs that it has begun; `None` if none did.
     pub input: Option<u32>,
-    /// Where.
+    /// The stream.
     pub side: Side,
-    /// The line, without its end.
+    /// The lines, with `\n` between them, but not at the end: at most 64 KiB.
     pub text: Vec<u8>,
 }
 
@@ -64,16 +75,16 @@ pub struct Line {
 /// Writes the marks.
 pub(crate) struct Marks {
     token: Token,
-    /// The pipes, under numbers of their own: a task may put something else in the places 1 and 2.
+    /// The pipes, as separate descriptors: a task may open something else as descriptors 1 and 2.
     pipes: [Own; 2],
-    /// What is written belongs to an input.
+    /// Whether output belongs to an input now.
     within: Cell<bool>,
 }
 
 impl Marks {
     /// Makes these pipes standard output and standard error.
     pub(crate) fn begin(token: Token, out: OwnedFd, err: OwnedFd) -> io::Result<Marks> {
-        let unmade = |error: Errno| no("place for its output")(error.into());
+        let unmade = |error: Errno| no("descriptor for its output")(error.into());
         rustix::stdio::dup2_stdout(&out).map_err(unmade)?;
         rustix::stdio::dup2_stderr(&err).map_err(unmade)?;
         unbuffer();
@@ -84,14 +95,14 @@ impl Marks {
         })
     }
 
-    /// What is written from now on belongs to no input.
+    /// Output belongs to no input from now on.
     pub(crate) fn end(&self) {
         if self.within.replace(false) {
             self.mark(0);
         }
     }
 
-    /// What is written from now on belongs to this input.
+    /// Output belongs to this input from now on.
     pub(crate) fn begin_input(&self, input: u32) {
         self.within.set(true);
         self.mark(input);
@@ -100,31 +111,44 @@ impl Marks {
     fn mark(&self, input: u32) {
         let mark = mark(&self.token, input);
         for pipe in &self.pipes {
-            // If a task has closed it, nobody writes there any more.
+            // If a task has closed it, no mark is written.
             if let Some(pipe) = pipe.get() {
-                while rustix::io::write(pipe, &mark) == Err(Errno::INTR) {}
+                write_whole(pipe, &mark);
             }
         }
     }
 }
 
-/// C's own buffer would be lost if the process crashed.
+/// Writes a mark, even if a task has made the pipe non-blocking, and it is full.
+fn write_whole(pipe: BorrowedFd<'_>, mark: &[u8]) {
+    loop {
+        match rustix::io::write(pipe, mark) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::from_borrowed_fd(pipe, PollFlags::OUT)], None);
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Makes C's standard output unbuffered, since what is in its buffer would be lost if the process crashed.
 fn unbuffer() {
     unsafe extern "C" {
         static stdout: *mut libc::FILE;
     }
-    // SAFETY: the C library's, and there is one thread.
+    // SAFETY: set by the C library; there is only one thread.
     let file = unsafe { stdout };
-    // SAFETY: as above; a stream without a buffer needs none.
+    // SAFETY: as above; without buffering, no buffer needs to be passed.
     unsafe { libc::setvbuf(file, std::ptr::null_mut(), libc::_IONBF, 0) };
 }
 
 // ---- the parent's side ----------------------------------------------------------------------------
 
-/// What text is not, unless somebody has seen it.
+/// Makes a token that won't occur in text by chance.
 fn new_token() -> io::Result<Token> {
     let mut token = Token::default();
-    // It begins with what is rare in text, so that it is soon told from that.
+    // Its first byte stays 0, which is rare in text, so that most text is quickly seen not to be a mark.
     fill_randomly(&mut token[1..])?;
     Ok(token)
 }
@@ -137,7 +161,7 @@ impl Ends {
     }
 }
 
-/// The ends that workers write to.
+/// The ends of the pipes that workers write to.
 #[derive(Debug)]
 pub struct Ends {
     pub(crate) token: Token,
@@ -145,20 +169,20 @@ pub struct Ends {
     pub(crate) err: OwnedFd,
 }
 
-/// What a worker has written, as far as it was read.
+/// The output of a worker that was read so far.
 #[derive(Debug)]
 pub struct Capture {
     streams: [Stream; 2],
-    /// What inputs have written, by their numbers, which don't wrap around here.
+    /// The output of inputs, by their numbers, which don't wrap around here.
     kept: BTreeMap<i64, Tail>,
-    /// How many bytes that is.
+    /// The size of `kept`, in bytes.
     size: usize,
-    /// What inputs up to this number have written is needed no more.
+    /// The output of inputs up to this number is no longer needed.
     forgotten: i64,
-    /// What was written when no input had begun.
+    /// The output before the first input.
     early: Tail,
-    /// Lines, if they are wanted.
-    lines: Option<Vec<Line>>,
+    /// Lines that were not taken yet, if lines are wanted.
+    passages: Option<Vec<Passage>>,
 }
 
 /// The end of a text.
@@ -166,7 +190,7 @@ pub struct Capture {
 struct Tail(VecDeque<u8>);
 
 impl Tail {
-    /// Appends; gives by how much it has grown.
+    /// Appends a text, and returns by how many bytes the tail has grown.
     fn push(&mut self, text: &[u8]) -> usize {
         let before = self.0.len();
         let text = &text[text.len().saturating_sub(KEPT)..];
@@ -188,20 +212,20 @@ impl Tail {
     }
 }
 
-/// One of the two.
+/// One of the two streams.
 #[derive(Debug)]
 struct Stream {
     side: Side,
-    /// None: everybody who could write has closed it.
+    /// `None` when all its writers have closed it.
     pipe: Option<OwnedFd>,
     splitter: Splitter,
     input: u32,
-    /// The beginning of a line.
+    /// The beginning of a line whose end was not read yet.
     line: Vec<u8>,
 }
 
 impl Capture {
-    /// With what the worker is to get. `lines`: whether they are wanted.
+    /// Makes the pipes; the worker gets the [`Ends`]. `lines`: whether lines are wanted.
     pub(crate) fn create(lines: bool) -> io::Result<(Capture, Ends)> {
         let token = new_token()?;
         let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
@@ -215,7 +239,7 @@ impl Capture {
         Ok((capture, Ends { token, out, err }))
     }
 
-    /// For the output of all workers of a pool, which nothing tells apart, line by line. They are
+    /// Captures the lines of all workers of a pool, without telling which worker wrote them. The workers are
     /// [started](crate::Output::Common) with the ends.
     ///
     /// # Errors
@@ -225,7 +249,7 @@ impl Capture {
         Capture::create(true)
     }
 
-    /// Whether somebody may write yet.
+    /// Whether a process may still write.
     pub fn is_open(&self) -> bool {
         self.streams.iter().any(|stream| stream.pipe.is_some())
     }
@@ -244,7 +268,7 @@ impl Capture {
             size: 0,
             forgotten: 0,
             early: Tail::default(),
-            lines: lines.then(Vec::new),
+            passages: lines.then(Vec::new),
         }
     }
 
@@ -254,23 +278,52 @@ impl Capture {
         streams.filter_map(|stream| Some(stream.pipe.as_ref()?.as_fd()))
     }
 
-    /// Reads what there is, but not for ever. Gives how many bytes that was. Does not wait.
-    pub fn read(&mut self, is_dead: bool) -> usize {
-        let mut total = 0;
-        let most = if is_dead { READS_MAX_DEAD } else { READS_MAX };
-        for _ in 0..most {
-            let before = total;
+    /// Reads a part of what is there, without waiting. Returns how many bytes that was. To be called again when a pipe is
+    /// readable.
+    pub fn read(&mut self) -> usize {
+        self.read_up_to([TURN; 2], PASSAGES_MAX)
+    }
+
+    /// Reads at least everything that was written before this call, without waiting. Returns how many bytes that was.
+    pub fn read_rest(&mut self) -> usize {
+        let held = |stream: &Stream| {
+            let held = stream
+                .pipe
+                .as_ref()
+                .and_then(|pipe| ioctl_fionread(pipe).ok());
+            // One byte more, so that it is noticed that the pipe is empty or closed.
+            held.map_or(0, |held| REST_MAX.min(held as usize) + 1)
+        };
+        let [out, err] = &self.streams;
+        self.read_up_to([held(out), held(err)], usize::MAX)
+    }
+
+    /// Reads at least everything that was written before this call, and ends the lines that have begun, since the worker is
+    /// dead. Returns how many bytes that was.
+    pub fn read_last(&mut self) -> usize {
+        let read = self.read_rest();
+        self.end_lines();
+        read
+    }
+
+    /// Reads from both streams in turn, until these limits are reached, or nothing is left.
+    fn read_up_to(&mut self, most: [usize; 2], passages: usize) -> usize {
+        let mut read = [0; 2];
+        loop {
+            let before = read;
             for stream in 0..self.streams.len() {
-                total += self.read_from(stream);
+                if read[stream] < most[stream] && self.count_passages() < passages {
+                    read[stream] += self.read_from(stream);
+                }
             }
-            if total == before {
-                break;
+            if read == before {
+                return read.iter().sum();
             }
         }
-        if is_dead {
-            self.end_lines();
-        }
-        total
+    }
+
+    fn count_passages(&self) -> usize {
+        self.passages.as_ref().map_or(0, Vec::len)
     }
 
     fn read_from(&mut self, stream: usize) -> usize {
@@ -296,7 +349,7 @@ impl Capture {
         }
     }
 
-    /// Nothing follows for now: what looks like the beginning of a mark is none.
+    /// Nothing follows for now, so what looks like the beginning of a mark is text.
     fn release(&mut self, stream: usize) {
         let held = self.streams[stream].splitter.release();
         self.take_text(stream, &held);
@@ -324,12 +377,12 @@ impl Capture {
         } else {
             self.keep(input, text);
         }
-        if self.lines.is_some() {
+        if self.passages.is_some() {
             self.take_lines(stream, text);
         }
     }
 
-    /// The number of an input as those before and after it are counted, however often that wraps around.
+    /// The number of an input without wrap-around, however often the worker's counter has wrapped.
     fn widen(&self, input: u32) -> i64 {
         let ahead = input.wrapping_sub(self.forgotten as u32) as i32;
         self.forgotten + i64::from(ahead)
@@ -347,19 +400,19 @@ impl Capture {
         }
     }
 
-    /// What this input has written.
+    /// Takes the output of this input.
     pub fn take_text_of(&mut self, input: u32) -> String {
         let tail = self.kept.remove(&self.widen(input)).unwrap_or_default();
         self.size -= tail.0.len();
         tail.text()
     }
 
-    /// What was written before the first input, as far as it was not taken.
+    /// Takes the output from before the first input.
     pub fn take_early_text(&mut self) -> String {
         std::mem::take(&mut self.early).text()
     }
 
-    /// What inputs up to this number have written is needed no more.
+    /// Drops the output of inputs up to this number.
     pub fn forget_until(&mut self, input: u32) {
         self.forgotten = self.forgotten.max(self.widen(input));
         while let Some(oldest) = self.kept.first_entry()
@@ -369,20 +422,36 @@ impl Capture {
         }
     }
 
-    /// The lines that were read since the last time.
-    pub fn take_lines_read(&mut self) -> Vec<Line> {
-        self.lines.as_mut().map(std::mem::take).unwrap_or_default()
+    /// Takes the lines that were read since the last call.
+    pub fn take_passages(&mut self) -> Vec<Passage> {
+        self.passages
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     fn take_lines(&mut self, stream: usize, text: &[u8]) {
-        let mut rest = text;
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let (line, behind) = rest.split_at(end);
-            self.streams[stream].line.extend_from_slice(line);
-            rest = &behind[1..];
-            self.tell_line(stream);
+        let is_end = |byte: &u8| *byte == b'\n';
+        let Some(end) = text.iter().rposition(is_end) else {
+            return self.lengthen_line(stream, text);
+        };
+        let (mut whole, rest) = (&text[..end], &text[end + 1..]);
+        // Only a line that has begun before can be too long, since less than that is read at a time.
+        while self.streams[stream].line.len() + whole.len() > LINE_MAX
+            && let Some(end) = whole.iter().position(is_end)
+        {
+            self.lengthen_line(stream, &whole[..end]);
+            self.tell_lines(stream);
+            whole = &whole[end + 1..];
         }
-        self.streams[stream].line.extend_from_slice(rest);
+        self.lengthen_line(stream, whole);
+        self.tell_lines(stream);
+        self.lengthen_line(stream, rest);
+    }
+
+    /// Appends to what was not told yet, and tells parts of a line that is too long.
+    fn lengthen_line(&mut self, stream: usize, text: &[u8]) {
+        self.streams[stream].line.extend_from_slice(text);
         while self.streams[stream].line.len() > LINE_MAX {
             let line = &mut self.streams[stream].line;
             // Not in the middle of a character.
@@ -393,15 +462,15 @@ impl Capture {
                 .count()
                 % 4;
             let rest = line.split_off(LINE_MAX - into);
-            self.tell_line(stream);
+            self.tell_lines(stream);
             self.streams[stream].line = rest;
         }
     }
 
-    /// What is there of a line is one.
+    /// Ends a line that has begun.
     fn end_line(&mut self, stream: usize) {
         if !self.streams[stream].line.is_empty() {
-            self.tell_line(stream);
+            self.tell_lines(stream);
         }
     }
 
@@ -411,22 +480,39 @@ impl Capture {
         }
     }
 
-    fn tell_line(&mut self, stream: usize) {
+    fn tell_lines(&mut self, stream: usize) {
         let stream = &mut self.streams[stream];
-        let mut text = std::mem::take(&mut stream.line);
-        text.pop_if(|last| *last == b'\r');
-        if let Some(lines) = &mut self.lines {
-            lines.push(Line {
+        let text = std::mem::take(&mut stream.line);
+        if let Some(passages) = &mut self.passages {
+            passages.push(Passage {
                 input: (stream.input != 0).then_some(stream.input),
                 side: stream.side,
-                text,
+                text: without_returns(text),
             });
         }
     }
 }
 
+/// Removes each `\r` at the end of a line.
+fn without_returns(mut text: Vec<u8>) -> Vec<u8> {
+    if text.contains(&b'\r') {
+        let mut to = 0;
+        for from in 0..text.len() {
+            let is_end = text.get(from + 1).is_none_or(|next| *next == b'\n');
+            if text[from] != b'\r' || !is_end {
+                text[to] = text[from];
+                to += 1;
+            }
+        }
+        text.truncate(to);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{fs, thread};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -438,11 +524,14 @@ mod tests {
     }
 
     fn lines(capture: &mut Capture) -> Vec<(Option<u32>, Side, String)> {
-        let lines = capture.take_lines_read().into_iter();
-        let text = |line: Line| String::from_utf8(line.text).expect("text");
-        lines
-            .map(|line| (line.input, line.side, text(line)))
-            .collect()
+        let passages = capture.take_passages().into_iter();
+        let split = passages.flat_map(|passage| {
+            let text = String::from_utf8(passage.text).expect("text");
+            let lines = text.split('\n').map(str::to_owned);
+            let lines = lines.map(|line| (passage.input, passage.side, line));
+            lines.collect::<Vec<_>>()
+        });
+        split.collect()
     }
 
     #[test]
@@ -508,8 +597,125 @@ mod tests {
         assert_eq!(capture.take_text_of(1), "\u{e9}".repeat(KEPT / 2));
     }
 
+    /// A capture of real pipes, and the ends to write to.
+    fn over_pipes() -> (Capture, [fs::File; 2]) {
+        let (capture, ends) = Capture::create(true).expect("two pipes");
+        (capture, [ends.out, ends.err].map(fs::File::from))
+    }
+
+    /// Fills a pipe, and returns how much that is.
+    fn fill(pipe: &fs::File, block: &[u8]) -> usize {
+        fcntl_setfl(pipe, OFlags::NONBLOCK).expect("a pipe");
+        let written = std::iter::from_fn(|| rustix::io::write(pipe, block).ok());
+        written.sum()
+    }
+
+    #[test]
+    fn many_short_lines_are_few_texts_and_are_read_in_turns() {
+        let (mut capture, [out, err]) = over_pipes();
+        let size = rustix::pipe::fcntl_setpipe_size(&out, REST_MAX).expect("as large as that");
+        assert_eq!(size, REST_MAX);
+        let written = [fill(&out, &[b'\n'; 4096]), fill(&err, b"\n")];
+        assert_eq!(written[0], REST_MAX);
+        assert_eq!(capture.read(), TURN + written[1]);
+        let read = capture.take_passages();
+        assert!(read.len() <= 4, "{}", read.len());
+        let rest = capture.read_rest();
+        assert_eq!(rest, written[0] - TURN);
+        let rest = capture.take_passages();
+        assert!(rest.len() <= REST_MAX / READ, "{}", rest.len());
+        let lines = |passage: &Passage| passage.text.split(|byte| *byte == b'\n').count();
+        let all: usize = read.iter().chain(&rest).map(lines).sum();
+        assert_eq!(all, written.iter().sum());
+    }
+
+    #[test]
+    fn a_turn_ends_after_a_number_of_passages() {
+        let (mut capture, [out, _err]) = over_pipes();
+        let token = capture.streams[0].splitter.token();
+        let each: Vec<u8> = (1..=3000)
+            .flat_map(|input| [&mark(&token, input)[..], b"."].concat())
+            .collect();
+        let written = rustix::io::write(&out, &each).expect("it has room");
+        assert_eq!(written, each.len());
+        assert_eq!(capture.read(), READ);
+        let told = capture.take_passages().len();
+        assert!((PASSAGES_MAX..3000).contains(&told), "{told}");
+        assert_eq!(capture.read_last(), written - READ);
+        assert_eq!(told + capture.take_passages().len(), 3000);
+        assert_eq!(capture.take_text_of(3000), ".");
+    }
+
+    #[test]
+    fn the_rest_is_what_was_written_and_shows_that_the_pipe_is_closed() {
+        let (mut capture, [out, err]) = over_pipes();
+        // It looks like the beginning of a mark.
+        rustix::io::write(&out, b"zero\0").expect("it has room");
+        assert_eq!(capture.read_rest(), 5);
+        assert_eq!(capture.take_early_text(), "zero\0");
+        drop((out, err));
+        assert!(capture.is_open());
+        assert_eq!(capture.read_last(), 0);
+        assert!(!capture.is_open());
+        let told: Vec<_> = lines(&mut capture).into_iter().map(|line| line.2).collect();
+        assert_eq!(told, ["zero\0"]);
+    }
+
+    #[test]
+    fn a_mark_is_written_to_a_full_pipe_that_does_not_block() {
+        let (mut capture, [out, err]) = over_pipes();
+        let token = capture.streams[0].splitter.token();
+        let filled = fill(&out, &[b'.'; 4096]);
+        let marks = Marks {
+            token,
+            pipes: [out, err].map(|end| Own::new(end.into())),
+            within: Cell::new(false),
+        };
+        thread::scope(|scope| {
+            let marking = scope.spawn(move || marks.begin_input(7));
+            let mut read = 0;
+            while !marking.is_finished() || capture.streams[1].input != 7 {
+                read += capture.read();
+            }
+            read += capture.read();
+            assert_eq!(read, filled + 2 * size_of_val(&mark(&token, 7)));
+        });
+        assert_eq!(capture.streams.map(|stream| stream.input), [7, 7]);
+    }
+
+    #[test]
+    fn ends_of_lines_are_removed() {
+        for (text, lines) in [
+            ("", ""),
+            ("\r", ""),
+            ("a\r\nb\r\r\n\r\n\rc\r", "a\nb\r\n\n\rc"),
+        ] {
+            assert_eq!(without_returns(text.into()), lines.as_bytes());
+        }
+    }
+
     proptest! {
-        /// Whatever a worker writes, what is kept has bounds.
+        /// Lines do not depend on how the text arrives.
+        #[test]
+        fn lines_are_the_same_in_any_pieces(
+            pieces in prop::collection::vec("(b|c|\r|\n){0,5}", 0..20),
+        ) {
+            let mut capture = capture();
+            for piece in &pieces {
+                capture.take(0, piece.as_bytes());
+            }
+            capture.end_lines();
+            let told: Vec<_> = lines(&mut capture).into_iter().map(|line| line.2).collect();
+            let whole = pieces.concat();
+            let expected: Vec<_> = whole
+                .split_inclusive('\n')
+                .map(|line| line.strip_suffix('\n').unwrap_or(line))
+                .map(|line| line.strip_suffix('\r').unwrap_or(line))
+                .collect();
+            prop_assert_eq!(told, expected);
+        }
+
+        /// Whatever a worker writes, the kept text stays within its bounds.
         #[test]
         fn a_hostile_worker_changes_nothing_but_its_own_texts(
             writes in prop::collection::vec(
@@ -532,7 +738,7 @@ mod tests {
                 prop_assert_eq!(capture.size, size);
                 prop_assert!(capture.size <= TEXT_MAX && capture.kept.len() <= INPUTS_MAX);
                 prop_assert!(capture.early.0.len() <= KEPT);
-                capture.take_lines_read();
+                capture.take_passages();
             }
         }
     }

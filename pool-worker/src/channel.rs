@@ -79,7 +79,7 @@ pub(crate) enum Put {
     Quietly,
     /// The receiver is waiting and must be [woken](Channel::wake).
     Awaited,
-    /// The receiver is gone, so nobody will read them.
+    /// The receiver is gone, so they will not be read.
     Closed,
 }
 
@@ -90,7 +90,7 @@ pub enum Taken {
     Some(Batch),
     /// The deadline passed first.
     Late,
-    /// All messages have been received, and nobody can send more.
+    /// All messages have been received, and the last sender is gone.
     Over,
 }
 
@@ -155,8 +155,8 @@ impl Channel {
         }
     }
 
-    /// Arranges for `waker`, instead of the one before, to be woken when there are messages or nobody can send any
-    /// more. Returns false if that is already the case.
+    /// Arranges for `waker`, instead of the one before, to be woken when there are messages or the last sender is gone.
+    /// Returns false if that is already the case.
     pub fn wake_when_there_is_more(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
         if !state.batches.is_empty() || state.is_over || lineage() != self.owner {
@@ -191,8 +191,8 @@ impl Channel {
         }
     }
 
-    /// Appends messages from [another process](Channel::of_other), encoded by [`Batch::to_bytes`]. `read` is called
-    /// when they have been read, or if nobody will read them. Returns false if the receiver is gone.
+    /// Appends messages from [another process](Channel::of_other), encoded by [`Batch::to_bytes`]. `read` is called when they
+    /// have been read, or will not be read. Returns false if the receiver is gone.
     pub fn give(&self, mut bytes: Vec<u8>, read: impl FnOnce() + Send + 'static) -> bool {
         let is_alone = bytes.pop() == Some(ALONE);
         let put = self.put(Batch {

@@ -1,19 +1,19 @@
-//! Containment: what a worker starts ends with it, also daemons, which have left its process group.
+//! Containment: all processes that a worker starts end with it, even daemons, which have left its process group.
 //!
-//! That is what the kernel does for the processes of a PID namespace when their first one ends. So a contained worker
-//! is three processes:
+//! The kernel kills all processes of a PID namespace when the first of them ends. So a contained worker consists of three
+//! processes:
 //!
-//! - the *guard*, which the parent has started: the one that the parent knows, signals, and sees die;
-//! - the *first* process of a new namespace, a child of the guard. Whoever loses its parent in there becomes its child.
-//!   (The worker can't be that itself: the first process of a namespace is deaf to every signal that it does not
-//!   handle, also to those by which it would end itself.)
+//! - the *guard*, which the parent has started, and which it signals and sees die;
+//! - the *first* process of a new namespace, a child of the guard. Orphaned processes in the namespace become its children.
+//!   (The worker can't be the first process itself: the kernel ignores every signal to it that it does not handle, even one
+//!   that it sends to itself to end.)
 //! - the worker, a child of the first.
 //!
-//! Guard and first do nothing but hand signals down and ends up: the guard ends as the worker did. If the guard is killed
-//! the kernel kills the first process, and with it all others. A moment passes until then, so the parent must not
-//! take a dead guard for a worker that begins nothing more: it takes back first what was not begun.
+//! Guard and first process only pass signals down and the exit status up: the guard ends as the worker did. If the guard is
+//! killed, the kernel kills the first process, and with it all others. That takes a moment, in which the worker may still
+//! begin inputs, so the parent first takes back the inputs that were not begun when it sees a dead guard.
 //!
-//! Who may not make a PID namespace may make one within a new user namespace, on most systems.
+//! A process without the right to make a PID namespace may still make one within a new user namespace, on most systems.
 
 use std::ffi::CString;
 use std::fs;
@@ -40,10 +40,10 @@ use crate::serve::{close_from, end_with};
 /// The parent of a contained worker, as the worker sees it.
 pub(crate) const FIRST: u32 = 1;
 
-/// Returns in the worker only, which has a namespace of its own; its siblings never return. Or in the guard or the first
-/// process, with an error. False: the parent is gone.
+/// Turns this process into the guard, and starts the first process and the worker. Returns true in the worker; the other two
+/// never return, except with an error, or with false if the parent is gone.
 ///
-/// There must be no other thread, and signals are to be set afterwards.
+/// There must be no other thread, and the caller must set up signals afterwards.
 pub(crate) fn enter(parent: u32, index: usize) -> io::Result<bool> {
     new_namespace()?;
     if !end_with(parent)? {
@@ -51,7 +51,7 @@ pub(crate) fn enter(parent: u32, index: usize) -> io::Result<bool> {
     }
     let _ = setsid();
     let blocked = block_signals();
-    // SAFETY: a disposition without a handler. With SIGCHLD ignored no child could be waited for.
+    // SAFETY: a disposition without a handler. While SIGCHLD is ignored, children can't be waited for.
     let on_child = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     let guard = pidfd_open(getpid(), PidfdFlags::empty());
     let guard = guard.map_err(|error| no("descriptor for a guard")(error.into()))?;
@@ -65,7 +65,7 @@ pub(crate) fn enter(parent: u32, index: usize) -> io::Result<bool> {
     }
     drop(told);
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It tells of the guard's death from now on; and this of one before.
+    // The signal covers a death of the guard from now on, this check an earlier one.
     if is_over(&guard) {
         return Ok(false);
     }
@@ -77,7 +77,7 @@ pub(crate) fn enter(parent: u32, index: usize) -> io::Result<bool> {
         look_after(&blocked, worker);
     }
     drop(tell);
-    // SAFETY: as it was.
+    // SAFETY: restores the former disposition.
     unsafe { libc::signal(libc::SIGCHLD, on_child) };
     Ok(true)
 }
@@ -93,12 +93,12 @@ fn new_namespace() -> io::Result<()> {
     // SAFETY: as above.
     let both = unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWPID) };
     both.map_err(|error| refused(error.into()))?;
-    // Who gives up the right to change them may map its own group. (Before Linux 3.19 there was no such file.)
+    // A process may map its own group only after giving up `setgroups`. (Before Linux 3.19 there was no such file.)
     let _ = fs::write("/proc/self/setgroups", "deny");
     let itself = |id: u32| format!("{id} {id} 1");
     fs::write("/proc/self/uid_map", itself(user.as_raw())).map_err(refused)?;
     fs::write("/proc/self/gid_map", itself(group.as_raw())).map_err(refused)?;
-    // The maker of a user namespace may do everything in it. A worker may do what it could before.
+    // The creator of a user namespace has all capabilities in it. The worker should have none that it did not have before.
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -109,16 +109,16 @@ fn new_namespace() -> io::Result<()> {
 
 fn refused(error: io::Error) -> io::Error {
     let why = format!(
-        "it can't be contained, for it gets no PID namespace of its own: {error}; that needs CAP_SYS_ADMIN, or a system \
+        "it can't be contained, because no PID namespace could be made for it: {error}; that needs CAP_SYS_ADMIN, or a system \
          that lets every user make user namespaces (user.max_user_namespaces, \
          kernel.apparmor_restrict_unprivileged_userns, or the seccomp filter of a container may forbid it)"
     );
     io::Error::new(error.kind(), why)
 }
 
-/// In the parent, the pid of the child.
+/// Returns the pid of the child in the parent, `None` in the child.
 fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: before `main` this process has one thread, so its copy is whole.
+    // SAFETY: before `main` this process has only one thread, so its copy is complete.
     match unsafe { libc::fork() } {
         -1 => Err(no_process("process for a worker")(
             io::Error::last_os_error(),
@@ -136,13 +136,13 @@ fn is_over(process: &OwnedFd) -> bool {
     !matches!(poll(&mut fds, Some(&at_once)), Ok(0))
 }
 
-/// What `ps` shows beside the program.
+/// Sets the name that `ps` shows next to the program.
 fn name(role: &str, index: usize) {
     let name = CString::new(format!("pool-{role}-{index}")).unwrap_or_default();
     let _ = rustix::thread::set_name(&name);
 }
 
-/// Others may wait for the end of what this process holds open. The descriptor becomes its standard input.
+/// Closes all descriptors but this one, since other processes may wait for the end of pipes. It becomes standard input.
 fn keep_only(fd: OwnedFd) {
     let _ = rustix::stdio::dup2_stdin(&fd);
     close_from(1);
@@ -152,19 +152,19 @@ fn keep_only(fd: OwnedFd) {
 
 type Signals = MaybeUninit<libc::sigset_t>;
 
-/// From now on signals are waited for.
+/// Blocks all signals, which are waited for from now on.
 fn block_signals() -> Signals {
     let mut all = Signals::uninit();
     // SAFETY: initializes the set.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the set is initialized; nobody asks for the old one.
+    // SAFETY: the set is initialized; null: the old set is not wanted.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut()) };
     all
 }
 
 fn next_signal(signals: &Signals) -> i32 {
     loop {
-        // SAFETY: the set is initialized; nobody asks who has sent it.
+        // SAFETY: the set is initialized; null: no information about the signal is wanted.
         let signal = unsafe { libc::sigwaitinfo(signals.as_ptr(), ptr::null_mut()) };
         if signal > 0 {
             return signal;
@@ -173,11 +173,11 @@ fn next_signal(signals: &Signals) -> i32 {
 }
 
 fn pass_on(signal: i32, to: impl FnOnce(Signal)) {
-    // SAFETY: passed on as it came; this process handles no signal.
+    // SAFETY: the kernel has delivered this number, so it is valid; this process handles no signal.
     to(unsafe { Signal::from_raw_unchecked(signal) });
 }
 
-/// The rest of the guard's life.
+/// What the guard does until it ends.
 fn hand_down(signals: &Signals, first: Pid) -> ! {
     loop {
         match next_signal(signals) {
@@ -200,7 +200,7 @@ fn hand_down(signals: &Signals, first: Pid) -> ! {
     }
 }
 
-/// The rest of the first process's life.
+/// What the first process does until it ends.
 fn look_after(signals: &Signals, worker: Pid) -> ! {
     loop {
         match next_signal(signals) {
@@ -212,7 +212,7 @@ fn look_after(signals: &Signals, worker: Pid) -> ! {
                 }
             }
             signal => pass_on(signal, |signal| {
-                // The worker leads a group, unless it has left it, or does not yet.
+                // The worker leads a process group, unless it has left it, or has not made it yet.
                 if kill_process_group(worker, signal).is_err() {
                     let _ = kill_process(worker, signal);
                 }
@@ -223,11 +223,11 @@ fn look_after(signals: &Signals, worker: Pid) -> ! {
 
 fn tell_end(status: WaitStatus) -> ! {
     let _ = rustix::io::write(rustix::stdio::stdin(), &status.as_raw().to_ne_bytes());
-    // SAFETY: ends this process, and runs nothing of it: it is a copy, and the handlers are the worker's.
+    // SAFETY: ends this process without running exit handlers, which are meant for the worker.
     unsafe { libc::_exit(0) }
 }
 
-/// Ends this process as another has ended.
+/// Ends this process with the status with which another has ended.
 fn end_as(status: i32) -> ! {
     if libc::WIFSIGNALED(status) {
         let signal = libc::WTERMSIG(status);
@@ -245,7 +245,7 @@ fn end_as(status: i32) -> ! {
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         // SAFETY: sends a signal to this thread, where it is blocked.
         unsafe { libc::raise(signal) };
-        // SAFETY: the set is initialized; nobody asks for the old one.
+        // SAFETY: the set is initialized; null: the old set is not wanted.
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, one.as_ptr(), ptr::null_mut()) };
     }
     // SAFETY: as in `tell_end`.

@@ -1,12 +1,11 @@
 //! How a process becomes a worker: before `main`, if its environment says so.
 //!
-//! One function pointer stands in `.init_array`, the list of what the C runtime calls before
-//! `main`. `#[pool_task]` puts its registrations into the same list. A crate is linked before the
-//! crates that it depends on, so ours comes after all of them; should a linker order it otherwise,
-//! [`enter`] runs what is left of the list itself before it serves, since it never comes back.
+//! One function pointer is placed in `.init_array`, the list of functions that the C runtime calls before `main`.
+//! `#[pool_task]` puts its registrations into the same list. A crate is linked before the crates that it depends on, so our
+//! entry comes after all registrations; in case a linker orders them otherwise, [`enter`] runs the rest of the list itself
+//! before it serves, since it never returns.
 //!
-//! `std`'s own preparations for `main` have not run at that point. What a worker needs of them is
-//! made up for in [`serve`].
+//! `std`'s own preparations for `main` have not run at that point. [`serve`] does those of them that a worker needs.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::arch::asm;
@@ -19,8 +18,9 @@ use std::process;
 
 use crate::serve;
 
-/// Names parent, index, token, and the role if it is a special one. The version is in the name, because two versions of this
-/// crate may be linked into one program, and each must only answer its own parent.
+/// The environment variable that holds the parent's pid, the worker's index, the token, and the role unless it is `Worker`.
+/// Its name contains the version, because two versions of this crate may be linked into one program, and each must only
+/// answer its own parent.
 pub(crate) const VARIABLE: &str = concat!(
     "POOL_WORKER_",
     env!("CARGO_PKG_VERSION_MAJOR"),
@@ -28,10 +28,10 @@ pub(crate) const VARIABLE: &str = concat!(
     env!("CARGO_PKG_VERSION_MINOR")
 );
 
-/// How that name begins, whatever the version.
+/// The beginning of that name, which is the same for all versions.
 pub(crate) const VARIABLES: &str = "POOL_WORKER_";
 
-/// What the variable says.
+/// The content of the variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) parent: u32,
@@ -40,13 +40,13 @@ pub(crate) struct Call {
     pub(crate) role: Role,
 }
 
-/// What this process is to be.
+/// The role of a process that was started this way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Worker,
-    /// A worker that shall be the end of all that it starts.
+    /// A worker at whose end all processes that it has started end, too.
     Contained,
-    /// What forks workers.
+    /// The process that forks workers.
     Zygote,
 }
 
@@ -87,15 +87,15 @@ impl Call {
 
 type Init = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
 
-// Miri calls what is in this section without arguments. It has no processes, so nothing is missed.
+// Miri calls functions in this section without arguments. Since it can't start processes, it does not need this one.
 #[used]
 #[cfg_attr(not(miri), unsafe(link_section = ".init_array"))]
 static ENTRY: Init = enter;
 
-/// Whether this process was called as a worker, and yet is none: its entry was not run, or it
-/// refused. Such a process must not start workers of its own, or it would do so without end.
+/// Whether this process was started as a worker but has not become one: its entry did not run, or refused. Such a process
+/// must not start workers of its own, since each of them would do the same, endlessly.
 pub(crate) fn missed() -> bool {
-    // Looking at the entry also keeps it in the program.
+    // Referring to the entry also keeps the linker from dropping it.
     let _ = black_box(&raw const ENTRY);
     env::var_os(VARIABLE).is_some()
 }
@@ -115,19 +115,19 @@ extern "C" fn enter(argc: c_int, argv: *const *const c_char, envp: *const *const
     let Some(call) = value.to_str().and_then(Call::from_variable) else {
         return;
     };
-    // SAFETY: before `main` this process has one thread, unless an earlier constructor started one
-    // that reads the environment, which C forbids as well.
+    // SAFETY: before `main` this process has one thread, unless an earlier constructor started another. Such a thread must
+    // not read the environment, which C forbids as well.
     unsafe { env::remove_var(VARIABLE) };
     run_rest_of_list(argc, argv, envp);
     serve::serve(call);
     process::exit(0);
 }
 
-/// Says that a process is to run the work of another one, which may be on another machine, and where that is found:
-/// `scheme://…`.
+/// The environment variable that makes a process a node, which runs work for a process on another machine. It holds the
+/// address of the backend: `scheme://…`.
 pub(crate) const NODE: &str = "POOL_NODE";
 
-/// What makes a process a node of the backend whose addresses have this scheme.
+/// How a process becomes a node of the backend whose addresses have this scheme.
 #[derive(Debug)]
 pub struct NodeKind {
     scheme: &'static str,
@@ -135,7 +135,7 @@ pub struct NodeKind {
 }
 
 impl NodeKind {
-    /// `run` is called before `main`, with the address; the process exits with the code that it gives.
+    /// `run` is called before `main`, with the address; the process exits with the code that `run` returns.
     pub const fn new(scheme: &'static str, run: fn(&str) -> i32) -> NodeKind {
         NodeKind { scheme, run }
     }
@@ -145,7 +145,7 @@ inventory::collect!(NodeKind);
 
 fn enter_as_node() {
     let address = env::var(NODE).unwrap_or_default();
-    // SAFETY: as in `enter`. Workers, and what tasks start, are no nodes.
+    // SAFETY: as in `enter`. Workers, and processes that tasks start, must not become nodes.
     unsafe { env::remove_var(NODE) };
     serve::prepare_for_node();
     let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
@@ -162,18 +162,18 @@ fn enter_as_node() {
     process::exit((kind.run)(&address));
 }
 
-/// Whether this code is part of the program itself. If not, the program may have loaded it long after it began, as Python loads its
-/// modules: started as a worker it begins to do what its command line says.
+/// Whether this code is part of the program itself, and not of a library that the program loads later, as Python loads its
+/// modules. Such a program, started as a worker, would first do what its command line says.
 pub(crate) fn is_in_program() -> bool {
     // SAFETY: reads one value from the auxiliary vector: where the program begins.
     let program = unsafe { libc::getauxval(libc::AT_ENTRY) };
     object_of((&raw const ENTRY).addr()) == object_of(program as usize)
 }
 
-/// Where the object begins that this address is in, if the dynamic linker knows it.
+/// The start of the program or library that contains this address, if the dynamic linker knows it.
 fn object_of(address: usize) -> Option<usize> {
     let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: looks an address up, whatever it is, and writes what it finds.
+    // SAFETY: looks up any address, and writes what it finds.
     let known = unsafe { libc::dladdr(address as *const libc::c_void, found.as_mut_ptr()) };
     // SAFETY: all zero is valid, and so is what was written.
     let found = unsafe { found.assume_init() };
@@ -200,9 +200,8 @@ fn run_rest_of_list(argc: c_int, argv: *const *const c_char, envp: *const *const
     }
 }
 
-/// Where the linker has put the end of the list; null if it does not tell. It always does in a
-/// program, but bfd and gold don't in a shared library, so the symbol must be weak. Stable Rust has
-/// weak symbols in assembly only.
+/// The end of the list; null if the linker does not define its symbol. In a program it always does, but in a shared library
+/// bfd and gold don't, so the symbol must be weak. In stable Rust, only assembly can declare weak symbols.
 fn end_of_list() -> *const Option<Init> {
     let end: *const Option<Init>;
     #[cfg(target_arch = "x86_64")]

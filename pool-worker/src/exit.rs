@@ -1,4 +1,4 @@
-//! How a process ended, in words that people know.
+//! How a process ended, in words.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -13,12 +13,12 @@ pub enum Exit {
     Code(i32),
     /// A signal killed it.
     Signal(i32),
-    /// Nobody knows: the program ignores SIGCHLD, so the system throws the status away.
+    /// The program ignores SIGCHLD, so the system discards the status.
     Unknown,
 }
 
 impl Exit {
-    /// The name of the signal, `"SIGKILL"` for instance.
+    /// The name of the signal, for instance `"SIGKILL"`.
     pub fn signal_name(self) -> Option<&'static str> {
         match self {
             Exit::Signal(number) => signal_name(number),
@@ -37,7 +37,7 @@ impl From<ExitStatus> for Exit {
     }
 }
 
-/// Reads after "the worker": "was killed by SIGKILL".
+/// Continues a sentence that begins with "the worker": "was killed by SIGKILL".
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -46,12 +46,12 @@ impl fmt::Display for Exit {
                 Some(name) => write!(f, "was killed by {name}"),
                 None => write!(f, "was killed by signal {number}"),
             },
-            Exit::Unknown => f.write_str("ended, nobody knows how"),
+            Exit::Unknown => f.write_str("ended, but its exit status is unknown"),
         }
     }
 }
 
-/// `None` if there is no such signal.
+/// The name of a signal; `None` if there is no such signal.
 fn signal_name(number: i32) -> Option<&'static str> {
     Some(match number {
         libc::SIGHUP => "SIGHUP",
@@ -89,8 +89,8 @@ fn signal_name(number: i32) -> Option<&'static str> {
     })
 }
 
-/// Counted from the first that is for programs. Those before it, which the C library keeps for itself, are called as
-/// gdb does.
+/// Counted from SIGRTMIN, the first that programs may use. Those before it, which the C library reserves for itself, have the
+/// names that gdb uses.
 fn real_time_name(number: i32) -> Option<&'static str> {
     const FROM_MIN: [&str; 33] = [
         "SIGRTMIN",

@@ -80,7 +80,7 @@ pub struct Frames {
     count: usize,
     /// The tag of the byte string that stands alone.
     alone: Option<Tag>,
-    /// There is no fault among them, as was seen before.
+    /// It is known that there is no fault among them.
     only_values: bool,
     /// Rarely used fields, in a box because frames are moved often.
     extra: Option<Box<Extra>>,
@@ -158,7 +158,7 @@ impl Frames {
         }
     }
 
-    /// The same, among which there is no fault.
+    /// The same, for frames without a fault.
     pub(crate) fn values(bytes: Vec<u8>, count: usize) -> Frames {
         Frames {
             only_values: true,
@@ -166,14 +166,14 @@ impl Frames {
         }
     }
 
-    /// Whether it is known, without a look, that there is no fault among them.
+    /// Whether it is known, without looking, that there is no fault among them.
     #[inline]
     pub fn are_values(&self) -> bool {
         self.only_values
     }
 
-    /// Appends what `write` writes as one more byte string, and what it gives, which is to follow that. One
-    /// that is too long to stand with others is given back instead, to stand alone.
+    /// Appends what `write` writes, followed by the tail that it returns, as one more byte string. One that is too long to
+    /// share the buffer is returned instead, to stand alone.
     ///
     /// # Errors
     ///

@@ -1,14 +1,14 @@
-//! The parent's end: start a worker, talk to it, learn of its death.
+//! The parent's end: start a worker, talk to it, notice its death.
 //!
-//! A [`Worker`] is one process and the parent's end of its rings. One thread uses it at a time; nothing
-//! here waits for the worker. [`Starting`] is the same before its first word: whoever polls
-//! [`Starting::socket`] hears what it says.
+//! A [`Worker`] is one process and the parent's end of its rings. One thread uses it at a time; nothing here waits for the
+//! worker. [`Starting`] is the connection to a worker that is not ready yet: poll [`Starting::socket`] to learn when it has
+//! said something.
 //!
 //! # End
 //!
-//! Death is seen through the pidfd ([`Process`]): [`Worker::reap`] kills what is left of the process group and reads the
-//! exit status, without waiting, for a debugger may hold a dead process. What the worker has replied
-//! stands in its ring, and can be received as before.
+//! The pidfd ([`Process`]) tells when a worker has died. [`Worker::reap`] then kills what is left of the process group and
+//! reads the exit status, without waiting, since a debugger may hold a dead process. The replies that the worker has written
+//! stay in its ring, and can be received as before.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::env;
@@ -39,6 +39,7 @@ use crate::resident;
 use crate::ring::{
     self, Garbled, Glance, Messages, ParentEnd, Portion, Progress, Reports, Sleeper, Tallies,
 };
+use crate::sandbox;
 use crate::scarce::{check_descriptors, fill_randomly, no, no_process};
 use crate::starve::Starved;
 use crate::sync::Shared;
@@ -47,47 +48,48 @@ use crate::tally::Tallied;
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
 
-const NO_MEMORY: Garbled = Garbled("it can't be handed memory that tasks have in common");
+const NO_MEMORY: Garbled = Garbled("it can't be handed the memory of an attachment");
 
-const NO_FAULT: Garbled = Garbled("what it says of an initializer can't be read");
+const NO_FAULT: Garbled = Garbled("its report about an initializer can't be read");
 
-/// What workers of a pool are like.
+/// The properties of the workers of a pool.
 #[derive(Debug)]
 pub struct Kind {
     /// What each runs before its first task, and after its last.
     pub setup: Option<Setup>,
-    /// Each is to say after each input how much memory it has in use.
+    /// Whether each reports after each input how much memory it has in use.
     pub tells_memory: bool,
-    /// What they start shall end with them.
+    /// Whether the processes that they start end with them.
     pub contained: bool,
     /// How much of the stack a value may take while it is decoded, in bytes.
     pub decode_stack: usize,
-    /// What each reports of the inputs that it runs.
+    /// What each reports about the inputs that it runs.
     pub tells: Tells,
-    /// What their environment has beside that of this process; of two of one name the last counts.
+    /// Variables that are added to their environment, which is otherwise that of this process; of several with the same name
+    /// the last counts.
     pub env: Vec<(OsString, OsString)>,
-    /// Where what they print goes.
+    /// Where their standard output and standard error go.
     pub output: Output,
 }
 
 /// Where standard output and standard error of workers go.
 #[derive(Debug)]
 pub enum Output {
-    /// Where those of this process go.
+    /// To the same files as those of this process.
     Inherit,
     /// Nowhere.
     Null,
-    /// Here: see [`Worker::capture`].
+    /// To this process: see [`Worker::capture`].
     Here {
-        /// Whether lines are wanted, too.
+        /// Whether single lines are wanted, too.
         lines: bool,
     },
-    /// Into these pipes, that of all workers, and nothing tells it apart: see [`Capture::of_all`].
+    /// Into these pipes, which all workers share, without marks that tell whose it is: see [`Capture::of_all`].
     Common(Ends),
 }
 
 impl Output {
-    /// How many descriptors that takes beside those of other pools: each worker while it starts, and the pool.
+    /// How many more descriptors are needed for that: by each worker while it starts, and by the pool.
     fn needs(&self) -> (u64, u64) {
         match self {
             Output::Inherit | Output::Null => (0, 0),
@@ -101,15 +103,16 @@ impl Output {
 #[derive(Debug)]
 pub struct Launcher {
     bell: Bell,
-    /// By which workers get the bell.
+    /// The bell's memory, to be handed to workers.
     bell_fd: OwnedFd,
     introduction: Introduction,
-    /// None, when there are no workers any more.
+    /// `None` after the end of all workers.
     setup: Mutex<Option<Arc<Setup>>>,
     contained: bool,
     env: Vec<(OsString, OsString)>,
     output: Output,
     freed: Arc<Freed>,
+    unenforced: Vec<String>,
     /// How many workers there are at a time.
     workers: usize,
     /// How many workers were started.
@@ -121,54 +124,56 @@ pub struct Launcher {
 pub struct Worker {
     serial: u64,
     process: Process,
-    /// This process guards the worker, and is not the worker itself.
+    /// `process` is the guard of the worker, not the worker itself.
     contained: bool,
     ring: ParentEnd,
-    /// A bit for each task that it was given.
+    /// A bit for each task that it was given inputs of.
     tasks: Vec<u64>,
     attachments: Attachments,
-    /// Nothing more is given to it.
+    /// It gets no more inputs.
     barred: bool,
-    /// It has written what no worker writes.
+    /// Set when it has written something that no worker of ours would write.
     garbled: Option<&'static str>,
-    /// It was to be asked to exit, and there was no room to.
+    /// It must still be asked to exit: there was no room in its ring for that.
     ask_later: bool,
-    /// Into which channels it has sent something that is waited for.
+    /// Channels into which it has sent messages, and whose receivers wait for them.
     awaited: Vec<Arc<Channel>>,
-    /// What it has reported.
+    /// Its reports that were not taken yet.
     reports: Vec<Reports>,
-    /// What it has written, if that comes here.
+    /// Its output, if that is captured.
     capture: Option<Capture>,
-    /// How many initializers it has, and of how many it has said that they are through.
+    /// How many initializers it has, and how many of them it has reported as finished.
     initializers: usize,
     initialized: usize,
-    /// What it has said of them, and was not looked at; nothing, when it is set up.
+    /// How much processor time its start took.
+    cpu_time_before: Option<Duration>,
+    /// Its reports about them that were not read yet; `None` once it is set up.
     said: Option<VecDeque<Frames>>,
 }
 
-/// What a worker has of what inputs have in common.
+/// The attachments that a worker has.
 #[derive(Debug)]
 struct Attachments {
-    /// Where it is told which are needed no more.
+    /// Tells which attachments are no longer needed.
     freed: Arc<Freed>,
     handover: Handover,
-    /// Those that it has, by their ids.
+    /// The ids of those that it has.
     sent: HashSet<u64>,
-    /// Those of them that are channels, and the places that they have there.
+    /// Those of them that are channels, and their places in the worker.
     channels: HashMap<u64, (Arc<Channel>, u8)>,
-    /// Whose memory was handed over, but was not told.
+    /// The one whose memory was handed over, but not announced in the ring yet.
     handed: Option<u64>,
-    /// What the inputs begin with that were sent last.
+    /// The one with which the inputs begin that were sent last; 0 if none.
     bound: u64,
-    /// It was to be told that these are needed no more, and there was no room to.
+    /// The worker must still be told that these are no longer needed: there was no room in its ring for that.
     freed_later: Vec<u64>,
-    /// One could not be handed over, and nothing tells when it can.
+    /// One could not be handed over, and nothing will tell when it can be.
     try_again: bool,
-    /// How many of those that its initializer needs it was sent.
+    /// How many of the attachments that its initializers and finalizers need were sent.
     before_setup: usize,
 }
 
-/// What a worker that is not ready has to say.
+/// The connection to a worker that is not ready yet.
 #[derive(Debug)]
 pub struct Starting(Talk);
 
@@ -178,13 +183,13 @@ impl Starting {
         self.0.socket()
     }
 
-    /// Hears what the worker has said, if anything. Does not wait.
+    /// Receives what the worker has said, if anything. Does not wait.
     pub fn hear(&mut self) -> Said {
         self.0.hear()
     }
 }
 
-/// Says why this process must not start workers, if that is so.
+/// Checks whether this process may start workers.
 ///
 /// # Errors
 ///
@@ -192,7 +197,7 @@ impl Starting {
 pub fn may_launch() -> io::Result<()> {
     if entry::secure() {
         return Err(io::Error::other(
-            "this program runs setuid or setgid, and workers are refused to such a program",
+            "this program runs setuid or setgid, and such a program can't have workers",
         ));
     }
     let exists = Path::new(PROGRAM).try_exists();
@@ -206,23 +211,24 @@ pub fn may_launch() -> io::Result<()> {
     if entry::missed() {
         return Err(io::Error::other(
             "this process was started as a worker but runs `main`: the entry of pool-worker was \
-             not linked into the program, did not run, or could not read its call",
+             not linked into the program, did not run, or could not read the environment variable",
         ));
     }
     Ok(())
 }
 
 impl Launcher {
-    /// For so many workers of this kind. `cpus`: how many the pool may use. `freed` tells what they need not keep.
+    /// For `workers` workers of this kind. `cpus`: how many CPUs the pool may use. `freed` tells which attachments are no
+    /// longer needed.
     ///
     /// # Errors
     ///
-    /// If this process must not start workers ([`may_launch`]), may not open the descriptors that so many need, or
-    /// has no memory left.
+    /// If this process must not start workers ([`may_launch`]), may not open as many descriptors as they need, or has no
+    /// memory left; or if the workers can't be sandboxed as they should be.
     pub fn new(workers: usize, cpus: usize, kind: Kind, freed: Arc<Freed>) -> io::Result<Launcher> {
         may_launch()?;
         let Kind {
-            setup,
+            mut setup,
             tells_memory,
             contained,
             decode_stack,
@@ -231,6 +237,12 @@ impl Launcher {
             output,
         } = kind;
         check_descriptors(workers, output.needs())?;
+        let sandbox = setup.as_ref().and_then(Setup::sandbox);
+        let unenforced = sandbox.map_or(Ok(Vec::new()), sandbox::check)?;
+        if unenforced.is_empty() {
+            // If a worker lacks something all the same, nobody would be told.
+            setup.iter_mut().for_each(Setup::need_whole_sandbox);
+        }
         let (bell, bell_fd) = Bell::create(cpus).map_err(no("memory for the bell of a pool"))?;
         Ok(Launcher {
             bell,
@@ -249,9 +261,20 @@ impl Launcher {
             env,
             output,
             freed,
+            unenforced,
             workers,
             started: AtomicU64::new(0),
         })
+    }
+
+    /// What the sandbox of the workers should do and the kernel can't, if it is to be entered as far as possible.
+    pub fn unenforced(&self) -> &[String] {
+        &self.unenforced
+    }
+
+    pub(crate) fn is_sandboxed(&self) -> bool {
+        let setup = self.setup();
+        setup.is_some_and(|setup| setup.sandbox().is_some())
     }
 
     fn setup(&self) -> Option<Arc<Setup>> {
@@ -259,7 +282,7 @@ impl Launcher {
         setup.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// There are no workers any more, nor will be: what initializers and finalizers were given is let go.
+    /// To be called when all workers have ended and none will be started: drops the arguments of initializers and finalizers.
     pub fn end(&self) {
         let setup = self.setup.lock();
         let setup = setup.unwrap_or_else(PoisonError::into_inner).take();
@@ -271,32 +294,32 @@ impl Launcher {
         &self.bell
     }
 
-    /// Starts a worker. It takes tasks when it has said that it is ready.
+    /// Starts a worker. It takes inputs once it has said that it is ready.
     ///
     /// The worker is killed when the calling *thread* ends: call this from one that lives long enough.
     ///
     /// # Errors
     ///
-    /// If the process can't be started, or the way to talk to it can't be made.
+    /// If the process can't be started, or the connection to it can't be made.
     pub fn launch(&self, index: usize) -> io::Result<(Worker, Starting)> {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
         let call = self.call(index)?;
         let mut child = self.spawn(&title(index), &call, stdin, None)?;
-        // What it needs next is made while it starts.
+        // The rest is prepared while it starts.
         self.introduce(socket, line, call.token)
             .and_then(|introduced| {
                 let process = Process::open(child.id(), "a worker")?;
                 Ok(self.attend(process, introduced))
             })
             .inspect_err(|_| {
-                // Without a pidfd nobody would see it die.
+                // Without a pidfd its death would go unnoticed.
                 let _ = child.kill();
                 let _ = child.wait();
             })
     }
 
-    /// What a worker is told first.
+    /// What a worker is told in its environment.
     pub(crate) fn call(&self, index: usize) -> io::Result<Call> {
         Ok(Call {
             parent: process::id(),
@@ -310,7 +333,7 @@ impl Launcher {
         })
     }
 
-    /// What it is told next: all that it needs, by the socket that will be its standard input.
+    /// Sends a worker all that it needs, over the socket that will be its standard input.
     pub(crate) fn introduce(
         &self,
         socket: OwnedFd,
@@ -340,7 +363,7 @@ impl Launcher {
             fds,
             ends.as_ref(),
         )
-        .map_err(no("way to introduce a worker"))?;
+        .map_err(no("connection to introduce a worker"))?;
         Ok(Introduced {
             ring: ParentEnd::new(memory),
             handover,
@@ -349,7 +372,7 @@ impl Launcher {
         })
     }
 
-    /// The worker that was introduced runs.
+    /// Puts together the [`Worker`], once its process runs.
     pub(crate) fn attend(&self, process: Process, introduced: Introduced) -> (Worker, Starting) {
         let Introduced {
             ring,
@@ -383,14 +406,15 @@ impl Launcher {
             capture,
             initializers: setup.as_ref().map_or(0, |setup| setup.initializers()),
             initialized: 0,
+            cpu_time_before: None,
             said: setup.is_some().then(VecDeque::new),
         };
         self.prepare_setup(&mut worker);
         (worker, Starting(talk))
     }
 
-    /// Starts this program again, to fork workers, in a room for the longest of their titles.
-    /// What its task prints comes here, too, if what workers print does.
+    /// Starts this program again, as a zygote, with a title long enough to be overwritten by the longest title of a worker.
+    /// If workers' output is captured, that of the preload task is, too.
     pub(crate) fn spawn_zygote(&self, stdin: OwnedFd) -> io::Result<(Child, Option<Capture>)> {
         let captured = match self.output {
             Output::Here { .. } => Some(Capture::create(false)?),
@@ -407,8 +431,8 @@ impl Launcher {
         Ok((child, capture))
     }
 
-    /// It has the arguments of this process, for whatever in it parses the command line.
-    /// `ends`: into which it writes from the start.
+    /// Starts this program again, with the arguments of this process, since code that runs in it may parse the command line.
+    /// `ends`: the pipes into which it writes from the start.
     fn spawn(
         &self,
         title: &str,
@@ -420,7 +444,7 @@ impl Launcher {
         let (out, err) = match (&self.output, ends) {
             (_, Some(ends)) | (Output::Common(ends), None) => ends.to_stdio()?,
             (Output::Inherit, None) => (Stdio::inherit(), Stdio::inherit()),
-            // What comes to this process goes through pipes that a worker is handed later.
+            // If output is captured, a worker receives its pipes later, with the introduction.
             (Output::Null | Output::Here { .. }, None) => (Stdio::null(), Stdio::null()),
         };
         #[expect(
@@ -439,7 +463,8 @@ impl Launcher {
             .map_err(no_process("process for a worker"))
     }
 
-    /// Sends a worker that starts what its initializer needs; false if there is no room for all of it yet.
+    /// Sends a starting worker the attachments that its initializers and finalizers need; false if there is no room for all
+    /// of them yet.
     pub fn prepare_setup(&self, worker: &mut Worker) -> bool {
         let setup = self.setup();
         let held = setup.as_ref().map_or(&[][..], |setup| setup.held());
@@ -454,20 +479,12 @@ impl Launcher {
     }
 }
 
-fn resident(pid: u32, contained: bool) -> Option<u64> {
-    if contained {
-        resident::of_grandchild(pid)
-    } else {
-        resident::of(pid)
-    }
-}
-
-/// Tells about a worker, for statistics.
+/// A view of a worker, for statistics.
 #[derive(Debug)]
 pub struct Witness {
     pid: u32,
     contained: bool,
-    /// A bit for each task that it was given.
+    /// A bit for each task that it was given inputs of.
     tasks: Vec<u64>,
     tallies: Tallies,
 }
@@ -480,15 +497,16 @@ impl Witness {
 
     /// How much memory it has in use now, in bytes, if the system tells.
     pub fn resident(&self) -> Option<u64> {
-        resident(self.pid, self.contained)
+        resident::of(self.pid, self.contained)
     }
 
-    /// When it last read the clock, by [`now`](crate::now()): what it runs has begun then, or a little later. (It may lie.)
+    /// When it last read the clock, by [`now`](crate::now()): the input that it runs began then, or a little later. (The
+    /// worker may have written anything there.)
     pub fn read_at(&self) -> Duration {
         self.tallies.read_at()
     }
 
-    /// How long inputs ran and waited, by the number of the task. (It may lie.)
+    /// How long inputs ran and waited, by the number of the task. (The worker may have written anything there.)
     pub fn tallied(&self) -> impl Iterator<Item = (u32, Tallied)> {
         let words = (0..).zip(&self.tasks);
         let tasks = words.flat_map(|(word, bits)| {
@@ -501,7 +519,7 @@ impl Witness {
     }
 }
 
-/// What the parent has of a worker before there is a process.
+/// The parent's end of a worker whose process is not known yet.
 #[derive(Debug)]
 pub(crate) struct Introduced {
     ring: ParentEnd,
@@ -510,24 +528,24 @@ pub(crate) struct Introduced {
     capture: Option<Capture>,
 }
 
-/// Whether a variable of this name tells a process of this library what it is to be.
+/// Whether an environment variable of this name makes a process a worker, a zygote or a node.
 pub fn is_own_variable(name: &OsStr) -> bool {
     let own = name.as_encoded_bytes();
     own.starts_with(VARIABLES.as_bytes()) || own == NODE.as_bytes()
 }
 
-/// What `ps` shows before the arguments: "pool-worker 3 of wordcount".
+/// What `ps` shows before the arguments of a worker: "pool-worker 3 of wordcount".
 pub(crate) fn title(index: usize) -> String {
     format!("pool-worker {index} of {}", program())
 }
 
-/// The same of what forks them.
+/// The same for a zygote.
 pub(crate) fn zygote_title() -> String {
     format!("pool-zygote of {}", program())
 }
 
-/// What a worker finds behind its title: what this program was given. One that has loaded this code as a library would do that once
-/// more.
+/// The arguments of a worker: those of this process. If this code was loaded as a library, there are none, since the program
+/// would do once more what its arguments say.
 fn command_line() -> impl Iterator<Item = OsString> {
     let is_in_program = entry::is_in_program();
     env::args_os().skip(1).filter(move |_| is_in_program)
@@ -539,7 +557,7 @@ fn program() -> String {
     name.display().to_string()
 }
 
-/// What only the worker that we start can know.
+/// A secret by which a worker proves that it is the one that was started.
 fn token() -> io::Result<String> {
     let mut bytes = [0; 16];
     fill_randomly(&mut bytes)?;
@@ -547,7 +565,7 @@ fn token() -> io::Result<String> {
 }
 
 impl Worker {
-    /// Tells it from all others of its pool, also from those that are gone.
+    /// A number that no other worker of this pool has, or had.
     pub fn serial(&self) -> u64 {
         self.serial
     }
@@ -562,7 +580,7 @@ impl Worker {
         self.process.pidfd()
     }
 
-    /// What came of its initializers, if it has said so.
+    /// The outcome of its initializers, if it has reported that: success of all of them, or the first error.
     pub fn set_up(&mut self) -> Option<Result<(), Fault>> {
         if let Some(sleeper) = self.receive(&mut VecDeque::new()) {
             sleeper.wake();
@@ -585,13 +603,13 @@ impl Worker {
         None
     }
 
-    /// How many of its initializers are through, as far as it has [said](Worker::set_up).
+    /// How many of its initializers it has [reported](Worker::set_up) as finished.
     pub fn initialized(&self) -> usize {
         self.initialized
     }
 
-    /// Gives it a portion, as far as there is room; true if all of it is sent. Otherwise give the same
-    /// portion again later, or [`recall`](Worker::recall) it.
+    /// Sends it a portion, as far as there is room; true if all of it was sent. Otherwise pass the same portion again later,
+    /// or [`recall`](Worker::recall) it.
     pub fn send(&mut self, portion: Portion<'_>) -> bool {
         if self.barred {
             return false;
@@ -609,7 +627,7 @@ impl Worker {
         sent
     }
 
-    /// It was given inputs of this task.
+    /// Notes that it was given inputs of this task.
     fn note_task(&mut self, task: u32) {
         let word = (task / u64::BITS) as usize;
         if word >= self.tasks.len() {
@@ -618,7 +636,7 @@ impl Worker {
         self.tasks[word] |= 1 << (task % u64::BITS);
     }
 
-    /// Sends what these inputs need besides themselves; false if there is no room for that yet.
+    /// Sends the attachments that these inputs need; false if there is no room for that yet.
     fn prepare(&mut self, inputs: &Frames) -> Result<bool, Garbled> {
         let bound = inputs.bound();
         for attachment in bound.into_iter().chain(inputs.held()) {
@@ -636,7 +654,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// Sends an attachment, and what it refers to, if the worker does not have them.
+    /// Sends an attachment, and those that it refers to, unless the worker has them already.
     fn attach(&mut self, attachment: &Attachment) -> Result<bool, Garbled> {
         let id = attachment.id();
         if self.attachments.sent.contains(&id) {
@@ -675,7 +693,8 @@ impl Worker {
             match handover.give(id, *memory) {
                 Ok(true) => *handed = Some(id),
                 Ok(false) => {
-                    // There is when it has taken what it was sent before; or some time, if others take up the room.
+                    // There will be room when the worker has taken everything that it was sent before; or at some unknown
+                    // time, if other processes take up the room.
                     self.attachments.try_again = !self.ring.wait_until_empty()?;
                     return Ok(false);
                 }
@@ -691,8 +710,8 @@ impl Worker {
         Ok(true)
     }
 
-    /// Nobody holds this any more: it need not keep it, and is to be told [later](Worker::detach_later). False: it does not
-    /// have it.
+    /// Notes that this attachment is no longer needed, which the worker will be told [later](Worker::detach_later). False if
+    /// the worker does not have it.
     pub fn detach(&mut self, freed: &Noted) -> bool {
         let had = self.attachments.sent.remove(&freed.id());
         if had {
@@ -704,7 +723,7 @@ impl Worker {
         had
     }
 
-    /// Says what it need not keep, as far as there is room. False: there was not enough.
+    /// Tells it which attachments are no longer needed, as far as there is room; false if there is not enough.
     pub fn detach_later(&mut self) -> bool {
         while let Some(id) = self.attachments.freed_later.last() {
             let sent = self.ring.send_detach(*id);
@@ -716,12 +735,12 @@ impl Worker {
         true
     }
 
-    /// How far requests were sent: a number that grows.
+    /// How many bytes of requests were sent to it, in all.
     pub fn sent(&self) -> u64 {
         self.ring.sent()
     }
 
-    /// Nothing more is to be sent: it is going to die.
+    /// Nothing more will be sent: the worker is going to die.
     pub fn give_up_sending(&mut self) {
         self.ring.give_up_sending();
     }
@@ -737,45 +756,53 @@ impl Worker {
         self.ask_later = !self.believe(sent).unwrap_or(true);
     }
 
-    /// Who is to be woken for what was sent, after the last of it.
+    /// The worker, if it must be woken for what was sent. To be called after the last request.
     pub fn sleeper(&self) -> Option<Sleeper> {
         self.ring.sleeper()
     }
 
-    /// Takes back every input that it has not begun. Gives how many inputs it has begun since it
-    /// started, wrapping around.
+    /// Takes back every input that it has not begun. Returns how many inputs it has begun since it started, wrapping around.
     pub fn recall(&mut self) -> u32 {
         self.ring.recall()
     }
 
-    /// From now on it begins nothing more, even if it should be alive: what was given to it is taken back, and nothing is
-    /// sent any more. (What guards a worker ends a moment before it.)
+    /// Makes sure that it begins nothing more, even if it is still alive: its inputs are taken back, and nothing more is
+    /// sent. (The guard of a contained worker ends a moment before the worker does.)
     pub fn bar(&mut self) {
         self.barred = true;
         self.recall();
     }
 
-    /// How far it is.
+    /// How far it has got.
     pub fn progress(&self) -> Progress {
         self.ring.progress()
     }
 
-    /// How much memory it had in use after its last input, in bytes, if it tells.
+    /// How much memory it had in use after its last input, in bytes, if it reports that.
     pub fn told_memory(&self) -> u64 {
         self.ring.told_memory()
     }
 
-    /// What it has said of a failed allocation before it aborted.
+    /// What it reported about a failed allocation before it aborted.
     pub fn starved(&self) -> Option<Starved> {
         self.ring.starved()
     }
 
-    /// How many bytes of replies, and what else it sends, were received.
+    /// The system call because of which the sandbox ended it, if it says so.
+    pub fn forbidden_call(&self) -> Option<String> {
+        let number = self.ring.forbidden()?;
+        Some(match sandbox::name_of_call(number) {
+            Some(name) => format!("`{name}`"),
+            None => format!("system call {number}"),
+        })
+    }
+
+    /// How many bytes were received from it: replies, messages and reports.
     pub fn received(&self) -> u64 {
         self.ring.received()
     }
 
-    /// What tells about it from any thread, also after its end.
+    /// A view of it that any thread may use, also after its end.
     pub fn witness(&self) -> Witness {
         Witness {
             pid: self.pid(),
@@ -787,26 +814,35 @@ impl Worker {
 
     /// How much memory it has in use now, in bytes, if the system tells.
     pub fn resident(&self) -> Option<u64> {
-        resident(self.pid(), self.contained)
+        resident::of(self.pid(), self.contained)
     }
 
-    /// Whether it has replied what was not received.
+    /// How much processor time it has used since this was first called after its initializers, if the system tells.
+    pub fn cpu_time(&mut self) -> Option<Duration> {
+        if self.said.is_some() {
+            return None;
+        }
+        let used = resident::cpu_time(self.pid(), self.contained)?;
+        Some(used.saturating_sub(*self.cpu_time_before.get_or_insert(used)))
+    }
+
+    /// Whether it has written replies that were not received yet.
     pub fn has_replies(&self) -> bool {
         self.ring.has_replies()
     }
 
-    /// Whether it has, or had, reason to ring: to be asked after a fence, before sleeping.
+    /// Whether it has, or had, a reason to ring the bell: to be checked after a fence, before sleeping.
     pub fn has_reason_to_ring(&self) -> bool {
         self.ring.has_reason_to_ring()
     }
 
-    /// What tells from any thread whether it has replied.
+    /// A handle by which any thread can see whether it has replied.
     pub fn glance(&self) -> Glance {
         self.ring.glance()
     }
 
-    /// Appends what it has replied: one byte string for each input that it has begun, in order. Gives who
-    /// is to be woken for the room that this made.
+    /// Appends its replies: one byte string for each input that it has begun, in order. Returns the worker if it must be
+    /// woken for the room that this has made.
     pub fn receive(&mut self, replies: &mut VecDeque<Frames>) -> Option<Sleeper> {
         self.receive_all(replies)?;
         self.detach_later();
@@ -816,9 +852,9 @@ impl Worker {
         self.ring.sleeper_for_room()
     }
 
-    /// The same; and what it has sent arrives in its channels.
+    /// The same, without waking; and puts its messages into their channels.
     fn receive_all(&mut self, replies: &mut VecDeque<Frames>) -> Option<()> {
-        // What was received before it was found out would be received once more.
+        // Otherwise what was received before the nonsense would be received once more.
         if self.garbled.is_some() {
             return None;
         }
@@ -835,7 +871,7 @@ impl Worker {
             Err(messages) => messages,
         };
         let (id, place) = (messages.channel, messages.credit.place());
-        // One that was taken away was needed by nobody any more.
+        // If the channel is not found, it was detached, since it is no longer needed.
         let channel = self.attachments.channels.get(&id);
         let put = channel.map(|(channel, _)| (channel, channel.put(messages.into())));
         match put {
@@ -845,52 +881,52 @@ impl Worker {
         }
     }
 
-    /// Whether it may send messages, though it may have nothing to do.
+    /// Whether it may send messages, even while it has no inputs.
     pub fn sends_messages(&self) -> bool {
         self.ring.sends_messages()
     }
 
-    /// From now on it is to report log records of this level, if it has the feature `tracing`.
+    /// Has it report log records of this level from now on, if it has the feature `tracing`.
     pub fn set_log_level(&mut self, level: LogLevel) {
         self.ring.set_log_level(level);
     }
 
-    /// Whether it may report log records, though it may have nothing to do.
+    /// Whether it may report log records, even while it has no inputs.
     pub fn logs(&self) -> bool {
         self.ring.logs()
     }
 
-    /// The channels whose receivers are to be woken.
+    /// Takes the channels whose receivers must be woken.
     pub fn awaited(&mut self) -> Vec<Arc<Channel>> {
         mem::take(&mut self.awaited)
     }
 
-    /// What it has written, if that comes here.
+    /// Its output, if that is captured.
     pub fn capture(&mut self) -> Option<&mut Capture> {
         self.capture.as_mut()
     }
 
-    /// Nothing more is asked of the worker.
+    /// Takes the capture of its output, to be kept when the worker is dropped.
     pub fn take_capture(&mut self) -> Option<Capture> {
         self.capture.take()
     }
 
-    /// What it has reported, in order.
+    /// Takes its reports, in order.
     pub fn reports(&mut self) -> Vec<Reports> {
         mem::take(&mut self.reports)
     }
 
-    /// A task by its number, and how long an input of it took, if that is news.
+    /// The number of a task, and how long an input of it took, if the worker has written that since the last call.
     pub fn new_pace(&mut self) -> Option<(u32, Duration)> {
         self.ring.new_pace()
     }
 
-    /// It shall ring when reply number `at` stands, counted from its start, wrapping around.
+    /// Has it ring the bell when reply number `at` stands, counted from its start, wrapping around.
     pub fn set_wake_at(&mut self, at: u32) {
         self.ring.set_wake_at(at);
     }
 
-    /// What it has written that no worker of ours writes. It should be killed.
+    /// What is wrong with what it has written, if no worker of ours would write that. It should be killed.
     pub fn garbled(&self) -> Option<&'static str> {
         self.garbled
     }
@@ -915,12 +951,12 @@ impl Worker {
         self.process.kill();
     }
 
-    /// How it ended, if it has; call when the pidfd says so. Kills what is left of its process group.
+    /// How it ended, if it has; to be called when the pidfd is readable. Kills what is left of its process group.
     pub fn reap(&mut self) -> Option<Exit> {
         self.process.reap()
     }
 
-    /// What is left to bury when nobody is interested in it any more.
+    /// Its process, which still must be reaped.
     pub fn into_process(self) -> Process {
         self.process
     }

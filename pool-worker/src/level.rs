@@ -1,8 +1,8 @@
-//! [`LogLevel`]: how much of what a worker logs somebody wants to have.
+//! [`LogLevel`]: which log records of workers are wanted.
 
 use serde::{Deserialize, Serialize};
 
-/// Which of the log records of workers somebody wants to have: those of this level, and of those before it.
+/// Which log records of workers are wanted: those of this level, and of the more severe ones.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -12,11 +12,11 @@ pub enum LogLevel {
     Off,
     /// Errors.
     Error,
-    /// Warnings, too.
+    /// Also warnings.
     Warn,
-    /// What is of use to know, too.
+    /// Also useful information.
     Info,
-    /// What helps to find mistakes, too.
+    /// Also what helps with debugging.
     Debug,
     /// Everything.
     Trace,
@@ -24,7 +24,7 @@ pub enum LogLevel {
 
 #[cfg(feature = "tracing")]
 impl LogLevel {
-    /// The level that has this number, as `level as u32` gives it. A number that is none is taken for the last.
+    /// The level that has this number, as `level as u32` gives it. A number without a level is treated as the last one.
     pub(crate) fn of(number: u32) -> LogLevel {
         match number {
             0 => LogLevel::Off,

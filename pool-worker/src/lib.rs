@@ -5,20 +5,20 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `msgpack`, `decode`, `part`, `outcome`, `fault` | what a task is, how its parameters and its result travel, which ones this binary has, how values become bytes, why not |
-//! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, its panics, its want of memory, its exit |
-//! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start, talk, see it die, tell it from its forked copy |
+//! | `task`, `param`, `returned`, `registry`, `codec`, `encode`, `msgpack`, `decode`, `part`, `outcome`, `fault` | what a task is, which tasks this binary has, how parameters and results are encoded and decoded, and what can go wrong |
+//! | `entry`, `contain`, `serve`, `unwind`, `starve`, `leave` | the worker's end: before `main`, its namespace, its loop, panics, failed allocations, its exit |
+//! | `launch`, `process`, `watch`, `exit`, `lineage` | the parent's end: start a worker, talk to it, notice its death, tell it from a forked copy of it |
 //! | `capture` | what workers write to standard output and standard error: both ends |
-//! | `zygote` | what forks workers, if they share what it has loaded: both ends |
-//! | `greeting` | how both find each other: all that is ipc-channel's |
-//! | `attach`, `shared` | what many inputs have in common; values in shared memory |
+//! | `zygote` | the process that forks workers which share what it has loaded: both ends |
+//! | `greeting` | how a worker and its parent connect; everything that uses ipc-channel |
+//! | `attach`, `shared` | data that many inputs share; values in shared memory |
 //! | `channel` | what tasks send while they run: both ends |
-//! | `log`, `record`, `level`, `report` | what tasks log: the worker's end, and as bytes; what else is reported |
-//! | `meter`, `tally` | how long inputs take: with how few readings of the clock, and where that is counted |
-//! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and who is woken for them |
+//! | `log`, `record`, `level`, `report` | what tasks log: the worker's end and the encoding; other reports |
+//! | `meter`, `tally` | how long inputs take: when the clock is read, and where times are counted |
+//! | `ring`, `frames`, `bell`, `memory`, `sync`, `copy`, `futex`, `spin` | how requests and replies travel, and how their readers are woken |
 //!
-//! This crate does not know about pools, about queues of work, or about what a failure means to a
-//! caller.
+//! This crate knows nothing about pools, queues of work, or what a failure means to a caller.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
@@ -64,6 +64,7 @@ pub mod report;
 mod resident;
 pub mod returned;
 mod ring;
+mod sandbox;
 mod scarce;
 mod serve;
 pub mod shared;
@@ -79,7 +80,7 @@ mod zygote;
 pub use attach::{Attachment, Bytes, Freed, Noted, collect};
 pub use bell::{Bell, TICK};
 pub use buffer::{Arrived, Buffer};
-pub use capture::{Capture, Ends, KEPT as OUTPUT_KEPT, Line, Side};
+pub use capture::{Capture, Ends, KEPT as OUTPUT_KEPT, Passage, Side};
 pub use channel::{Batch, Channel, Link, SendError, Taken, wake};
 pub use clock::now;
 pub use codec::{
@@ -101,6 +102,7 @@ pub use process::Process;
 pub use registry::{Number, Registration, Run, RunError, fingerprint, task_name, tasks};
 pub use report::{BEGAN, Ending, RAN, Ran, Tells, read_began, read_ran};
 pub use ring::{Glance, Portion, Progress, Reports, Sleeper};
+pub use sandbox::Sandbox;
 pub use scarce::no_thread;
 pub use serve::{index, prepare_here, report_panics_here, run_here};
 pub use spin::{Spin, spin_for_piece};

@@ -1,14 +1,14 @@
-//! What tasks log goes to the pool: spans and events of `tracing`, and records of `log`.
+//! Sends to the pool what tasks log: spans and events of `tracing`, and records of `log`.
 //!
-//! Nothing is installed as long as the parent has nobody who listens, nor in a process that has a subscriber or a logger of its
-//! own. Initializers run before anything is installed, for they may install something: while they run, `tracing` has a
-//! subscriber for their thread only.
+//! Nothing is installed as long as the parent does not want log records, nor in a process that has a subscriber or a logger
+//! of its own. Initializers run before anything is installed, since they may install something themselves: while they run,
+//! `tracing` has a subscriber for their thread only.
 //!
-//! A record stands in the ring when the call that made it returns: it arrives, whatever becomes of the worker. If the ring is full, the
-//! thread waits until the parent has read, which never depends on who listens there.
+//! A record stands in the ring when the call that made it returns, so it arrives, whatever happens to the worker. If the ring
+//! is full, the thread waits until the parent has read from it, which never depends on the subscriber in the parent.
 //!
-//! A thread that is interrupted by a signal while it holds one of our locks must not want it once more, so what a handler logs
-//! then is dropped. A forked copy of the worker writes nothing.
+//! A thread that is interrupted by a signal while it holds our lock must not try to take it again, so what a signal handler
+//! logs then is dropped. A forked copy of the worker writes nothing.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -32,23 +32,23 @@ use crate::report;
 use crate::ring::Replies;
 
 thread_local! {
-    /// This is the thread that runs inputs.
+    /// Whether this is the thread that runs inputs.
     static RUNS_INPUTS: Cell<bool> = const { Cell::new(false) };
-    /// This thread holds, or is about to take, the lock of [`Known`].
+    /// Whether this thread holds, or is about to take, the lock of [`Known`].
     static LOCKED: Cell<bool> = const { Cell::new(false) };
     /// The spans that this thread is in.
     static ENTERED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     static WRITER: Cell<Option<Writer>> = const { Cell::new(None) };
-    /// Where the last event was, as an address and a line.
+    /// The [`place`] of the last event.
     static LAST: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
 }
 
-/// What has the records of this process.
+/// Sends the records of this process.
 struct Reporter {
     replies: Replies,
-    /// A copy of the process is none of the pool's.
+    /// The [`lineage`] of the worker: a forked copy must not send anything.
     owner: u32,
-    /// What the parent wants to have, as was last looked up.
+    /// The level that the parent wants, as it was last read.
     level: AtomicU32,
     next_span: AtomicU64,
     known: Mutex<Known>,
@@ -56,12 +56,12 @@ struct Reporter {
 
 #[derive(Default)]
 struct Known {
-    /// The numbers of those that were described.
+    /// The numbers of the callsites that were described to the parent.
     callsites: HashMap<Identifier, u32>,
     spans: HashMap<u64, Open>,
 }
 
-/// A span that is not over.
+/// A span that has not ended.
 struct Open {
     handles: usize,
     metadata: &'static Metadata<'static>,
@@ -69,7 +69,7 @@ struct Open {
 
 static REPORTER: OnceLock<Reporter> = OnceLock::new();
 
-/// Follows what the parent wants to have, in the thread that runs inputs.
+/// Follows the level that the parent wants, in the thread that runs inputs.
 pub(crate) struct Logs {
     replies: Replies,
     seen: LogLevel,
@@ -77,12 +77,12 @@ pub(crate) struct Logs {
 }
 
 enum State {
-    /// Nobody has listened yet.
+    /// The parent has not wanted records yet.
     Nothing,
-    /// There is a subscriber for initializers.
+    /// There is a subscriber that only initializers use.
     Scoped(Dispatch),
     Installed,
-    /// This process has its own.
+    /// This process has a subscriber of its own.
     Foreign,
 }
 
@@ -96,7 +96,7 @@ impl Logs {
         }
     }
 
-    /// Runs an initializer, which may install what it likes.
+    /// Runs an initializer, which may install a subscriber of its own.
     pub(crate) fn within<R>(&mut self, run: impl FnOnce() -> R) -> R {
         if self.look() {
             self.change();
@@ -110,7 +110,7 @@ impl Logs {
         }
     }
 
-    /// The initializers are through.
+    /// To be called when the initializers have finished.
     pub(crate) fn begin(&mut self) {
         if self.look() {
             self.change();
@@ -118,7 +118,7 @@ impl Logs {
         self.install();
     }
 
-    /// Looks up what the parent wants to have. To be called between inputs.
+    /// Reads the level that the parent wants. To be called between inputs.
     #[inline]
     pub(crate) fn follow(&mut self) {
         if self.look() {
@@ -154,7 +154,7 @@ impl Logs {
         reporter.level.store(self.seen as u32, Ordering::Relaxed);
         match &self.state {
             State::Nothing => self.state = State::Scoped(Dispatch::new(ToPool(reporter))),
-            // Where there is one subscriber only, `tracing` asks that of this thread.
+            // If there is only one subscriber, `tracing` asks the one of this thread.
             State::Scoped(dispatch) => {
                 dispatcher::with_default(dispatch, callsite::rebuild_interest_cache);
             }
@@ -166,7 +166,7 @@ impl Logs {
         }
     }
 
-    /// Installs what is there for initializers, for all threads; unless the process has its own.
+    /// Installs the subscriber of the initializers for all threads, unless the process has one of its own.
     fn install(&mut self) {
         let State::Scoped(dispatch) = &self.state else {
             return;
@@ -175,7 +175,7 @@ impl Logs {
         let installed = logger.is_some_and(|logger| log::set_logger(logger).is_ok())
             && dispatcher::set_global_default(dispatch.clone()).is_ok();
         self.state = if installed {
-            // What threads of initializers have asked for was of no interest.
+            // Callsites that threads of initializers have reached were noted as disabled.
             callsite::rebuild_interest_cache();
             log::set_max_level(self.seen.into());
             State::Installed
@@ -203,7 +203,7 @@ impl Reporter {
         self.replies.begun()
     }
 
-    /// Does something with what is known; nothing, if this thread is at that already.
+    /// Runs `with` under the lock; does nothing if this thread is already in here.
     fn with_known<R>(&self, with: impl FnOnce(&mut Known) -> R) -> Option<R> {
         struct Unlock;
         impl Drop for Unlock {
@@ -220,7 +220,8 @@ impl Reporter {
         Some(with(&mut known))
     }
 
-    /// Writes a record. What formats itself may log meanwhile, and this thread may be at its end.
+    /// Writes a record. Formatting a value may itself log something, and this thread may be ending: then the thread's writer
+    /// is not available.
     fn write(&self, write: impl FnOnce(&mut Writer)) {
         let mut writer = WRITER
             .try_with(Cell::take)
@@ -233,14 +234,14 @@ impl Reporter {
     }
 
     fn send(&self, writer: &Writer) {
-        // Nobody looks for what threads have to say that a task has left behind.
+        // The parent does not expect reports from threads that a task has left behind, so it must be woken for them.
         self.replies.report(report::LOG, writer.bytes());
         if !RUNS_INPUTS.get() {
             self.replies.ring();
         }
     }
 
-    /// The number of a callsite, which is described first.
+    /// The number of a callsite. If it is new, it is first described to the parent.
     fn number_of(&self, metadata: &Metadata<'static>) -> Option<u32> {
         self.with_known(|known| {
             let next = known.callsites.len() as u32;
@@ -271,7 +272,7 @@ fn describe(metadata: &Metadata<'static>) -> Callsite<'static> {
     }
 }
 
-/// The span that this thread is in; 0: none.
+/// The innermost span that this thread is in; 0: none.
 fn current() -> u64 {
     let last = ENTERED.try_with(|entered| entered.try_borrow().ok()?.last().copied());
     last.ok().flatten().unwrap_or_default()
@@ -285,7 +286,7 @@ fn parent_of(explicit: Option<&Id>, is_contextual: bool) -> u64 {
     }
 }
 
-/// Takes what `tracing` has.
+/// The subscriber of `tracing`.
 struct ToPool(&'static Reporter);
 
 impl Subscriber for ToPool {
@@ -422,13 +423,13 @@ impl Subscriber for ToPool {
     }
 }
 
-/// Tells a place in the program from others.
+/// Identifies a place in the program: the address of the file's name, and the line.
 fn place(file: Option<&str>, line: Option<u32>) -> (usize, u32) {
     let file = file.map_or(0, |file| file.as_ptr().addr());
     (file, line.unwrap_or_default())
 }
 
-/// With its feature `log-always`, `tracing` says once more to `log` what its spans do, with this target.
+/// With its feature `log-always`, `tracing` also reports spans to `log`, with this target.
 const SPANS: &str = "tracing::span";
 
 impl log::Log for Reporter {
@@ -440,7 +441,7 @@ impl log::Log for Reporter {
         if !self.enabled(record.metadata()) || !self.is_here() {
             return;
         }
-        // An event, too, comes once more with that feature, right after it has come.
+        // With that feature, events are also passed to `log`, right after the subscriber got them.
         let here = place(record.file(), record.line());
         if LAST.replace((0, 0)) == here && here.0 != 0 || record.target().starts_with(SPANS) {
             return;

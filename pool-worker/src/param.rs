@@ -242,7 +242,8 @@ pub trait EndsWith<A> {}
 #[diagnostic::on_unimplemented(
     message = "`partial` can't bind `{Self}`: the arguments that are not bound yet are `{Args}`",
     label = "expected a tuple with the first arguments of `{Args}`",
-    note = "to bind references, call `.by_ref()` before `.partial(...)`"
+    note = "bind what the caller passes by value: a `String` for `&str`, a `Vec<T>` for `&[T]`; or bind references: `.by_ref().partial(...)`",
+    note = "a `Shared<T>` can be bound only if the parameter of the task is a `Shared<T>`"
 )]
 pub trait Binds<Args, Params> {
     /// The arguments that are left.

@@ -1,8 +1,8 @@
 //! Parts of values that are encoded in a special way, at any depth, instead of as their types would do it.
 //!
-//! A path may contain any bytes, but serde refuses one that is not UTF-8. Here it is written as bytes, in the encoding
-//! of text. And the types that only ipc-channel can send are refused: they would be written as a number that nobody can
-//! use, without the descriptor that belongs to it.
+//! A path may contain any bytes, but serde refuses one that is not UTF-8. Here it is written as bytes, in the encoding of
+//! text. And the types that only ipc-channel can send are refused: they would be written as a number that is of no use
+//! without the descriptor that belongs to it.
 //!
 //! Serializers see the type of each part. Since that may contain lifetimes, it is identified by its [`typeid`].
 
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_still_refused() {
+    fn bytes_that_are_not_text_are_still_refused() {
         let mut bytes = Vec::new();
         encode(odd(), &mut bytes).expect("it can be encoded");
         decode::<String>(&bytes).expect_err("it is not text");

@@ -24,7 +24,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// A child whose status nobody has read yet: until then, its pid can't belong to another process.
+    /// A child whose status was not read yet: until then, its pid can't belong to another process.
     pub(crate) fn open(pid: u32, what: &str) -> io::Result<Process> {
         let group = i32::try_from(pid)
             .ok()
@@ -92,9 +92,8 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process group that this process leads, by its pidfd. Its number could belong to another
-    /// group once somebody has read the status of the dead process, so the number is used only while that can't be the
-    /// case.
+    /// Sends a signal to the process group that this process leads, by its pidfd. Its number could belong to another group
+    /// once the status of the dead process was read, so the number is used only while that can't be the case.
     fn signal_group(&self, signal: Signal) {
         const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
         // SAFETY: the call only sends a signal, and the pointer to its information may be null.
@@ -116,7 +115,7 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has. Fails with ECHILD if somebody else has read its status.
+    /// How it ended, if it has. Fails with ECHILD if its status was read elsewhere.
     fn status(&self, how: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
         loop {

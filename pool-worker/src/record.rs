@@ -1,11 +1,11 @@
-//! What a worker has logged, as bytes: one [`Record`] in each report of the kind [`LOG`](crate::report::LOG).
+//! The encoding of what a worker logs: one [`Record`] in each report of the kind [`LOG`](crate::report::LOG).
 //!
-//! A record begins with its kind and the number of the input that ran, as the ring counts those that were begun. Integers are
-//! little-endian; a text is its length in two bytes, and UTF-8. Each place in the program that logs (a *callsite*) is described once
-//! by each worker, before it is referred to by a number. A record that would be longer than a report may be is cut: values at its end
-//! are missing, and long texts are shorter.
+//! A record begins with its kind and the number of the input that ran, counted as in the ring. Integers are little-endian; a
+//! text is its length in two bytes, then UTF-8. Each place in the program that logs (a *callsite*) is described once by each
+//! worker, before it is referred to by a number. A record that would be longer than a report may be is cut: values at its end
+//! are left out, and long texts are shortened.
 //!
-//! The reader believes nothing: what can't be read is no record, a value that can't be read is the end of the values.
+//! The reader trusts nothing: bytes that can't be read are not a record, and a value that can't be read ends the values.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -14,19 +14,19 @@ use std::str;
 use crate::level::LogLevel;
 use crate::ring::REPORT_MAX;
 
-/// A text is cut off at so many bytes.
+/// A text is cut to at most this many bytes.
 const TEXT_MAX: usize = 4096;
 
-/// A callsite has no more fields than this: `tracing` allows no more.
+/// The largest number of fields of a callsite: `tracing` allows no more.
 pub const FIELDS_MAX: usize = 32;
 
-/// An error has no more causes than this that are told.
+/// Of an error, at most this many causes are kept.
 const CAUSES_MAX: usize = 8;
 
-/// What a value takes beside its text.
+/// How many bytes a value takes besides its text.
 const VALUE: usize = 4;
 
-/// How many bytes come before what is of one kind only: the kind, and the number of the input.
+/// How many bytes all records begin with: the kind, and the number of the input.
 const HEAD: usize = 1 + size_of::<u32>();
 
 mod kind {
@@ -55,59 +55,59 @@ mod value {
 /// One thing that a worker has logged.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record<'a> {
-    /// The records that follow refer to this place.
+    /// Describes a callsite, to which later records refer.
     Callsite {
-        /// By this number.
+        /// The number by which they refer to it.
         number: u32,
-        /// What it is.
+        /// Its description.
         callsite: Callsite<'a>,
     },
     /// An event.
     Event {
-        /// Where.
+        /// The number of its callsite.
         callsite: u32,
-        /// In this span; 0: in none.
+        /// The span that it is in; 0: none.
         parent: u64,
         /// The values of its fields.
         values: Values<'a>,
     },
     /// A new span.
     Span {
-        /// Where.
+        /// The number of its callsite.
         callsite: u32,
-        /// Its number, which no other has in this worker.
+        /// Its number, which is unique in this worker.
         id: u64,
-        /// In this span; 0: in none.
+        /// The span that it is in; 0: none.
         parent: u64,
         /// The values of its fields.
         values: Values<'a>,
     },
-    /// A span has these values, too.
+    /// More values of a span.
     Values {
-        /// Which.
+        /// The span.
         span: u64,
         /// The values.
         values: Values<'a>,
     },
     /// A span follows from another.
     Follows {
-        /// Which.
+        /// The span.
         span: u64,
-        /// From which.
+        /// The span that it follows from.
         other: u64,
     },
-    /// A span is over.
+    /// The end of a span.
     Close {
-        /// Which.
+        /// The span.
         span: u64,
     },
     /// A record of the crate `log`.
     Log {
-        /// In this span; 0: in none.
+        /// The span that it is in; 0: none.
         parent: u64,
-        /// Where.
+        /// Where it was logged.
         callsite: Callsite<'a>,
-        /// What it says.
+        /// Its message.
         text: &'a str,
     },
 }
@@ -115,7 +115,7 @@ pub enum Record<'a> {
 /// A place in the program that logs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Callsite<'a> {
-    /// It makes spans, and no events.
+    /// Whether it makes spans; otherwise it makes events.
     pub is_span: bool,
     /// Its level.
     pub level: LogLevel,
@@ -123,11 +123,11 @@ pub struct Callsite<'a> {
     pub name: Cow<'a, str>,
     /// Its target.
     pub target: Cow<'a, str>,
-    /// The module that it is in.
+    /// Its module.
     pub module: Option<Cow<'a, str>>,
-    /// The file.
+    /// Its file.
     pub file: Option<Cow<'a, str>>,
-    /// The line.
+    /// Its line.
     pub line: Option<u32>,
     /// The names of its fields.
     pub fields: Vec<Cow<'a, str>>,
@@ -146,27 +146,27 @@ pub enum Value<'a> {
     U128(u128),
     /// A number.
     F64(f64),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
     /// A text.
     Text(&'a str),
-    /// What `Debug` has written.
+    /// The `Debug` output of a value.
     Debug(&'a str),
     /// An error, and its causes.
     Error(Vec<&'a str>),
 }
 
-/// The number of the input that ran when this was logged, and whether the record describes a callsite or ends a span: what is
-/// known of a record without reading it.
+/// What is known about a record without reading all of it: the number of the input that ran when it was logged, and whether
+/// it describes a callsite, or begins or ends a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Glimpse {
-    /// As the ring counts the inputs that were begun; wraps around.
+    /// The number of the input, as the ring counts the inputs that were begun; wraps around.
     pub begun: u32,
-    /// What it is.
+    /// What the record is.
     pub what: Seen,
 }
 
-/// What a record is, as far as it must be known before there is time to read it.
+/// What a record is, as far as that must be known before the record is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
     /// It describes a callsite.
@@ -180,7 +180,7 @@ pub enum Seen {
 }
 
 impl Glimpse {
-    /// Of these bytes, if they begin as a record.
+    /// Looks at the beginning of these bytes; `None` if they don't begin as a record.
     pub fn of(bytes: &[u8]) -> Option<Glimpse> {
         let mut reader = Reader(bytes);
         let kind = reader.u8()?;
@@ -399,7 +399,7 @@ impl Writer {
         self.write(TEXT_MAX * 2, text);
     }
 
-    /// The value of the field at this position, if there is room.
+    /// Writes the value of the field at this position, if there is room.
     pub(crate) fn value(&mut self, field: usize, value: &Value<'_>) {
         if !self.has_room(VALUE + size_of::<u128>()) {
             return;
@@ -424,7 +424,7 @@ impl Writer {
                 let texts = &texts[..texts.len().min(CAUSES_MAX)];
                 self.plain(field, value::ERROR, &[texts.len() as u8]);
                 for (text, behind) in texts.iter().zip((0..texts.len()).rev()) {
-                    // The lengths of those behind it have room, too.
+                    // Leaves room for the lengths of the texts that follow.
                     let room = self.room_for_text(TEXT_MAX);
                     let room = room.saturating_sub(behind * size_of::<u16>());
                     self.write_text(room, text);
@@ -433,7 +433,7 @@ impl Writer {
         }
     }
 
-    /// What `Debug` writes, without a copy.
+    /// Writes the `Debug` output of a value, without a copy.
     pub(crate) fn debug(&mut self, field: usize, value: &dyn fmt::Debug) {
         if self.has_room(VALUE + size_of::<u128>()) {
             self.plain(field, value::DEBUG, &[]);
@@ -478,7 +478,7 @@ impl Writer {
         self.0.len() + len <= REPORT_MAX
     }
 
-    /// How long a text may be here.
+    /// How long a text may be that is written now.
     fn room_for_text(&self, most: usize) -> usize {
         let left = REPORT_MAX.saturating_sub(self.0.len() + size_of::<u16>());
         left.min(most)
@@ -488,7 +488,7 @@ impl Writer {
         self.write_text(TEXT_MAX, text);
     }
 
-    /// A text of a callsite: with so many fields, all of them fit.
+    /// Writes a text of a callsite, short enough that the texts of all fields fit.
     fn short(&mut self, text: &str) {
         self.write_text(SHORT_MAX, text);
     }
@@ -499,7 +499,7 @@ impl Writer {
         self.0.extend_from_slice(text.as_bytes());
     }
 
-    /// The same of what is being formatted.
+    /// The same for formatted text.
     fn write(&mut self, most: usize, text: fmt::Arguments<'_>) {
         let room = self.room_for_text(most);
         let at = self.0.len();
@@ -514,13 +514,13 @@ impl Writer {
     }
 }
 
-/// A text of a callsite is cut off at so many bytes.
+/// A text of a callsite is cut to at most this many bytes.
 const SHORT_MAX: usize = 400;
 const _: () =
     assert!(cfg!(pool_shuttle) || HEAD + 32 + (4 + FIELDS_MAX) * (2 + SHORT_MAX) < REPORT_MAX);
 const _: () = assert!(cfg!(pool_shuttle) || VALUE + 16 >= 3 + CAUSES_MAX * size_of::<u16>());
 
-/// Takes what fits, and drops the rest: what formats itself may not expect an error.
+/// Keeps what fits, and drops the rest without an error, since code that formats may not expect one.
 struct Cut<'a> {
     bytes: &'a mut Vec<u8>,
     room: usize,
@@ -539,7 +539,7 @@ impl fmt::Write for Cut<'_> {
     }
 }
 
-/// What of a text fits into so many bytes.
+/// The beginning of a text that fits into `most` bytes.
 fn cut(text: &str, most: usize) -> &str {
     if text.len() <= most {
         return text;
@@ -637,7 +637,7 @@ mod tests {
         assert!(Record::read(writer.bytes()).is_some());
     }
 
-    /// Looks at all that there is to read.
+    /// Reads everything in these bytes.
     fn read_all(bytes: &[u8]) {
         let _ = Glimpse::of(bytes);
         match Record::read(bytes) {

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::fault::Fault;
 use crate::ring::Replies;
 
-/// A record of what the worker has logged: see `record`. Only with the feature `tracing`.
+/// The worker has logged something: see `record`. Only with the feature `tracing`.
 pub const LOG: u8 = 1;
 
 /// An input was begun: see [`read_began`].
@@ -17,19 +17,19 @@ pub const BEGAN: u8 = 2;
 /// Inputs were run: see [`read_ran`].
 pub const RAN: u8 = 3;
 
-/// What a worker reports of the inputs that it runs.
+/// What a worker reports about the inputs that it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tells {
     /// Nothing.
     #[default]
     Nothing,
-    /// How long they ran, several together if they are short.
+    /// How long they ran; for short ones, several together.
     Spans,
     /// When each begins, and when it ends.
     Each,
 }
 
-/// How inputs ended that were run to their end, from good to bad.
+/// How finished inputs ended, from good to bad.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
     /// With a result.
@@ -42,7 +42,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// That of an input for which there is this.
+    /// The ending of an input with this outcome.
     pub(crate) fn of<T>(outcome: &Result<T, Fault>) -> Ending {
         match outcome {
             Ok(_) => Ending::Done,
@@ -52,31 +52,31 @@ impl Ending {
     }
 }
 
-/// Inputs of one portion that were run one after the other. What they say is the worker's, and need not be true.
+/// Consecutive inputs of one portion that were run. The worker has written these values, and they need not be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ran {
     /// The number of the task.
     pub task: u32,
     /// The number of an input that has no reply yet, counted from the worker's start, wrapping around.
     pub number: u32,
-    /// The first is so many before that.
+    /// By how many the first input comes before that one.
     pub before: u32,
-    /// How many.
+    /// How many inputs these are.
     pub count: u32,
     /// How many of them failed.
     pub failed: u32,
-    /// The worst that became of any.
+    /// The worst ending among them.
     pub ending: Ending,
-    /// When the first began, and the last ended, by [`now`](crate::now()).
+    /// When the first began, by [`now`](crate::now()).
     pub began: Duration,
-    /// See there.
+    /// When the last ended, by the same clock.
     pub ended: Duration,
     /// How long they ran, all together.
     pub busy: Duration,
 }
 
-/// An input was begun: its number, counted from the worker's start; and when, by [`now`](crate::now()). Nothing, if this is no such
-/// report.
+/// Reads a report that an input was begun: its number, counted from the worker's start; and when, by [`now`](crate::now()).
+/// `None` if this is not such a report.
 pub fn read_began(bytes: &[u8]) -> Option<(u32, Duration)> {
     let (number, rest) = bytes.split_first_chunk()?;
     let at = rest.first_chunk()?;
@@ -86,7 +86,7 @@ pub fn read_began(bytes: &[u8]) -> Option<(u32, Duration)> {
 
 const WORDS: usize = 6 * size_of::<u32>();
 
-/// Inputs were run. Nothing, if this is no such report.
+/// Reads a report that inputs were run. `None` if this is not such a report.
 pub fn read_ran(bytes: &[u8]) -> Option<Ran> {
     let (words, times) = bytes.split_at_checked(WORDS)?;
     let mut words = words
@@ -118,13 +118,13 @@ pub fn read_ran(bytes: &[u8]) -> Option<Ran> {
     })
 }
 
-/// Short inputs go together until they have taken so long, in nanoseconds.
+/// Short inputs are reported together until they have taken this long, in nanoseconds.
 const SPAN: u64 = 1_000_000;
 
-/// An input that takes so long, in nanoseconds, is reported alone.
+/// An input that takes at least this long, in nanoseconds, is reported alone.
 const ALONE: u64 = 20_000;
 
-/// The clock is read once for so many inputs, unless they take so long, in nanoseconds.
+/// The clock is read once for this many inputs, unless each takes at least `LONG`, in nanoseconds.
 const INPUTS_PER_READING: u32 = 16;
 const LONG: u64 = 2_000;
 
@@ -136,11 +136,11 @@ pub(crate) struct Teller {
     /// When the clock was read last, and how many inputs were run since.
     at: u64,
     unread: u32,
-    /// How long an input took lately.
+    /// How long inputs have taken lately.
     each: u64,
-    /// What is not reported yet, and ends where the clock was read last.
+    /// Inputs that were not reported yet, up to the last reading of the clock.
     span: Span,
-    /// What became of those since.
+    /// How many of the inputs since then failed, and their worst ending.
     failed: u32,
     ending: Ending,
 }
@@ -155,7 +155,7 @@ struct Span {
 }
 
 impl Teller {
-    /// Nothing, if there is nothing to tell.
+    /// `None` if nothing is to be reported.
     pub(crate) fn new(tells: Tells) -> Option<Teller> {
         (tells != Tells::Nothing).then(|| Teller {
             tells,
@@ -179,7 +179,7 @@ impl Teller {
         self.unread = 0;
     }
 
-    /// The rest of the portion was taken back. What was run of it has its replies.
+    /// The rest of the portion was taken back. Reports the inputs that were run, which have their replies.
     pub(crate) fn cut(&mut self, replies: &Replies) {
         if self.unread > 0 || self.span.count > 0 {
             self.read(true, replies);
@@ -198,13 +198,13 @@ impl Teller {
         }
     }
 
-    /// It was run, and has no reply yet. `is_last` of its portion.
+    /// The input was run, and has no reply yet. `is_last`: whether it is the last of its portion.
     #[inline]
     pub(crate) fn end(&mut self, ending: Ending, is_last: bool, replies: &Replies) {
         self.unread += 1;
-        self.failed += u32::from(ending != Ending::Done);
-        self.ending = self.ending.max(ending);
         let is_failed = ending != Ending::Done;
+        self.failed += u32::from(is_failed);
+        self.ending = self.ending.max(ending);
         let is_due = is_last
             || is_failed
             || self.tells == Tells::Each
@@ -239,7 +239,7 @@ impl Teller {
         }
     }
 
-    /// Reports what was run up to a time, but for so many inputs that came later.
+    /// Reports the inputs that ended by the time `ended`. `later`: how many inputs were run after them.
     fn tell(&mut self, ended: u64, later: u32, replies: &Replies) {
         let Span {
             count,
@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_report_is_none() {
+    fn bytes_that_are_not_a_report_are_rejected() {
         assert_eq!(read_began(&[0; 11]), None);
         assert_eq!(read_ran(&[0; 47]), None);
         let words: Vec<u8> = (0..24).map(|n| u8::from(n % 4 == 0) * 9).collect();

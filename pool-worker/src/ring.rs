@@ -2,73 +2,72 @@
 //!
 //! # Layout
 //!
-//! A page of [`Words`], then the ring of requests, then the ring of replies, then a [`Tally`] for each task. Positions count bytes since
-//! the start of the worker and never wrap; a byte's place is its position modulo the ring's size. Each
-//! word is written by one side only (but for `claim` and `asleep`).
+//! A page of [`Words`], then the ring of requests, then the ring of replies, then a [`Tally`] for each task. Positions count
+//! bytes since the start of the worker and never wrap; a byte's place is its position modulo the ring's size. Each word is
+//! written by one side only (except `claim`, `asleep` and `sender_asleep`).
 //!
 //! # Requests
 //!
-//! The parent writes *records* at `requests_end`, each in one piece, aligned to 8: a [`Head`], then its
-//! body. The worker reads it where it lies, and moves `requests_taken` behind it when it is through. A
-//! record that would reach over the end of the ring is preceded by a `SKIP` that fills the rest; the `SKIP`
-//! is shown at once, even if the record must wait for room, since both may be more than the ring holds. A
-//! portion is one record: its inputs one behind the other, as frames. An input that stands alone
-//! comes as `PIECE` records, which the worker puts together, and a `RUN_ALONE` with the last piece.
+//! The parent writes *records* at `requests_end`, each contiguous and aligned to 8: a [`Head`], then its body. The worker
+//! reads a record in place, and moves `requests_taken` behind it when it has finished with it. A record that would reach
+//! beyond the end of the ring is preceded by a `SKIP` that fills the rest; the `SKIP` is published at once, even if the
+//! record must wait for room, since both together may be more than the ring holds. A portion is one record, which holds its
+//! inputs as frames, one after the other. An input that is sent alone comes as `PIECE` records, which the worker puts
+//! together, and a `RUN_ALONE` with the last piece.
 //!
-//! What inputs have in common comes before them, as `ATTACH`, once for each worker; `BIND` says which attachment the
-//! inputs behind it begin with. These stand whatever is taken back.
+//! Attachments come before the inputs that need them, as `ATTACH`, once for each worker; `BIND` says with which attachment
+//! the inputs after it begin. Taking back inputs does not affect these records.
 //!
 //! # Claims
 //!
-//! The word `claim` holds a *generation* and the number of inputs *begun* so far. Inputs are begun in the
-//! order in which they were sent. The worker begins one by raising the number, if the generation is still
-//! the one in the record; otherwise the rest of the record is void. The parent takes back all that was
-//! not begun by raising the generation, and learns from the same operation how much was begun. One atomic
-//! word decides, so no input runs after it was taken back, and none is taken back after it began.
+//! The word `claim` holds a *generation* and the number of inputs *begun* so far. Inputs are begun in the order in which they
+//! were sent. The worker begins one by raising the number, if the generation is still the one in the record; otherwise the
+//! rest of the record is void. The parent takes back all inputs that were not begun by raising the generation, and learns
+//! from the same operation how many were begun. Since one atomic word decides, no input runs after it was taken back, and
+//! none is taken back after it began.
 //!
 //! # Replies
 //!
-//! The worker writes one frame for each input that it has begun, in order, and moves `replies_end`: then
-//! the reply *stands*, and the parent will read it even if the worker dies at the next instruction. It
-//! writes no input's reply before its own, and begins no input before the reply to the last one stands.
-//! So when the worker is dead and all replies are read, what was begun and has no reply is the one input
-//! that it died in. A reply too long for one frame is announced by its length and alignment (`LONG`) and comes in
-//! pieces, the last of which is an ordinary frame. The parent copies what stands, and only then reads the copy.
+//! The worker writes one frame for each input that it has begun, in order, and moves `replies_end`: then the reply *stands*,
+//! and the parent will read it even if the worker dies at the next instruction. Replies are written in the order of the
+//! inputs, and no input is begun before the reply to the previous one stands. So when the worker is dead and all replies are
+//! read, at most one input was begun and has no reply: the one in which the worker died. A reply too long for one frame is
+//! announced by its length and alignment (`LONG`) and comes in pieces, the last of which is an ordinary frame. The parent
+//! first copies the bytes that stand, and then reads only the copy.
 //!
 //! # Messages
 //!
-//! What tasks send into channels stands between the replies, as frames whose word is marked (`MESSAGE`): the id of the
-//! channel, then the value. So it arrives before the reply of the input that has sent it, and stands if the worker dies.
-//! Other threads of a task may send, too: they and the thread that replies take turns, by a lock in the worker's memory.
+//! Messages stand between the replies, as frames whose word has the bit `MESSAGE`: the id of the channel, then the value. So
+//! a message arrives before the reply to the input that has sent it, even if the worker dies. Other threads of a task may
+//! send, too: they and the thread that replies take turns, by a lock in the worker's memory.
 //!
-//! A worker may have [`WINDOW`] bytes of messages unread in each channel, and one message if that is longer. How much was
-//! read the parent tells in a table of words, `channels`, in the place that it has given the channel with its `ATTACH`. (If
-//! a worker has more channels than there are places, some share one, and a window.) What others have left unread counts as sent
-//! from the start. A sender that must wait sleeps on `sender_asleep`, for that or for room in the ring.
+//! A worker may have [`WINDOW`] bytes of unread messages in each channel, or one message if that is longer. The parent shows
+//! how much was read in a table of words, `channels`, in the place that it has assigned to the channel with its
+//! `ATTACH_CHANNEL`. (If a worker has more channels than there are places, several share a place and its window.) Messages of
+//! other workers that are unread when the channel is sent count as if this worker had sent them. A sender that must wait, for
+//! reading or for room in the ring, sleeps on `sender_asleep`.
 //!
 //! # Reports
 //!
-//! What a worker tells its pool besides, such as when inputs began, stands there too, as messages for a channel that is none
-//! (`REPORT`). No window bounds them: the parent reads the ring to its end in any case, and drops what it has no room for. They
-//! wake nobody, unless the ring is crowded.
+//! Reports, for instance when an input began, stand there too, as messages for a pseudo-channel (`REPORT`). No window limits
+//! them: the parent always reads the ring to its end, and drops what it has no room for. They don't wake the parent, unless
+//! the ring is more than half full.
 //!
 //! # Sleeping
 //!
-//! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes
-//! the word, then a fence, then looks once more; the parent writes its position, then a fence, then looks
-//! at the word. One of them sees the other. (For room the parent looks only once in a while: a worker that
-//! sleeps for it has left more than half of the ring standing, and that is a reason to receive again.) The
-//! worker wakes the parent through the bell, if the parent wants to be: when the reply number `wake_at`
-//! stands, when the ring of replies is more than half full, or when the parent waits for room
-//! (`wants_room`) and half of the ring of requests is free, or all of it and the worker is about to sleep.
-//! The parent then looks whether its next record fits.
+//! The worker sleeps on `asleep`: for a request (1), or for room in the ring of replies (2). It writes the word, executes a
+//! fence, then looks once more; the parent writes its position, executes a fence, then looks at the word. So at least one of
+//! them sees the other's write. (The parent only looks now and then for a worker that waits for room: when that happens, more
+//! than half of the ring is unread, which is a reason to receive again.) The worker wakes the parent through the bell, if the
+//! parent wants that: when the reply number `wake_at` stands; when the ring of replies is more than half full; or when the
+//! parent waits for room (`wants_room`) and half of the ring of requests is free, or all of it is and the worker is about to
+//! sleep. The parent then checks whether its next record fits.
 //!
 //! # Trust
 //!
-//! The worker believes the parent. The parent believes nothing that a worker may have written: it keeps
-//! its own positions in memory of its own, reads each word of the worker's once, bounds it, and gives up
-//! the worker ([`Garbled`]) if it is out of bounds. No lock is held by anybody, so nobody can die holding
-//! one.
+//! The worker trusts the parent. The parent trusts nothing that a worker may have written: it keeps its positions in memory
+//! of its own, reads each word of the worker's once, checks its bounds, and gives up the worker ([`Garbled`]) if it is out of
+//! bounds. There are no locks in shared memory, so no process can die holding one.
 
 mod parent;
 mod worker;
@@ -93,7 +92,7 @@ const REQUESTS_AT: usize = 4096;
 const REPLIES_AT: usize = REQUESTS_AT + REQUESTS;
 const TALLIES_AT: usize = REPLIES_AT + REPLIES;
 
-/// So many tasks have a [`Tally`] at the most.
+/// At most this many tasks have a [`Tally`].
 const TALLIES_MAX: usize = 4096;
 
 /// How many bytes the tallies of this program's tasks take. (Under shuttle there are none.)
@@ -104,8 +103,8 @@ pub(crate) fn tallies_len() -> usize {
     registry::tasks().len().min(TALLIES_MAX) * size_of::<Tally>()
 }
 
-/// A word that is written each time has a line of the cache for itself; those that are seldom written share
-/// one, since the other side reads them each time.
+/// A word that is written for each request or reply has a cache line to itself; those that are seldom written, but often read
+/// by the other side, share one.
 #[repr(C, align(128))]
 struct Line<T>(T);
 
@@ -113,19 +112,20 @@ struct Line<T>(T);
 pub(crate) struct Words {
     /// By the parent: where the next request will be.
     requests_end: Line<AtomicU64>,
-    /// By the parent: how far replies were read.
+    /// By the parent: up to where replies were read.
     replies_taken: Line<AtomicU64>,
     parent: Line<ParentWords>,
     /// By both: generation << 32 | begun.
     claim: Line<AtomicU64>,
-    /// By the worker: where the next reply will be, and how many there were.
+    /// By the worker: where the next reply will be, and how many were written.
     replies: Line<(AtomicU64, AtomicU32)>,
-    /// By the worker: how far requests were read.
+    /// By the worker: up to where requests were read.
     requests_taken: Line<AtomicU64>,
     worker: Line<WorkerWords>,
-    /// By the worker: CLOCK_MONOTONIC, in nanoseconds, when it last read the clock. What it runs has begun then, or a little later.
+    /// By the worker: when it last read the clock (CLOCK_MONOTONIC, in nanoseconds). The input that it runs began then, or a
+    /// little later.
     read_at: Line<AtomicU64>,
-    /// By both: what the worker sleeps for.
+    /// By both: what the worker sleeps for, if it sleeps.
     asleep: Line<AtomicU32>,
     /// By both: whether threads of the worker that send messages sleep.
     sender_asleep: Line<AtomicU32>,
@@ -133,12 +133,12 @@ pub(crate) struct Words {
     channels: Line<[ChannelWords; CHANNELS]>,
 }
 
-/// Of the channels that have one place in the table.
+/// A place in the table of channels.
 #[repr(C)]
 struct ChannelWords {
-    /// How many bytes of messages were read.
+    /// How many bytes of messages were read, in its channels together.
     taken: AtomicU64,
-    /// The id of one that nobody reads any more.
+    /// The id of a channel of this place whose receiver is gone.
     closed: AtomicU64,
 }
 
@@ -148,9 +148,9 @@ struct ParentWords {
     wake_at: AtomicU32,
     /// The CPU that the parent ran on when it last sent something.
     cpu: AtomicU32,
-    /// The parent has more to send than there is room for.
+    /// Whether the parent has more to send than there is room for.
     wants_room: AtomicU32,
-    /// Which log records the parent wants to have.
+    /// Which log records the parent wants.
     log_level: AtomicU32,
 }
 
@@ -158,19 +158,22 @@ struct ParentWords {
 struct WorkerWords {
     /// CLOCK_MONOTONIC, in nanoseconds, when the last input with a time limit was begun.
     begun_at: AtomicU64,
-    /// A task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
+    /// task << 32 | how long an input of it took lately, in nanoseconds; 0 before the first.
     pace: AtomicU64,
-    /// How much memory it had in use after its last input, in bytes; 0 if it does not tell.
+    /// How much memory the worker had in use after its last input, in bytes; 0 if it does not report that.
     memory: AtomicU64,
-    /// What it says of a failed allocation before it aborts: the limit, 0 if there was none; and what it used.
+    /// Written before an abort because of a failed allocation: the limit of memory, or 0 if none has failed; and how much was
+    /// in use.
     starved: (AtomicU64, AtomicU64),
-    /// The CPU that it ran on when it last took a request.
+    /// The number of the system call, plus one, because of which the sandbox ends the worker; 0 if there is none.
+    forbidden: AtomicU32,
+    /// The CPU that the worker ran on when it last took a request.
     cpu: AtomicU32,
 }
 
 const _: () = assert!(cfg!(pool_shuttle) || size_of::<Words>() <= REQUESTS_AT);
 
-// SAFETY: atomics, for which every bit pattern is valid, aligned to 128.
+// SAFETY: they are atomics, for which every bit pattern is valid, aligned to 128.
 unsafe impl sync::Words for Words {
     const SIZE: usize = TALLIES_AT;
 
@@ -194,6 +197,7 @@ unsafe impl sync::Words for Words {
                 pace: long(),
                 memory: long(),
                 starved: (long(), long()),
+                forbidden: short(),
                 cpu: short(),
             }),
             read_at: Line(long()),
@@ -210,15 +214,15 @@ unsafe impl sync::Words for Words {
 /// How many places the table of channels has.
 const CHANNELS: usize = if cfg!(pool_shuttle) { 1 } else { 64 };
 
-/// So many bytes of messages may be unread in a channel, of each worker.
+/// How many bytes of messages of each worker may be unread in a channel.
 const WINDOW: u64 = if cfg!(pool_shuttle) { 40 } else { 1 << 20 };
 
-/// What is in front of a message: the id of its channel, and the place that it has in this worker.
+/// The first word of a message: the id of its channel, and the place of that in this worker.
 pub(crate) fn mark(channel: u64, place: u8) -> u64 {
     u64::from(place) << MARK_PLACE_AT | channel
 }
 
-/// The id of a channel, and its place; whatever a worker may have written.
+/// The id of a channel, and its place, which is a valid one whatever a worker may have written.
 fn read_mark(mark: u64) -> (u64, usize) {
     let place = (mark >> MARK_PLACE_AT) as usize % CHANNELS;
     (mark & ((1 << MARK_PLACE_AT) - 1), place)
@@ -226,19 +230,18 @@ fn read_mark(mark: u64) -> (u64, usize) {
 
 const MARK_PLACE_AT: u32 = 56;
 
-/// Set in the id of a "channel" that is none: a worker [reports](Replies::report) to its pool. The kind of the report is in
-/// the lowest byte.
+/// Set in the id of the pseudo-channel for [reports](Replies::report). The kind of the report is in the lowest byte.
 const REPORT: u64 = 1 << (MARK_PLACE_AT - 1);
 
-/// A report holds no more bytes than this.
+/// The largest size of a report, in bytes.
 pub(crate) const REPORT_MAX: usize = if cfg!(pool_shuttle) { 8 } else { 16 << 10 };
 
-/// The kind of report that messages of this channel are, if they are none of a channel's.
+/// The kind of the reports, if this is the pseudo-channel for reports.
 pub(crate) fn report_kind(channel: u64) -> Option<u8> {
     (channel & REPORT != 0).then_some(channel as u8)
 }
 
-/// What a message counts for, of so many bytes with the id of its channel.
+/// How many bytes a message counts as in its window. `len`: its length, including the id of its channel.
 fn cost(len: usize) -> u64 {
     (WORD + len) as u64
 }
@@ -250,25 +253,25 @@ mod asleep {
     pub(super) const FOR_ROOM: u32 = 2;
 }
 
-/// What stands in front of a record's body.
+/// The beginning of a record, before its body.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Head {
     kind: u16,
-    /// Of an input that stands alone: for numbers of which alignment, as a power of two.
+    /// For an input that is sent alone: the alignment of its numbers, as a power of two.
     align_log2: u16,
     task: u32,
     generation: u32,
     count: u32,
     len: u32,
-    /// More significant than `count`.
+    /// The upper half of a number whose lower half is `count`.
     high: u32,
-    /// Of inputs: CLOCK_MONOTONIC, in nanoseconds, when they were accepted; 0, if that is not known.
+    /// For inputs: when they were accepted (CLOCK_MONOTONIC, in nanoseconds); 0 if that is not known.
     submitted: u64,
 }
 
 impl Head {
-    /// Of a record about an attachment.
+    /// The head of a record about an attachment.
     fn about(kind: u16, id: u64, total: u64) -> Head {
         let ((high, count), (task, generation)) = (split(id), split(total));
         Head {
@@ -303,43 +306,42 @@ mod kind {
     pub(super) const SKIP: u16 = 0;
     /// Inputs to run.
     pub(super) const RUN: u16 = 1;
-    /// The same, but they have a time limit: say when each begins.
+    /// The same, with a time limit: the worker shows when each begins.
     pub(super) const RUN_LIMITED: u16 = 2;
-    /// The same as `RUN` and `RUN_LIMITED`, for one input that stands alone; `count` and `high` say how many
-    /// bytes of it came before, in pieces.
+    /// The same as `RUN` and `RUN_LIMITED`, for one input that is sent alone; `count` and `high` say how many bytes of it
+    /// came before, in pieces.
     pub(super) const RUN_ALONE: u16 = 3;
     pub(super) const RUN_ALONE_LIMITED: u16 = 4;
     /// A part of such an input; in addition `generation` and `task` say how many bytes it has in all.
     pub(super) const PIECE: u16 = 5;
-    /// Nothing comes any more.
+    /// No more requests come; the worker exits.
     pub(super) const EXIT: u16 = 6;
-    /// An attachment, of which `count` and `high` are the id: its bytes, or only their number, in `generation` and
-    /// `task`, if they come as a descriptor over the socket.
+    /// An attachment, whose id is in `count` and `high`. `ATTACH` holds its bytes; `ATTACH_LONG` only their number, in
+    /// `generation` and `task`, since they come as a descriptor over the socket.
     pub(super) const ATTACH: u16 = 7;
     pub(super) const ATTACH_LONG: u16 = 8;
-    /// A channel of that id: in `generation` and `task` its place, and how much counts as sent.
+    /// A channel with that id; its place, and how much counts as sent, are in `generation` and `task`.
     pub(super) const ATTACH_CHANNEL: u16 = 11;
-    /// Nobody holds that attachment any more.
+    /// That attachment is no longer needed.
     pub(super) const DETACH: u16 = 9;
-    /// The inputs of the runs that follow have the arguments in that attachment in front of their own; or none, if it
-    /// is 0.
+    /// From now on, the arguments in that attachment come before the inputs' own; none do if the id is 0.
     pub(super) const BIND: u16 = 10;
 }
 
-/// The length of a piece, in bytes: several fit the ring, so that one side writes while the other reads.
+/// The length of a piece, in bytes: several fit into the ring, so that one side can write while the other reads.
 const PIECE_LEN: usize = if cfg!(pool_shuttle) { 32 } else { 32 * 1024 };
 
-/// The word that announces a long reply: its length, and above that the power of two that is its alignment.
+/// In the word that announces a long reply, the alignment, as a power of two, is above the length, from this bit on.
 const ANNOUNCED_ALIGN_AT: u32 = 56;
 
-/// A shorter one is not worth writing because the end of the ring is near.
+/// A piece that would be shorter than this, because the end of the ring is near, is not worth writing there.
 const PIECE_MIN: usize = PIECE_LEN / 8;
 
 fn record_len(body: usize) -> usize {
     HEAD + body.next_multiple_of(8)
 }
 
-/// A worker has written what no worker of ours writes.
+/// A worker has written something that no worker of ours would write; says what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Garbled(pub(crate) &'static str);
 
@@ -360,14 +362,15 @@ impl Segment {
         self.0.words()
     }
 
-    /// A worker may write at any moment, so also at this one: see `fuzzed`.
+    /// In tests, writes what a hostile worker might write at this moment: see `fuzzed`.
     #[inline]
     fn may_change(&self) {
         #[cfg(all(any(test, fuzzing), not(pool_shuttle)))]
         fuzzed::write_what_is_due(self);
     }
 
-    /// Where the byte at `position` of the ring of requests lies, and how many follow up to its end.
+    /// The address of the byte at `position` in the ring of requests, and the number of bytes from there to the end of the
+    /// ring.
     fn request_at(&self, position: u64) -> (*mut u8, usize) {
         self.may_change();
         self.at(REQUESTS_AT, REQUESTS, position)
@@ -388,8 +391,8 @@ impl Segment {
         const { assert!(TALLIES_AT.is_multiple_of(align_of::<Tally>()) || cfg!(pool_shuttle)) };
         // SAFETY: the tallies lie within the mapping, and `at` is one of them.
         let tally = unsafe { self.0.base().add(TALLIES_AT + at * size_of::<Tally>()) };
-        // SAFETY: the mapping begins with a page, so this is aligned; it lives as long as `self`; a tally is atomics, for which every
-        // bit pattern is valid.
+        // SAFETY: the mapping is aligned to a page, so this is aligned; it lives as long as `self`; a tally consists of
+        // atomics, for which every bit pattern is valid.
         Some(unsafe { &*tally.cast::<Tally>() })
     }
 

@@ -6,17 +6,17 @@ use std::io;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-/// What a pool needs of descriptors beside those of its workers, and a few for what is opened for a moment.
+/// How many descriptors a pool needs besides those of its workers, including a few that are open for a moment only.
 const FOR_POOL: u64 = 8;
 
-/// What each worker needs while it starts; two of them it keeps.
+/// How many descriptors each worker needs while it starts; two of them it keeps.
 const FOR_WORKER: u64 = 4;
 
-/// `more`: what each worker needs besides, and what the pool does.
+/// Checks the limit of open descriptors. `more`: how many each worker needs in addition, and how many the pool.
 ///
 /// # Errors
 ///
-/// If the process may not open the descriptors that so many workers need, says how many would fit.
+/// If the process may not open enough descriptors for that many workers. The message says how many workers would fit.
 pub(crate) fn check_descriptors(workers: usize, more: (u64, u64)) -> io::Result<()> {
     let Some(most) = getrlimit(Resource::Nofile).current else {
         return Ok(());
@@ -37,12 +37,12 @@ pub(crate) fn check_descriptors(workers: usize, more: (u64, u64)) -> io::Result<
     )))
 }
 
-/// What else EAGAIN stands for.
+/// What EAGAIN means when a process or a thread can't be made.
 const AGAIN_PROCESS: &str = "no process is left (RLIMIT_NPROC, or the pids.max of a cgroup)";
 const AGAIN_THREAD: &str = "no thread is left (RLIMIT_NPROC, or the pids.max of a cgroup), or no memory for its stack \
      (RLIMIT_AS)";
 
-/// Adds to an error what was tried, and, where that is known, what the system has no more of.
+/// Adds to an error what could not be had, and, where that is known, which resource has run out.
 pub(crate) fn no(what: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| tell(what, error, None)
 }
@@ -52,7 +52,7 @@ pub(crate) fn no_process(what: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| tell(what, error, Some(AGAIN_PROCESS))
 }
 
-/// As `no`, for a thread. (The C library says the same of a stack for which there is no memory.)
+/// As `no`, for a thread. (The C library also returns EAGAIN if there is no memory for the stack.)
 pub fn no_thread(what: &str, error: io::Error) -> io::Error {
     tell(what, error, Some(AGAIN_THREAD))
 }
@@ -61,7 +61,7 @@ fn tell(what: &str, error: io::Error, again: Option<&str>) -> io::Error {
     let ran_out = match Errno::from_io_error(&error) {
         Some(Errno::MFILE) => Some("this process may open no more descriptors (RLIMIT_NOFILE)"),
         Some(Errno::NFILE) => Some("the system has no descriptor left"),
-        Some(Errno::NOMEM) => Some("no memory is left, or no address space (RLIMIT_AS)"),
+        Some(Errno::NOMEM) => Some("no memory or no address space (RLIMIT_AS) is left"),
         Some(Errno::AGAIN) => again,
         Some(Errno::NOSPC) => Some("no space is left"),
         Some(Errno::FBIG) => Some("this process may make no file so large (RLIMIT_FSIZE)"),
@@ -76,7 +76,7 @@ fn tell(what: &str, error: io::Error, again: Option<&str>) -> io::Error {
 
 /// # Errors
 ///
-/// If the system has no random numbers to give.
+/// If the system provides no random numbers.
 pub(crate) fn fill_randomly(bytes: &mut [u8]) -> io::Result<()> {
     let filled = rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty());
     filled.map_err(|error| no("random number for a worker")(error.into()))?;

@@ -1,7 +1,7 @@
 //! The worker's end: from the first instruction to the exit.
 //!
-//! Everything happens on the main thread, one request after the other. Nothing is printed: what
-//! goes wrong is told to the parent, or seen by it as the end of this process.
+//! Everything happens on the main thread, one request after the other. Nothing is printed: errors are reported to the parent,
+//! or the parent notices them when this process ends.
 
 use std::ffi::CString;
 use std::fs;
@@ -40,30 +40,31 @@ use crate::registry::{self, Found, Registration, RunError};
 use crate::report::{Ending, Teller};
 use crate::resident;
 use crate::ring::{self, Body, Came, Replies, Request, Requests, Run};
+use crate::sandbox;
 use crate::scarce::no;
 use crate::starve;
 use crate::sync::Shared;
 use crate::unwind;
 use crate::zygote;
 
-/// A buffer for results that has become larger than this is used for something else.
+/// A result buffer that has grown larger than this is not kept for further results but recycled for requests.
 const KEEP: usize = 64 << 10;
 
-/// So many attachments that are needed no more are kept while there is something to do.
+/// While the worker is busy, it keeps up to this many attachments that are no longer needed.
 const FORGOTTEN_MAX: usize = 16;
 
 static INDEX: OnceLock<usize> = OnceLock::new();
 
-/// Which worker of its pool this process is; `None` if it is no worker.
+/// The index of this worker in its pool; `None` if this process is not a worker.
 pub fn index() -> Option<usize> {
     INDEX.get().copied()
 }
 
-/// The exit code of a worker that found no parent to work for.
+/// The exit code of a worker whose parent is gone.
 pub(crate) const NO_PARENT: i32 = 113;
 
 pub(crate) fn serve(mut call: Call) {
-    // The parent's descriptors are its own business; workers get 0, 1 and 2.
+    // Workers inherit only descriptors 0, 1 and 2 from the parent.
     close_from(3);
     if call.role == Role::Zygote {
         call = zygote::serve(&call);
@@ -81,7 +82,7 @@ pub(crate) fn serve(mut call: Call) {
         }
     }
     set_signals();
-    // No terminal stops this process, nor do its keys reach it; it leads a process group, too.
+    // A new session keeps terminal signals away from this process, and makes it the leader of a process group.
     let _ = setsid();
     let _ = rustix::thread::set_name(
         &CString::new(format!("pool-worker-{}", call.index)).unwrap_or_default(),
@@ -102,22 +103,22 @@ pub(crate) fn serve(mut call: Call) {
             worker.run();
             leave::be_gone();
             worker.finalize();
-            // The process ends, and everything with it.
+            // The process ends now, so nothing needs to be dropped.
             mem::forget(worker);
         }
         Err(_) => process::exit(NO_PARENT),
     }
 }
 
-/// Closes all descriptors from this on.
+/// Closes all descriptors from `first` on.
 pub(crate) fn close_from(first: i32) {
-    // SAFETY: we are before `main`, so what is open was inherited, or opened by constructors that ran before ours;
-    // those must not count on descriptors in a worker. What Rust has opened by then, its owner forgets.
+    // SAFETY: this runs before `main`, so open descriptors were inherited, or opened by constructors that ran before ours;
+    // those must not rely on descriptors in a worker. A Rust owner of a descriptor opened by then is forgotten.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if closed == 0 {
         return;
     }
-    // A kernel before 5.9, or a filter that does not know the call.
+    // The kernel is older than 5.9, or a seccomp filter does not know the call.
     let Ok(open) = fs::read_dir("/proc/self/fd") else {
         return;
     };
@@ -125,15 +126,16 @@ pub(crate) fn close_from(first: i32) {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for fd in open.into_iter().filter(|fd| *fd >= first) {
-        // SAFETY: as above; closing the directory's own, closed by now, does no harm.
+        // SAFETY: as above. The list includes the descriptor of the directory itself, which is already closed; closing it
+        // again does no harm.
         unsafe { libc::close(fd) };
     }
 }
 
-/// What the parent has closed of 0, 1 and 2 must not become the number of a channel or of a file,
-/// because tasks print. `std` does this before `main`, but we are earlier.
+/// Opens those of descriptors 0, 1 and 2 that the parent has closed. Otherwise a channel or a file might get one of these
+/// numbers, and what tasks print would be written to it. `std` does the same before `main`, but this code runs earlier.
 pub(crate) fn open_standard_streams() {
-    // Descriptors are numbered from below. These are for this process's children as well.
+    // The lowest free number is always used. Children of this process inherit these descriptors.
     while let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
         if null.as_raw_fd() > 2 {
             return;
@@ -142,28 +144,28 @@ pub(crate) fn open_standard_streams() {
     }
 }
 
-/// What `std` would do before `main` and a node needs.
+/// Does what `std` would do before `main`, as far as a node needs it.
 pub(crate) fn prepare_for_node() {
     open_standard_streams();
     set_signals();
 }
 
-/// `std` ignores SIGPIPE before `main`, but we are earlier: a parent that is gone must not kill us in
-/// the middle of a write. And what the parent's thread had blocked is blocked here too, until it is
-/// not: a worker that is deaf to SIGTERM would make every `terminate` wait.
+/// Ignores SIGPIPE, as `std` does before `main`, but this code runs earlier: the death of the parent must not kill this
+/// process in the middle of a write. And unblocks all signals, since a worker inherits the signal mask of the parent's
+/// thread, and a worker that blocks SIGTERM would delay every `terminate`.
 pub(crate) fn set_signals() {
     // SAFETY: sets a disposition that has no handler.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut none = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: initializes the set.
     unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-    // SAFETY: the set is initialized; nobody asks for the old one.
+    // SAFETY: the set is initialized; null: the old set is not wanted.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
-/// Becomes a worker; gives up without a parent.
+/// Connects to the parent and becomes a worker; fails if the parent is gone.
 fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
-    if !end_with(call.parent).map_err(no("signal of its parent's death"))? {
+    if !end_with(call.parent).map_err(no("signal on the death of its parent"))? {
         return Err(io::Error::other("the parent is gone"));
     }
     let Handed {
@@ -174,7 +176,8 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
         attachments,
         args,
         marks,
-    } = greeting::receive_introduction(voice).map_err(no("descriptors for what it was handed"))?;
+    } = greeting::receive_introduction(voice)
+        .map_err(no("descriptors for what the parent hands over"))?;
     let attachments = attach::Receiver::new(attachments);
     decode::set_stack(introduction.decode_stack);
     let memory = Shared::open(&rings, ring::tallies_len()).map_err(no("memory for its rings"))?;
@@ -185,7 +188,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let args = args.transpose();
     let args = args.map_err(no("memory for the arguments of its initializers"))?;
     let (mut requests, replies) = Replies::open(memory, rung, call.index);
-    // Where a panic aborts, the hook has the last word.
+    // Where a panic aborts the process, nothing runs after the hook, so the hook itself reports the panic.
     let aborting = cfg!(panic = "abort").then(|| (Arc::clone(voice), replies.clone()));
     unwind::install(move |panic| {
         if let Some((voice, replies)) = &aborting {
@@ -209,6 +212,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     let mut logs = Logs::new(&replies);
     let steps = voice.greet(line, call.token.clone(), introduction.setup.is_some())?;
     let mut finalizers = Vec::new();
+    let mut flusher = Flusher::new(replies.clone());
     if let Some(steps) = steps {
         for _ in 0..introduction.attachments {
             match requests.next(|| ()) {
@@ -223,14 +227,18 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
             #[cfg(not(feature = "tracing"))]
             run()
         };
-        let is_ready = initialize(&steps.initializers, run, |result| {
+        let confine = || match &steps.sandbox {
+            Some(sandbox) => sandbox::enter(sandbox, &mut flusher),
+            None => Ok(()),
+        };
+        let is_ready = initialize(&steps.initializers, run, confine, |result| {
             match result {
                 Ok(()) => replies.write_aside(Tag::Value, &[]),
                 Err(fault) => replies.write_aside(Tag::Fault, &fault.to_bytes_within(FRAME_MAX)),
             }
-            // An initializer may have closed the socket. That it is closed tells the parent as much.
+            // An initializer may have closed the socket. The parent notices that as well.
             let _ = voice.announce();
-        });
+        })?;
         if !is_ready {
             process::exit(0);
         }
@@ -242,7 +250,7 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     Ok(Worker {
         requests,
         runner: Runner {
-            flusher: Flusher::new(replies),
+            flusher,
             lineage: this,
             tells_memory: introduction.tells_memory,
             marks,
@@ -261,24 +269,36 @@ fn connect(call: &Call, voice: &Arc<Voice>) -> io::Result<Worker> {
     })
 }
 
-/// Runs initializers, and says what came of each; at least once that all is well. False: one has failed.
+/// Runs initializers and reports the result of each; without initializers, reports success once. Before the last report, with
+/// which the worker is ready, calls `confine`. Returns false if an initializer has failed, and an error if `confine` has.
 fn initialize(
     initializers: &[Step],
     mut run: impl FnMut(&Step) -> Result<(), Fault>,
+    confine: impl FnOnce() -> io::Result<()>,
     mut say: impl FnMut(Result<(), Fault>),
-) -> bool {
-    if initializers.is_empty() {
-        say(Ok(()));
-    }
-    initializers.iter().all(|initializer| {
+) -> io::Result<bool> {
+    let (last, others) = match initializers.split_last() {
+        Some((last, others)) => (Some(last), others),
+        None => (None, initializers),
+    };
+    for initializer in others {
         let result = run(initializer);
         let is_well = result.is_ok();
         say(result);
-        is_well
-    })
+        if !is_well {
+            return Ok(false);
+        }
+    }
+    let result = last.map_or(Ok(()), run);
+    let is_well = result.is_ok();
+    if is_well {
+        confine()?;
+    }
+    say(result);
+    Ok(is_well)
 }
 
-/// Runs a task for its effect. What it has printed is printed.
+/// Runs a task for its effect, and flushes what it has printed.
 fn run_step(step: &Step, args: Option<&Constant>) -> Result<(), Fault> {
     let this = lineage();
     let input = Input::new(Rest::Shared(step.arguments(args)), None);
@@ -288,10 +308,11 @@ fn run_step(step: &Step, args: Option<&Constant>) -> Result<(), Fault> {
     result
 }
 
-/// The process that this one is a worker of.
+/// The parent of this worker.
 static PARENT: OnceLock<u32> = OnceLock::new();
 
-/// Sees to it that this process ends with its parent: a task that changes its user loses the signal that says so.
+/// Makes sure that this process still ends with its parent: when a task changes the user of the process, the kernel clears
+/// the parent-death signal.
 pub(crate) fn stay_with_parent() {
     if let Some(parent) = PARENT.get()
         && matches!(end_with(*parent), Ok(false))
@@ -300,26 +321,26 @@ pub(crate) fn stay_with_parent() {
     }
 }
 
-/// Binds this process to its parent. False: that is gone. (The signal tells of its death from now on, the comparison of any
-/// death before.)
+/// Has this process killed when its parent dies. Returns false if the parent is already gone. (The signal covers its death
+/// from now on, the comparison of pids covers an earlier one.)
 pub(crate) fn end_with(parent: u32) -> io::Result<bool> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let found = getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
     Ok(found == Some(parent))
 }
 
-/// Ends this process if it is a copy of the worker that a task has made by `fork`, and that has returned from it too.
+/// Ends this process if it is a copy of the worker that a task made by `fork`, and that has returned from the task as well.
 pub(crate) fn end_if_copy_of(worker: u32) {
     if lineage() != worker {
-        // SAFETY: ends the copy, and runs nothing of it: the worker's handlers and buffers are the worker's.
+        // SAFETY: ends the copy without running exit handlers or flushing buffers, which are the worker's.
         unsafe { libc::_exit(0) };
     }
 }
 
-/// Set when the initializers are through.
+/// Set when the initializers have finished.
 static INITIALIZED: OnceLock<()> = OnceLock::new();
 
-/// Set when nothing runs any more but finalizers.
+/// Set when nothing but finalizers will run.
 static FINALIZING: OnceLock<()> = OnceLock::new();
 
 struct Worker {
@@ -327,12 +348,12 @@ struct Worker {
     runner: Runner,
     attachments: attach::Receiver,
     finalizers: Vec<Step>,
-    /// Their arguments are in there.
+    /// The arguments of the finalizers.
     args: Option<Constant>,
 }
 
 impl Worker {
-    /// Serves until the parent says so.
+    /// Serves requests until the parent asks the worker to exit.
     fn run(&mut self) {
         loop {
             let Worker {
@@ -360,7 +381,7 @@ impl Worker {
         }
     }
 
-    /// Runs what it is to run as it leaves. What comes of it is told to nobody.
+    /// Runs the finalizers. Their results are not reported.
     fn finalize(&self) {
         let _ = FINALIZING.set(());
         if let Some(marks) = &self.runner.marks {
@@ -372,7 +393,7 @@ impl Worker {
     }
 }
 
-/// Keeps what comes before those that need it.
+/// Keeps an attachment for the inputs that need it, which come later.
 fn keep(attachments: &attach::Receiver, id: u64, came: Came<'_>) {
     attach::keep(
         id,
@@ -397,26 +418,26 @@ pub(crate) fn find(number: u32) -> Result<&'static Registration, Fault> {
     }
 }
 
-/// Runs a task, and appends its encoded result to `out`; or gives it back, if it is a long block.
+/// Runs a task and appends its encoded result to `out`; a long block is returned instead.
 pub(crate) fn call_task(
     task: &Registration,
     args: Input<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Buffer>, Fault> {
-    what_came(unwind::catch(|| task.run(args, out)))
+    to_result(unwind::catch(|| task.run(args, out)))
 }
 
-/// Runs a task whose result nobody wants, unless it is an error.
+/// Runs a task whose result is ignored unless it is an error.
 pub(crate) fn call_for_effect(task: u32, args: Input<'_>) -> Result<(), Fault> {
     let task = find(task)?;
-    let result = what_came(unwind::catch(|| task.run_for_effect(args)));
+    let result = to_result(unwind::catch(|| task.run_for_effect(args)));
     // Such a task may have set a panic hook.
     unwind::stay_on_top();
     result
 }
 
 #[inline]
-fn what_came<T>(result: Result<Result<T, RunError>, Panic>) -> Result<T, Fault> {
+fn to_result<T>(result: Result<Result<T, RunError>, Panic>) -> Result<T, Fault> {
     match result {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(RunError::Decode(error))) => Err(Fault::Decode(error.to_string())),
@@ -426,14 +447,14 @@ fn what_came<T>(result: Result<Result<T, RunError>, Panic>) -> Result<T, Fault> 
     }
 }
 
-/// Has panics in what runs [here](run_here) reported with their locations, as in a worker, instead of passed on to the panic hook of the
-/// program. Other panics go there as ever.
+/// From now on, panics of tasks that run [here](run_here) are reported with their locations, as in a worker, instead of being
+/// passed on to the program's panic hook. Other panics still go to that hook.
 pub fn report_panics_here() {
     unwind::install_here();
 }
 
-/// Runs inputs of a task in this process, whether it is a worker or not, and gives the reply to each, in order, until
-/// that says false.
+/// Runs inputs of a task in this process, whether it is a worker or not, and passes each reply to `reply`, in order, until
+/// that returns false.
 pub fn run_here(task: u32, mut inputs: Frames, mut reply: impl FnMut(Frames) -> bool) {
     let attachments: Vec<Arc<Attachment>> = inputs.attachments().map(Arc::clone).collect();
     let bound = inputs.bound().map(|bound| bound.id());
@@ -452,7 +473,8 @@ pub fn run_here(task: u32, mut inputs: Frames, mut reply: impl FnMut(Frames) -> 
     });
 }
 
-/// Runs a task for its effect in this process, as [`run_here`] does: with these arguments, which refer to what is held.
+/// Runs a task for its effect in this process, as [`run_here`] does: with these arguments, which refer to the attachments in
+/// `held`.
 ///
 /// # Errors
 ///
@@ -491,21 +513,21 @@ struct Terms<'a> {
 /// Runs inputs and replies to each.
 struct Runner {
     flusher: Flusher,
-    /// That of this process, and of no copy of it.
+    /// The [`lineage`] of this process; that of a forked copy differs.
     lineage: u32,
     tells_memory: bool,
-    /// Tell the output of one input from that of others.
+    /// Separate the output of one input from that of others.
     marks: Option<Marks>,
     result: Vec<u8>,
-    /// What a long reply was in.
+    /// The buffer of the last long reply.
     large: Option<Buffer>,
     meter: Meter,
-    /// Reports inputs, if the parent wants to know.
+    /// Reports when inputs begin and end, if the parent wants that.
     teller: Option<Teller>,
-    /// The arguments that inputs begin with, and the attachment's id; or why they could not be had.
+    /// The attachment with the arguments that inputs begin with: its id, and its content, or why that can't be used.
     bound: (u64, Result<Option<Rc<Attached>>, String>),
-    /// What is needed no more. To drop what tasks have decoded may take a while, so that is done when there is nothing else
-    /// to do.
+    /// Attachments that are no longer needed. Dropping values that tasks have decoded may take a while, so this is done when
+    /// there is nothing else to do.
     forgotten: Vec<Rc<Attached>>,
     #[cfg(feature = "tracing")]
     logs: Logs,
@@ -530,7 +552,7 @@ impl Runner {
             limited,
         };
         self.meter
-            .take_up(number, submitted, waited, self.flusher.replies());
+            .take_up(number, submitted, waited, limited, self.flusher.replies());
         if let Some(teller) = &mut self.teller {
             teller.take_up(number);
         }
@@ -599,7 +621,7 @@ impl Runner {
         } else {
             self.result = reply.into_vec();
         }
-        self.meter.count(terms.limited, self.flusher.replies());
+        self.meter.count(self.flusher.replies());
         true
     }
 
@@ -612,7 +634,7 @@ impl Runner {
         }
     }
 
-    /// The inputs that follow begin with what is in this attachment; or with nothing, if it is 0.
+    /// From now on, inputs begin with the arguments in this attachment; with none, if `id` is 0.
     fn bind(&mut self, id: u64) {
         let bound = if id == 0 {
             Ok(None)
@@ -622,7 +644,7 @@ impl Runner {
         self.bound = (id, bound);
     }
 
-    /// No more inputs begin with this.
+    /// From now on, no inputs begin with the arguments in this attachment.
     fn unbind(&mut self, id: u64) {
         if self.bound.0 == id {
             self.bind(0);
@@ -631,7 +653,7 @@ impl Runner {
 
     fn drop_forgotten(&mut self) {
         while let Some(forgotten) = self.forgotten.pop() {
-            // It is the user's. A panic there harms no input.
+            // This runs code of the user's. A panic there affects no input.
             let _ = unwind::catch(|| drop(forgotten));
             end_if_copy_of(self.lineage);
         }
@@ -639,7 +661,7 @@ impl Runner {
 
     /// There is nothing to do for a while.
     fn pause(&mut self) {
-        // What threads write that a task has left behind belongs to no input.
+        // What is written from now on, by threads that a task has left behind, belongs to no input.
         if let Some(marks) = &self.marks {
             marks.end();
         }

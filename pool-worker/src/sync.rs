@@ -52,8 +52,7 @@ pub(crate) struct Shared<W> {
 
 #[cfg(not(pool_shuttle))]
 impl<W: Words> Shared<W> {
-    /// Makes memory, and the descriptor by which another process gets it.
-    /// `more`: how many bytes it has besides.
+    /// Makes memory, and the descriptor by which another process gets it. `more`: how many bytes follow the words.
     pub(crate) fn create(name: &str, more: usize) -> io::Result<(Self, OwnedFd)> {
         let (memory, fd) = crate::memory::Memory::create(name, W::SIZE + more)?;
         let words = std::marker::PhantomData;

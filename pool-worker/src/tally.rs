@@ -1,15 +1,19 @@
-//! How long inputs ran and waited, by task: counted by the worker in memory that its parent sees.
+//! How long inputs ran and waited, by task: counted by the worker in memory that its parent can read.
 //!
-//! Each task has a block, found by its number, so both sides know where it is without a word. It is two pages, one for each kind of
-//! time; pages that nobody touches cost nothing. The worker writes with plain stores, which nobody waits for; the parent reads when
-//! somebody asks for statistics, and when the worker has ended. What it reads are numbers, and nothing follows from them.
+//! Each task has a block, whose place follows from the task's number, so the two sides need not agree on it. A block is two
+//! pages, one for each kind of time; pages that are never touched cost nothing. The worker writes with plain stores, and
+//! waits for nothing; the parent reads when statistics are asked for, and when the worker has ended. The parent only shows
+//! these numbers, and decides nothing by them.
 //!
-//! Times are counted in buckets whose width grows with the time: eight for each power of two, as in an `HdrHistogram` of Gil Tene's. So a
-//! time is known to an eighth of itself, from a nanosecond to three days.
+//! Times are counted in buckets whose width grows with the time: eight for each power of two, as in Gil Tene's
+//! `HdrHistogram`. So a time is known to within an eighth of itself, from a nanosecond to three days. A bucket stands for
+//! the longest time in it, so the times that are shown are never too short.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// How many bits of a time, below the highest, tell its bucket.
+use serde::{Deserialize, Serialize};
+
+/// How many bits of a time, below the highest one, select its bucket.
 const BITS: u32 = 3;
 
 /// Times of this many bits and more share the last bucket.
@@ -18,19 +22,19 @@ const MOST_BITS: u32 = 48;
 /// How many buckets there are.
 pub(crate) const BUCKETS: usize = ((MOST_BITS - BITS + 1) << BITS) as usize;
 
-/// Of one task, as it lies in memory.
+/// The block of one task, as it lies in memory.
 #[repr(C)]
 pub(crate) struct Tally {
     pub(crate) ran: Times,
     pub(crate) waited: Times,
 }
 
-/// How long something took, each time.
+/// Durations, counted in buckets.
 #[repr(C, align(4096))]
 pub(crate) struct Times {
     sum_ns: AtomicU64,
     max_ns: AtomicU64,
-    /// How often it was not measured.
+    /// How many were not measured.
     unknown: AtomicU64,
     counts: [AtomicU64; BUCKETS],
 }
@@ -49,11 +53,11 @@ fn bucket(ns: u64) -> usize {
     (at as usize).min(BUCKETS - 1)
 }
 
-/// The time in the middle of a bucket.
-fn middle(bucket: usize) -> u64 {
+/// The longest time in a bucket.
+fn top(bucket: usize) -> u64 {
     let shift = (bucket >> BITS).saturating_sub(1);
     let low = (bucket - (shift << BITS)) as u64;
-    (low << shift) + ((1 << shift) >> 1)
+    ((low + 1) << shift) - 1
 }
 
 /// Adds to a word that no other thread writes.
@@ -63,7 +67,7 @@ fn add(word: &AtomicU64, more: u64) {
 }
 
 impl Times {
-    /// So often, so long each; the sum is told too, since that is exact.
+    /// Counts `times` durations of `each_ns`. Their sum is passed, too, since it is exact.
     #[inline]
     pub(crate) fn record(&self, each_ns: u64, times: u64, sum_ns: u64) {
         add(&self.counts[bucket(each_ns)], times);
@@ -73,13 +77,13 @@ impl Times {
         }
     }
 
-    /// So often, and not measured. What is measured next stands for these too.
+    /// Counts `times` durations that were not measured. The next measurement may stand for these, too.
     #[inline]
     pub(crate) fn skip(&self, times: u64) {
         add(&self.unknown, times);
     }
 
-    /// The same as [`record`](Times::record), also for what was skipped.
+    /// The same as [`record`](Times::record), and assumes the same for durations that were skipped.
     #[inline]
     pub(crate) fn record_for_skipped(&self, each_ns: u64, times: u64) {
         let skipped = self.unknown.load(Relaxed);
@@ -105,7 +109,7 @@ impl Times {
 }
 
 impl Tally {
-    /// What stands there now.
+    /// The current numbers.
     pub(crate) fn read(&self) -> Tallied {
         Tallied {
             ran: self.ran.read(),
@@ -115,30 +119,30 @@ impl Tally {
 }
 
 /// How long the inputs of a task ran and waited.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tallied {
-    /// From the begin of each run to its end.
+    /// From the beginning of each input to its end.
     pub ran: Spread,
-    /// From when an input was accepted to when its portion was begun.
+    /// From the acceptance of an input to the beginning of its portion.
     pub waited: Spread,
 }
 
 impl Tallied {
-    /// So many inputs ran, and so many have waited, and nothing is known of how long.
+    /// Counts inputs of which it is not known how long they ran, or waited.
     pub fn add_unknown(&mut self, ran: u64, waited: u64) {
         self.ran.unknown = self.ran.unknown.saturating_add(ran);
         self.waited.unknown = self.waited.unknown.saturating_add(waited);
     }
 
-    /// Adds what was counted elsewhere.
+    /// Adds the numbers of another.
     pub fn merge(&mut self, other: &Tallied) {
         self.ran.merge(&other.ran);
         self.waited.merge(&other.waited);
     }
 }
 
-/// How times are spread.
-#[derive(Debug, Clone, Default)]
+/// The distribution of times.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Spread {
     /// The sum of all, in nanoseconds.
     pub sum_ns: u64,
@@ -146,12 +150,40 @@ pub struct Spread {
     pub max_ns: u64,
     /// How many were not measured.
     pub unknown: u64,
-    /// How many lie in each bucket; or nothing yet.
+    /// How many lie in each bucket; empty before the first.
+    #[serde(with = "sparse")]
     counts: Vec<u64>,
 }
 
+/// Writes only the buckets that are not empty, since most are.
+mod sparse {
+    use serde::de::{Deserialize, Deserializer};
+    use serde::ser::Serializer;
+
+    use super::BUCKETS;
+
+    pub(super) fn serialize<S: Serializer>(counts: &[u64], to: S) -> Result<S::Ok, S::Error> {
+        let full = (0_u16..).zip(counts).filter(|(_, count)| **count > 0);
+        to.collect_seq(full.collect::<Vec<_>>())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+        let full = Vec::<(u16, u64)>::deserialize(from)?;
+        if full.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut counts = vec![0; BUCKETS];
+        for (bucket, count) in full {
+            if let Some(place) = counts.get_mut(usize::from(bucket)) {
+                *place = count;
+            }
+        }
+        Ok(counts)
+    }
+}
+
 impl Spread {
-    /// One time more.
+    /// Counts one time.
     pub fn record(&mut self, ns: u64) {
         self.counts.resize(BUCKETS, 0);
         let count = &mut self.counts[bucket(ns)];
@@ -160,7 +192,7 @@ impl Spread {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// Adds what was counted elsewhere.
+    /// Adds the numbers of another.
     pub fn merge(&mut self, other: &Spread) {
         if other.counts.len() > self.counts.len() {
             self.counts.resize(other.counts.len(), 0);
@@ -173,17 +205,18 @@ impl Spread {
         self.unknown = self.unknown.saturating_add(other.unknown);
     }
 
-    /// How many there were, measured or not.
+    /// How many times were counted, measured or not.
     pub fn count(&self) -> u64 {
         let counts = self.counts.iter();
         counts.fold(self.unknown, |sum, count| sum.saturating_add(*count))
     }
 
-    /// The times that there were, in nanoseconds, and how many of each, as far as the buckets tell.
+    /// The measured times, in nanoseconds and as exact as the buckets are, and how many there were of each: a time may be shown
+    /// up to an eighth too long, but never longer than the longest.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         let all = self.counts.iter().copied().enumerate();
         all.filter(|(_, count)| *count > 0)
-            .map(|(bucket, count)| (middle(bucket).min(self.max_ns), count))
+            .map(|(bucket, count)| (top(bucket).min(self.max_ns), count))
     }
 }
 
@@ -206,15 +239,16 @@ mod tests {
         assert_eq!(last, BUCKETS - 1);
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
         for at in 0..BUCKETS {
-            assert_eq!(bucket(middle(at)), at);
+            assert_eq!(bucket(top(at)), at);
+            assert_eq!(bucket(top(at) + 1), (at + 1).min(BUCKETS - 1));
         }
     }
 
     proptest! {
         #[test]
         fn a_time_is_known_to_an_eighth(ns in 1..1_u64 << 47) {
-            let known = middle(bucket(ns));
-            prop_assert!(known.abs_diff(ns) * 8 <= ns, "{ns}: {known}");
+            let known = top(bucket(ns));
+            prop_assert!(known >= ns && (known - ns) * 8 <= ns, "{ns}: {known}");
         }
     }
 }

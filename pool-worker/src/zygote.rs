@@ -1,28 +1,30 @@
 //! The zygote, from both ends: a process that runs one task, and then forks the workers, which share what it has loaded.
 //!
-//! It is this program, started again as a worker is. Nothing else runs in it but that task, and it has one thread, so a
-//! copy of it is whole.
+//! It is this program, started again as a worker is. Nothing but that task runs in it, and it has only one thread, so a fork
+//! of it is a complete copy.
 //!
 //! # The conversation
 //!
-//! Its standard input is a socket, as a worker's is. The parent says first what to run ([`Errand`]), and then asks for one
-//! worker at a time: what is to be the worker's own standard input comes with a [`Request`]. What the worker needs lies in
-//! that socket already. The zygote answers each with one packet: [`DONE`], [`NO`] or [`FAULT`].
+//! Its standard input is a socket, as a worker's is. The parent first says what to run ([`Errand`]), and then asks for one
+//! worker at a time: the socket that becomes the worker's own standard input comes with a [`Request`], and already holds what
+//! the worker needs. The zygote answers each message with one packet: [`DONE`], [`NO`] or [`FAULT`].
 //!
 //! # Whose child a worker is
 //!
-//! The parent's, like any other: CLONE_PARENT makes it the sibling of the zygote. So its death and its status are seen as
-//! those of others, it ends with the parent, and nothing depends on the zygote once it runs.
+//! The parent's, like any other: CLONE_PARENT makes the worker a sibling of the zygote. So the parent sees its death and its
+//! exit status as those of other workers, it ends with the parent, and it does not depend on the zygote once it runs.
 //!
-//! A zygote may be killed at any moment, and the parent must learn of each child that it has. So the kernel itself
-//! writes the child's number into memory that zygote and parent share, before the child runs and before the
-//! zygote does anything else (CLONE_PARENT_SETTID). A zygote that is dead has no child but that one, or none.
+//! A zygote may be killed at any moment, and the parent must still learn of each worker that it has forked. So the kernel
+//! itself writes the worker's pid into memory that zygote and parent share, before the worker runs and before the zygote does
+//! anything else (CLONE_PARENT_SETTID). At most one worker can be unknown to the parent when a zygote dies, and its pid is
+//! there.
 //!
 //! # What a fork without the C library leaves undone
 //!
-//! Only the kernel can make a sibling, so glibc's own `fork` is not called. It would have written the new thread's number where
-//! glibc keeps it, which the kernel can do as well; told the kernel again of the list of robust mutexes; and called the
-//! handlers of `pthread_atfork`, which are not called here. (There is one thread, so no lock is held in another.)
+//! Only the system call can make a sibling, so glibc's `fork` is not used. That would have stored the new thread's id where
+//! glibc keeps it, which the kernel does here; registered the list of robust mutexes again, which is done here, too; and
+//! called the handlers of `pthread_atfork`, which are not called here. (There is only one thread, so no other can hold a
+//! lock.)
 
 use std::fmt;
 use std::fs;
@@ -40,7 +42,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recv, recvmsg, send, sendmsg,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 use rustix::process::setsid;
 use serde::{Deserialize, Serialize};
@@ -61,36 +63,39 @@ use crate::serve::{
 };
 use crate::unwind;
 
-/// What a zygote is told first. With it comes the memory for the numbers of its children, and the arguments, if there are any.
+/// What a zygote is told first. With it come the memory for the pid of a forked worker, and that of the arguments, if there
+/// are any.
 #[derive(Debug, Serialize, Deserialize)]
 struct Errand {
     title: String,
     task: u32,
     len: usize,
+    /// Whether its workers will be sandboxed.
+    sandboxed: bool,
 }
 
 /// What it is told for each worker.
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
     title: String,
-    /// As in the environment of a worker that is started.
+    /// The value of the environment variable that a worker would have if it were started.
     call: String,
 }
 
-/// The first byte of an answer: it is done; it can't be done, for the reason that follows; or the task has failed,
-/// as follows.
+/// The first byte of an answer. `DONE`: it is done. `NO`: it can't be done; the reason follows. `FAULT`: the task has failed;
+/// the fault follows.
 const DONE: u8 = 1;
 const NO: u8 = 2;
 const FAULT: u8 = 3;
 
-/// No packet is longer, whoever sends it.
+/// No packet of either side is longer.
 const PACKET_MAX: usize = 16 << 10;
 
-/// A thread that the task has joined is in the system's list for a moment yet.
+/// How long to wait for threads to disappear: one that the task has joined stays in the kernel's list for another moment.
 const THREADS_MAX: Duration = Duration::from_millis(500);
 const THREADS_TICK: Duration = Duration::from_millis(1);
 
-/// So many threads that were left behind are named, and the last.
+/// An error names this many of the threads that were left behind, and the last one.
 const NAMES_MAX: usize = 4;
 
 // ---- the parent's side ----------------------------------------------------------------------------
@@ -119,7 +124,7 @@ impl Preload {
 pub struct Zygote {
     process: Process,
     socket: OwnedFd,
-    /// Where the number of its child stands.
+    /// Where the pid of the worker stands that it has forked last.
     birth: Memory,
     stage: Stage,
     capture: Option<Capture>,
@@ -139,14 +144,13 @@ enum Stage {
 pub enum Heard {
     /// Nothing.
     Nothing,
-    /// Nothing, and it will not say anything any more. It should be killed, if it is not dead.
+    /// Nothing, and it will not say anything more. It should be killed, if it is not dead.
     Gone,
-    /// The task is through; it can be asked for workers.
+    /// The task has finished; it can be asked for workers.
     Loaded,
     /// The task has failed. It should be killed.
     Failed(Fault),
-    /// The task was not what it should have been, for this reason; or it says what no zygote of ours says. It should
-    /// be killed.
+    /// It can't fork workers, for this reason; or it said something that no zygote of ours would say. It should be killed.
     Unfit(String),
     /// The worker that it was asked for, or why there is none. It can be asked for another.
     Forked(Box<io::Result<(Worker, Starting)>>),
@@ -158,7 +162,7 @@ impl Zygote {
     ///
     /// # Errors
     ///
-    /// If the process can't be started, or the way to talk to it can't be made.
+    /// If the process can't be started, or the connection to it can't be made.
     pub fn start(launcher: &Launcher, preload: &Preload) -> io::Result<Zygote> {
         let (socket, stdin) = greeting::socket()?;
         let (birth, number) = Memory::create("pool-birth", size_of::<AtomicU32>())
@@ -172,15 +176,16 @@ impl Zygote {
             title: launch::zygote_title(),
             task: *task,
             len: args.len(),
+            sandboxed: launcher.is_sandboxed(),
         };
         let fds: Vec<_> = [Some(&number), given.as_ref()]
             .into_iter()
             .flatten()
             .map(AsFd::as_fd)
             .collect();
-        hand_over(&socket, &errand, &fds).map_err(no("way to tell what to preload"))?;
+        hand_over(&socket, &errand, &fds).map_err(no("connection to send what to preload"))?;
         let (mut child, capture) = launcher.spawn_zygote(stdin)?;
-        let process = Process::open(child.id(), "what forks workers").inspect_err(|_| {
+        let process = Process::open(child.id(), "a zygote").inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
         })?;
@@ -193,7 +198,7 @@ impl Zygote {
         })
     }
 
-    /// What its task has written, if what workers write comes here.
+    /// The output of its task, if output is captured.
     pub fn capture(&mut self) -> Option<&mut Capture> {
         self.capture.as_mut()
     }
@@ -217,7 +222,7 @@ impl Zygote {
     ///
     /// # Errors
     ///
-    /// If the way to talk to the worker can't be made.
+    /// If the connection to the worker can't be made.
     pub fn ask(&mut self, launcher: &Launcher, index: usize) -> io::Result<()> {
         let line = greeting::line()?;
         let (socket, stdin) = greeting::socket()?;
@@ -230,31 +235,30 @@ impl Zygote {
         self.number().store(0, Ordering::Relaxed);
         match hand_over(&self.socket, &request, &[stdin.as_fd()]) {
             Ok(()) => {}
-            // It is gone. That will be seen.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Err(error) => return Err(no("way to ask for a worker")(error)),
+            // It is gone, which the caller will notice by its pidfd.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) => return Err(no("connection to ask for a worker")(error)),
         }
         self.stage = Stage::Forking(Box::new(introduced));
         Ok(())
     }
 
-    /// Hears what it has said, if anything. Does not wait.
+    /// Receives what it has said, if anything. Does not wait.
     pub fn hear(&mut self, launcher: &Launcher) -> Heard {
         let mut packet = vec![0; PACKET_MAX];
-        let len = loop {
-            match recv(&self.socket, &mut packet[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) | Err(Errno::CONNRESET) => return Heard::Gone,
-                Ok((len, _)) => break len.min(packet.len()),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Heard::Nothing,
-                Err(error) => {
-                    return Heard::Unfit(no("way to hear it")(error.into()).to_string());
-                }
-            }
+        let len = match greeting::next_packet(&self.socket, &mut packet) {
+            Ok(None) => return Heard::Nothing,
+            Ok(Some(0)) => return Heard::Gone,
+            Ok(Some(len)) => len,
+            Err(error) => return Heard::Unfit(no("message from it")(error).to_string()),
         };
         let more = &packet[1..len];
         let text = || String::from_utf8_lossy(more).into_owned();
-        let nonsense = || Heard::Unfit("it says what it was not asked".to_owned());
+        let nonsense = || Heard::Unfit("it sent an unexpected answer".to_owned());
         match (packet[0], &self.stage) {
             (DONE, Stage::Loading) => {
                 self.stage = Stage::Idle;
@@ -274,7 +278,7 @@ impl Zygote {
         }
     }
 
-    /// Takes over the worker that it was asked for, if there is one: it has said so, or is dead.
+    /// Takes over the worker that it was asked for, if there is one. To be called when the zygote has answered, or is dead.
     pub fn inherit(&mut self, launcher: &Launcher) -> Option<io::Result<(Worker, Starting)>> {
         let Stage::Forking(introduced) = mem::replace(&mut self.stage, Stage::Idle) else {
             return None;
@@ -289,22 +293,22 @@ impl Zygote {
     }
 
     fn number(&self) -> &AtomicU32 {
-        // SAFETY: the mapping begins with a page, has room for it, and lives as long as `self`; every other access is atomic,
-        // or the kernel's.
+        // SAFETY: the mapping is aligned to a page, has room for the number, and lives as long as `self`; every other access
+        // is atomic, or the kernel's.
         unsafe { AtomicU32::from_ptr(self.birth.base().cast()) }
     }
 
-    /// The process. To kill it touches no worker, but for one that is just being made.
+    /// The process. Killing it affects no worker, except one that is just being forked.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// The same, to be buried.
+    /// The same, to be reaped.
     pub fn process_mut(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// What is left to bury.
+    /// Its process, which still must be reaped.
     pub fn into_process(self) -> Process {
         self.process
     }
@@ -326,7 +330,7 @@ fn hand_over(socket: &OwnedFd, message: &impl Serialize, fds: &[BorrowedFd<'_>])
 
 // ---- the zygote's side ----------------------------------------------------------------------------
 
-/// Returns in its workers only, each time with what that worker is to be.
+/// Runs the zygote. Returns only in the workers that it forks, with the [`Call`] of that worker.
 pub(crate) fn serve(zygote: &Call) -> Call {
     open_standard_streams();
     set_signals();
@@ -349,20 +353,21 @@ pub(crate) fn serve(zygote: &Call) -> Call {
                 }
                 Refusal::Other(error) => say(&*voice, NO, error.to_string().as_bytes()),
             };
-            // SAFETY: ends the process; what the task has registered is for workers.
+            // SAFETY: ends the process without running the exit handlers that the task has registered, which are meant for
+            // workers.
             unsafe { libc::_exit(NO_PARENT) };
         }
     };
     let refuse = |error: io::Error| say(&*voice, NO, error.to_string().as_bytes());
     let mut said = say(&*voice, DONE, &[])
-        .map_err(no("way to say that it is loaded"))
+        .map_err(no("connection to report that it is loaded"))
         .or_else(|error| refuse(error).and(Err(io::ErrorKind::Other.into())));
     while said.is_ok() {
         let (request, mut fds) = match receive::<Request>(&voice) {
             Ok(received) => received,
             Err(error) => {
-                // Unless it is the parent's end.
-                let _ = refuse(no("word of what to fork")(error));
+                // If the parent has ended, this fails, too.
+                let _ = refuse(no("request for a worker")(error));
                 break;
             }
         };
@@ -376,9 +381,9 @@ pub(crate) fn serve(zygote: &Call) -> Call {
         said = match fork(&birth) {
             Ok(false) => say(&*voice, DONE, &[]),
             Ok(true) => {
-                // From now on whoever ends what is left of the zygote does not end it.
+                // From now on the worker no longer dies with the process group of the zygote.
                 let _ = setsid();
-                // It has no mapping of that.
+                // This mapping does not exist in the worker.
                 mem::forget(birth);
                 title.set(&request.title);
                 if let Err(error) = rustix::stdio::dup2_stdin(&stdin) {
@@ -392,7 +397,7 @@ pub(crate) fn serve(zygote: &Call) -> Call {
             Err(error) => refuse(no_process("process for a worker")(error)),
         };
     }
-    // The parent is gone, or wants no more, or can't be told: it will see that this process is gone.
+    // The parent is gone, or wants no more workers, or can't be told something: it will notice that this process is gone.
     // SAFETY: as above.
     unsafe { libc::_exit(NO_PARENT) };
 }
@@ -408,28 +413,29 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Runs the task. Gives the memory for the numbers of workers.
+/// Runs the preload task. Returns the memory for the pid of a forked worker.
 fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refusal> {
     let is_with_parent = || match end_with(zygote.parent) {
         Ok(true) => Ok(()),
         Ok(false) => Err(io::Error::other("the parent is gone")),
-        Err(error) => Err(no("signal of its parent's death")(error)),
+        Err(error) => Err(no("signal on the death of its parent")(error)),
     };
     is_with_parent()?;
     let errand = receive::<Errand>(voice);
-    let (errand, fds) = errand.map_err(no("word of what to preload"))?;
+    let (errand, fds) = errand.map_err(no("message about what to preload"))?;
     let Errand {
         title: own,
         task,
         len,
+        sandboxed,
     } = errand;
     title.set(&own);
     let mut fds = fds.into_iter();
-    let number = fds.next().ok_or_else(nobody)?;
+    let number = fds.next().ok_or_else(unreadable)?;
     let birth = Memory::open(&number, size_of::<AtomicU32>())
         .map_err(no("memory for the number of a worker"))?;
     drop(number);
-    // SAFETY: the mapping is ours; the copies do without.
+    // SAFETY: the mapping is ours; forked workers do not use it.
     let apart = unsafe {
         madvise(
             birth.base().cast(),
@@ -440,7 +446,7 @@ fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refu
     apart.map_err(|error| no("memory that workers don't share")(error.into()))?;
     let args = fds.next().map(|fd| Constant::open(&fd, len)).transpose();
     let args = args.map_err(no("memory for the arguments of the preload task"))?;
-    // Where a panic aborts, the hook has the last word.
+    // Where a panic aborts the process, nothing runs after the hook, so the hook itself reports the panic.
     let listener = cfg!(panic = "abort").then(|| Arc::downgrade(voice));
     unwind::install(move |panic| {
         if let Some(voice) = listener.as_ref().and_then(|voice| voice.upgrade()) {
@@ -456,48 +462,61 @@ fn load(zygote: &Call, voice: &Arc<Voice>, title: &Title) -> Result<Memory, Refu
     drop(args);
     result.map_err(Refusal::Fault)?;
     if !voice.is_intact() {
-        // It can't be told, and nothing be heard.
-        // SAFETY: ends the process, and runs nothing of the task's.
+        // The task has closed the socket, so nothing can be sent or received. SAFETY: ends the process without running exit
+        // handlers of the task's.
         unsafe { libc::_exit(NO_PARENT) };
     }
+    if sandboxed {
+        // Each worker would have to do it for itself.
+        unwind::load_symbols();
+    }
     be_alone()?;
-    // Nothing that the parent hands over may get the number of a stream that the task has closed.
+    // The task may have closed standard streams: no descriptor that the parent hands over must get the number of one.
     open_standard_streams();
-    // What is printed yet is printed once.
+    // What is still in buffers must be printed only once, and not by each worker.
     flush_stdout();
     // SAFETY: null stands for all streams, and there is no other thread.
     unsafe { libc::fflush(ptr::null_mut()) };
-    // A task that changes its user loses the signal.
+    // When the task changes the user of the process, the kernel clears the parent-death signal.
     is_with_parent()?;
     Ok(birth)
 }
 
-fn nobody() -> io::Error {
-    io::Error::other("nobody says what to do")
+fn unreadable() -> io::Error {
+    io::Error::other("the parent's instructions can't be read")
 }
 
+/// Checks that this is the only thread.
+///
 /// # Errors
 ///
-/// If there are other threads than this one, which a copy of the process would lack.
+/// If there are others, which a fork of the process would lack.
 fn be_alone() -> io::Result<()> {
+    let others = threads_left().map_err(no("list of its threads"))?;
+    let count = others.len();
+    if count == 0 {
+        return Ok(());
+    }
+    let threads = if count == 1 { "thread" } else { "threads" };
+    let mut names = others[..count.min(NAMES_MAX)].join("`, `");
+    if count > NAMES_MAX {
+        names += "`, …, `";
+        names += &others[count - 1];
+    }
+    Err(io::Error::other(format!(
+        "it has left {count} {threads} behind (`{names}`), and a process with several threads can't be forked safely: end and \
+         join the threads that it starts, or start them in an initializer"
+    )))
+}
+
+/// Waits a moment for the other threads of this process to end. (One that was joined is listed for a little longer.) Returns
+/// the names of those that do not.
+pub(crate) fn threads_left() -> io::Result<Vec<String>> {
     let until = Instant::now() + THREADS_MAX;
     loop {
-        let others = other_threads().map_err(no("list of its threads"))?;
-        if others.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            let count = others.len();
-            let threads = if count == 1 { "thread" } else { "threads" };
-            let mut names = others[..count.min(NAMES_MAX)].join("`, `");
-            if count > NAMES_MAX {
-                names += "`, …, `";
-                names += &others[count - 1];
-            }
-            return Err(io::Error::other(format!(
-                "it has left {count} {threads} behind (`{names}`), and a process with several threads can't be forked \
-                 safely: end and join what it starts, or start that in an initializer"
-            )));
+        let others = other_threads()?;
+        if others.is_empty() || Instant::now() >= until {
+            return Ok(others);
         }
         thread::sleep(THREADS_TICK);
     }
@@ -505,11 +524,12 @@ fn be_alone() -> io::Result<()> {
 
 /// The names of all threads of this process but the main one.
 fn other_threads() -> io::Result<Vec<String>> {
-    let own = process::id().to_string();
+    // Not `process::id`: a contained worker has another number in its own PID namespace than in the one of `/proc`.
+    let own = fs::read_link("/proc/self")?;
     let mut names = Vec::new();
     for thread in fs::read_dir("/proc/self/task")? {
         let thread = thread?;
-        if thread.file_name().to_str() != Some(&own) {
+        if thread.file_name() != own {
             let name = fs::read_to_string(thread.path().join("comm"));
             names.push(name.unwrap_or_default().trim_end().to_owned());
         }
@@ -517,7 +537,7 @@ fn other_threads() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Waits for what the parent says.
+/// Waits for a message from the parent.
 fn receive<T: for<'a> Deserialize<'a>>(voice: &Voice) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut text = vec![0; PACKET_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -533,11 +553,11 @@ fn receive<T: for<'a> Deserialize<'a>>(voice: &Voice) -> io::Result<(T, Vec<Owne
         RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<_>>()),
         _ => None,
     });
-    let message = postcard::from_bytes(&text[..len]).map_err(|_| nobody())?;
+    let message = postcard::from_bytes(&text[..len]).map_err(|_| unreadable())?;
     Ok((message, fds.unwrap_or_default()))
 }
 
-/// Answers, if the parent hears.
+/// Sends an answer to the parent.
 fn say(socket: impl AsFd, what: u8, more: &[u8]) -> io::Result<()> {
     let mut packet = vec![what];
     packet.extend(more.iter().take(PACKET_MAX - 1));
@@ -549,7 +569,7 @@ fn say(socket: impl AsFd, what: u8, more: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Makes a copy of this process: true in the copy. Its number stands in `birth` before it runs.
+/// Forks this process: returns true in the child, whose pid stands in `birth` before it runs.
 fn fork(birth: &Memory) -> io::Result<bool> {
     let mut flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
     let own_number = where_own_number_is_kept();
@@ -559,14 +579,14 @@ fn fork(birth: &Memory) -> io::Result<bool> {
     let (mut robust, mut len) = (ptr::null_mut::<libc::c_void>(), 0_usize);
     // SAFETY: writes to two variables of ours.
     unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust, &raw mut len) };
-    // Not `clone3`, which the filters of containers don't know. The last two arguments are of different order on different
-    // processors; of the two, one is not looked at with these flags.
+    // Not `clone3`, which seccomp filters of containers often don't know. The order of the last two arguments differs between
+    // processors, but both are the same here.
     let stack = ptr::null_mut::<libc::c_void>();
     let [first, second] = [flags as usize, stack.addr()];
     #[cfg(target_arch = "s390x")]
     let [first, second] = [second, first];
-    // SAFETY: there is one thread, so the copy is whole, and it goes on with a copy of this stack. The kernel writes to
-    // words that were made for that, one of which is the copy's.
+    // SAFETY: there is only one thread, so the copy is complete, and the child continues on a copy of this stack. The kernel
+    // writes only to words that are meant for that.
     let made = unsafe {
         libc::syscall(
             libc::SYS_clone,
@@ -580,7 +600,7 @@ fn fork(birth: &Memory) -> io::Result<bool> {
     match made {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: as it was set before.
+            // SAFETY: sets the same list as before.
             unsafe { libc::syscall(libc::SYS_set_robust_list, robust, len) };
             Ok(true)
         }
@@ -588,30 +608,30 @@ fn fork(birth: &Memory) -> io::Result<bool> {
     }
 }
 
-/// The word in which the C library keeps the number of this thread; null if it is not known. (It is the word that the
-/// kernel clears when the thread ends, with glibc; with musl that is another.)
+/// The word in which the C library keeps the id of this thread; null if it is not known. (With glibc it is the word that the
+/// kernel clears when the thread ends; with musl that is a different one.)
 fn where_own_number_is_kept() -> *mut libc::pid_t {
     let mut word = ptr::null_mut::<libc::pid_t>();
     // SAFETY: writes to a variable of ours.
     let told = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut word) };
     let own = rustix::thread::gettid().as_raw_nonzero().get();
-    // SAFETY: what the C library has given to the kernel for this thread lives as long as the thread.
+    // SAFETY: the word that the C library has registered with the kernel for this thread lives as long as the thread.
     let is_it = told == 0 && !word.is_null() && unsafe { word.read_volatile() } == own;
     if is_it { word } else { ptr::null_mut() }
 }
 
-/// What `ps` shows of this process before the arguments: the memory of the name of the program. The arguments stay as they are.
+/// The memory of the program's name, which `ps` shows before the arguments of this process. The arguments stay unchanged.
 struct Title {
     at: usize,
     len: usize,
-    /// There are no arguments behind it.
+    /// Whether no arguments follow it.
     is_last: bool,
 }
 
 impl Title {
     fn find() -> Title {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The second field is a name in brackets, which may hold anything.
+        // The second field is a name in parentheses, which may contain any characters.
         let fields = stat
             .rsplit_once(')')
             .map_or("", |(_, fields)| fields)
@@ -629,18 +649,18 @@ impl Title {
         }
     }
 
-    /// Shows this one, if there is room.
+    /// Sets the title, if there is room.
     fn set(&self, title: &str) {
         if title.len() >= self.len {
             return;
         }
         let place = ptr::with_exposed_provenance_mut::<u8>(self.at);
-        // SAFETY: the kernel has put the name there for the program, which has one thread.
+        // SAFETY: the kernel has put the name there for the program, which has only one thread.
         let place = unsafe { std::slice::from_raw_parts_mut(place, self.len) };
         place.fill(0);
         place[..title.len()].copy_from_slice(title.as_bytes());
-        // By this the kernel knows that the title ends before its place does. Where arguments follow, there are empty ones
-        // between it and them, to those who read the command line from outside.
+        // A last byte that is not zero tells the kernel that the title ends before its memory does. Where arguments follow,
+        // readers of the command line see empty arguments between the title and them.
         if self.is_last && title.len() + 1 < self.len {
             place[self.len - 1] = b' ';
         }

@@ -7,8 +7,6 @@
 //! Each input has a byte in a file that all processes share, in which every run is counted. So the test knows what ran,
 //! whatever the pool says. Exits with 1, and says why, if a promise was broken.
 
-#![expect(clippy::print_stdout, reason = "it is a report")]
-
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fs::{File, OpenOptions};
@@ -60,6 +58,9 @@ struct Arguments {
     /// Contain the workers
     #[arg(long)]
     contain: bool,
+    /// Sandbox the workers
+    #[arg(long)]
+    sandbox: bool,
     /// Run for this many minutes, however many inputs that takes
     #[arg(long)]
     minutes: Option<u64>,
@@ -540,7 +541,7 @@ fn main() -> Result<ExitCode, Box<dyn StdError>> {
     let runs = MmapRaw::map_raw(&OpenOptions::new().read(true).write(true).open(&file)?)?;
     let before = Possessions::at_rest();
 
-    let mut builder = Pool::builder()
+    let mut builder = tests::builder()
         .processes(arguments.processes)
         .initializer(count_in, (file,));
     if let Some(tasks) = arguments.max_tasks_per_child {

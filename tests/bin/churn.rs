@@ -1,17 +1,12 @@
-//! `churn N`: makes and drops N pools, each with work in it, and compares the system resources that this process holds
+//! `churn N [--sandbox]`: makes and drops N pools, each with work in it, and compares the system resources that this process holds
 //! before and after: descriptors, threads, children, shared memory, files.
 //!
 //! The first pools do not count: a program may keep what it opens only once.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the test reads it from standard output"
-)]
-
 use std::env;
 use std::process;
 
-use pool_core::{Error, Output, Pool, pool_task};
+use pool_core::{Error, Output, pool_task};
 use tests::Possessions;
 
 #[pool_task]
@@ -41,7 +36,7 @@ fn main() -> Result<(), Error> {
 
 /// Every other pool is dropped with work in it, every third one captures what workers print, and every fifth one forks its workers.
 fn one_pool(round: usize) -> Result<(), Error> {
-    let mut builder = Pool::builder().processes(1 + round % 2);
+    let mut builder = tests::builder().processes(1 + round % 2);
     if round.is_multiple_of(5) {
         builder = builder.preload(square, (1,));
     }

@@ -1,22 +1,22 @@
-//! Attacks a pool at one of its corners: `corners WHAT`, see `main`. Prints `fine` at the end.
+//! Attacks a pool at one of its corners: `corners WHAT`, see `main`. Prints `fine` at the end. With `--sandbox`, the workers
+//! are sandboxed, and may do only what the attack needs.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the test reads it from standard output"
-)]
-
+use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::hint::black_box;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, Pool, Sandbox, pool_task};
+use tests::{builder, is_sandboxed, pool, pool_with, temporary};
 
 /// How long something instantaneous may take on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -53,6 +53,7 @@ fn main() -> Result<(), Error> {
         "finalizers" => finalizers(),
         "arguments" => arguments(),
         "lying-clock" => lying_clock(),
+        "unbegun" => unbegun(),
         "other-user" => other_user(),
         "paused" => paused(),
         "exit-hangs" => exit_hangs(),
@@ -60,6 +61,7 @@ fn main() -> Result<(), Error> {
         "reaped" => reaped(),
         "scribbled" => scribbled(),
         "locked" => locked(),
+        "slow-reader" => slow_reader(),
         "forked" => forked(),
         "starved" => starved(),
         _ => panic!("no such corner: {what:?}"),
@@ -69,13 +71,15 @@ fn main() -> Result<(), Error> {
 }
 
 #[pool_task]
-fn starve(limit: u64, bytes: usize) -> u8 {
-    let limit = libc::rlimit {
-        rlim_cur: limit,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: reads the structure.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+fn starve(limit: Option<u64>, bytes: usize) -> u8 {
+    if let Some(limit) = limit {
+        let limit = libc::rlimit {
+            rlim_cur: limit,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: reads the structure.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    }
     let filled = black_box(vec![1_u8; bytes]);
     filled[bytes / 2]
 }
@@ -88,19 +92,26 @@ fn abort() {
 /// A failed allocation is distinguished from other aborts.
 fn starved() -> Result<(), Error> {
     const LIMIT: u64 = 1 << 30;
-    let pool = Pool::with_processes(1)?;
-    match pool.apply(starve, (LIMIT, 2 << 30)) {
+    // A sandboxed task can't set a limit: its sandbox does, and counts from what the worker has used by then.
+    let limited = pool_with(|sandbox| sandbox.memory(LIMIT), 1)?;
+    let limit = (!is_sandboxed()).then_some(LIMIT);
+    match limited.apply(starve, (limit, 2 << 30)) {
         Err(Error::MemoryLimit(error)) => {
-            assert_eq!(error.limit(), LIMIT, "{error}");
-            assert!(error.used() > 0 && error.used() < LIMIT, "{error}");
+            if let Some(limit) = limit {
+                assert_eq!(error.limit(), limit, "{error}");
+            }
+            assert!(error.limit() >= LIMIT, "{error}");
+            assert!(error.used() > 0 && error.used() < error.limit(), "{error}");
         }
         other => panic!("{other:?}"),
     }
+    works(&limited)?;
+    let pool = pool(1)?;
     // Nobody has set a limit, and this much memory does not exist.
-    match pool.apply(starve, (libc::RLIM_INFINITY, 1 << 46)) {
+    match pool.apply(starve, (None, 1 << 46)) {
         Err(Error::WorkerLost(error)) => {
             assert_eq!(error.signal(), Some("SIGABRT"), "{error}");
-            assert!(error.to_string().contains("no memory"), "{error}");
+            assert!(error.to_string().contains("out of memory"), "{error}");
         }
         other => panic!("{other:?}"),
     }
@@ -124,7 +135,7 @@ fn works(pool: &Pool) -> Result<(), Error> {
 
 /// One of two idle workers is stopped: the other does the work, and does not wait long for it.
 fn stopped() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    let pool = pool(2)?;
     works(&pool)?;
     let stopped = pool.worker_pids()[0];
     signal(stopped, libc::SIGSTOP);
@@ -142,7 +153,7 @@ fn stopped() -> Result<(), Error> {
 }
 
 fn all_stopped() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    let pool = pool(2)?;
     works(&pool)?;
     let before = pool.worker_pids();
     for pid in &before {
@@ -158,7 +169,7 @@ fn all_stopped() -> Result<(), Error> {
 
 /// All workers are stopped for a while, as by a debugger, and then go on: none is replaced.
 fn continued() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    let pool = pool(2)?;
     works(&pool)?;
     let before = pool.worker_pids();
     for _ in 0..3 {
@@ -185,7 +196,7 @@ fn limit_memory(bytes: u64) {
 }
 
 fn large() -> Result<(), Error> {
-    let pool = Pool::builder()
+    let pool = builder()
         .processes(2)
         .initializer(limit_memory, (300 << 20,))
         .build()?;
@@ -205,7 +216,7 @@ fn large() -> Result<(), Error> {
 fn scarce() -> Result<(), Error> {
     let directory = tempfile::tempdir().expect("there is room");
     let over = directory.path().join("over");
-    let pool = Pool::with_processes(2)?;
+    let pool = pool_with(temporary, 2)?;
     works(&pool)?;
     let long = pool.apply_async(wait_for, (over.clone(),));
     let idle = || {
@@ -236,7 +247,7 @@ fn too_scarce() -> Result<(), Error> {
     let before = limit(libc::RLIMIT_NOFILE, 0);
     for spare in 0..40 {
         limit(libc::RLIMIT_NOFILE, descriptors + spare);
-        match Pool::with_processes(2) {
+        match pool(2) {
             Ok(pool) => {
                 works(&pool)?;
                 limit(libc::RLIMIT_NOFILE, before);
@@ -256,24 +267,21 @@ fn too_scarce() -> Result<(), Error> {
 /// More workers than there are descriptors for: the error says how many would fit, and that many do fit.
 fn too_many() -> Result<(), Error> {
     limit(libc::RLIMIT_NOFILE, 100);
-    let error = Pool::with_processes(1000).unwrap_err().to_string();
+    let error = pool(1000).unwrap_err().to_string();
     assert!(error.contains("RLIMIT_NOFILE"), "{error}");
     let words: Vec<&str> = error.split(' ').collect();
     let number = words.windows(2).rfind(|pair| pair[1] == "workers");
     let fit: usize = number.expect("a number")[0].parse().expect("a number");
     assert!((10..50).contains(&fit), "{error}");
-    Pool::with_processes(fit + 1).unwrap_err();
-    let pool = Pool::with_processes(fit)?;
+    pool(fit + 1).unwrap_err();
+    let pool = pool(fit)?;
     works(&pool)
 }
 
 /// Workers that are recycled after each input are killed at the same time: nothing is left of them.
 fn recycled() -> Result<(), Error> {
     for round in 0..150_u64 {
-        let pool = Pool::builder()
-            .processes(2)
-            .max_tasks_per_child(1)
-            .build()?;
+        let pool = builder().processes(2).max_tasks_per_child(1).build()?;
         let results: Vec<_> = (0..6).map(|x| pool.apply_async(square, (x,))).collect();
         for _ in 0..4 {
             for pid in pool.worker_pids() {
@@ -325,14 +333,14 @@ fn hold_output_at_start() {
 
 /// Initializers that misbehave.
 fn initializers() -> Result<(), Error> {
-    let builder = || Pool::builder().processes(2);
-    works(&builder().initializer(close_all, ()).build()?)?;
-    works(&builder().initializer(reopen_all, ()).build()?)?;
-    let pool = builder().initializer(fork_at_start, ()).build()?;
+    let two = || builder().processes(2);
+    works(&two().initializer(close_all, ()).build()?)?;
+    works(&two().initializer(reopen_all, ()).build()?)?;
+    let pool = two().initializer(fork_at_start, ()).build()?;
     for _ in 0..20 {
         works(&pool)?;
     }
-    let pool = builder().initializer(hold_output_at_start, ()).build()?;
+    let pool = two().initializer(hold_output_at_start, ()).build()?;
     assert_eq!(pool.apply_async(square, (3,)).get_timeout(SOON)?, 9);
     Ok(())
 }
@@ -344,7 +352,7 @@ fn say_goodbye() {
 }
 
 fn finalizers() -> Result<(), Error> {
-    let pool = Pool::builder().processes(2).finalizer(say_goodbye, ());
+    let pool = builder().processes(2).finalizer(say_goodbye, ());
     let pool = pool.build()?;
     works(&pool)?;
     pool.close();
@@ -375,7 +383,7 @@ fn arguments_of_nested() -> (String, Vec<OsString>, Vec<OsString>) {
 
 /// What a worker sees of the command line.
 fn arguments() -> Result<(), Error> {
-    let builder = || Pool::builder().processes(2);
+    let two = || builder().processes(2);
     let program = env::current_exe().expect("it has a name");
     let name = program.file_name().expect("a file").display().to_string();
     let same = |pool: &Pool| -> Result<(), Error> {
@@ -383,13 +391,16 @@ fn arguments() -> Result<(), Error> {
         assert!(title.starts_with("pool-worker "), "{title}");
         assert!(title.ends_with(&format!(" of {name}")), "{title}");
         assert_eq!((&now, &kept), (&*ARGUMENTS, &*ARGUMENTS));
-        let (_, now, kept) = pool.apply(arguments_of_nested, ())?;
-        assert_eq!((&now, &kept), (&*ARGUMENTS, &*ARGUMENTS));
+        // A sandboxed task can't start a pool.
+        if !is_sandboxed() {
+            let (_, now, kept) = pool.apply(arguments_of_nested, ())?;
+            assert_eq!((&now, &kept), (&*ARGUMENTS, &*ARGUMENTS));
+        }
         Ok(())
     };
-    same(&builder().build()?)?;
-    same(&builder().preload(take_arguments, ()).build()?)?;
-    for contained in [builder(), builder().preload(take_arguments, ())] {
+    same(&two().build()?)?;
+    same(&two().preload(take_arguments, ()).build()?)?;
+    for contained in [two(), two().preload(take_arguments, ())] {
         match contained.contain().build() {
             Ok(pool) => same(&pool)?,
             Err(error) => assert!(error.to_string().contains("contained"), "{error}"),
@@ -398,15 +409,20 @@ fn arguments() -> Result<(), Error> {
     Ok(())
 }
 
-/// Pretends that it has not begun yet, and never ends.
-#[pool_task]
-fn lie_about_time(value: u64) {
+/// Where this worker has its rings.
+fn rings() -> usize {
     let maps = fs::read_to_string("/proc/self/maps").expect("there is /proc");
     let line = maps.lines().find(|line| line.contains("memfd:pool-rings"));
     let start = line
         .and_then(|line| line.split('-').next())
         .expect("a range");
-    let start = usize::from_str_radix(start, 16).expect("a number");
+    usize::from_str_radix(start, 16).expect("a number")
+}
+
+/// Pretends that it has not begun yet, and never ends.
+#[pool_task]
+fn lie_about_time(value: u64) {
+    let start = rings();
     // Overwrites all words of the first page that look like a time.
     for place in (start + 128 * 6..start + 128 * 7).step_by(8) {
         // SAFETY: none. This is what the parent must survive.
@@ -415,8 +431,57 @@ fn lie_about_time(value: u64) {
     hang();
 }
 
+/// Pretends, once there is a file with the name of its process here, that it has not begun, but is busy reading its request; and
+/// never ends.
+#[pool_task]
+fn unbegin(directory: &Path) {
+    let start = rings();
+    // SAFETY: none, as above. It is the number of inputs that have begun.
+    let claim = unsafe { &*((start + 128 * 3) as *const AtomicU64) };
+    // SAFETY: as above. It says how far requests were read.
+    let taken = unsafe { &*((start + 128 * 5) as *const AtomicU64) };
+    await_file(&directory.join(process::id().to_string()));
+    claim.fetch_sub(1, Ordering::SeqCst);
+    loop {
+        taken.fetch_xor(8, Ordering::SeqCst);
+        thread::yield_now();
+    }
+}
+
+#[pool_task]
+fn run_long() {
+    hang();
+}
+
+fn unbegun() -> Result<(), Error> {
+    let pool = pool_with(|sandbox| temporary(sandbox).read("/proc"), 2)?;
+    let directory = tempfile::tempdir().expect("there is room");
+    let hostile = pool.task(unbegin).time_limit(3 * SOON);
+    let hostile = hostile.apply_async((directory.path().to_owned(),));
+    let mut seen = HashSet::new();
+    // The input is not to blame before the fifth worker.
+    for _ in 0..5 {
+        let mut pid = 0;
+        eventually("it runs", || {
+            let workers = pool.stats().workers;
+            let runs = workers.iter().find(|one| one.running.is_some());
+            pid = runs.and_then(|one| one.pid).unwrap_or_default();
+            pid > 0 && seen.insert(pid)
+        });
+        // Whoever notices that another input has exceeded its limit has looked at this one, too.
+        let limited = pool.task(run_long).time_limit(Duration::from_millis(100));
+        let error = limited.apply(()).unwrap_err();
+        assert!(matches!(error, Error::TimeLimit(_)), "{error:?}");
+        fs::write(directory.path().join(pid.to_string()), "").expect("there is room");
+    }
+    let error = hostile.get_timeout(SOON).unwrap_err();
+    assert!(matches!(error, Error::WorkerLost(_)), "{error:?}");
+    assert!(error.to_string().contains("overwrote memory"), "{error}");
+    works(&pool)
+}
+
 fn lying_clock() -> Result<(), Error> {
-    let pool = Pool::with_processes(1)?;
+    let pool = pool_with(|sandbox| sandbox.read("/proc"), 1)?;
     for value in [u64::MAX, u64::MAX / 2, 0] {
         let call = pool
             .task(lie_about_time)
@@ -439,7 +504,7 @@ fn become_another() -> u32 {
 /// A worker that has changed its user loses the signal that ends it with its parent, but must end anyway: its pids are
 /// printed, then this program is killed.
 fn other_user() -> Result<(), Error> {
-    let pool = Pool::with_processes(1)?;
+    let pool = pool(1)?;
     println!("worker {}", pool.apply(become_another, ())?);
     thread::sleep(Duration::from_millis(100));
     // SAFETY: ends this program.
@@ -468,7 +533,7 @@ fn compute(ms: u64) -> u64 {
 
 /// The whole program is stopped for longer than a time limit, as by Ctrl-Z, and goes on: no input exceeds the limit.
 fn paused() -> Result<(), Error> {
-    let pool = Pool::with_processes(1)?;
+    let pool = pool(1)?;
     works(&pool)?;
     let call = pool.task(compute).time_limit(Duration::from_millis(2500));
     let result = call.apply_async((200,));
@@ -511,7 +576,7 @@ fn hang_at_exit() {
 
 /// Each worker runs one task, and then its exit hangs: nobody waits for it.
 fn exit_hangs() -> Result<(), Error> {
-    let pool = Pool::builder()
+    let pool = builder()
         .processes(2)
         .initializer(hang_at_exit, ())
         .max_tasks_per_child(1)
@@ -526,7 +591,7 @@ fn exit_hangs() -> Result<(), Error> {
     );
     drop(pool);
     // A task that calls `exit` leaves its input open meanwhile.
-    let pool = Pool::builder()
+    let pool = builder()
         .processes(1)
         .initializer(hang_at_exit, ())
         .build()?;
@@ -562,7 +627,12 @@ fn begin_and_wait(begun: &Path, over: &Path) {
 
 /// A debugger holds a worker that dies: nobody can read how it ended.
 fn traced() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    // SAFETY: asks about this process.
+    if is_sandboxed() && unsafe { libc::geteuid() } != 0 {
+        println!("skipped: only root can trace a sandboxed worker");
+        return Ok(());
+    }
+    let pool = pool_with(temporary, 2)?;
     let directory = tempfile::tempdir().expect("there is room");
     let over = directory.path().join("over");
     let begun = directory.path().join("begun");
@@ -619,7 +689,7 @@ fn trace(pid: u32) -> u32 {
 
 /// The parent reaps all of its children itself, workers too.
 fn reaped() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    let pool = pool(2)?;
     thread::spawn(|| {
         loop {
             // SAFETY: waits for any child; ignores the status.
@@ -676,7 +746,7 @@ fn scribble(seed: u64) -> u64 {
 /// Tasks write rubbish over everything that they share with the parent. They lose their own outcomes, and those of
 /// inputs that run in the same worker afterwards, but no others.
 fn scribbled() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    let pool = pool_with(|sandbox| sandbox.read("/proc"), 2)?;
     for seed in 0..40 {
         let results: Vec<_> = (0..10)
             .map(|x| match x {
@@ -712,14 +782,95 @@ fn hold_output() -> u32 {
     std::process::id()
 }
 
+/// Leaves a thread behind that locks standard output when it is told to.
+#[pool_task]
+fn leave_a_holder() {
+    let (tell, told) = std::sync::mpsc::channel::<std::sync::mpsc::Sender<()>>();
+    thread::spawn(move || {
+        let locked = told.recv();
+        let lock = io::stdout().lock();
+        let _ = locked.map(|locked| locked.send(()));
+        loop {
+            thread::park();
+            std::hint::black_box(&lock);
+        }
+    });
+    let _ = HOLDER.set(tell);
+}
+
+static HOLDER: OnceLock<std::sync::mpsc::Sender<std::sync::mpsc::Sender<()>>> = OnceLock::new();
+
+#[pool_task]
+fn let_it_hold() -> u32 {
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    let holder = HOLDER.get().expect("the initializer ran");
+    holder.send(locked).expect("it waits");
+    is_locked.recv().expect("it locks");
+    process::id()
+}
+
 fn locked() -> Result<(), Error> {
-    let pool = Pool::with_processes(1)?;
+    let pool = pool_with(Sandbox::threads, 1)?;
     for _ in 0..3 {
         let pid = pool.apply_async(hold_output, ()).get_timeout(SOON)?;
         let next = pool.apply_async(own_pid, ()).get_timeout(SOON)?;
         assert_ne!(pid, next, "its process is of no more use");
     }
+    works(&pool)?;
+    // The same by a thread of an initializer, where tasks may start none.
+    let pool = builder()
+        .processes(1)
+        .initializer(leave_a_holder, ())
+        .build()?;
+    for _ in 0..3 {
+        let pid = pool.apply_async(let_it_hold, ()).get_timeout(SOON)?;
+        let next = pool.apply_async(own_pid, ()).get_timeout(SOON)?;
+        assert_ne!(pid, next, "its process is of no more use");
+    }
     works(&pool)
+}
+
+/// Prints a part of a line, in a process with two threads.
+#[pool_task]
+fn print_among_threads(text: &str) -> u32 {
+    static ANOTHER: LazyLock<()> = LazyLock::new(|| {
+        thread::spawn(|| {
+            loop {
+                thread::park();
+            }
+        });
+    });
+    LazyLock::force(&ANOTHER);
+    print!("{text}");
+    process::id()
+}
+
+/// Standard output is a full pipe for longer than a lock of it may be held.
+fn slow_reader() -> Result<(), Error> {
+    const FULL: Duration = Duration::from_millis(600);
+    let own = io::stdout().as_fd().try_clone_to_owned().expect("a copy");
+    let (mut reader, writer) = io::pipe().expect("a pipe");
+    let texts = || (0..400).map(|number| format!("{number:900}"));
+    let expected: String = texts().collect();
+    replace_stdout(writer.as_fd());
+    let pool = pool_with(Sandbox::threads, 1)?;
+    drop(writer);
+    replace_stdout(own.as_fd());
+    let call = pool.starmap_async(print_among_threads, texts().map(|text| (text,)));
+    // The pipe fills up meanwhile: it has room for a fraction of that.
+    thread::sleep(FULL);
+    let mut printed = vec![0; expected.len()];
+    io::Read::read_exact(&mut reader, &mut printed).expect("everything is printed");
+    assert_eq!(String::from_utf8_lossy(&printed), expected);
+    let pids = call.get_timeout(SOON)?;
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "no worker is ended");
+    works(&pool)
+}
+
+/// Makes this descriptor standard output.
+fn replace_stdout(with: BorrowedFd<'_>) {
+    // SAFETY: both are open, and whoever prints now may print to either.
+    assert_eq!(unsafe { libc::dup2(with.as_raw_fd(), 1) }, 1);
 }
 
 /// Makes a copy of the worker, which returns as well.
@@ -735,7 +886,7 @@ fn fork(x: u64) -> u64 {
 }
 
 fn forked() -> Result<(), Error> {
-    let pool = Pool::with_processes(2)?;
+    let pool = pool_with(Sandbox::processes, 2)?;
     for chunk in [1, 5] {
         let results = pool.task(fork).chunksize(chunk).map_async(0..100);
         assert_eq!(results.get_timeout(SOON)?, (0..100).collect::<Vec<_>>());
@@ -769,7 +920,7 @@ fn await_file(file: &Path) {
     }
 }
 
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is_so() {
         assert!(Instant::now() < deadline, "timed out: {what}");

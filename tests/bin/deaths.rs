@@ -1,16 +1,15 @@
-//! Measures how long it takes until a death is reported, and until there is another worker: `deaths [N]`, by default
-//! 10,000 deaths.
+//! Measures how long it takes until a death is reported, and until there is another worker: `deaths [N [--sandbox]]`, by
+//! default 10,000 deaths.
 //!
 //!     cargo run --release -p tests --bin deaths
-
-#![expect(clippy::print_stdout, reason = "it is a report")]
 
 use std::env;
 use std::process;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, pool_task};
+use tests::{pool_with, temporary};
 
 #[pool_task]
 fn die(told: std::path::PathBuf) {
@@ -32,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let deaths: u64 = env::args().nth(1).map_or(Ok(10_000), |n| n.parse())?;
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("when");
-    let pool = Pool::with_processes(1)?;
+    let pool = pool_with(temporary, 1)?;
     let mut told = Histogram::<u64>::new(3)?;
     let mut replaced = Histogram::<u64>::new(3)?;
     for _ in 0..deaths {

@@ -3,8 +3,6 @@
 //!
 //! `cargo run --release -p tests --bin far_chaos -- --seconds 300`
 
-#![expect(clippy::print_stdout, reason = "a report is what it is for")]
-
 #[path = "../machines/support.rs"]
 #[expect(dead_code, reason = "the tests need more of it")]
 mod support;

@@ -1,11 +1,6 @@
 //! Forks while it holds a pool. The child drops its copy, which must do nothing: it must send no signal, and not wait
 //! for threads that a fork does not copy. The parent's pool keeps working.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the test reads it from standard output"
-)]
-
 use std::io;
 
 use pool_core::{Error, Pool, pool_task};

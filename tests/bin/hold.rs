@@ -1,15 +1,11 @@
 //! Makes a pool and holds it, so that a test can do things to it that happen to programs.
 //!
-//! `hold WORKERS [busy|deaf|daemons|preloaded|…]`. With `busy`, every worker runs a task that never ends; with `deaf`,
+//! `hold WORKERS [busy|deaf|daemons|preloaded|sandboxed|…]`. With `busy`, every worker runs a task that never ends; with `deaf`,
 //! the task also ignores SIGTERM; with `daemons`, it has also left a daemon behind, and the workers are contained. With
 //! `preloaded`, the workers are forked; with `preloaded-busy` and `preloaded-deaf`, they are forked and run such tasks.
+//! With `sandboxed`, they may do nothing but start threads.
 //! When everything is in place, prints `pids: …`, or `error: …` if there is no pool. Then obeys what it reads from
 //! standard input, one word per line: see [`obey`].
-
-#![expect(
-    clippy::print_stdout,
-    reason = "the test reads it from standard output"
-)]
 
 use std::env;
 use std::fmt::Debug;
@@ -18,7 +14,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{AsyncResult, Error, Pool, pool_task, worker};
+use pool_core::{AsyncResult, Error, Pool, Sandbox, pool_task, worker};
 
 #[pool_task]
 fn square(x: u64) -> u64 {
@@ -88,10 +84,41 @@ fn look() -> Vec<String> {
 #[pool_task]
 fn speak() {
     println!("a worker's output");
-    #[expect(clippy::print_stderr, reason = "that it arrives is what is tested")]
     {
         eprintln!("a worker's complaint");
     }
+}
+
+/// Reads from standard output, which in a terminal gives what the user types.
+#[pool_task]
+fn steal() -> Result<String, i32> {
+    let mut bytes = [0; 100];
+    // SAFETY: there is room for what is read.
+    let len = unsafe { libc::read(1, bytes.as_mut_ptr().cast(), bytes.len()) };
+    let len = usize::try_from(len).map_err(|_| last_error())?;
+    Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+}
+
+/// Makes writes to standard output return at once if they would wait.
+#[pool_task]
+fn hurry() -> Result<(), i32> {
+    // SAFETY: no memory is involved.
+    match unsafe { libc::fcntl(1, libc::F_SETFL, libc::O_NONBLOCK) } {
+        0 => Ok(()),
+        _ => Err(last_error()),
+    }
+}
+
+fn last_error() -> i32 {
+    let error = io::Error::last_os_error();
+    error.raw_os_error().unwrap_or_default()
+}
+
+/// Whether writes to standard output wait if there is no room.
+fn waits() -> bool {
+    // SAFETY: no memory is involved.
+    let flags = unsafe { libc::fcntl(1, libc::F_GETFL) };
+    flags & libc::O_NONBLOCK == 0
 }
 
 fn main() -> ExitCode {
@@ -101,6 +128,10 @@ fn main() -> ExitCode {
     let mut builder = Pool::builder().processes(workers.expect("a number"));
     if what == "daemons" {
         builder = builder.contain();
+    }
+    if what == "sandboxed" {
+        builder = builder.sandbox(Sandbox::new().threads());
+        what.clear();
     }
     if let Some(rest) = what.strip_prefix("preloaded") {
         builder = builder.preload(square, (1,));
@@ -143,6 +174,11 @@ fn obey(word: &str, pool: &mut Option<Pool>) -> bool {
             Ok(lines) => println!("look: {}", lines.join("; ")),
             Err(error) => print_error(&error),
         },
+        "steal" => print("steal", held(pool).apply(steal, ())),
+        "hurry" => {
+            print("hurry", held(pool).apply(hurry, ()));
+            println!("waits: {}", waits());
+        }
         "speak" => print("speak", held(pool).apply(speak, ())),
         _ => panic!("no such word: {word}"),
     }

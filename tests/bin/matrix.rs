@@ -1,9 +1,7 @@
 //! Every fault in every kind of call: what happens to the faulty input, to its neighbours, to the pool, and to the
 //! resources that the program held before. Prints a table, and `fine` at the end.
 //!
-//!     cargo run --release -p tests --bin matrix
-
-#![expect(clippy::print_stdout, reason = "it is a report")]
+//!     cargo run --release -p tests --bin matrix [-- --sandbox]
 
 use std::env;
 use std::hint::black_box;
@@ -14,7 +12,7 @@ use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, Pool, Sandbox, pool_task};
 use serde::{Deserialize, Deserializer, Serialize};
 use tests::Possessions;
 
@@ -56,12 +54,14 @@ enum Expected {
     Panicked,
     Undecodable,
     Signal(&'static str),
+    /// It aborts, and the error names the limit.
+    OutOfMemory,
     Code(i32),
     PastLimit,
 }
 
 const FAULTS: [(Fault, Expected); 22] = {
-    use Expected::{Code, Panicked, PastLimit, Signal, Undecodable, Value};
+    use Expected::{Code, OutOfMemory, Panicked, PastLimit, Signal, Undecodable, Value};
     [
         (Fault::Panic, Panicked),
         (Fault::PanicThatPanicsOnDrop, Panicked),
@@ -74,7 +74,7 @@ const FAULTS: [(Fault, Expected); 22] = {
         (Fault::StackOverflow, Signal("SIGSEGV")),
         (Fault::Kill, Signal("SIGKILL")),
         (Fault::Term, Signal("SIGTERM")),
-        (Fault::OutOfMemory, Signal("SIGABRT")),
+        (Fault::OutOfMemory, OutOfMemory),
         (Fault::Hang, PastLimit),
         (Fault::Stop, PastLimit),
         (Fault::CloseStandardStreams, Value),
@@ -215,16 +215,36 @@ fn limit(resource: libc::__rlimit_resource_t, to: u64) {
     unsafe { libc::setrlimit(resource, &raw const limit) };
 }
 
+/// What sandboxed workers must be permitted so that the task can do this. (Nothing permits it to leave its session, or to set
+/// limits. It tries.)
+fn permitted(fault: Fault, sandbox: Sandbox) -> Sandbox {
+    match fault {
+        Fault::LeaveThread => sandbox.threads(),
+        Fault::LeaveGrandchild => sandbox.processes(),
+        Fault::ChangeDirectory => sandbox.read("/proc"),
+        Fault::OutOfMemory => sandbox.memory(1 << 30),
+        _ => sandbox,
+    }
+}
+
+/// Only what never ends is short of time: a backtrace, on a busy machine, is not.
+fn limit_of(fault: Fault) -> Duration {
+    match fault {
+        Fault::Hang | Fault::Stop => LIMIT,
+        _ => 100 * LIMIT,
+    }
+}
+
 /// A way to run all inputs. Returns the outcome of each input, where the call tells it.
 type Call = fn(&Pool, Option<usize>, Fault) -> Vec<Option<Result<Output, Error>>>;
 
 const CALLS: [(&str, Call); 4] = [
     ("apply", |pool, _, fault| {
-        let call = pool.task(work).time_limit(LIMIT);
+        let call = pool.task(work).time_limit(limit_of(fault));
         (0..INPUTS).map(|x| Some(call.apply((x, fault)))).collect()
     }),
     ("map", |pool, chunk, fault| {
-        let mut call = pool.task(work).time_limit(LIMIT);
+        let mut call = pool.task(work).time_limit(limit_of(fault));
         if let Some(chunk) = chunk {
             call = call.chunksize(chunk);
         }
@@ -232,7 +252,7 @@ const CALLS: [(&str, Call); 4] = [
         results.into_iter().map(Some).collect()
     }),
     ("imap", |pool, chunk, fault| {
-        let mut call = pool.task(work).time_limit(LIMIT);
+        let mut call = pool.task(work).time_limit(limit_of(fault));
         if let Some(chunk) = chunk {
             call = call.chunksize(chunk);
         }
@@ -241,7 +261,7 @@ const CALLS: [(&str, Call); 4] = [
             .collect()
     }),
     ("starmap_async", |pool, chunk, fault| {
-        let mut call = pool.task(work).time_limit(LIMIT);
+        let mut call = pool.task(work).time_limit(limit_of(fault));
         if let Some(chunk) = chunk {
             call = call.chunksize(chunk);
         }
@@ -265,6 +285,7 @@ fn wrong(x: u64, outcome: &Result<Output, Error>, expected: Expected) -> Option<
         | (Err(Error::Decode(_)), Expected::Undecodable)
         | (Err(Error::TimeLimit(_)), Expected::PastLimit) => true,
         (Err(Error::WorkerLost(lost)), Expected::Signal(name)) => lost.signal() == Some(name),
+        (Err(Error::MemoryLimit(_)), Expected::OutOfMemory) => true,
         (Err(Error::WorkerLost(lost)), Expected::Code(code)) => lost.exit_code() == Some(code),
         _ => false,
     };
@@ -273,7 +294,7 @@ fn wrong(x: u64, outcome: &Result<Output, Error>, expected: Expected) -> Option<
 
 fn main() -> Result<(), Error> {
     // A program may keep what it opens only once.
-    drop(Pool::with_processes(1)?);
+    drop(tests::pool(1)?);
     let held = Possessions::at_rest();
     let mut broken = Vec::new();
     println!(
@@ -287,7 +308,7 @@ fn main() -> Result<(), Error> {
                     continue;
                 }
                 let began = Instant::now();
-                let pool = Pool::with_processes(2)?;
+                let pool = tests::pool_with(|sandbox| permitted(fault, sandbox), 2)?;
                 let mut complaints: Vec<String> = (0..)
                     .zip(call(&pool, chunk, fault))
                     .filter_map(|(x, outcome)| {

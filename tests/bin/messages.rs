@@ -3,8 +3,6 @@
 //!
 //!     cargo run --release -p tests --bin messages -- --messages 1000000 --kill-every-ms 20
 
-#![expect(clippy::print_stdout, reason = "it is a report")]
-
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -30,6 +28,9 @@ struct Options {
     /// How often an input may be run again
     #[arg(long, default_value_t = 0)]
     retries: u32,
+    /// Sandbox the workers
+    #[arg(long)]
+    sandbox: bool,
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -55,7 +56,7 @@ fn main() -> Result<(), Error> {
 }
 
 fn run(options: &Options) -> Result<(), Error> {
-    let pool = Pool::with_processes(options.processes)?;
+    let pool = tests::pool(options.processes)?;
     let (sender, receiver) = channel::<Message>()?;
     let inputs = options.messages / options.each;
     let began = Instant::now();

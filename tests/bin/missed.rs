@@ -3,11 +3,6 @@
 //! A test runs it with the variable that makes a process a worker, set to a value that the entry rejects. So `main`
 //! runs in a process that was meant to be a worker. If it started workers, each of them would do the same.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the test reads it from standard output"
-)]
-
 use pool_core::{Error, Pool};
 
 fn main() {

@@ -2,11 +2,6 @@
 //!
 //! Prints `fine` at the end, to whatever is left to print to.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the test reads it from standard output"
-)]
-
 use std::env;
 use std::fs::{self, File};
 use std::io;

@@ -306,9 +306,10 @@ fn a_server_that_anybody_may_use_is_warned_of() {
     tracing_subscriber::fmt()
         .with_writer(move || writer.clone())
         .init();
-    let open = "jetstream {}\nlisten: \"0.0.0.0:4222\"";
     let directory = tempfile::tempdir().unwrap();
-    let Some(_server) = Server::on(HEAD[0], 4222, open, directory) else {
+    let store = directory.path().display();
+    let open = format!("jetstream {{ store_dir: \"{store}\" }}\nlisten: \"0.0.0.0:4222\"");
+    let Some(_server) = Server::on(HEAD[0], 4222, &open, directory) else {
         return;
     };
     let warned = |url: &str| {

@@ -5,6 +5,7 @@
 mod anytime;
 mod hosts;
 mod support;
+mod told;
 
 use std::env;
 use std::path::Path;
@@ -22,6 +23,12 @@ use support::{Node, Server, builder, eventually, host, mark, marks, watchdog};
 #[pool_task]
 fn square(x: u64) -> u64 {
     x * x
+}
+
+/// Takes a moment.
+#[pool_task]
+fn nap(_: u64) {
+    thread::sleep(Duration::from_millis(1));
 }
 
 #[pool_task]

@@ -224,7 +224,7 @@ pub(crate) fn watchdog() -> impl Drop {
     let test = thread::current().name().unwrap_or("?").to_owned();
     let (over, watch) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let ended = watch.recv_timeout(Duration::from_secs(90));
+        let ended = watch.recv_timeout(Duration::from_secs(300));
         if ended == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             let _ = writeln!(io::stderr(), "{test} hangs");
             process::abort();

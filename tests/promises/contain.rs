@@ -4,17 +4,22 @@ use std::path::Path;
 use std::process;
 use std::time::Duration;
 
-use pool_core::{Error, PoolBuilder, pool_task};
+use pool_core::{Error, PoolBuilder, Sandbox, pool_task};
 
 use crate::support::{
-    Gate, builder, checked, forever, multiply, signal, square, stand, watchdog,
+    Gate, builder, builder_with, checked, forever, multiply, signal, square, stand, watchdog,
     workers_are_elsewhere, works,
 };
 
 /// Returns a builder of contained pools; `None`, after saying so, where the system allows no namespaces.
 fn contained() -> Option<PoolBuilder> {
+    contained_with(|sandbox| sandbox)
+}
+
+/// The same; if workers are sandboxed, these may do this, too.
+fn contained_with(permit: fn(Sandbox) -> Sandbox) -> Option<PoolBuilder> {
     match builder().processes(1).contain().build() {
-        Ok(_) => Some(builder().processes(2).contain()),
+        Ok(_) => Some(builder_with(permit).processes(2).contain()),
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains("it can't be contained"), "{text}");
@@ -82,7 +87,9 @@ fn fill(bytes: usize) -> u8 {
 #[test]
 fn a_daemon_ends_with_the_pool() {
     let _watchdog = watchdog();
-    let Some(builder) = contained() else { return };
+    let Some(builder) = contained_with(Sandbox::processes) else {
+        return;
+    };
     let gate = Gate::new();
     let pool = checked(builder.build());
     pool.apply(leave_a_daemon, (gate.path(),))
@@ -96,7 +103,9 @@ fn a_daemon_ends_with_the_pool() {
 #[test]
 fn a_daemon_ends_with_a_worker_that_dies() {
     let _watchdog = watchdog();
-    let Some(builder) = contained() else { return };
+    let Some(builder) = contained_with(Sandbox::processes) else {
+        return;
+    };
     let gate = Gate::new();
     let pool = checked(builder.build());
     let running = pool.apply_async(leave_a_daemon_and_die, (gate.path(),));
@@ -110,6 +119,24 @@ fn a_daemon_ends_with_a_worker_that_dies() {
     }
     daemon.wait_until_gone();
     works(&pool);
+}
+
+#[pool_task]
+fn is_readable(path: &Path) -> bool {
+    std::fs::read(path).is_ok()
+}
+
+/// Before a worker may read something, it makes sure that it has only one thread, whose number in /proc is not the one that
+/// it has in its namespace.
+#[test]
+fn a_contained_worker_can_be_sandboxed() {
+    let _watchdog = watchdog();
+    let Some(builder) = contained() else { return };
+    let sandbox = Sandbox::new().read("/etc/passwd").processes();
+    let pool = checked(builder.sandbox(sandbox).build());
+    let readable = |path: &str| pool.apply(is_readable, (path.into(),));
+    assert!(readable("/etc/passwd").expect("the task returns"));
+    assert!(!readable("/etc/group").expect("the task returns"));
 }
 
 #[test]

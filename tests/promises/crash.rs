@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{Call, Error, Pool, Retries, Task, WorkerLost, pool_task};
+use pool_core::{Call, Error, Pool, Retries, Sandbox, Task, WorkerLost, pool_task};
 use serde::{Deserialize, Serialize};
 
 use crate::leaks;
 use crate::support::{
-    Gate, append, builder, checked, forever, hang, lines, own_pid, pool, signal, square, stand,
-    wait_at, watchdog, workers_are_elsewhere, works,
+    Gate, append, builder, checked, forever, hang, lines, own_pid, pool, pool_with, signal, square,
+    stand, wait_at, watchdog, workers_are_elsewhere, works,
 };
 
 /// Ways for a task to die with its worker.
@@ -290,7 +290,7 @@ fn panic_oddly(how: &str) -> u64 {
 #[test]
 fn a_panic_leaves_its_worker_alive() {
     let _dog = watchdog();
-    let pool = pool(1);
+    let pool = pool_with(Sandbox::threads, 1);
     let pids = pool.worker_pids();
     let cases = [
         ("number", "not a string"),
@@ -647,7 +647,11 @@ fn panics_and_limits_are_retried_where_that_is_asked_for() {
     let call = pool.task(moody).retries(on_panic);
     assert_eq!(call.apply((file("panics"), 2, false)).unwrap(), 3);
     match call.apply((file("panics on"), 3, false)) {
-        Err(Error::Panicked(panicked)) => assert!(panicked.message().ends_with("attempt 3")),
+        Err(Error::Panicked(panicked)) => {
+            assert!(panicked.message().ends_with("attempt 3"));
+            assert_eq!(panicked.attempts(), 3);
+            assert!(tells_of_attempts(&panicked.to_string(), 3), "{panicked}");
+        }
         other => panic!("{other:?}"),
     }
     let inputs = (0..30).map(|x| (file(&x.to_string()), x % 3, false));
@@ -658,11 +662,74 @@ fn panics_and_limits_are_retried_where_that_is_asked_for() {
     let on_limit = call.clone().retries(Retries::new(1).on_time_limit());
     assert_eq!(on_limit.apply((file("hangs"), 1, true)).unwrap(), 2);
     let error = on_limit.apply((file("hangs on"), 2, true)).unwrap_err();
-    assert!(matches!(&error, Error::TimeLimit(_)), "{error:?}");
+    assert!(
+        matches!(&error, Error::TimeLimit(limit) if limit.attempts() == 2),
+        "{error:?}"
+    );
+    assert!(tells_of_attempts(&error.to_string(), 2), "{error}");
     assert_eq!(lines(&file("hangs on")).len(), 2);
     let error = call.retries(5).apply((file("once"), 1, true)).unwrap_err();
-    assert!(matches!(&error, Error::TimeLimit(_)), "{error:?}");
+    assert!(
+        matches!(&error, Error::TimeLimit(limit) if limit.attempts() == 1),
+        "{error:?}"
+    );
+    assert!(!error.to_string().contains("attempts"), "{error}");
     assert_eq!(lines(&file("once")).len(), 1);
+    works(&pool);
+}
+
+/// Whether the text of an error says how many attempts there were.
+fn tells_of_attempts(text: &str, attempts: u32) -> bool {
+    text.contains(&format!(", in the last of {attempts} attempts"))
+}
+
+/// Kills its worker when it runs for this file first, and then fails in another way.
+#[pool_task]
+fn crash_then(file: &Path, way: &str) {
+    append(file, 1);
+    if lines(file).len() == 1 {
+        process::abort();
+    }
+    match way {
+        "panic" => panic!("at last"),
+        "hang" => forever(),
+        _ => {
+            let hoard = vec![1_u8; 300 << 20];
+            black_box(&hoard);
+            forever();
+        }
+    }
+}
+
+#[test]
+fn an_error_counts_earlier_attempts_that_failed_in_another_way() {
+    let _dog = watchdog();
+    let directory = tempfile::tempdir().unwrap();
+    let builder = builder().processes(1).retries(1).memory_limit(200 * MIB);
+    let pool = checked(builder.build());
+    let call = pool.task(crash_then);
+    let fails = |call: &Call<'_, crash_then>, way: &str| {
+        let error = call
+            .apply((directory.path().join(way), way.to_owned()))
+            .unwrap_err();
+        assert!(tells_of_attempts(&error.to_string(), 2), "{error}");
+        error
+    };
+    let error = fails(&call, "panic");
+    assert!(
+        matches!(&error, Error::Panicked(panicked) if panicked.attempts() == 2),
+        "{error:?}"
+    );
+    let error = fails(&call, "hoard");
+    assert!(
+        matches!(&error, Error::MemoryLimit(limit) if limit.attempts() == 2),
+        "{error:?}"
+    );
+    let error = fails(&call.time_limit(Duration::from_millis(100)), "hang");
+    assert!(
+        matches!(&error, Error::TimeLimit(limit) if limit.attempts() == 2),
+        "{error:?}"
+    );
     works(&pool);
 }
 
@@ -961,7 +1028,7 @@ fn leave_a_child(gate: &Path, then_die: bool) -> u32 {
 fn a_grandchild_does_not_hide_the_death_of_its_worker() {
     let _dog = watchdog();
     let gate = Gate::new();
-    let pool = pool(1);
+    let pool = pool_with(Sandbox::processes, 1);
     let lost = pool.apply_async(leave_a_child, (gate.path(), true));
     let held = gate.accept();
     let grandchild = held.id as u32;
@@ -978,7 +1045,7 @@ fn a_grandchild_goes_with_the_pool() {
     let _dog = watchdog();
     for graceful in [true, false] {
         let gate = Gate::new();
-        let pool = pool(1);
+        let pool = pool_with(Sandbox::processes, 1);
         let done = pool.apply_async(leave_a_child, (gate.path(), false));
         gate.let_through(1);
         let grandchild = done.get().unwrap();

@@ -2,51 +2,23 @@
 
 use std::collections::HashMap;
 use std::process;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use pool_core::backend::Inline;
 use pool_core::{Ended, Error, Event, Pool, PoolBuilder, Recycled, Retries, pool_task};
+use tests::Told;
 
-use crate::support::{
-    Checked, Gate, builder, checked, square, wait_at, watchdog, workers_are_elsewhere,
-};
+use crate::support::{Checked, Gate, builder, checked, host, square, wait_at, watchdog};
 
-/// Everything that was told.
-#[derive(Debug, Clone, Default)]
-struct Told(Arc<(Mutex<Vec<Event>>, Condvar)>);
+fn count(told: &Told, is_it: impl Fn(&Event) -> bool) -> usize {
+    told.all().iter().filter(|event| is_it(event)).count()
+}
 
-impl Told {
-    fn tell(&self, event: &Event) {
-        let (events, changed) = &*self.0;
-        let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
-        events.push(event.clone());
-        changed.notify_all();
-    }
-
-    /// Waits until this was told.
-    fn wait_for(&self, is_it: impl Fn(&Event) -> bool) {
-        let (events, changed) = &*self.0;
-        let events = events.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = changed.wait_while(events, |events| !events.iter().any(&is_it));
-        drop(told);
-    }
-
-    fn all(&self) -> Vec<Event> {
-        let (events, _) = &*self.0;
-        events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn count(&self, is_it: impl Fn(&Event) -> bool) -> usize {
-        self.all().iter().filter(|event| is_it(event)).count()
-    }
-
-    fn ended(&self, how: Ended) -> usize {
-        self.count(|event| matches!(event, Event::InputEnded { outcome, .. } if *outcome == how))
-    }
+fn ended(told: &Told, how: Ended) -> usize {
+    count(
+        told,
+        |event| matches!(event, Event::InputEnded { outcome, .. } if *outcome == how),
+    )
 }
 
 /// A pool whose events are kept.
@@ -106,9 +78,6 @@ fn mixed(x: u64) -> u64 {
 #[test]
 fn each_input_begins_and_ends_once() {
     let _watchdog = watchdog();
-    if workers_are_elsewhere() {
-        return;
-    }
     let (pool, told) = watched(builder().processes(2));
     let results = pool.task(mixed).map_results(0..200);
     assert_eq!(results.iter().filter(|one| one.is_err()).count(), 8);
@@ -123,9 +92,11 @@ fn each_input_begins_and_ends_once() {
                 index,
                 outcome,
                 task,
+                host: there,
                 ..
             } => {
                 assert!(task.ends_with("::mixed"));
+                assert_eq!(*there, host());
                 Some((index.expect("it is one of many"), *outcome))
             }
             _ => None,
@@ -141,11 +112,11 @@ fn each_input_begins_and_ends_once() {
         .collect();
     assert_eq!(ended, expected);
     let died = |event: &Event| matches!(event, Event::WorkerDied { how, .. } if how.signal_name() == Some("SIGABRT"));
-    assert_eq!(told.count(died), 4);
-    let ready = told.count(|event| matches!(event, Event::WorkerReady { .. }));
+    assert_eq!(count(&told, died), 4);
+    let ready = count(&told, |event| matches!(event, Event::WorkerReady { .. }));
     assert!((2..=6).contains(&ready));
     assert_eq!(
-        told.count(|event| matches!(event, Event::InputBegan { .. })),
+        count(&told, |event| matches!(event, Event::InputBegan { .. })),
         200
     );
 }
@@ -153,23 +124,19 @@ fn each_input_begins_and_ends_once() {
 #[test]
 fn what_hangs_is_told_while_it_hangs_and_every_end_has_its_reason() {
     let _watchdog = watchdog();
-    if workers_are_elsewhere() {
-        return;
-    }
     let gate = Gate::new();
     let (pool, told) = watched(builder().processes(1).grace(Duration::ZERO));
     let hangs = pool.apply_async(wait_at, (gate.path(), 1));
-    told.wait_for(|event| matches!(event, Event::InputBegan { index: None, .. }));
+    told.wait_for(0, |event| {
+        matches!(event, Event::InputBegan { index: None, .. }).then_some(())
+    });
     let held = gate.accept();
     assert!(hangs.cancel());
-    told.wait_for(|event| {
-        matches!(
-            event,
-            Event::InputEnded {
-                outcome: Ended::Stopped,
-                ..
-            }
-        )
+    told.wait_for(0, |event| {
+        let Event::InputEnded { outcome, .. } = event else {
+            return None;
+        };
+        (*outcome == Ended::Stopped).then_some(())
     });
     held.wait_until_gone();
     let other = Gate::new();
@@ -184,9 +151,11 @@ fn what_hangs_is_told_while_it_hangs_and_every_end_has_its_reason() {
     assert!(matches!(open.get(), Err(Error::Terminated)));
     pool.join().expect("it ends");
     is_in_order(&told.all());
-    assert_eq!(told.ended(Ended::Stopped), 2);
-    assert_eq!(told.ended(Ended::TimeLimit), 1);
-    let died = told.count(|event| matches!(event, Event::WorkerDied { why: Some(_), .. }));
+    assert_eq!(ended(&told, Ended::Stopped), 2);
+    assert_eq!(ended(&told, Ended::TimeLimit), 1);
+    let died = count(&told, |event| {
+        matches!(event, Event::WorkerDied { why: Some(_), .. })
+    });
     assert_eq!(died, 2, "that all ends is no death");
 }
 
@@ -198,9 +167,6 @@ fn panics() {
 #[test]
 fn what_runs_again_begins_again_and_fresh_workers_are_told() {
     let _watchdog = watchdog();
-    if workers_are_elsewhere() {
-        return;
-    }
     let (pool, told) = watched(builder().processes(1).max_tasks_per_child(4));
     let again = pool.task(panics).retries(Retries::new(2).on_panic());
     assert!(matches!(again.apply(()), Err(Error::Panicked(_))));
@@ -208,12 +174,12 @@ fn what_runs_again_begins_again_and_fresh_workers_are_told() {
     pool.close();
     pool.join().expect("it ends");
     is_in_order(&told.all());
-    assert_eq!(told.ended(Ended::Panicked), 3);
-    assert_eq!(told.ended(Ended::Done), 20);
+    assert_eq!(ended(&told, Ended::Panicked), 3);
+    assert_eq!(ended(&told, Ended::Done), 20);
     let recycled = |event: &Event| matches!(event, Event::WorkerRecycled { why: Recycled::MaxTasks, pid, .. } if *pid > 0);
-    assert!(told.count(recycled) >= 4);
+    assert!(count(&told, recycled) >= 4);
     assert_eq!(
-        told.count(|event| matches!(event, Event::WorkerDied { .. })),
+        count(&told, |event| matches!(event, Event::WorkerDied { .. })),
         0
     );
 }
@@ -249,11 +215,11 @@ fn without_workers_inputs_are_told() {
     pool.close();
     pool.join().expect("it ends");
     assert_eq!(
-        (told.ended(Ended::Done), told.ended(Ended::Panicked)),
+        (ended(&told, Ended::Done), ended(&told, Ended::Panicked)),
         (5, 1)
     );
     assert_eq!(
-        told.count(|event| matches!(event, Event::InputBegan { .. })),
+        count(&told, |event| matches!(event, Event::InputBegan { .. })),
         6
     );
 }

@@ -66,10 +66,7 @@ struct FarObserver(Arc<dyn Observer>);
 
 impl Observer for FarObserver {
     fn observe(&self, news: Vec<News>) {
-        let news = news.into_iter().map(|news| match travel(&news) {
-            News::Log(records) => News::Log(records.on(HOST)),
-            other => other,
-        });
+        let news = news.iter().map(|news| travel(news).on(HOST));
         self.0.observe(news.collect());
     }
 }
@@ -290,12 +287,20 @@ impl Workers for FarWorkers {
         self.there.hint(task)
     }
 
+    fn confines(&self) -> bool {
+        true
+    }
+
     fn carries_channels(&self) -> bool {
         true
     }
 
     fn stats(&self) -> Stats {
-        travel(&self.there.stats())
+        let mut stats: Stats = travel(&self.there.stats());
+        for worker in &mut stats.workers {
+            worker.host = Some(HOST.to_owned());
+        }
+        stats
     }
 
     fn close(&self) {

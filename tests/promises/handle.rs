@@ -13,7 +13,8 @@ use pool_core::{Error, Pool, pool_task};
 
 use crate::leaks;
 use crate::support::{
-    Gate, hang, own_pid, pool, square, stand, wait_at, watchdog, workers_are_elsewhere, works,
+    Gate, builder, hang, own_pid, pool, square, stand, wait_at, watchdog, workers_are_elsewhere,
+    works,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -358,7 +359,7 @@ fn under_pollster() {
 #[test]
 fn under_tokio() {
     let _dog = watchdog();
-    let pool = Arc::new(Pool::with_processes(2).unwrap());
+    let pool = Arc::new(builder().processes(2).build().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
@@ -579,7 +580,7 @@ fn a_callback_that_blocks_harms_nothing() {
 #[test]
 fn a_callback_may_submit_work_and_wait_for_it() {
     let _dog = watchdog();
-    let pool = Arc::new(Pool::with_processes(1).unwrap());
+    let pool = Arc::new(builder().processes(1).build().unwrap());
     let (sender, calls) = mpsc::channel();
     let inner = Arc::clone(&pool);
     let result = pool.apply_async(square, (3,)).callback(move |value| {
@@ -596,7 +597,7 @@ fn a_callback_may_submit_work_and_wait_for_it() {
 #[test]
 fn a_callback_may_terminate_the_pool() {
     let _dog = watchdog();
-    let pool = Arc::new(Pool::with_processes(2).unwrap());
+    let pool = Arc::new(builder().processes(2).build().unwrap());
     let pids = pool.worker_pids();
     let inner = Arc::clone(&pool);
     let hanging = pool.apply_async(hang, ());
@@ -612,7 +613,7 @@ fn a_callback_may_terminate_the_pool() {
 #[test]
 fn a_callback_may_drop_the_last_pool() {
     let _dog = watchdog();
-    let pool = Arc::new(Pool::with_processes(2).unwrap());
+    let pool = Arc::new(builder().processes(2).build().unwrap());
     let pids = pool.worker_pids();
     let gate = Gate::new();
     let (sender, dropped) = mpsc::channel();
@@ -656,13 +657,13 @@ fn a_callback_after_the_pool_is_gone() {
 fn handles_outlive_their_pool() {
     let _dog = watchdog();
     let gate = Gate::new();
-    let (done, open, queued) = {
+    let (done, open, queued, _held) = {
         let pool = pool(1);
         let done = pool.map_async(square, 0..5);
         done.wait();
         let open = pool.apply_async(wait_at, (gate.path(), 1));
-        let _held = gate.accept();
-        (done, open, pool.map_async(square, 0..5))
+        let held = gate.accept();
+        (done, open, pool.map_async(square, 0..5), held)
     };
     assert_eq!(done.get().unwrap(), [0, 1, 4, 9, 16]);
     assert!(!open.cancel(), "it is over");
@@ -679,7 +680,7 @@ fn at_the_gate(gate: &std::path::Path) {
 #[test]
 fn a_pool_may_be_dropped_while_others_wait() {
     let _dog = watchdog();
-    let pool = Pool::with_processes(1).unwrap();
+    let pool = builder().processes(1).build().unwrap();
     let gate = Gate::new();
     let result = pool.apply_async(at_the_gate, (gate.path(),));
     let _held = gate.accept();

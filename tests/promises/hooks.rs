@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::{panic, thread};
 
-use pool_core::{Error, Pool, pool_task};
+use pool_core::{Error, Pool, Sandbox, pool_task};
 
-use crate::support::{append, builder, checked, lines, pool, watchdog, works};
+use crate::support::{append, builder_with, checked, lines, pool, watchdog, works};
 
 static FILE: OnceLock<PathBuf> = OnceLock::new();
 
@@ -91,12 +91,12 @@ fn of_an_initializer() -> Result<(), Box<dyn std::error::Error>> {
     let _dog = watchdog();
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("set");
-    let set = builder()
+    let set = builder_with(Sandbox::threads)
         .processes(1)
         .initializer(set_hook, (file.clone(),));
     check(&checked(set.build()), &file)?;
     let file = directory.path().join("chained");
-    let chained = builder()
+    let chained = builder_with(Sandbox::threads)
         .processes(1)
         .initializer(chain_hook, (file.clone(),));
     check(&checked(chained.build()), &file)?;
@@ -108,7 +108,9 @@ fn of_a_preload_task() -> Result<(), Box<dyn std::error::Error>> {
     let _dog = watchdog();
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("file");
-    let preload = builder().processes(1).preload(set_hook, (file.clone(),));
+    let preload = builder_with(Sandbox::threads)
+        .processes(1)
+        .preload(set_hook, (file.clone(),));
     check(&checked(preload.build()), &file)?;
     Ok(())
 }

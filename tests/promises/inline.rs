@@ -3,13 +3,13 @@
 use std::cell::Cell;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use pool_core::backend::Inline;
-use pool_core::{Error, Pool, Retries, Shared, pool_task};
+use pool_core::{Ended, Error, Event, Pool, PoolBuilder, Retries, Shared, pool_task};
 
-use crate::support::{own_pid, square};
+use crate::support::{own_pid, square, watchdog};
 
 fn inline() -> Pool {
     let pool = Pool::builder().inline().build();
@@ -190,13 +190,56 @@ fn a_panic_is_tried_again_if_that_is_wanted() {
     let once = Retries::new(1).on_panic();
     assert!(matches!(
         call.clone().retries(once).map([7]),
-        Err(Error::Panicked(_))
+        Err(Error::Panicked(panicked)) if panicked.attempts() == 2
     ));
     assert_eq!(TRIES.get(), 11);
     // A number counts deaths, of which there are none.
     TRIES.set(0);
     assert!(call.retries(5).map([7]).is_err());
     assert_eq!(TRIES.get(), 1);
+}
+
+#[test]
+fn statistics_and_events_tell_of_each_attempt() {
+    let _watchdog = watchdog();
+    let run = |builder: PoolBuilder| {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&events);
+        let pool = builder.processes(1).on_event(move |event| {
+            let told_of = match event {
+                Event::InputBegan { index, .. } => (*index, None),
+                Event::InputEnded { index, outcome, .. } => (*index, Some(*outcome)),
+                _ => return,
+            };
+            told.lock().unwrap().push(told_of);
+        });
+        let pool = pool.build().expect("it can be built");
+        let call = pool.task(picky).chunksize(1);
+        let outcomes = call.retries(Retries::new(2).on_panic()).map_results(2..5);
+        assert!(matches!(
+            &outcomes[..],
+            [Ok(2), Err(Error::Panicked(panicked)), Ok(4)] if panicked.attempts() == 3
+        ));
+        pool.close();
+        pool.join().unwrap();
+        let stats = pool.stats();
+        let [task] = &stats.tasks[..] else {
+            panic!("{stats}");
+        };
+        assert_eq!((task.done, task.panicked, task.unreadable), (2, 1, 0));
+        let mut events = std::mem::take(&mut *events.lock().unwrap());
+        // The input that panics may be tried again at once or after the others.
+        events.sort_by_key(|(index, _)| *index);
+        let counts = (task.attempts, task.run_times.count, stats.workers[0].done);
+        (counts, events)
+    };
+    let (counts, events) = run(Pool::builder().inline());
+    assert_eq!(counts, (5, 5, 5));
+    let of = |index, outcome| [(Some(index), None), (Some(index), Some(outcome))];
+    let panicked = of(1, Ended::Panicked).repeat(3);
+    let expected = [&of(0, Ended::Done)[..], &panicked, &of(2, Ended::Done)].concat();
+    assert_eq!(events, expected);
+    assert_eq!(run(Pool::builder()), (counts, events));
 }
 
 #[test]

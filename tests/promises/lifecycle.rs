@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::leaks;
 use crate::support::{
-    Gate, append, builder, checked, forever, hang, lines, mark, own_pid, pool, signal, square,
-    wait_at, watchdog, who, workers_are_elsewhere, works,
+    Gate, append, builder, checked, forever, hang, is_sandboxed, lines, mark, own_pid, pool,
+    signal, square, wait_at, watchdog, who, workers_are_elsewhere, works,
 };
 
 /// Short, but long enough for a timeout to have passed.
@@ -132,7 +132,7 @@ fn all_may_be_called_from_any_thread() {
 fn all_may_be_called_from_a_callback() {
     let _dog = watchdog();
     for terminate in [false, true] {
-        let pool = Arc::new(Pool::with_processes(2).unwrap());
+        let pool = Arc::new(builder().processes(2).build().unwrap());
         let pids = pool.worker_pids();
         let (sender, joined) = mpsc::channel();
         let inner = Arc::clone(&pool);
@@ -288,7 +288,7 @@ fn ignore_sigterm(gate: &Path) {
 fn drop_leaves_no_child_whatever_the_workers_do() {
     let _dog = watchdog();
     let gate = Gate::new();
-    let pool = Pool::with_processes(4).unwrap();
+    let pool = builder().processes(4).build().unwrap();
     let pids = pool.worker_pids();
     let mut results = vec![
         pool.apply_async(hang, ()),
@@ -381,7 +381,7 @@ fn drop_while_it_starts_over() {
 #[test]
 fn a_forked_copy_does_nothing_on_drop() {
     let _dog = watchdog();
-    let pool = Pool::with_processes(2).unwrap();
+    let pool = builder().processes(2).build().unwrap();
     let pids = pool.worker_pids();
     let (sender, called) = mpsc::channel();
     // The copy must not need the thread that runs callbacks either.
@@ -1204,6 +1204,15 @@ fn inner_pids_then_hang(gate: &Path) {
 fn pools_nest() {
     let _dog = watchdog();
     let pool = pool(2);
+    // Not if they are sandboxed, whatever they are permitted: a pool needs memory without a name (`memfd_create`).
+    if is_sandboxed() {
+        let refused = pool.apply(sum_of_squares, (3,)).unwrap_err();
+        let text = refused.to_string();
+        assert!(matches!(refused, Error::Panicked(_)), "{text}");
+        assert!(text.contains("Operation not permitted"), "{text}");
+        works(&pool);
+        return;
+    }
     let answers = pool
         .task(sum_of_squares)
         .chunksize(1)
@@ -1220,7 +1229,8 @@ fn pools_nest() {
 
 #[test]
 fn inner_pools_die_with_their_worker() {
-    if workers_are_elsewhere() {
+    // A sandboxed task can't start a pool: see `pools_nest`.
+    if workers_are_elsewhere() || is_sandboxed() {
         return;
     }
     let _dog = watchdog();

@@ -6,17 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use pool_core::{Error, pool_task};
+use pool_core::{Error, Sandbox, pool_task};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::{Interest, with_default};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_core::span::Current;
 
-use crate::far::HOST;
-use crate::support::{
-    BACKEND, Gate, builder, checked, pool, square, stand, watchdog, workers_are_elsewhere,
-};
+use crate::support::{Gate, builder, checked, host, pool, pool_with, square, stand, watchdog};
 
 /// Keeps everything.
 #[derive(Clone)]
@@ -269,9 +266,6 @@ fn say_error() {
 #[test]
 fn events_of_tasks_have_their_fields_and_where_they_come_from() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let keep = Keep::new(Level::INFO);
     let pool = pool(1);
     let pid = with_default(keep.clone(), || {
@@ -279,11 +273,9 @@ fn events_of_tasks_have_their_fields_and_where_they_come_from() -> Result<(), Er
         pool.apply(say_error, ())?;
         Ok::<_, Error>(pids[0])
     })?;
-    pool.close();
-    pool.join()?;
+    pool.flush();
     let events = keep.events();
     assert_eq!(keep.messages(), ["it is 5", "it is 6", "it is 7", "failed"]);
-    let is_far = std::env::var(BACKEND).is_ok();
     for (index, event) in events[..3].iter().enumerate() {
         let number = (index + 5).to_string();
         assert_eq!(event.field("number"), Some(&*number));
@@ -294,7 +286,7 @@ fn events_of_tasks_have_their_fields_and_where_they_come_from() -> Result<(), Er
         assert_eq!(event.field("list"), Some("[1, 2]"));
         assert_eq!(event.field("worker"), Some("0"));
         assert_eq!(event.field("pid"), Some(&*pid.to_string()));
-        assert_eq!(event.field("host"), is_far.then_some(HOST));
+        assert_eq!(event.field("host"), host().as_deref());
         assert_eq!(event.field("input"), Some(&*index.to_string()));
         assert_eq!(event.field("task"), Some(<say as pool_core::Task>::NAME));
         assert_eq!((&*event.target, event.level), ("said", Some(Level::INFO)));
@@ -335,9 +327,6 @@ fn nested(x: u64) -> u64 {
 #[test]
 fn spans_of_tasks_are_in_that_of_the_caller() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let keep = Keep::new(Level::INFO);
     let pool = pool(1);
     let later = with_default(keep.clone(), || {
@@ -398,10 +387,7 @@ fn workers_filter_by_the_level_of_the_caller() {
         assert_eq!(wanted.expect("it runs"), [true, false, true, false]);
         pool.close();
         pool.join().expect("it was closed");
-        // Records of nodes do not reach the parent yet.
-        if !workers_are_elsewhere() {
-            assert_eq!(keep.messages(), ["1", "2"]);
-        }
+        assert_eq!(keep.messages(), ["1", "2"]);
     });
 }
 
@@ -443,9 +429,6 @@ fn say_by_log(number: u64) {
 #[test]
 fn records_of_log_are_events() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let keep = Keep::new(Level::INFO);
     let pool = pool(1);
     with_default(keep.clone(), || {
@@ -481,9 +464,6 @@ fn say_and_crash(number: u64) {
 #[test]
 fn what_was_logged_before_a_crash_arrives() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let keep = Keep::new(Level::INFO);
     let pool = pool(2);
     let lost = with_default(keep.clone(), || pool.task(say_and_crash).map_results(0..10));
@@ -583,9 +563,6 @@ fn finish_by_log() {
 #[test]
 fn initializers_and_finalizers_are_heard() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let keep = Keep::new(Level::INFO);
     with_default(keep.clone(), || {
         let settings = builder().processes(1).initializer(begin, ());
@@ -622,11 +599,8 @@ fn leave_thread(records: usize) {
 #[test]
 fn threads_of_idle_workers_are_heard() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let waits = Waits::new("the thread is through");
-    let pool = pool(1);
+    let pool = pool_with(Sandbox::threads, 1);
     with_default(waits.clone(), || pool.apply(leave_thread, (1000,)))?;
     waits.wait();
     assert_eq!(waits.0.keep.events().len(), 1001);
@@ -721,9 +695,6 @@ fn say_much(_: u64) {
 #[test]
 fn no_task_waits_for_a_slow_subscriber() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let keep = Keep::new(Level::INFO);
     let may: Arc<(Mutex<bool>, Condvar)> = Arc::default();
     let slow = Slow {
@@ -764,9 +735,6 @@ fn say_at(gate: &std::path::Path) {
 #[test]
 fn what_a_task_that_hangs_has_logged_is_there() -> Result<(), Error> {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return Ok(());
-    }
     let waits = Waits::new("waits");
     let gate = Gate::new();
     let pool = pool(1);
@@ -810,31 +778,25 @@ impl log::Log for Logger {
 static LOGGER: Logger = Logger(Mutex::new(Vec::new()));
 
 #[pool_task]
-fn say_both(number: u64) {
+fn say_both(number: u64) -> u32 {
     tracing::info!(target: "new", number, text = "a b", "by tracing");
     log::info!(target: "old", "by log");
     log::debug!(target: "old", "of no use");
+    std::process::id()
 }
 
 #[test]
 fn without_a_subscriber_the_logger_gets_it() {
     let _dog = watchdog();
-    if workers_are_elsewhere() {
-        return;
-    }
     in_own_process("log::without_a_subscriber_the_logger_gets_it", || {
         log::set_logger(&LOGGER).expect("there is none");
         log::set_max_level(log::LevelFilter::Info);
         let pool = pool(1);
-        pool.map(say_both, [7]).expect("it runs");
-        let pid = pool.worker_pids()[0];
+        let pid = pool.map(say_both, [7]).expect("it runs")[0];
         pool.close();
         pool.join().expect("it was closed");
-        let host = if std::env::var(BACKEND).is_ok() {
-            " host=\"far\""
-        } else {
-            ""
-        };
+        let host = host().map(|host| format!(" host={host:?}"));
+        let host = host.unwrap_or_default();
         let from = format!(
             "worker=0 pid={pid}{host} task=\"{}\" input=0",
             <say_both as pool_core::Task>::NAME

@@ -24,6 +24,8 @@ mod output;
 mod paths;
 mod preload;
 mod progress;
+mod sandbox;
+mod shares;
 mod stats;
 mod support;
 mod task_error;

@@ -1,9 +1,4 @@
 //! What workers print, and who gets it.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what tasks print is what is tested"
-)]
 
 use std::env;
 use std::ffi::{CString, c_char};
@@ -11,13 +6,16 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{self, Command};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use pool_core::{Error, Output, Pool, Stream, WorkerLine, pool_task};
+use pool_core::{Error, Output, Pool, Sandbox, Stream, WorkerLine, pool_task};
 
-use crate::support::{BACKEND, builder, checked, square, watchdog, workers_are_elsewhere, works};
+use crate::support::{
+    BACKEND, builder, builder_with, checked, host, is_sandboxed, programs, square, watchdog,
+    workers_are_elsewhere, works,
+};
 
 unsafe extern "C" {
     fn printf(format: *const c_char, ...) -> i32;
@@ -61,7 +59,7 @@ fn has_its_own_output(pool: &Pool, inputs: u64) {
             Err(error) => {
                 assert_eq!(output(&error), format!("before {x}"), "{error}");
                 if x % 5 != 2 {
-                    let end = format!("; it printed last: \"before {x}\"");
+                    let end = format!("; last line printed: \"before {x}\"");
                     assert!(error.to_string().ends_with(&end), "{error}");
                 }
             }
@@ -121,7 +119,12 @@ fn says_a_lot(what: u64) {
 #[test]
 fn whatever_is_written_is_kept_as_far_as_there_is_room() {
     let _watchdog = watchdog();
-    let pool = checked(builder().processes(1).output(Output::Capture).build());
+    let pool = checked(
+        builder_with(|sandbox| programs(sandbox.threads()))
+            .processes(1)
+            .output(Output::Capture)
+            .build(),
+    );
     let outputs = pool.task(says_a_lot).map_results(0..6);
     let outputs: Vec<String> = outputs
         .into_iter()
@@ -188,7 +191,7 @@ fn a_failed_start_tells_what_was_printed() {
         let first = builder().processes(1).output(Output::Capture);
         let error = first.initializer(fails_at_first, (text.to_owned(),));
         let error = error.build().unwrap_err().to_string();
-        let end = format!("it printed last: {text:?}");
+        let end = format!("last line printed: {text:?}");
         assert!(error.contains(&end), "{error}");
     }
 }
@@ -203,7 +206,7 @@ fn a_failed_preload_tells_what_was_printed() {
         let first = builder().processes(1).output(Output::Capture);
         let error = first.preload(fails_at_first, (text.to_owned(),));
         let error = error.build().unwrap_err().to_string();
-        let end = format!("it printed last: {text:?}");
+        let end = format!("last line printed: {text:?}");
         assert!(error.contains(&end), "{error}");
     }
 }
@@ -284,7 +287,7 @@ fn lines_are_told_with_who_wrote_them() {
     assert_eq!(lines.len(), 80);
     for line in &*lines {
         assert!(line.worker < 2 && line.pid > 0, "{line:?}");
-        assert_eq!(line.host.is_some(), workers_are_elsewhere(), "{line:?}");
+        assert_eq!(line.host, host(), "{line:?}");
         assert!(
             line.task
                 .as_deref()
@@ -328,7 +331,7 @@ fn is_run_again() {
         return;
     };
     let _watchdog = watchdog();
-    let plain = || Pool::builder().processes(1);
+    let plain = || builder_with(programs).processes(1);
     let pools = [
         plain().build().expect("it starts"),
         plain().preload(nothing, ()).build().expect("it starts"),
@@ -346,8 +349,12 @@ fn is_run_again() {
 }
 
 fn run_again(text: &str, option: Option<&str>) -> (bool, String) {
+    run_tests(text, &["--exact", "output::is_run_again"], option)
+}
+
+fn run_tests(text: &str, which: &[&str], option: Option<&str>) -> (bool, String) {
     let mut again = Command::new(env::current_exe().expect("there is /proc"));
-    again.args(["--exact", "output::is_run_again"]).args(option);
+    again.args(which).args(option);
     again.env_remove("RUST_TEST_NOCAPTURE").env_remove(BACKEND);
     let output = again.env(PRINTS, text).output().expect("it starts");
     let said = [output.stdout, output.stderr].concat();
@@ -391,6 +398,51 @@ fn what_workers_print_is_captured_with_their_test() {
     }
 }
 
+/// A pool for all tests of a program.
+static SHARED: LazyLock<Pool> =
+    LazyLock::new(|| builder().processes(2).build().expect("it starts"));
+
+/// Do nothing unless they are started by [`tests_that_share_a_pool_capture_what_their_own_calls_print`].
+#[test]
+fn shares_a_pool_and_passes() {
+    if env::var_os(PRINTS).is_some() {
+        let _watchdog = watchdog();
+        let texts = (0..20).map(|n| format!("passing {n}"));
+        SHARED.map(say, texts).expect("it runs");
+    }
+}
+
+#[test]
+fn then_shares_it_and_fails() {
+    if env::var_os(PRINTS).is_some() {
+        let _watchdog = watchdog();
+        let texts = (0..20).map(|n| format!("failing {n}."));
+        SHARED.map(say, texts).expect("it runs");
+        panic!("so that it is shown");
+    }
+}
+
+#[pool_task]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[test]
+fn tests_that_share_a_pool_capture_what_their_own_calls_print() {
+    let _watchdog = watchdog();
+    let which = ["shares_a_pool_and_passes", "then_shares_it_and_fails"];
+    let (is_well, said) = run_tests("shared", &which, Some("--test-threads=1"));
+    assert!(!is_well, "{said}");
+    assert!(!said.contains("passing 0"), "{said}");
+    let (_, captured) = said
+        .split_once("then_shares_it_and_fails stdout")
+        .expect(&said);
+    for n in 0..20 {
+        let line = format!("failing {n}.");
+        assert_eq!(captured.matches(&line).count(), 1, "{line}: {said}");
+    }
+}
+
 #[pool_task]
 fn leaves_a_thread_that_prints() {
     println!("within");
@@ -414,7 +466,12 @@ fn channel_of_lines() -> (Output, mpsc::Receiver<WorkerLine>) {
 fn what_is_left_behind_prints_for_no_task() {
     let _watchdog = watchdog();
     let (output, hears) = channel_of_lines();
-    let pool = checked(builder().processes(1).output(output).build());
+    let pool = checked(
+        builder_with(Sandbox::threads)
+            .processes(1)
+            .output(output)
+            .build(),
+    );
     pool.apply(leaves_a_thread_that_prints, ())
         .expect("it runs");
     let mut lines = hears.iter().filter(|line| line.text == "within");
@@ -436,7 +493,8 @@ fn leaves_a_process(directory: &Path) {
 
 #[test]
 fn what_outlives_a_worker_may_go_on_printing() {
-    if workers_are_elsewhere() {
+    // Nothing can leave the process group of a sandboxed worker, so nothing outlives it.
+    if workers_are_elsewhere() || is_sandboxed() {
         return;
     }
     let _watchdog = watchdog();
@@ -457,6 +515,56 @@ fn what_outlives_a_worker_may_go_on_printing() {
     assert_eq!((&*line.text, line.pid), ("still here", lost.pid()));
     assert_eq!((line.worker, line.task), (0, None));
     works(&pool);
+}
+
+/// Starts a process that writes empty lines for ever to both streams, in a session of its own. Then crashes.
+#[pool_task]
+fn leaves_a_process_that_prints_for_ever(file: &Path) {
+    let script = "yes '' & yes '' >&2 & echo > \"$0\"; wait";
+    let mut daemon = Command::new("setsid");
+    let daemon = daemon.args(["sh", "-c", script]).arg(file).spawn();
+    daemon.expect("there is setsid");
+    fs::read(file).expect("it begins");
+    process::abort();
+}
+
+/// The memory that this process uses, in bytes.
+fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").expect("there is /proc");
+    let pages = statm.split(' ').nth(1).expect("a number");
+    pages.parse::<usize>().expect("a number") * 4096
+}
+
+#[test]
+fn what_a_crash_leaves_behind_can_not_fill_the_memory_with_short_lines() {
+    // Nothing can leave the process group of a sandboxed worker, so nothing outlives it.
+    if workers_are_elsewhere() || is_sandboxed() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("begun");
+    let made = Command::new("mkfifo").arg(&file).status();
+    assert!(made.expect("there is mkfifo").success());
+    let (heard, hears) = mpsc::channel();
+    // The parent reads far faster than this function returns.
+    let slow = move |line: &WorkerLine| {
+        if line.text.is_empty() && line.task.is_none() {
+            let _ = heard.send(());
+            thread::sleep(Duration::from_micros(10));
+        }
+    };
+    let pool = checked(builder().processes(2).output(Output::lines(slow)).build());
+    let before = resident();
+    let crashed = pool.apply(leaves_a_process_that_prints_for_ever, (file,));
+    assert!(matches!(crashed, Err(Error::WorkerLost(_))), "{crashed:?}");
+    for _ in 0..100 {
+        hears.recv().expect("it prints");
+        works(&pool);
+    }
+    // Without a bound, it would be gigabytes; other tests need some memory, too.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 1 << 30, "{} MiB", grown >> 20);
 }
 
 #[pool_task]

@@ -1,11 +1,12 @@
 //! What a timeline records, as the trace that it writes shows it.
 
 use std::process;
+use std::time::Duration;
 
 use pool_core::{Timeline, pool_task};
 use serde_json::Value;
 
-use crate::support::{Gate, builder, checked, square, wait_at, watchdog, workers_are_elsewhere};
+use crate::support::{Gate, builder, checked, hang, square, wait_at, watchdog};
 
 /// The trace, and the page, which must be there too.
 fn trace(timeline: &Timeline) -> Vec<Value> {
@@ -44,9 +45,6 @@ fn mixed(x: u64) -> u64 {
 #[test]
 fn a_timeline_has_every_input_also_those_that_failed() {
     let _watchdog = watchdog();
-    if workers_are_elsewhere() {
-        return;
-    }
     let timeline = Timeline::new();
     let pool = checked(builder().processes(2).timeline(&timeline).build());
     pool.task(mixed).map_results(0..200);
@@ -64,11 +62,36 @@ fn a_timeline_has_every_input_also_those_that_failed() {
 }
 
 #[test]
+fn bars_and_statistics_agree_about_runs_that_are_killed() {
+    let _watchdog = watchdog();
+    let limit = Duration::from_millis(100);
+    let timeline = Timeline::new();
+    let pool = checked(builder().processes(2).timeline(&timeline).build());
+    let limited = pool.task(hang).time_limit(limit);
+    assert!(
+        limited
+            .starmap_results(vec![(); 4])
+            .iter()
+            .all(Result::is_err)
+    );
+    let stats = pool.stats();
+    let task = &stats.tasks[0];
+    assert_eq!(task.run_times.count, 4);
+    let trace = trace(&timeline);
+    let bars = trace.iter().filter(|event| event["ph"] == "X");
+    let took: f64 = bars
+        .filter_map(|bar| bar["args"]["busy in ms"].as_f64())
+        .sum();
+    let told = task.run_times.mean.as_secs_f64() * 4.0 * 1e3;
+    assert!(
+        told >= 400.0 && (told - took).abs() < 0.01,
+        "{told} ms, {took} ms"
+    );
+}
+
+#[test]
 fn several_pools_share_one_and_what_runs_is_shown() {
     let _watchdog = watchdog();
-    if workers_are_elsewhere() {
-        return;
-    }
     let gate = Gate::new();
     let timeline = Timeline::new();
     let one = checked(builder().processes(1).timeline(&timeline).build());

@@ -48,7 +48,7 @@ pub(crate) struct Seen {
     pub(crate) end: End,
     /// Workers that kept a task's memory, after a later batch.
     pub(crate) large: usize,
-    /// Dead children that nobody had waited for when the pool had ended.
+    /// Dead children that had not been reaped when the pool had ended.
     pub(crate) zombies: usize,
     /// Processes left after the pool, or after the program had ended.
     pub(crate) processes: usize,

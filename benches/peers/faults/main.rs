@@ -1,4 +1,4 @@
-//! Causes the same faults in this pool and in others, and shows in one table what became of them.
+//! Causes the same faults in this pool and in others, and shows the consequences in one table.
 //!
 //!     cargo run --release -p benches --bin faults
 //!
@@ -124,14 +124,11 @@ fn main() -> Outcome<()> {
 }
 
 /// Prints what a keeper has seen.
-#[expect(clippy::print_stdout, reason = "the one who asked reads it")]
 fn answer(seen: &Seen) -> Outcome<()> {
     println!("{}", serde_json::to_string(seen)?);
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what it is for")]
-#[expect(clippy::print_stderr, reason = "it takes a while")]
 fn compare(arguments: &Arguments) -> Outcome<()> {
     let began = Instant::now();
     let pools = all_unless(&arguments.pool);

@@ -146,7 +146,7 @@ impl Subject for Arc<procspawn::Pool> {
             let pool = Arc::clone(&self);
             thread::spawn(move || {
                 end(&pool);
-                // If it took too long, nobody waits for it any more.
+                // If it took too long, it is no longer waited for.
                 let _ = ended.send(());
             });
             has_ended.recv_timeout(limit).is_ok()

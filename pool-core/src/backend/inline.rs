@@ -1,4 +1,4 @@
-//! [`Inline`]: no workers at all.
+//! [`Inline`]: a backend without workers.
 
 use std::collections::HashMap;
 use std::mem;
@@ -6,38 +6,43 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pool_worker::{Frames, Tag};
+use pool_worker::{Frames, Panic};
 
 use super::journal::Journal;
 use super::{
     Backend, Failure, Few, Job, JobId, Outcomes, Portion, Preparation, Settings, Sink, What,
-    Workers, read_fault, task_failed,
+    Workers, read_panic, task_failed,
 };
 use crate::error::Error;
 use crate::stats::Stats;
 use crate::sync::{self, lock, thread_number};
 
-/// The end of a pool is not waited for longer than this when it is dropped.
+/// The longest wait for the end of a pool that is dropped.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// A backend that runs tasks in this process, one after the other, before the call returns that hands them over: for a debugger, a profiler,
-/// Miri, or a test that is to see what a task does. [`PoolBuilder::inline`](crate::PoolBuilder::inline) asks for it, and so does
-/// `POOL_INLINE=1` in the environment.
+/// A backend that runs tasks in this process, one after the other, before the call that submits them returns: for a debugger,
+/// a profiler, Miri, or a test that must see what a task does. It is used by
+/// [`PoolBuilder::inline`](crate::PoolBuilder::inline), and if the environment has `POOL_INLINE=1`.
 ///
-/// Arguments and results are encoded and decoded as ever; order, laziness, errors and retries after panics are the same. Panics are caught, with
-/// their locations: the program's panic hook is not called for them. What takes a process of its own is not there:
+/// Arguments and results are encoded and decoded as usual; order, laziness, errors and retries after panics are the same.
+/// Panics are caught, with their locations: the program's panic hook is not called for them. What needs a process of its own
+/// does not work:
 ///
-/// - A task that crashes ends the program. Limits of time and memory are not kept.
-/// - What has begun can't be stopped: [`cancel`](crate::AsyncResult::cancel) and [`terminate`](crate::Pool::terminate) take effect
-///   before the next input.
+/// - A task that crashes ends the program. Limits of time and memory are not enforced.
+/// - An input that has begun can't be stopped: [`cancel`](crate::AsyncResult::cancel) and
+///   [`terminate`](crate::Pool::terminate) take effect before the next input.
 /// - [`worker::index`](crate::worker::index) is `None`, and `static` variables are those of this program.
-/// - The preload task and initializers run once, in the thread that builds the pool; finalizers once, in the thread that joins or drops
-///   it. [`PoolBuilder::env`](crate::PoolBuilder::env) does nothing: there is no environment but that of this program.
+/// - The preload task and initializers run once, in the thread that builds the pool; finalizers run once, in the thread that
+///   joins or drops it. [`PoolBuilder::env`](crate::PoolBuilder::env) does nothing: there is no environment but that of this
+///   program.
 ///
-/// Miri is to see the environment: `POOL_INLINE=1 MIRIFLAGS=-Zmiri-env-forward=POOL_INLINE cargo +nightly miri run`. It takes tasks whose bound and
-/// [shared](crate::Shared) arguments are short: long ones lie in memory files, which it does not know.
+/// Miri needs to see the environment: `POOL_INLINE=1 MIRIFLAGS=-Zmiri-env-forward=POOL_INLINE cargo +nightly miri run`. It
+/// supports tasks whose bound and [shared](crate::Shared) arguments are short: long ones are in memory files, which Miri does
+/// not know.
 ///
-/// Threads that call at the same time take turns. A task may use the pool that it runs in.
+/// Threads that make calls at the same time take turns. A task may use the pool that it runs in, from its own thread. A call
+/// from a thread that the task has started waits until the task has ended, so a task that waits for such a thread waits
+/// forever.
 ///
 /// # Examples
 ///
@@ -78,7 +83,7 @@ impl Backend for Inline {
     }
 }
 
-/// Runs a task for what it leaves behind.
+/// Runs a task for its side effects.
 fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
     let Preparation {
         task,
@@ -96,7 +101,7 @@ fn prepare(what: &str, preparation: Preparation) -> Result<(), Error> {
 struct Here {
     count: usize,
     state: Mutex<State>,
-    /// A turn is over, or a job.
+    /// A turn has ended, or a job.
     changed: Condvar,
     journal: Journal,
 }
@@ -106,11 +111,11 @@ struct State {
     next: u32,
     closed: bool,
     terminated: bool,
-    /// What is to run at the end.
+    /// The tasks to run at the end.
     finalizers: Vec<Preparation>,
-    /// Those that run, or that more inputs may come for.
+    /// Jobs that run, or may get more inputs.
     jobs: HashMap<JobId, Open>,
-    /// The thread that runs tasks now, and in how many calls, one within the other.
+    /// The thread that runs tasks now, and how many nested calls it is in.
     turn: Option<(u64, usize)>,
 }
 
@@ -118,19 +123,19 @@ struct State {
 struct Open {
     job: Job,
     sink: Arc<dyn Sink>,
-    /// The thread that has handed over the last inputs.
+    /// The thread that submitted the last inputs.
     drawn_by: u64,
     more: bool,
-    /// That thread runs inputs, or waits for its turn to.
+    /// That thread runs inputs, or waits for its turn.
     busy: bool,
     runs: bool,
-    /// Why the rest is not run.
+    /// Why the remaining inputs are not run.
     stopped: Option<Stopped>,
 }
 
 #[derive(Debug, Clone)]
 enum Stopped {
-    /// Nobody wants the outcomes.
+    /// The outcomes are no longer wanted.
     Abandoned,
     Because(Failure),
 }
@@ -160,25 +165,26 @@ impl Here {
         let end = first + inputs.count();
         let mut stopped = self.stopped(id);
         if stopped.is_none() {
-            let begin = |index| (index < end).then(|| self.journal.begin(id, job, index));
-            let mut begun = begin(first);
-            let deliver = |reply: Frames| {
-                if let Some(begun) = begun.take() {
-                    self.journal.end(begun, &reply);
-                }
-                let what = What::Replies(reply);
+            let start = first;
+            let mut deliver = |what| {
                 Arc::clone(sink).deliver(Outcomes { first, what });
                 first += 1;
                 stopped = self.stopped(id);
-                if stopped.is_none() {
-                    begun = begin(first);
-                }
-                stopped.is_none()
+                stopped.is_none().then_some(first)
             };
             if job.options.retries.has_on_panic() {
-                run_again_and_again(job, inputs, deliver);
+                self.run_with_retries(id, job, start, inputs, deliver);
             } else {
-                pool_worker::run_here(job.task, inputs, deliver);
+                let begin = |index| (index < end).then(|| self.journal.begin(id, job, index));
+                let mut begun = begin(start);
+                pool_worker::run_here(job.task, inputs, |reply| {
+                    if let Some(begun) = begun.take() {
+                        self.journal.end(begun, &reply, true);
+                    }
+                    let next = deliver(What::Replies(reply));
+                    begun = next.and_then(&begin);
+                    next.is_some()
+                });
             }
         }
         if let Some(Stopped::Because(failure)) = stopped
@@ -188,12 +194,55 @@ impl Here {
         }
     }
 
+    /// Runs each input until it does not panic, or may not be run again. `deliver` gets its outcome, and returns the position
+    /// of the next input, if that may run.
+    fn run_with_retries(
+        &self,
+        id: JobId,
+        job: Job,
+        first: usize,
+        mut inputs: Frames,
+        mut deliver: impl FnMut(What) -> Option<usize>,
+    ) {
+        let retries = job.options.retries;
+        let mut next = Some(first);
+        while let Some(index) = next
+            && inputs.count() > 0
+        {
+            let input = inputs.take_front(1);
+            let mut attempts = 0;
+            let mut again = true;
+            while mem::take(&mut again) {
+                let begun = self.journal.begin(id, job, index);
+                pool_worker::run_here(job.task, input.clone(), |reply| {
+                    attempts += 1;
+                    let panic = panic_in(&reply);
+                    again = panic.is_some() && retries.go_on_after_panic(attempts);
+                    self.journal.end(begun, &reply, !again);
+                    if !again {
+                        next = deliver(match panic {
+                            Some(panic) if attempts > 1 => What::Failed {
+                                count: 1,
+                                failure: Arc::new(Failure::Panicked { panic, attempts }),
+                            },
+                            _ => What::Replies(reply),
+                        });
+                    }
+                    false
+                });
+                if again {
+                    thread::sleep(retries.pause_after(attempts));
+                }
+            }
+        }
+    }
+
     fn stopped(&self, id: JobId) -> Option<Stopped> {
         let state = self.lock();
         state.jobs.get(&id).and_then(|open| open.stopped.clone())
     }
 
-    /// Runs finalizers, once. What comes of them is told to nobody.
+    /// Runs finalizers, once. Their outcomes are ignored.
     fn finalize(&self) {
         let finalizers = mem::take(&mut self.lock().finalizers);
         for finalizer in finalizers {
@@ -201,7 +250,7 @@ impl Here {
         }
     }
 
-    /// Waits until nothing runs, and nothing more comes.
+    /// Waits until nothing runs, and nothing more will come.
     fn wait_for_end(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let me = thread_number();
         let mut state = self.lock();
@@ -220,7 +269,7 @@ impl Here {
 }
 
 impl State {
-    /// Stops a job. What can be forgotten at once is given back, to be dropped without the lock.
+    /// Stops a job. If it can be dropped at once, it is returned, to be dropped without the lock.
     fn stop(&mut self, id: JobId, why: Stopped) -> Option<Open> {
         let open = self.jobs.get_mut(&id)?;
         if !open.busy {
@@ -231,12 +280,12 @@ impl State {
     }
 }
 
-/// A thread's turn to run inputs of a job. It ends whatever comes out of these: what tasks have been lent may panic when it is dropped.
+/// A thread's turn to run inputs of a job. It ends even if dropping an argument of a task panics.
 struct Turn<'a> {
     here: &'a Here,
     job: JobId,
     thread: u64,
-    /// In how many others, of the same thread, this one is.
+    /// How many other turns of the same thread this one is nested in.
     depth: usize,
 }
 
@@ -273,42 +322,15 @@ impl Drop for Turn<'_> {
         };
         drop(state);
         self.here.changed.notify_all();
-        // Without the lock: it may have the last handle of anything.
+        // Without the lock: this may drop the last handle of anything.
         drop(over);
     }
 }
 
-/// Runs each input until it does not panic, or may not be tried again.
-fn run_again_and_again(job: Job, mut inputs: Frames, mut deliver: impl FnMut(Frames) -> bool) {
-    let retries = job.options.retries;
-    while inputs.count() > 0 {
-        let input = inputs.take_front(1);
-        let mut attempts = 0;
-        let mut goes_on = true;
-        let mut again = true;
-        while mem::take(&mut again) {
-            pool_worker::run_here(job.task, input.clone(), |reply| {
-                attempts += 1;
-                again = has_panicked(&reply) && retries.go_on_after(attempts);
-                if !again {
-                    goes_on = deliver(reply);
-                }
-                false
-            });
-            if again {
-                thread::sleep(retries.pause_after(attempts));
-            }
-        }
-        if !goes_on {
-            return;
-        }
-    }
-}
-
-fn has_panicked(reply: &Frames) -> bool {
-    reply
-        .iter()
-        .any(|(tag, bytes)| tag == Tag::Fault && matches!(read_fault(bytes), Failure::Panicked(_)))
+/// The panic, if a reply tells of one.
+fn panic_in(reply: &Frames) -> Option<Panic> {
+    let mut replies = reply.iter();
+    replies.find_map(|(tag, bytes)| read_panic(tag, bytes))
 }
 
 impl Workers for Here {

@@ -13,7 +13,7 @@ use crate::scheduler::{Counts, Time};
 use crate::stats::{self, Running, Stats, TalliedTasks, WorkerState, WorkerStats, task_name};
 use crate::sync::lock;
 
-/// Keeps what is known of what was run.
+/// Records what was run.
 #[derive(Debug)]
 pub(super) struct Journal {
     /// When the pool was built.
@@ -52,7 +52,7 @@ impl Journal {
         }
     }
 
-    /// An input of this job is about to run.
+    /// An input of this job is about to run, for the first time or again.
     pub(super) fn begin(&self, id: JobId, job: Job, index: usize) -> Begun {
         let begun = Begun {
             task: job.task,
@@ -76,16 +76,26 @@ impl Journal {
         begun
     }
 
-    /// It was run, and this is the reply.
-    pub(super) fn end(&self, begun: Begun, reply: &Frames) {
+    /// The input was run, with this reply, which is its outcome unless it is going to run again.
+    pub(super) fn end(&self, begun: Begun, reply: &Frames, is_outcome: bool) {
         let now = pool_worker::now();
         let took = now.saturating_sub(begun.at);
-        let mut outcome = Ended::Done;
+        let mut counted = Counts::default();
+        for (tag, bytes) in reply.iter() {
+            *counted.of_reply(tag, bytes) += 1;
+        }
+        let outcome = match counted {
+            Counts { panicked: 1.., .. } => Ended::Panicked,
+            Counts {
+                unreadable: 1.., ..
+            } => Ended::Unreadable,
+            _ => Ended::Done,
+        };
         let mut known = lock(&self.known);
         let place = known.running.iter().rposition(|other| *other == begun);
         place.map(|place| known.running.remove(place));
         known.done += 1;
-        // One that was run by another is in the other's time.
+        // If it was run by another input, the other's time includes its time.
         if known.running.is_empty() {
             known.busy += took;
         }
@@ -95,14 +105,10 @@ impl Journal {
         }
         let counts = &mut known.counts[task];
         counts.attempts += 1;
-        for (tag, bytes) in reply.iter() {
-            let before = (counts.done, counts.panicked);
-            *counts.of_reply(tag, bytes) += 1;
-            outcome = match before {
-                (done, _) if done < counts.done => Ended::Done,
-                (_, panicked) if panicked < counts.panicked => Ended::Panicked,
-                _ => Ended::Unreadable,
-            };
+        if is_outcome {
+            counts.done += counted.done;
+            counts.panicked += counted.panicked;
+            counts.unreadable += counted.unreadable;
         }
         let Tallied { ran, waited } = known.times.entry(begun.task).or_default();
         ran.record(took.as_nanos() as u64);
@@ -155,7 +161,7 @@ impl Journal {
         time.saturating_sub(self.began)
     }
 
-    /// One worker, which is this process, and what was run.
+    /// The statistics: one worker, which is this process, and everything that was run.
     pub(super) fn stats(&self) -> Stats {
         let now = pool_worker::now();
         let uptime = self.at(now);

@@ -1,5 +1,5 @@
-//! Workers without processes, for tests of everything above the seam: they run tasks in the thread that
-//! waits, and deliver outcomes one by one, the last first.
+//! Workers without processes, for tests of everything above the seam: they run tasks in the thread that waits, and deliver
+//! outcomes one by one, the last first.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,7 +22,7 @@ pub(crate) struct Memory {
 struct State {
     jobs: HashMap<JobId, Open>,
     closed: bool,
-    /// How many inputs were handed over.
+    /// How many inputs were submitted.
     accepted: usize,
 }
 
@@ -35,12 +35,12 @@ struct Open {
 }
 
 impl Memory {
-    /// How many inputs were handed over so far.
+    /// How many inputs were submitted so far.
     pub(crate) fn accepted(&self) -> usize {
         lock(&self.state).accepted
     }
 
-    /// Runs all that was handed over for a job.
+    /// Runs everything that was submitted for a job.
     fn run(&self, id: JobId) {
         let (task, sink, pending) = {
             let mut state = lock(&self.state);
@@ -123,7 +123,7 @@ impl Workers for Memory {
     }
 
     fn wait(&self, job: JobId, _: Want, waiter: Waiter<'_>, deadline: Option<Instant>) -> bool {
-        // A deadline is for work that takes time.
+        // A deadline means that the work takes time.
         if deadline.is_none() {
             self.run(job);
         }

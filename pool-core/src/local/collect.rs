@@ -1,12 +1,12 @@
 //! Waiting for outcomes, and collecting replies meanwhile.
 //!
-//! The thread that waits reads the replies itself, so that a result needs no hand-over inside the parent.
-//! Of several threads that wait, one is the leader. It spins while that may pay, then sleeps on the bell;
-//! what it finds for others it delivers, and that wakes them. When it has what it wants it wakes a
-//! follower to take over, or leaves the bell to the collector, as long as any worker is busy.
+//! The thread that waits reads the replies itself, so that a result need not be handed from thread to thread. If several
+//! threads wait, one is the leader. It spins while that may pay off, then sleeps on the bell. What it finds for other threads
+//! it delivers, which wakes them. When it has what it waits for, it wakes a follower to take over, or leaves the bell to the
+//! collector, as long as any worker is busy.
 //!
-//! Before anybody sleeps: `listen` tells the workers when to ring, the bell is told whom to wake, and the
-//! rings are looked at once more.
+//! Before a thread sleeps, `listen` tells the workers when to ring, the bell is told which thread to wake, and the rings are
+//! looked at once more.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,10 +19,11 @@ use crate::backend::{JobId, Waiting, Want};
 use crate::few::Few;
 use crate::sync::Parker;
 
-/// If work seems badly shared out, but not worth mending, it is mended after this time nevertheless.
+/// If work seems unevenly distributed, but not enough to justify redistributing it, it is redistributed after this time
+/// nevertheless.
 const BALANCE: Duration = Duration::from_micros(300);
 
-/// What a thread that waits does for the others.
+/// What a waiting thread does for the others.
 enum Role {
     /// It found something, and has no role yet.
     Found,
@@ -33,9 +34,9 @@ enum Role {
 
 /// What a leader needs to spin.
 struct Lookout {
-    /// The rings of the busy workers; none, if it is not to spin.
+    /// The rings of the busy workers; empty if the leader should not spin.
     glances: Few<Glance>,
-    /// After what time something is expected, if that is known.
+    /// After what time a reply is expected, if known.
     expected: Option<Duration>,
     spin: Spin,
 }
@@ -50,7 +51,7 @@ impl Shared {
     ) -> bool {
         while !waiting.is_over() {
             match self.update(|state| self.enter(state)) {
-                // Perhaps it is over with that.
+                // The wait may be over now.
                 Role::Found => {}
                 Role::Leader(lookout) => {
                     let in_time = self.lead(lookout, job, want, waiting, deadline);
@@ -70,7 +71,7 @@ impl Shared {
         true
     }
 
-    /// Takes up what is there; if there is nothing, takes a role.
+    /// Processes what has arrived; if nothing has, takes a role.
     fn enter(&self, state: &mut State) -> Role {
         if state.collect() {
             return Role::Found;
@@ -80,7 +81,7 @@ impl Shared {
         }
         state.has_leader = true;
         state.attend();
-        // Where all CPUs are busy, spinning takes the CPU from whom one waits for.
+        // If all CPUs are busy, spinning takes the CPU away from the worker that is waited for.
         let (glances, expected) = state.glances(self.cpus.saturating_sub(1));
         Role::Leader(Lookout {
             glances,
@@ -89,8 +90,8 @@ impl Shared {
         })
     }
 
-    /// Spins while replies may come at once, then sleeps; takes up what there is, and resigns. False: the
-    /// deadline came first.
+    /// Spins while replies may come soon, then sleeps; processes what has arrived, and resigns. Returns false if the deadline
+    /// came first.
     fn lead(
         &self,
         mut lookout: Lookout,
@@ -104,7 +105,7 @@ impl Shared {
         in_time
     }
 
-    /// Sleeps until there is something to take up. False: the deadline came first.
+    /// Sleeps until something has arrived. Returns false if the deadline came first.
     fn sleep_as_leader(
         &self,
         job: JobId,
@@ -139,8 +140,7 @@ impl Shared {
         in_time
     }
 
-    /// Takes up what is there, and leads no more: a follower does, or the collector is woken when it
-    /// matters.
+    /// Processes what has arrived, and stops leading: a follower takes over, or the collector is woken when needed.
     fn resign(&self, spin: Spin) {
         let next = self.update(|state| {
             state.attend();
@@ -154,7 +154,7 @@ impl Shared {
         }
     }
 
-    /// Sleeps until it is over, or until there is need for another leader.
+    /// Sleeps until the wait is over, or until another leader is needed.
     fn follow(&self, job: JobId, want: Want, waiting: &dyn Waiting, deadline: Option<Instant>) {
         Parker::with_current(|parker| {
             waiting.tell(parker, true);
@@ -179,7 +179,7 @@ impl Shared {
         });
     }
 
-    /// The collector's life.
+    /// The main loop of the collector.
     pub(super) fn collect_when_nobody_waits(&self) {
         let mut unbalanced = false;
         loop {
@@ -205,7 +205,7 @@ impl Shared {
 }
 
 impl Lookout {
-    /// Spins while replies may come at once. False: they did not.
+    /// Spins while replies may come soon. Returns false if none came.
     fn spin(&mut self) -> bool {
         let glances = &self.glances;
         if glances.is_empty() {

@@ -1,4 +1,4 @@
-//! What workers log, on its way from their rings to who listens.
+//! Passes what workers log from their rings to the listeners.
 
 use pool_worker::record::Glimpse;
 use pool_worker::{Reports, task_name};
@@ -7,8 +7,8 @@ use super::state::State;
 use crate::backend::{LogRecords, LogSource, News};
 
 impl State {
-    /// Hands on what a worker has logged, to the jobs of the inputs that ran. To be called before the replies behind that are taken
-    /// for answers.
+    /// Passes on what a worker has logged, to the jobs of the inputs that ran. Must be called before the replies behind these
+    /// records count as answers.
     pub(super) fn take_logs(&mut self, slot: usize, reports: &Reports) {
         let mut begun = None;
         let mut records = Vec::new();
@@ -26,11 +26,12 @@ impl State {
         self.hand_on(slot, begun, &mut records);
     }
 
-    /// Hands on what was logged while one input ran, as the ring counts them.
+    /// Passes on what was logged while one input ran, given the ring's count of inputs begun.
     fn hand_on(&mut self, slot: usize, begun: Option<u32>, records: &mut Vec<u8>) {
         let Some(source) = self.log_source(slot).filter(|_| !records.is_empty()) else {
             return;
         };
+        self.has_logged = true;
         let located = begun.and_then(|begun| self.scheduler.locate(slot, begun));
         let task = located.map(|located| located.task);
         let records = LogRecords {
@@ -39,6 +40,7 @@ impl State {
             index: located.and_then(|located| located.index),
             ended: false,
             records: std::mem::take(records),
+            dropped: 0,
         };
         match located.and_then(|located| self.sink_of(located.job)) {
             Some(sink) => sink.log(records),
@@ -46,7 +48,7 @@ impl State {
         }
     }
 
-    /// The worker of this slot is dead, and what it has logged was handed on.
+    /// The worker of this slot is dead, and what it has logged was passed on.
     pub(super) fn end_logs(&mut self, slot: usize) {
         let logs = |source: &LogSource| {
             let worker = self.workers[slot].as_ref();
@@ -59,6 +61,7 @@ impl State {
                 index: None,
                 ended: true,
                 records: Vec::new(),
+                dropped: 0,
             }));
         }
     }

@@ -1,12 +1,12 @@
-//! Workers that are forked: the zygote as the supervisor keeps it.
+//! Forked workers: how the supervisor runs the zygote.
 //!
-//! It is started when a worker is wanted and there is none, and asked for one worker at a time. Each of its steps has
-//! a deadline; one that is late, talks nonsense or dies is killed, buried, and started again:
+//! A zygote is started when a worker is wanted and there is no zygote, and asked for one worker at a time. Each of its steps
+//! has a deadline. A zygote that is late, sends something invalid or dies is killed, reaped, and started again:
 //!
-//! - at once, if it has forked a worker: whoever waits for the next waits for its successor;
-//! - else when a worker is wanted again: whoever waited has failed to start, and tries again after a pause.
+//! - at once, if it has forked a worker: the slots that wait for the next wait for its successor;
+//! - otherwise when a worker is wanted again: the slots that waited have failed to start, and try again after a pause.
 //!
-//! So each further start of a zygote comes of progress or of a pause, and there is no endless succession.
+//! So each new zygote follows from progress or from a pause, and there is no endless succession of them.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -18,7 +18,7 @@ use super::supervisor::{Watched, bury_all};
 use crate::backend::task_failed;
 use crate::scheduler::{Time, with_last_line};
 
-/// What came of a wish for a worker.
+/// The outcome of a request for a worker.
 pub(super) struct Forked {
     pub(super) slot: usize,
     pub(super) worker: Result<(Worker, Starting), String>,
@@ -30,12 +30,12 @@ pub(crate) struct Terms {
     pub(crate) preload: Preload,
     /// The name of the task.
     pub(crate) name: String,
-    /// Each step of a zygote may take so long.
+    /// How long each step of a zygote may take.
     pub(crate) timeout: Duration,
     pub(crate) processes: usize,
 }
 
-/// Keeps a zygote.
+/// Runs a zygote, and starts another when it is gone.
 pub(super) struct Keeper<'s> {
     terms: &'s Terms,
     launcher: &'s Launcher,
@@ -46,9 +46,9 @@ pub(super) struct Keeper<'s> {
     /// Why it was killed.
     why: Option<String>,
     has_forked: bool,
-    /// One is to be started though nobody waits.
+    /// A zygote should be started even if no slot waits.
     is_wanted: bool,
-    /// Slots that wait for a worker. If the zygote has been asked for one, it is for the first.
+    /// Slots that wait for a worker. If the zygote has been asked for a worker, it is for the first of them.
     waiting: VecDeque<usize>,
     forked: Vec<Forked>,
 }
@@ -74,12 +74,12 @@ impl<'s> Keeper<'s> {
         self.waiting.push_back(slot);
     }
 
-    /// When it wants a turn at the latest.
+    /// When it needs its next turn at the latest.
     pub(super) fn until(&self) -> Option<Time> {
         self.until
     }
 
-    /// Does what there is to do. `is_open`: workers are still needed. Gives what came of wishes since the last turn.
+    /// Does whatever is due. `is_open`: workers are still needed. Returns the outcomes of requests since the last turn.
     pub(super) fn take_turn(&mut self, is_open: bool, now: Time) -> Vec<Forked> {
         if !is_open {
             self.is_wanted = false;
@@ -92,7 +92,7 @@ impl<'s> Keeper<'s> {
         mem::take(&mut self.forked)
     }
 
-    /// False: there is nothing to do now.
+    /// Returns false if there is nothing to do now.
     fn take_step(&mut self, is_open: bool, now: Time) -> bool {
         let Some(zygote) = &mut self.zygote else {
             if !is_open {
@@ -151,7 +151,7 @@ impl<'s> Keeper<'s> {
         }
     }
 
-    /// What came of the wish of the first slot that waits.
+    /// The outcome of the request of the first slot that waits.
     fn answer(&mut self, worker: Result<(Worker, Starting), String>) {
         if let Some(slot) = self.waiting.pop_front() {
             self.forked.push(Forked { slot, worker });
@@ -164,14 +164,14 @@ impl<'s> Keeper<'s> {
         }
     }
 
-    /// What the preload task prints is read, so that it need not wait.
+    /// Reads what the preload task prints, so that the task need not wait.
     pub(super) fn read_output(&mut self) {
         if let Some(capture) = self.zygote.as_mut().and_then(Zygote::capture) {
-            capture.read(false);
+            capture.read();
         }
     }
 
-    /// Kills it. What follows comes with its death.
+    /// Kills the zygote. The rest is done when it is dead.
     fn dismiss(&mut self, why: &str) {
         self.until = None;
         if let Some(zygote) = &self.zygote {
@@ -188,15 +188,15 @@ impl<'s> Keeper<'s> {
         let Terms { name, timeout, .. } = self.terms;
         if let Some(zygote) = self.zygote.as_mut().filter(|zygote| zygote.is_loading()) {
             let why = format!(
-                "the preload task `{name}`, in process {pid}, was not through in {timeout:?}"
+                "the preload task `{name}`, in process {pid}, did not finish within {timeout:?}"
             );
             with_output(why, zygote)
         } else {
-            format!("process {pid}, which forks the workers, did not answer in {timeout:?}")
+            format!("process {pid}, which forks the workers, did not respond within {timeout:?}")
         }
     }
 
-    /// The zygote is dead. Gives what is still to be buried.
+    /// The zygote is dead. Returns its process if it still has to be reaped.
     pub(super) fn bury(&mut self) -> Option<Process> {
         self.hear();
         let mut zygote = self.zygote.take()?;
@@ -204,7 +204,7 @@ impl<'s> Keeper<'s> {
         self.watch.remove(zygote.process().pidfd());
         self.watch.remove(zygote.socket());
         let is_loading = zygote.is_loading();
-        // If that can't be read now, somebody else has an eye on it.
+        // If the status can't be read now, another process has it, such as a debugger.
         let exit = zygote.process_mut().reap();
         if let Some(last) = zygote.inherit(self.launcher) {
             self.has_forked |= last.is_ok();
@@ -228,7 +228,7 @@ impl<'s> Keeper<'s> {
         exit.is_none().then(|| zygote.into_process())
     }
 
-    /// Hears what the zygote has said.
+    /// Reads a message of the zygote.
     pub(super) fn hear(&mut self) {
         while let Some(zygote) = &mut self.zygote {
             let (name, pid) = (&self.terms.name, zygote.process().pid());
@@ -258,16 +258,16 @@ impl<'s> Keeper<'s> {
     }
 }
 
-/// Why it failed, and what it printed last.
+/// Appends the last line that the zygote printed.
 fn with_output(why: String, zygote: &mut Zygote) -> String {
     let output = zygote.capture().map(|capture| {
-        capture.read(true);
+        capture.read_last();
         capture.take_early_text()
     });
     with_last_line(why, output.as_deref())
 }
 
-/// Kills it, and waits until it is buried, but not for long.
+/// Kills the zygote, and waits until it is reaped, but not for long.
 fn end(zygote: &mut Zygote) {
     zygote.process().kill();
     bury_all([zygote.process_mut()]);

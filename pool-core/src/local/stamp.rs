@@ -1,25 +1,25 @@
-//! When inputs are accepted: one reading of the clock for each submission, or for sixteen that follow each other closely.
+//! When inputs are accepted: the clock is read once for each submission, or once for sixteen that follow each other closely.
 
 use crate::scheduler::Time;
 
-/// While submissions follow each other so closely, most go without a reading.
+/// If submissions follow each other this closely, the clock is not read for most of them.
 const CLOSE: Time = Time::from_micros(4);
 
-/// So many of them, after one that was read.
+/// For how many of them, after one that was read.
 const SKIPPED: u32 = 15;
 
-/// Stamps submissions.
+/// Gives submissions their times.
 #[derive(Debug, Default)]
 pub(super) struct Stamps {
-    /// The last reading, and how many submissions there were since.
+    /// The last reading, and how many submissions there have been since.
     last: Time,
     since: u32,
-    /// So many go without.
+    /// For how many submissions the clock is not read.
     skip: u32,
 }
 
 impl Stamps {
-    /// The time, or zero for one that goes without.
+    /// The time, or zero if the clock is not read.
     #[inline]
     pub(super) fn next(&mut self, now: impl FnOnce() -> Time) -> Time {
         self.since += 1;

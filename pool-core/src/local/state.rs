@@ -1,4 +1,4 @@
-//! What the lock of a pool guards: the scheduler, the workers, and who gets what comes of them.
+//! What the lock of a pool guards: the scheduler, the workers, and the sinks of outcomes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_worker::{Bell, Channel, Frames, Freed, Glance, Noted, Reports, Sleeper, Spin, Worker};
 
-use super::output::{Lines, Orphans};
+use super::output::{Lines, Orphans, Reach};
 use crate::backend::{Job, JobId, LogLevel, Observer, Outcomes, Portion, Sink, task_failed};
 use crate::few::Few;
 use crate::scheduler::{Action, Mode, Rules, Scheduler, with_last_line};
@@ -17,84 +17,85 @@ use super::stamp::Stamps;
 use super::statistics::Past;
 use super::watching::Watching;
 
-/// When so many inputs were given to workers since the last look, some may be done: what is believed of
-/// their backlog is outdated.
+/// If this many inputs were given to workers since the last look, some may have finished, and what is known about the
+/// workers' backlogs is outdated.
 const LOOK_AFTER: usize = 64;
 
 pub(super) struct State {
     pub(super) scheduler: Scheduler,
     pub(super) workers: Vec<Option<Worker>>,
-    /// What is known of those that are gone.
+    /// What is known about workers that are gone.
     pub(super) past: Past,
-    /// Who is told what happens, if anybody.
+    /// The observer that is told what happens, if there is one.
     pub(super) watching: Option<Watching>,
-    /// When the next submission was.
+    /// Gives submissions their times.
     stamps: Stamps,
     pub(super) bell: Bell,
-    /// What workers need not keep any more.
+    /// Attachments that workers need not keep any more.
     freed: Arc<Freed>,
-    /// By the place of the job.
+    /// The sinks of open jobs, by the place of the job.
     sinks: Vec<Option<Opened>>,
-    /// Slots for which a process is to be started.
+    /// Slots for which a process must be started.
     pub(super) wanted: Vec<usize>,
     /// Some thread looks at the rings, or sleeps on the bell.
     pub(super) has_leader: bool,
     /// How long the leader spins.
     pub(super) spin: Spin,
     pub(super) followers: Vec<Arc<Parker>>,
-    /// Somebody sleeps, or is about to, and counts on being woken at [`Worker::set_wake_at`].
+    /// Some thread sleeps, or is about to, and relies on being woken at [`Worker::set_wake_at`].
     pub(super) listening: bool,
-    /// A worker may send messages though it has nothing to do.
+    /// Idle workers may send messages.
     have_channels: bool,
-    /// Which log records of workers somebody wants to have.
+    /// Which log records of workers are wanted.
     log_level: LogLevel,
-    /// Who is told of what belongs to no job.
+    /// Some worker has logged something.
+    pub(super) has_logged: bool,
+    /// The observer that gets records that belong to no job.
     #[cfg_attr(
         not(feature = "tracing"),
-        expect(dead_code, reason = "only log records are told")
+        expect(dead_code, reason = "used for log records only")
     )]
     pub(super) observer: Option<Arc<dyn Observer>>,
     /// What each worker's `wake_at` was set to.
     armed: Vec<Option<u32>>,
-    /// The supervisor looks at the busy workers from time to time.
+    /// The supervisor checks the busy workers from time to time.
     pub(super) patrolling: bool,
     /// The supervisor has nothing more to do.
     pub(super) over: bool,
-    /// Slots that were sent something and must perhaps be woken.
+    /// Slots that were sent something, and may have to be woken.
     pub(super) sent_to: Vec<usize>,
-    /// How many inputs had been given at the last look before a submission, and how many submissions there
-    /// were since.
+    /// How many inputs had been given at the last look before a submission, and how many submissions there have been since.
     looked_at: usize,
     submits: usize,
     replies: VecDeque<Frames>,
     pub(super) lines: Lines,
-    /// What dead workers have written to, as long as something that they have left behind may write there.
+    /// The pipes of dead workers, as long as processes that they left behind may write there.
     pub(super) orphans: Orphans,
     pub(super) effects: Box<Effects>,
 }
 
-/// Who gets a job's outcomes; and who draws its inputs, as far as that is known.
+/// The sink of a job; and the thread that draws the job's inputs, if known.
 struct Opened {
     serial: u32,
     sink: Arc<dyn Sink>,
     drawn_by: u64,
 }
 
-/// What is to be done when the lock is released.
+/// What must be done after the lock is released.
 #[derive(Default)]
 pub(super) struct Effects {
     pub(super) deliveries: Vec<(Arc<dyn Sink>, Outcomes)>,
     pub(super) sleepers: Vec<Sleeper>,
-    /// What gets nothing any more. It may end what is the user's.
+    /// Sinks that get nothing any more. Dropping one may drop values of the user.
     pub(super) forgotten: Vec<Arc<dyn Sink>>,
-    /// Channels whose receivers wait for what has come.
+    /// Channels whose receivers wait for messages that have arrived.
     pub(super) awaited: Vec<Arc<Channel>>,
-    /// Attachments that take a while to be given back.
+    /// Attachments that take a while to free.
     pub(super) freed: Vec<Noted>,
     pub(super) wake_supervisor: bool,
-    /// Something was delivered that the leader may wait for, and nobody rings the bell for it.
+    /// Something was delivered that the leader may be waiting for, and that does not ring the bell.
     pub(super) leader_may_sleep: bool,
-    /// Whoever waits for the end, or for the start, should look again.
+    /// Threads that wait for the end, or for the start, must check again.
     pub(super) over: bool,
 }
 
@@ -128,6 +129,7 @@ impl State {
             listening: false,
             have_channels: false,
             log_level,
+            has_logged: false,
             observer: observer.clone(),
             armed: vec![None; slots],
             patrolling: false,
@@ -142,7 +144,7 @@ impl State {
         }
     }
 
-    /// Accepts a job, if the pool still takes any.
+    /// Accepts a job, if the pool still accepts jobs.
     pub(super) fn submit(
         &mut self,
         job: Job,
@@ -163,14 +165,14 @@ impl State {
         Some(id)
     }
 
-    /// Notes when the inputs are accepted that are about to be submitted.
+    /// Notes when the inputs that are about to be submitted are accepted.
     #[inline]
     pub(super) fn stamp(&mut self) {
         let stamp = self.stamps.next(pool_worker::now);
         self.scheduler.stamp(stamp);
     }
 
-    /// Remembers who gets the outcomes of a job.
+    /// Stores the sink of a job.
     fn open(&mut self, id: JobId, sink: Arc<dyn Sink>) {
         let place = id.place as usize;
         if self.sinks.len() <= place {
@@ -183,14 +185,14 @@ impl State {
         });
     }
 
-    /// Who gets what comes of a job, if somebody does.
+    /// The sink of a job, if it still has one.
     #[cfg(feature = "tracing")]
     pub(super) fn sink_of(&self, job: JobId) -> Option<&Arc<dyn Sink>> {
         let opened = self.sinks.get(job.place as usize)?.as_ref()?;
         (opened.serial == job.serial).then_some(&opened.sink)
     }
 
-    /// From now on workers are to report log records of this level.
+    /// From now on, workers must report log records of this level.
     #[cold]
     fn set_log_level(&mut self, level: LogLevel) {
         self.log_level = level;
@@ -199,7 +201,7 @@ impl State {
         }
     }
 
-    /// The inputs of this job are drawn by this thread.
+    /// This thread draws the inputs of this job.
     pub(super) fn drawn_here(&mut self, job: JobId) {
         if let Some(Some(opened)) = self.sinks.get_mut(job.place as usize) {
             opened.drawn_by = sync::thread_number();
@@ -218,7 +220,7 @@ impl State {
 
     // ---- replies ------------------------------------------------------------------------------
 
-    /// Takes up all that workers have replied. False: nothing.
+    /// Processes everything that workers have replied. Returns false if there was nothing.
     pub(super) fn collect(&mut self) -> bool {
         let mut any = false;
         for slot in 0..self.workers.len() {
@@ -229,7 +231,7 @@ impl State {
         any
     }
 
-    /// Whether this slot may have something to say.
+    /// Whether the worker of this slot may have written something.
     fn is_heard(&self, slot: usize) -> bool {
         self.scheduler.is_busy(slot)
             || self.hears_idle()
@@ -238,23 +240,34 @@ impl State {
                     .is_some_and(|worker| worker.sends_messages() || worker.logs())
     }
 
-    /// Whether a worker may have something to say that has nothing to do. Those that log ring if they have something.
+    /// Whether an idle worker may have written something. Those that log ring the bell when they do.
     fn hears_idle(&self) -> bool {
-        self.have_channels || self.log_level > LogLevel::Off
+        self.have_channels || self.hears_logs()
     }
 
-    /// Looks whether workers may send messages though they have nothing to do: those who start or leave, or have kept a sender.
+    /// Whether workers may write something for which the collector must be woken. While the supervisor patrols, it collects
+    /// what idle workers log, so that the collector need not be armed after every call.
+    fn is_to_be_collected(&self) -> bool {
+        self.scheduler.is_any_busy() || self.have_channels || self.hears_logs() && !self.patrolling
+    }
+
+    /// A subscriber listens to what workers log.
+    pub(super) fn hears_logs(&self) -> bool {
+        self.log_level > LogLevel::Off
+    }
+
+    /// Checks whether idle workers may send messages: those that are starting or exiting, or have kept a sender.
     pub(super) fn look_for_channels(&mut self) {
         let mut workers = self.workers.iter().flatten();
         self.have_channels = workers.any(Worker::sends_messages);
     }
 
-    /// Whether workers are to be looked at from time to time.
+    /// Whether workers must be checked from time to time.
     pub(super) fn wants_patrol(&self) -> bool {
         self.scheduler.wants_patrol() || self.have_channels
     }
 
-    /// Before work is given out by what is believed to be done: looks, if that may be outdated.
+    /// Before work is given out according to the known backlogs: looks for replies, if these may be outdated.
     pub(super) fn collect_before_submitting(&mut self) {
         let given = self.scheduler.given_in_all();
         if given.wrapping_sub(self.looked_at) >= LOOK_AFTER
@@ -263,13 +276,13 @@ impl State {
             self.looked_at = given;
             self.submits = 0;
             self.collect();
-            // Jobs that are done with that make place for new ones.
+            // Jobs that have finished with that leave their places to new ones.
             self.act_all();
         }
         self.submits += 1;
     }
 
-    /// Takes up what one worker has replied, and sends what there was no room for.
+    /// Processes what one worker has replied, and sends what there was no room for.
     pub(super) fn collect_from(&mut self, slot: usize) -> bool {
         let any = self.take_replies(slot);
         let wants_room = self.workers[slot].as_ref().is_some_and(Worker::wants_room);
@@ -278,7 +291,19 @@ impl State {
         any || sent
     }
 
-    /// Takes up what one worker has replied.
+    /// Tells the scheduler how much processor time workers have used, if that is limited.
+    pub(super) fn note_cpu_times(&mut self) {
+        if !self.scheduler.limits_cpu_time() {
+            return;
+        }
+        for slot in 0..self.workers.len() {
+            if let Some(used) = self.workers[slot].as_mut().and_then(Worker::cpu_time) {
+                self.scheduler.note_cpu_time(slot, used);
+            }
+        }
+    }
+
+    /// Processes what one worker has replied.
     pub(super) fn take_replies(&mut self, slot: usize) -> bool {
         let Some(worker) = &mut self.workers[slot] else {
             return false;
@@ -295,14 +320,14 @@ impl State {
             self.scheduler.observe(task, each);
         }
         let memory = worker.told_memory();
-        // They tell of inputs that have no answer yet.
+        // Reports are about inputs that have no answer yet.
         self.take_reports(slot, reports);
         self.scheduler.note_memory(slot, memory);
         if self.workers[slot]
             .as_mut()
             .is_some_and(|worker| worker.capture().is_some())
         {
-            self.read_output(slot, false);
+            self.read_output(slot, Reach::Rest);
             while let Some(replies) = self.replies.pop_front() {
                 self.answer_with_output(slot, replies);
             }
@@ -337,7 +362,7 @@ impl State {
         }
     }
 
-    /// What came of the initializers of a worker, which have these names, if it has said so.
+    /// The outcome of the initializers of a worker, which have these names, if the worker has reported it.
     pub(super) fn set_up(&mut self, slot: usize, names: &[String]) -> Option<Result<(), String>> {
         let worker = self.workers[slot].as_mut()?;
         let set_up = worker.set_up();
@@ -352,7 +377,7 @@ impl State {
         let failed = |fault| {
             let why = task_failed("its initializer", name, &fault);
             let output = worker.capture().map(|capture| {
-                capture.read(false);
+                capture.read_rest();
                 capture.take_early_text()
             });
             with_last_line(why, output.as_deref())
@@ -368,8 +393,8 @@ impl State {
         }
     }
 
-    /// What tells without the lock whether a busy worker has replied, and how long the first that is done
-    /// has to do, if that is known; nothing, if there are more than `most` busy ones.
+    /// Handles that tell without the lock whether busy workers have replied; and how long the first worker to finish still
+    /// has to do, if known. None if more than `most` are busy.
     pub(super) fn glances(&self, most: usize) -> (Few<Glance>, Option<Duration>) {
         let busy = (0..self.workers.len()).filter(|slot| self.scheduler.is_busy(*slot));
         if busy.clone().nth(most).is_some() {
@@ -382,18 +407,18 @@ impl State {
 
     // ---- consequences -------------------------------------------------------------------------
 
-    /// Carries out what the scheduler has decided, as far as it can be done under the lock.
+    /// Carries out the scheduler's decisions, as far as that can be done under the lock.
     pub(super) fn settle(&mut self) {
         loop {
             self.act_all();
-            // Whoever sleeps must be woken for what is new.
+            // A thread that sleeps must be woken for what is new.
             if self.listening {
                 if !self.arm() {
                     break;
                 }
                 fence(Ordering::SeqCst);
-            } else if !self.has_leader && (self.scheduler.is_any_busy() || self.hears_idle()) {
-                // Nobody waits: from now on the collector is woken.
+            } else if !self.has_leader && self.is_to_be_collected() {
+                // No thread waits: from now on, the collector is woken.
                 self.listen();
                 self.bell.listen_as_collector();
             } else {
@@ -434,7 +459,7 @@ impl State {
             }
             Action::Recall { slot } => {
                 let begun = self.workers[slot].as_mut().map_or(0, Worker::recall);
-                // What has begun may be done: then it was answered.
+                // Inputs that have begun may have finished: then they were answered.
                 self.take_replies(slot);
                 self.scheduler.recalled(slot, begun);
             }
@@ -492,7 +517,7 @@ impl State {
         }
     }
 
-    /// Tells the workers what they need not keep any more. False: there was not enough room.
+    /// Tells the workers what they need not keep any more. Returns false if there was not enough room.
     pub(super) fn detach_freed(&mut self) -> bool {
         let freed = self.freed.take();
         let has_news = !freed.is_empty();
@@ -517,14 +542,14 @@ impl State {
         all
     }
 
-    /// There are no workers any more.
+    /// There are no more workers.
     pub(super) fn end(&mut self) {
         self.over = true;
         let freed = self.freed.close();
         self.effects.freed.extend(freed);
     }
 
-    /// Sends a worker what it was given, as far as there is room. False: nothing.
+    /// Sends a worker what it was given, as far as there is room. Returns false if nothing was sent.
     fn send(&mut self, slot: usize) -> bool {
         let Some(worker) = &mut self.workers[slot] else {
             return false;
@@ -546,11 +571,11 @@ impl State {
             self.scheduler.sent(slot);
         }
         let any = worker.sent() != before;
-        // A worker that sleeps is to be told of the want of room too.
+        // A worker that sleeps must also be told if there is not enough room.
         if (any || worker.wants_room()) && self.sent_to.last() != Some(&slot) {
             self.sent_to.push(slot);
         }
-        // Short ones are no reason to wake anybody, so that is done where others follow.
+        // Detaching short ones is no reason to wake a worker, so it is done along with others.
         if with_attachments {
             self.look_for_channels();
             self.detach_freed();
@@ -558,7 +583,7 @@ impl State {
         any
     }
 
-    /// Has busy workers ring when somebody has reason to look. False: that was so before.
+    /// Has busy workers ring when a thread has reason to look. Returns false if nothing has changed.
     fn arm(&mut self) -> bool {
         if !self.scheduler.is_watched() {
             return false;
@@ -567,7 +592,7 @@ impl State {
         for slot in 0..self.workers.len() {
             let wake_at = self.scheduler.wake_at(slot);
             let armed = self.armed[slot];
-            // A later one will do when this one has come.
+            // A later reply will do once this one has come.
             let sooner = match (wake_at, armed) {
                 (None, _) => false,
                 (Some(_), None) => true,
@@ -588,7 +613,7 @@ impl State {
         changed
     }
 
-    /// Somebody is going to sleep, and to be woken by the bell.
+    /// A thread is going to sleep, and must be woken by the bell.
     pub(super) fn listen(&mut self) {
         self.listening = true;
         for slot in 0..self.workers.len() {
@@ -604,13 +629,13 @@ impl State {
         }
     }
 
-    /// Nobody sleeps.
+    /// No thread sleeps.
     pub(super) fn attend(&mut self) {
         self.listening = false;
         self.bell.attend();
     }
 
-    /// Takes up what workers would have rung for, had they known. False: there is nothing like that.
+    /// Processes replies for which workers would have rung the bell, had they known. Returns false if there are none.
     pub(super) fn collect_what_would_ring(&mut self) -> bool {
         let mut any = false;
         for slot in 0..self.workers.len() {
@@ -618,14 +643,14 @@ impl State {
                 && let Some(worker) = &self.workers[slot]
                 && worker.has_reason_to_ring()
             {
-                // If nothing came of it, there is nothing that a second look would find.
+                // If this found nothing, a second look would find nothing either.
                 any |= self.collect_from(slot);
             }
         }
         any
     }
 
-    /// Where the worker of this serial number sits, if it is still here.
+    /// The slot of the worker with this serial number, if it is still here.
     pub(super) fn slot_of(&self, serial: u64) -> Option<usize> {
         let is_it = |worker: &Option<Worker>| {
             worker
@@ -642,12 +667,12 @@ impl State {
         self.armed[slot] = None;
     }
 
-    /// Whoever waits for the end, or for the start, should look again.
+    /// Threads that wait for the end, or for the start, must check again.
     pub(super) fn announce(&mut self) {
         self.effects.over = true;
     }
 
-    /// Follows no more.
+    /// Removes a follower.
     pub(super) fn unfollow(&mut self, parker: &Arc<Parker>) {
         self.followers.retain(|other| !Arc::ptr_eq(other, parker));
     }

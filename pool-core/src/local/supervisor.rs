@@ -1,4 +1,4 @@
-//! Starts workers, hears their first words, sees them die, and keeps the time: one thread for each pool.
+//! Starts workers, reads their first messages, notices their deaths, and keeps the time: one thread for each pool.
 
 use std::io;
 use std::mem;
@@ -8,38 +8,42 @@ use std::time::Duration;
 use pool_worker::{Exit, Process, Said, Starting, TICK, Waker, Watch, Worker};
 
 use super::Shared;
+use super::output::Reach;
 use super::preload::Keeper;
 use super::state::State;
 use crate::scheduler::{End, Time};
 
-/// A dead process whose status can't be read yet is looked at again after this time; after so long without
-/// one it is taken for what it is. (A debugger may keep the status to itself.)
+/// A dead process whose status can't be read yet is checked again after this time; after this long without a status, its end
+/// counts as unknown. (A debugger may hold the status back.)
 const AGAIN: Duration = Duration::from_millis(20);
 const UNREAD_MAX: Duration = Duration::from_millis(300);
 
-/// So often is looked for room for what initializers need.
+/// How often to check for room for what initializers need.
 const ROOM_TICK: Duration = Duration::from_millis(1);
 
-/// At the end those that were killed are waited for no longer than this, and looked at so often.
+/// At the end, killed workers are waited for no longer than this, and checked this often.
 const BURIAL_MAX: Duration = Duration::from_secs(1);
 const BURIAL_TICK: Duration = Duration::from_millis(2);
 
-/// Where memory is limited, workers are looked at so often.
+/// How often workers are checked if memory is limited.
 const MEMORY_TICK: Duration = Duration::from_millis(20);
+
+/// While a timeline is recorded or workers log, what they report is read at least this often.
+const NEWS_TICK: Duration = Duration::from_millis(5);
 
 /// What is watched.
 #[derive(Clone, Copy)]
 pub(super) enum Watched {
-    /// The death of the worker of this serial number, wherever it sits by then.
+    /// The death of the worker with this serial number, in whichever slot it is by then.
     Death(u64),
-    /// What the worker of this slot says before it is ready.
+    /// Messages of the worker in this slot, before it is ready.
     Words(usize),
     ZygoteDeath,
     ZygoteWords,
     ZygoteOutput,
 }
 
-/// No worker has such a serial number, and no slot such a place.
+/// Not used as the serial number of a worker, nor as a slot.
 const ZYGOTE_DEATH: u64 = u64::MAX - 1;
 const ZYGOTE_WORDS: u64 = u64::MAX - 2;
 const ZYGOTE_OUTPUT: u64 = u64::MAX - 3;
@@ -66,20 +70,20 @@ impl Watched {
     }
 }
 
-/// What the supervisor knows of processes.
+/// What the supervisor knows about processes.
 struct Supervisor<'s> {
     shared: &'s Shared,
     watch: &'s Watch,
-    /// What has workers forked, if they are not started.
+    /// Has workers forked, if there is a preload task.
     keeper: Option<Keeper<'s>>,
-    /// Those that are not ready yet.
+    /// Workers that are not ready yet.
     starting: Vec<Option<Starting>>,
-    /// Dead since then, but how they ended can't be read yet.
+    /// Processes that are dead since then, but whose status can't be read yet.
     unread: Vec<(u64, Time)>,
-    /// They can say nothing any more, for their initializer has closed what is not its own; what comes of it may stand
-    /// in their rings yet.
+    /// Workers that can say nothing any more, because an initializer has closed descriptors of the library; the outcome of the
+    /// initializer may still be in their rings.
     mute: Vec<usize>,
-    /// Of no interest any more, but they must be buried.
+    /// Processes that no longer matter, but must still be reaped.
     graves: Vec<Process>,
 }
 
@@ -104,8 +108,8 @@ pub(super) fn supervise(shared: &Shared, watch: &Watch) {
     bury_all(&mut supervisor.graves);
 }
 
-/// Nobody looks at these any more after this: waits until all are buried, but not for long, for a debugger may hold a dead
-/// process.
+/// Waits until all of these are reaped, since they are not checked again later; but not for long, since a debugger may hold a
+/// dead process.
 pub(super) fn bury_all<'p>(dead: impl IntoIterator<Item = &'p mut Process>) {
     let mut dead: Vec<_> = dead.into_iter().collect();
     let until = pool_worker::now() + BURIAL_MAX;
@@ -119,7 +123,7 @@ pub(super) fn bury_all<'p>(dead: impl IntoIterator<Item = &'p mut Process>) {
 }
 
 impl Supervisor<'_> {
-    /// Does what there is to do, then waits. False: all is over.
+    /// Does whatever is due, then waits. Returns false if the pool has ended.
     fn take_turn(&mut self) -> bool {
         let unread = mem::take(&mut self.unread);
         for (serial, since) in unread {
@@ -132,7 +136,7 @@ impl Supervisor<'_> {
             }
         }
         self.start_workers();
-        // Nothing is over before the zygote is buried.
+        // The pool has not ended before the zygote is reaped.
         if self.keeper.is_some() && crate::sync::lock(&self.shared.state).scheduler.is_over() {
             self.keeper = None;
         }
@@ -158,7 +162,7 @@ impl Supervisor<'_> {
                         Some(slot)
                     });
                     if let Some(slot) = slot {
-                        // The last words of one that failed at its start.
+                        // The last message of a worker that failed at its start.
                         self.hear(slot);
                         self.forget_words(slot);
                         self.mute.retain(|mute| *mute != slot);
@@ -170,19 +174,20 @@ impl Supervisor<'_> {
         true
     }
 
-    /// Keeps the time. Gives how long to wait at the most; nothing: all is over.
+    /// Keeps the time. Returns how long to wait at most, or `None` if the pool has ended.
     fn tick(&self) -> Option<Option<Duration>> {
         let bounds = [
             (!self.unread.is_empty()).then_some(AGAIN),
             (!self.mute.is_empty()).then_some(AGAIN),
             (!self.graves.is_empty()).then_some(TICK),
         ];
-        // In one with the actions that follow, so that they meet the workers that they are meant for.
+        // In one step with the actions that follow, so that they reach the workers that they are meant for.
         self.shared.update(|state| {
             state.collect();
             let undetached = !state.detach_freed();
             let unprepared = self.prepare_setups(state);
             let now = pool_worker::now();
+            state.note_cpu_times();
             let workers = &state.workers;
             let limited = state.scheduler.limits_memory();
             let progress = |slot: usize| {
@@ -204,7 +209,11 @@ impl Supervisor<'_> {
             let until = self.keeper.as_ref().and_then(Keeper::until);
             let next = next.into_iter().chain(until).min();
             let next = next.map(|at| at.saturating_sub(now));
-            let patrol = if limited { MEMORY_TICK } else { TICK };
+            let patrol = match limited {
+                _ if state.wants_news_soon() => NEWS_TICK,
+                true => MEMORY_TICK,
+                false => TICK,
+            };
             let all = bounds.into_iter().chain([
                 next,
                 busy.then_some(patrol),
@@ -215,7 +224,7 @@ impl Supervisor<'_> {
         })
     }
 
-    /// Sends workers that start what their initializers need. True: there was not enough room.
+    /// Sends starting workers what their initializers need. Returns true if there was not enough room.
     fn prepare_setups(&self, state: &mut State) -> bool {
         let starting = self.starting.iter().enumerate();
         let slots = starting.filter_map(|(slot, talk)| talk.is_some().then_some(slot));
@@ -297,7 +306,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// What it prints is read from now on, if it comes here.
+    /// From now on, reads what the worker prints, if output is captured.
     fn watch_output(&self, worker: &mut Worker) -> io::Result<()> {
         let serial = worker.serial();
         let watched = self.shared.outputs.as_ref().zip(worker.capture());
@@ -306,16 +315,16 @@ impl Supervisor<'_> {
         })
     }
 
-    /// Hears what a worker says before its first task.
+    /// Reads messages of a worker before its first task.
     fn hear(&mut self, slot: usize) {
         let Some(talk) = &mut self.starting[slot] else {
             return;
         };
         let said = talk.hear();
         let is_gone = said == Said::Gone;
-        let is_through = is_gone || said == Said::Ready;
+        let has_finished = is_gone || said == Said::Ready;
         let is_known = self.take_up(slot, said);
-        if is_known || is_through {
+        if is_known || has_finished {
             self.forget_words(slot);
         }
         if is_gone && !is_known {
@@ -323,7 +332,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Does what follows from what a worker has said. False: it has not come so far.
+    /// Handles a message of a worker. Returns false if it is incomplete.
     fn take_up(&mut self, slot: usize, said: Said) -> bool {
         self.shared.update(|state| {
             let is_set_up = match said {
@@ -355,8 +364,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// A worker is dead: what it has replied is taken up, then the scheduler learns of it. If how it ended can't
-    /// be read yet, that comes later.
+    /// A worker is dead: processes its replies, then tells the scheduler. If its status can't be read yet, that is done
+    /// later.
     fn bury(&mut self, serial: u64, since: Time) {
         let now = pool_worker::now();
         let later = now.saturating_sub(since) < UNREAD_MAX;
@@ -372,9 +381,9 @@ impl Supervisor<'_> {
             if let Some(worker) = &mut state.workers[slot] {
                 worker.bar();
             }
-            state.read_output(slot, true);
+            state.read_output(slot, Reach::Last);
             state.take_replies(slot);
-            // With its last reply it may have been let go, and have moved.
+            // After its last reply, the worker may have been asked to exit, and have moved.
             state.act_all();
             let Some(slot) = state.slot_of(serial) else {
                 return Ok(None);
@@ -398,13 +407,17 @@ impl Supervisor<'_> {
                 starved: worker
                     .starved()
                     .filter(|_| exit.signal_name() == Some("SIGABRT")),
+                forbidden: worker
+                    .forbidden_call()
+                    .filter(|_| exit.signal_name() == Some("SIGSYS")),
                 output,
             };
             let place = state.scheduler.worker_of(slot);
-            let answered = state.answered_and_lost(slot, end.begun);
-            state.past.add(place, &worker, answered);
+            let answered = state.answered(slot);
+            let lost = state.lost_run(slot, &worker, end.begun);
+            state.past.add(place, &worker, answered, lost);
             let starved = end.starved.is_some_and(|starved| starved.limit < u64::MAX);
-            state.note_broken_off(slot, &worker, end.begun, starved);
+            state.note_broken_off(slot, worker.pid(), lost, starved);
             state.scheduler.died(slot, end, now);
             state.keep_pipes(place, &mut worker);
             state.announce();

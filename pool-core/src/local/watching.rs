@@ -1,8 +1,8 @@
-//! What an observer is told of workers and inputs, if there is one.
+//! What an observer is told about workers and inputs, if there is one.
 //!
-//! Workers report an input by its number, before its reply stands. The scheduler tells which input that is as long as the reply was not
-//! taken up, so reports are read first. Of an input in which its worker died there is no last report: that is made up here, so that each input
-//! that began ends, too.
+//! Workers report an input by its number, before its reply is readable. The scheduler knows which input that is until the
+//! reply is processed, so reports are read first. If a worker dies during an input, there is no last report; it is made up here,
+//! so that each input that began also ends.
 
 use std::borrow::Cow;
 use std::mem;
@@ -12,16 +12,17 @@ use std::time::Duration;
 use pool_worker::{BEGAN, Ending, RAN, Ran, Reports, Worker, read_began, read_ran};
 
 use super::state::State;
+use super::statistics::LostRun;
 use crate::backend::{News, Observe, Observer, Settings, Span};
 use crate::event::{Ended, Event};
 use crate::scheduler::{Happened, Located, Time};
 use crate::stats::task_name;
 
-/// How many inputs wait is told so often at the most; and less often where there are many jobs to add up.
+/// The minimum time between two reports of how many inputs wait; it is longer if there are many jobs to add up.
 const SAMPLE: Duration = Duration::from_millis(2);
 const SAMPLE_MORE: Duration = Duration::from_micros(1);
 
-/// A worker has run no more inputs than this without having reported them.
+/// The most inputs that a worker may have run without having reported them.
 const UNTOLD_MAX: u32 = 1 << 16;
 
 /// Tells an observer.
@@ -31,11 +32,11 @@ pub(super) struct Watching {
     /// When the pool was built.
     began: Time,
     news: Vec<News>,
-    /// Of which inputs it was told that they began, by the slot.
+    /// The inputs whose beginning was reported, by slot.
     running: Vec<Option<Began>>,
-    /// Of how many inputs it was told that they ran, and when the last of them ended; by the slot.
+    /// How many inputs were reported as run, and when the last of them ended; by slot.
     told: Vec<(u32, Time)>,
-    /// When it is to be told next how many inputs wait, and what it was told last.
+    /// When to report next how many inputs wait, and what was reported last.
     sample_at: Time,
     sampled: usize,
 }
@@ -48,7 +49,7 @@ struct Began {
     input: Located,
 }
 
-/// Which worker it is about.
+/// The worker that an event is about.
 #[derive(Clone, Copy)]
 struct Who {
     worker: usize,
@@ -56,7 +57,7 @@ struct Who {
 }
 
 impl Watching {
-    /// Nothing, if nobody wants to know.
+    /// `None` if there is no observer that wants to know.
     pub(super) fn new(settings: &Settings, began: Time, slots: usize) -> Option<Watching> {
         let observe = settings.observe;
         let observer = Arc::clone(settings.observer.as_ref()?);
@@ -72,7 +73,7 @@ impl Watching {
         })
     }
 
-    /// How long after the start of the pool that is.
+    /// The time since the start of the pool.
     fn at(&self, time: Time) -> Duration {
         time.saturating_sub(self.began)
     }
@@ -109,7 +110,7 @@ impl Watching {
 
     /// An input was begun.
     fn began(&mut self, slot: usize, who: Who, number: u32, at: Time, input: Located) {
-        // One that lies may say so twice.
+        // A worker that lies may report this twice.
         if self.observe.inputs && self.running[slot].is_none() {
             self.running[slot] = Some(Began { number, at, input });
             self.tell_began(who, input, at);
@@ -180,11 +181,33 @@ impl Watching {
 }
 
 impl State {
+    /// A timeline is recorded, or workers log.
+    pub(super) fn wants_news_soon(&self) -> bool {
+        let watching = self.watching.as_ref();
+        self.has_logged && self.hears_logs()
+            || watching.is_some_and(|watching| watching.observe.spans)
+    }
+
     fn who(&self, slot: usize) -> Option<Who> {
         Some(Who {
             worker: self.scheduler.worker_of(slot),
             pid: self.workers[slot].as_ref()?.pid(),
         })
+    }
+
+    /// The sandbox of the workers lacks this.
+    pub(super) fn note_unenforced(&mut self, missing: &[String]) {
+        if let Some(watching) = &mut self.watching
+            && watching.observe.workers
+            && !missing.is_empty()
+        {
+            let at = watching.at(pool_worker::now());
+            watching.tell(Event::SandboxIncomplete {
+                missing: missing.to_vec(),
+                host: None,
+                at,
+            });
+        }
     }
 
     /// A worker was started.
@@ -206,7 +229,7 @@ impl State {
         }
     }
 
-    /// A worker takes inputs.
+    /// A worker accepts inputs.
     pub(super) fn note_ready(&mut self, slot: usize) {
         if let Some(who) = self.who(slot)
             && let Some(watching) = &mut self.watching
@@ -222,7 +245,7 @@ impl State {
         }
     }
 
-    /// Another worker sits in another slot from now on.
+    /// From now on, this worker is in another slot.
     pub(super) fn note_move(&mut self, from: usize, to: usize) {
         if let Some(watching) = &mut self.watching {
             watching.running[to] = watching.running[from].take();
@@ -230,7 +253,7 @@ impl State {
         }
     }
 
-    /// Reads what a worker has reported of inputs; before its replies are taken up.
+    /// Reads what a worker has reported about inputs; called before its replies are processed.
     pub(super) fn hear_of_inputs(&mut self, slot: usize, reports: &Reports) {
         let Some(who) = self.who(slot) else {
             return;
@@ -261,13 +284,13 @@ impl State {
         }
     }
 
-    /// A worker is dead, everything that it has said was heard, and the scheduler is about to learn of it. It had begun so many inputs, as far
-    /// as that can be believed.
+    /// A worker is dead, everything that it has reported was processed, and the scheduler is about to be told. `lost` is the run
+    /// in which it died.
     pub(super) fn note_broken_off(
         &mut self,
         slot: usize,
-        worker: &Worker,
-        begun: Option<u32>,
+        pid: u32,
+        lost: Option<LostRun>,
         starved: bool,
     ) {
         let Some(watching) = &mut self.watching else {
@@ -275,21 +298,19 @@ impl State {
         };
         let who = Who {
             worker: self.scheduler.worker_of(slot),
-            pid: worker.pid(),
+            pid,
         };
-        let now = pool_worker::now();
+        let now = lost.map_or_else(pool_worker::now, |lost| lost.ended);
         let told = watching.running[slot];
-        let input = begun.and_then(|number| Some((number, self.scheduler.locate(slot, number)?)));
         let running = told.or_else(|| {
-            let (number, input) = input?;
-            let at = worker.witness().read_at();
+            let lost = lost?;
             Some(Began {
-                number,
-                at: at.clamp(watching.began, now.max(watching.began)),
-                input,
+                number: lost.number,
+                at: lost.began,
+                input: lost.input,
             })
         });
-        // Short inputs are reported together, and these were not yet.
+        // Short inputs are reported together; these were not reported yet.
         let (told, last) = watching.told[slot];
         let untold = self.scheduler.answered_by(slot).wrapping_sub(told);
         if let Some(input) = self.scheduler.last_answered(slot)
@@ -315,7 +336,7 @@ impl State {
         }
     }
 
-    /// Hands on what happened.
+    /// Reports what happened to the observer.
     pub(super) fn tell_observer(&mut self) {
         let Some(watching) = &mut self.watching else {
             return;

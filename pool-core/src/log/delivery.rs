@@ -1,4 +1,4 @@
-//! From the records of workers to calls of a subscriber, or of a logger: all on the thread `pool-log`.
+//! Turns the records of workers into calls of a subscriber or of a logger, all on the thread `pool-log`.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,10 +16,10 @@ use super::site::{self, Site};
 use super::{Context, guard};
 use crate::backend::{LogRecords, LogSource};
 
-/// The field in which an event says what it says in words.
+/// The field of an event that holds its text.
 const MESSAGE: &str = "message";
 
-/// What workers have told of.
+/// What workers have described and opened.
 #[derive(Default)]
 pub(super) struct Delivery {
     sources: HashMap<LogSource, Source>,
@@ -28,7 +28,7 @@ pub(super) struct Delivery {
 /// One worker.
 #[derive(Default)]
 struct Source {
-    /// By the numbers that the worker gives them.
+    /// By the numbers that the worker uses.
     callsites: HashMap<u32, Callsite>,
     spans: HashMap<u64, Open>,
 }
@@ -36,16 +36,16 @@ struct Source {
 #[derive(Clone, Copy)]
 struct Callsite {
     site: &'static Site,
-    /// Of the fields there, only that at this position is known here.
+    /// Only the field at this position, of those that the worker has, is known here.
     only: Option<usize>,
 }
 
-/// A span that was made again; or if nobody wanted it, the one around it.
+/// A span that was created anew; or, if the subscriber did not want it, the span around it.
 struct Open {
     context: Arc<Context>,
     dispatch: Dispatch,
     id: Id,
-    /// None, if it is the one around it.
+    /// `None` if it is the span around it.
     callsite: Option<Callsite>,
 }
 
@@ -55,7 +55,7 @@ impl Open {
     }
 }
 
-/// Records of one worker, from one input or none.
+/// The worker whose records these are, and the input that ran, if any.
 pub(super) struct Sender<'a> {
     source: &'a mut Source,
     worker: u64,
@@ -81,14 +81,14 @@ impl Delivery {
         }
     }
 
-    /// Nothing comes from this worker any more.
+    /// Nothing more will come from this worker.
     pub(super) fn end_of(&mut self, source: &LogSource) {
         if let Some(source) = self.sources.remove(source) {
             source.end();
         }
     }
 
-    /// Nothing comes any more.
+    /// Nothing more will come.
     pub(super) fn end(self) {
         self.sources.into_values().for_each(Source::end);
     }
@@ -102,10 +102,10 @@ impl Source {
     }
 }
 
-/// Says how much was dropped.
+/// Warns about dropped records.
 pub(super) fn warn_of_dropped(context: &Context, dropped: u64) {
     let text = format!(
-        "{dropped} log records of workers were dropped: the subscriber or the logger was too slow for them"
+        "{dropped} log records of workers were dropped: they came faster than they could be passed on"
     );
     let callsite = pool_worker::record::Callsite {
         is_span: false,
@@ -133,7 +133,7 @@ pub(super) fn warn_of_dropped(context: &Context, dropped: u64) {
 }
 
 impl Sender<'_> {
-    /// Hands on one record.
+    /// Delivers one record.
     pub(super) fn deliver(&mut self, context: &Arc<Context>, record: &[u8]) {
         let Some(record) = Record::read(record) else {
             return;
@@ -243,7 +243,7 @@ impl Sender<'_> {
             let id = self.with_origin(|origin| with_values(callsite, shown(values), origin, make));
             (id, Some(callsite))
         } else {
-            // What is in it is in the one around it.
+            // Records inside it are inside the span around it.
             let Some(around) = around else {
                 return;
             };
@@ -260,7 +260,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Calls `with` with the values of our own fields.
+    /// Calls `with` with the values of the fields that this crate adds.
     fn with_origin<R>(&self, with: impl FnOnce(Origin<'_>) -> R) -> R {
         let Sender {
             worker,
@@ -283,7 +283,7 @@ impl Sender<'_> {
     }
 }
 
-/// The values of our own fields.
+/// The values of the fields that this crate adds.
 type Origin<'a> = [Option<&'a dyn field::Value>; 5];
 
 impl Callsite {
@@ -292,7 +292,7 @@ impl Callsite {
     }
 }
 
-/// Hands on an event.
+/// Passes an event to the subscriber.
 fn tell<'v>(
     context: &Context,
     span: Option<&Open>,
@@ -314,7 +314,7 @@ fn tell<'v>(
     }
 }
 
-/// Hands on an event to the logger of this process, in words.
+/// Passes an event to the logger of this process, as text.
 fn tell_logger<'v>(
     callsite: Callsite,
     values: impl Iterator<Item = (usize, Option<Shown<'v>>)>,
@@ -352,7 +352,7 @@ fn tell_logger<'v>(
     record(format_args!("{message}{gap}{}", rest.join(" ")));
 }
 
-/// An event in words.
+/// An event as text.
 #[derive(Default)]
 struct Text {
     message: String,
@@ -377,7 +377,7 @@ impl field::Visit for Text {
     }
 }
 
-/// Calls `with` with these values, each of the field at its position, and with those of our fields.
+/// Calls `with` with these values, each of the field at its position, and with those of the added fields.
 fn with_values<'v, R>(
     callsite: Callsite,
     values: impl Iterator<Item = (usize, Option<Shown<'v>>)>,
@@ -397,7 +397,7 @@ fn with_values<'v, R>(
             own[at] = value;
         }
     }
-    // Positions that there are no fields for have no values either.
+    // Positions beyond the fields have no values either.
     let mut all: [(&Field, Option<&dyn field::Value>); FIELDS_MAX] =
         [(&fields[0], None); FIELDS_MAX];
     let values = own[..site.own()].iter();
@@ -408,7 +408,7 @@ fn with_values<'v, R>(
     with(&site.metadata().fields().value_set(&all))
 }
 
-/// The value of a field, as `tracing` takes it.
+/// The value of a field, in a form that `tracing` takes.
 enum Shown<'a> {
     I64(i64),
     U64(u64),
@@ -455,7 +455,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// An error that a worker has told of.
+/// An error that a worker has logged.
 #[derive(Debug)]
 struct Told {
     text: String,
@@ -495,7 +495,7 @@ mod tests {
 
     use super::*;
 
-    /// Looks at everything, and keeps account of the spans.
+    /// A subscriber that accepts everything, and checks the counts of spans.
     #[derive(Default)]
     struct Strict {
         spans: std::sync::Mutex<HashMap<u64, usize>>,
@@ -555,7 +555,7 @@ mod tests {
         }
     }
 
-    /// As a worker writes them, but for the numbers.
+    /// A record as a worker writes it, except for the numbers.
     fn record() -> impl Strategy<Value = Vec<u8>> {
         let text = |text: &str| {
             let mut bytes = (text.len() as u16).to_le_bytes().to_vec();
@@ -609,6 +609,7 @@ mod tests {
                 hears: true,
                 span: None,
                 shared: Weak::new(),
+                queued: Arc::default(),
             });
             let source = LogSource {
                 worker: 0,
@@ -622,6 +623,7 @@ mod tests {
                 index: Some(usize::MAX),
                 ended: false,
                 records: Vec::new(),
+                dropped: 0,
             };
             let mut delivery = Delivery::default();
             let mut sender = delivery.source(&of_worker);

@@ -1,7 +1,7 @@
-//! Callsites of workers, as they are here: what `tracing` wants to have once for the whole life of the process.
+//! Callsites of workers in this process: `tracing` needs them to live as long as the process.
 //!
-//! Workers are the same program, so there are no more of them than the program has; but a worker may write what it likes, so only so
-//! many are believed.
+//! Workers are the same program, so they have no more callsites than the program; but a worker may write anything, so only a
+//! limited number is accepted.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,13 +20,13 @@ use tracing_core::{Level, LevelFilter, Metadata, identify_callsite};
 
 use crate::sync::lock;
 
-/// So many callsites are told from each other. Of more than that only the level and the message is told.
+/// The number of callsites that are distinguished. For further ones, only the level and the message are passed on.
 const SITES_MAX: usize = 8192;
 
-/// The fields that all spans and events of workers have besides their own.
+/// The fields that all spans and events of workers have in addition to their own.
 const OURS: [&str; 5] = ["worker", "pid", "host", "task", "input"];
 
-/// The same where a callsite has a field of that name.
+/// The names of these fields if a callsite has a field of the same name.
 const OURS_QUALIFIED: [&str; 5] = [
     "pool.worker",
     "pool.pid",
@@ -41,11 +41,11 @@ const MESSAGE: &str = "message";
 pub(super) struct Site {
     metadata: OnceLock<Metadata<'static>>,
     fields: OnceLock<Vec<Field>>,
-    /// How many fields it has of its own; ours follow.
+    /// How many fields it has of its own; the added ones follow.
     own: usize,
-    /// The names of those.
+    /// The names of all fields.
     names: Vec<&'static str>,
-    /// It stands for those that are too many.
+    /// It stands for all callsites beyond the limit.
     pub(super) is_any: bool,
     registered: Once,
     interest: AtomicU8,
@@ -75,7 +75,7 @@ impl callsite::Callsite for Site {
     fn metadata(&self) -> &Metadata<'_> {
         self.metadata
             .get()
-            .expect("it was set before anybody got this")
+            .expect("it is set before this is handed out")
     }
 }
 
@@ -83,10 +83,10 @@ impl Site {
     pub(super) fn metadata(&'static self) -> &'static Metadata<'static> {
         self.metadata
             .get()
-            .expect("it was set before anybody got this")
+            .expect("it is set before this is handed out")
     }
 
-    /// Its own fields, and behind them ours.
+    /// Its own fields, followed by the added ones.
     pub(super) fn fields(&self) -> &[Field] {
         self.fields.get().map_or(&[], |fields| fields)
     }
@@ -102,11 +102,12 @@ impl Site {
         &self.names
     }
 
-    /// Whether this subscriber wants what comes from here. Runs code of users.
+    /// Whether this subscriber wants records from here. Runs code of users.
     pub(super) fn is_wanted(&'static self, dispatch: &Dispatch) -> bool {
-        // Where there is one subscriber only, `tracing` asks that of this thread.
+        // If there is only one subscriber, `tracing` asks that of this thread.
         let register = || dispatcher::with_default(dispatch, || callsite::register(self));
-        self.registered.call_once(register);
+        // A subscriber that panicked here is asked again.
+        self.registered.call_once_force(|_| register());
         let metadata = self.metadata();
         *metadata.level() <= LevelFilter::current()
             && self.interest.load(Ordering::Relaxed) != interest::NEVER
@@ -114,7 +115,7 @@ impl Site {
     }
 }
 
-/// The callsite here that a worker describes so.
+/// The callsite in this process that matches a worker's description.
 pub(super) fn find(callsite: &Callsite<'_>) -> &'static Site {
     static SITES: Mutex<Option<Sites>> = Mutex::new(None);
     let mut sites = lock(&SITES);
@@ -124,13 +125,13 @@ pub(super) fn find(callsite: &Callsite<'_>) -> &'static Site {
 #[derive(Default)]
 struct Sites {
     known: HashMap<Callsite<'static>, &'static Site>,
-    /// Those that stand for all others, by whether they are spans, and by their level.
+    /// The callsites that stand for all others, by whether they are spans, and by level.
     any: HashMap<(bool, LogLevel), &'static Site>,
 }
 
 impl Sites {
     fn find(&mut self, callsite: &Callsite<'_>) -> &'static Site {
-        // A map to which nothing is added is one of shorter lives, too.
+        // A map that is only read may be treated as one of shorter lifetimes.
         let known: &HashMap<Callsite<'_>, &'static Site> = &self.known;
         if let Some(site) = known.get(callsite) {
             return site;
@@ -158,7 +159,7 @@ impl Sites {
     }
 }
 
-/// The same for the whole life of the process.
+/// Makes a copy that lives as long as the process.
 fn keep(callsite: &Callsite<'_>) -> Callsite<'static> {
     let keep = |text: &Cow<'_, str>| -> Cow<'static, str> { keep_text(text).into() };
     Callsite {
@@ -177,7 +178,7 @@ fn keep_text(text: &str) -> &'static str {
     Box::leak(text.into())
 }
 
-#[expect(clippy::ptr_arg, reason = "what is borrowed lives for ever")]
+#[expect(clippy::ptr_arg, reason = "borrowed values live forever")]
 fn borrowed(text: &Cow<'static, str>) -> &'static str {
     match text {
         Cow::Borrowed(text) => text,
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_described_alike_is_one_and_ours_come_last() {
+    fn equal_descriptions_share_a_callsite_and_added_fields_come_last() {
         let site = find(&callsite(1, &["message", "task"]));
         assert!(std::ptr::eq(site, find(&callsite(1, &["message", "task"]))));
         assert!(!std::ptr::eq(
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_told_from_each_other() {
+    fn a_limited_number_is_distinguished() {
         let mut sites = Sites::default();
         for line in 0..SITES_MAX as u32 {
             assert!(!sites.find(&callsite(line, &["message"])).is_any);

@@ -1,4 +1,4 @@
-//! What follows from the time: starts that take too long, limits that are passed, workers that stay.
+//! What happens as time passes: starts that take too long, limits that are exceeded, workers that don't exit.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::{
 };
 
 impl Scheduler {
-    /// Does what is due, and gives when the next thing will be. Everything that workers have replied by now
-    /// was heard; `progress` tells how far the worker of a slot is, and `memory` how much of it the worker has.
+    /// Does what is due, and returns when the next thing will be. All replies that workers have written by now have been
+    /// processed; `progress` tells how far the worker of a slot is, and `memory` how much memory the worker has.
     pub(crate) fn tick(
         &mut self,
         now: Time,
@@ -108,14 +108,14 @@ impl Scheduler {
         next
     }
 
-    /// Notes whether nobody was here to call [`tick`](Scheduler::tick) in time: then the whole program was stopped.
+    /// Notes if [`tick`](Scheduler::tick) was not called in time: then the whole program was stopped.
     fn note_stop(&mut self, now: Time) {
         let before = self.ticked_at.take();
         if self.wants_patrol() {
             self.ticked_at = Some(now);
             let late = before.map_or(Duration::ZERO, |before| now.saturating_sub(before));
             if late > STOPPED_MIN {
-                // Only what began before it is concerned, and that is not much.
+                // Only inputs that began before the stop are affected, and there are few.
                 if self.stops.len() == STOPS_MAX {
                     self.stops.pop_front();
                 }
@@ -130,21 +130,39 @@ impl Scheduler {
         after.map(|(end, late)| (*end - then).min(*late)).sum()
     }
 
-    /// Takes back what a worker does not begin: it may be stopped, or starved, or has lost its request.
+    /// Takes back inputs that a worker does not begin: the worker may be stopped, or starved, or may have lost its request.
     fn look_for_life(&mut self, slot: usize, now: Time, progress: impl Fn(usize) -> Progress) {
+        let progress = progress(slot);
         let state = &mut self.slots[slot];
         if state.open == 0 && !state.shunned {
             state.silent = 0;
+            state.dawdles_since = None;
+            state.begun = progress.begun;
             return;
         }
-        let progress = progress(slot);
         let ahead = progress.begun.wrapping_sub(state.answered) as usize;
-        if progress.overwritten || ahead > state.open {
-            let why = "it has written over what it shares with its parent".to_owned();
+        // A worker that is under an attacker's control might pretend that it has not begun what it runs, without a time limit.
+        let begun_since = progress.begun.wrapping_sub(state.begun) as i32;
+        if progress.overwritten || ahead > state.open || begun_since < 0 {
+            let why = "it overwrote memory that it shares with the pool".to_owned();
             self.refuse(slot, why);
             return;
         }
+        state.begun = progress.begun;
         let works = ahead > 0;
+        if works || begun_since > 0 {
+            state.dawdles_since = None;
+        }
+        if !works && let Some(most) = state.may_dawdle() {
+            let since = *state.dawdles_since.get_or_insert(now);
+            let dawdled = now.saturating_sub(since);
+            if dawdled.saturating_sub(self.stopped_since(since)) > most {
+                let why = "it did not begin the inputs that it was given".to_owned();
+                self.refuse(slot, why);
+                return;
+            }
+        }
+        let state = &mut self.slots[slot];
         if works || std::mem::replace(&mut state.pulse, progress.pulse) != progress.pulse {
             state.silent = 0;
             state.looked_at = now;
@@ -161,16 +179,16 @@ impl Scheduler {
         state.silent += 1;
         state.looked_at = now;
         if state.silent >= LOOKS_TO_KILL {
-            let why = "it did not begin what it was given".to_owned();
+            let why = "it did not begin the inputs that it was given".to_owned();
             self.refuse(slot, why);
-        } else if state.silent >= LOOKS_TO_SHUN && !state.shunned {
+        } else if state.silent >= LOOKS_TO_SHUN && !state.shunned && !state.keeps_next() {
             state.shunned = true;
             self.recall(slot);
         }
     }
 
-    /// Ends an input that is past its limit; otherwise says how long it has, or how long the next one
-    /// will have at least.
+    /// Ends an input that has exceeded its limit; otherwise returns how much time it has left, or the least that the next one
+    /// will have.
     fn time_left(
         &mut self,
         slot: usize,
@@ -192,7 +210,8 @@ impl Scheduler {
         else {
             return Some(shortest);
         };
-        // The worker says when it began, and may have been made to lie; it began no later than that was first seen.
+        // The worker reports when the input began, and that may be wrong; but the input began no later than it was first
+        // seen.
         let state = &mut self.slots[slot];
         if state
             .seen_begun

@@ -1,6 +1,7 @@
-//! What came of inputs and of workers, in numbers: for statistics only. Nothing is decided by them.
+//! Counts of what happened to inputs and workers, for statistics only: nothing is decided by them.
 
 use pool_worker::{Exit, Fault, Tag};
+use serde::{Deserialize, Serialize};
 
 use super::slot::{Phase, Reason};
 use super::{Located, Scheduler, Time};
@@ -8,8 +9,8 @@ use crate::backend::{Failure, Outcomes, What};
 use crate::event::{Ended, Recycled};
 use crate::stats::WorkerState;
 
-/// What came of the inputs of one task.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The outcomes of the inputs of one task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) done: u64,
     pub(crate) panicked: u64,
@@ -19,11 +20,11 @@ pub(crate) struct Counts {
     pub(crate) memory_limit: u64,
     pub(crate) cancelled: u64,
     pub(crate) terminated: u64,
-    /// How many runs have ended, however that was.
+    /// How many runs have ended, in any way.
     pub(crate) attempts: u64,
 }
 
-/// What came of the workers that were in one place.
+/// What happened to the workers in one position.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lives {
     /// How many inputs they have answered.
@@ -31,12 +32,13 @@ pub(crate) struct Lives {
     pub(crate) died: usize,
     pub(crate) max_tasks: usize,
     pub(crate) max_memory: usize,
+    pub(crate) cpu_time: usize,
     pub(crate) failed_starts: usize,
-    /// How the last of these came about.
+    /// The reason of the last of these, as a sentence.
     pub(crate) last: Option<String>,
 }
 
-/// Something that happened to a worker, for whoever wants to be told.
+/// Something that happened to a worker, for an observer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Happened {
     Died {
@@ -52,13 +54,13 @@ pub(crate) enum Happened {
     },
 }
 
-/// All that is counted.
+/// Everything that is counted.
 #[derive(Debug, Default)]
 pub(super) struct Book {
     /// By the number of the task.
     tasks: Vec<Counts>,
     workers: Vec<Lives>,
-    /// If somebody wants to be told.
+    /// What has happened, if there is an observer.
     pub(super) happened: Option<Vec<Happened>>,
 }
 
@@ -87,24 +89,13 @@ impl Book {
         &mut self.workers[worker]
     }
 
-    /// These outcomes are delivered.
+    /// Counts outcomes that are being delivered.
     #[inline]
     pub(super) fn count(&mut self, task: u32, outcomes: &Outcomes) {
-        let counts = self.task(task);
-        match &outcomes.what {
-            What::Replies(replies) if replies.are_values() => {
-                counts.done += replies.count() as u64;
-            }
-            What::Replies(replies) => {
-                for (tag, bytes) in replies.iter() {
-                    *counts.of_reply(tag, bytes) += 1;
-                }
-            }
-            What::Failed { count, failure } => *counts.of_failure(failure) += *count as u64,
-        }
+        self.task(task).count(outcomes);
     }
 
-    /// Notes what happened to a worker, if somebody wants to know.
+    /// Notes what happened to a worker, if there is an observer.
     pub(super) fn note(&mut self, happened: impl FnOnce() -> Happened) {
         if let Some(all) = &mut self.happened {
             all.push(happened());
@@ -113,7 +104,23 @@ impl Book {
 }
 
 impl Counts {
-    /// Which of them counts a reply.
+    /// Counts outcomes that are being delivered.
+    #[inline]
+    pub(crate) fn count(&mut self, outcomes: &Outcomes) {
+        match &outcomes.what {
+            What::Replies(replies) if replies.are_values() => {
+                self.done += replies.count() as u64;
+            }
+            What::Replies(replies) => {
+                for (tag, bytes) in replies.iter() {
+                    *self.of_reply(tag, bytes) += 1;
+                }
+            }
+            What::Failed { count, failure } => *self.of_failure(failure) += *count as u64,
+        }
+    }
+
+    /// The count that a reply belongs to.
     pub(crate) fn of_reply(&mut self, tag: Tag, bytes: &[u8]) -> &mut u64 {
         match tag {
             Tag::Value => &mut self.done,
@@ -124,10 +131,10 @@ impl Counts {
         }
     }
 
-    /// Which of them counts a failure.
+    /// The count that a failure belongs to.
     fn of_failure(&mut self, failure: &Failure) -> &mut u64 {
         match failure {
-            Failure::Panicked(_) => &mut self.panicked,
+            Failure::Panicked { .. } => &mut self.panicked,
             Failure::EncodeArguments(_)
             | Failure::DecodeArguments(_)
             | Failure::EncodeResult(_) => &mut self.unreadable,
@@ -141,18 +148,18 @@ impl Counts {
 }
 
 impl Scheduler {
-    /// When the next inputs were accepted that are [submitted](Scheduler::submit) or [pushed](Scheduler::push); zero, if that is
-    /// not known.
+    /// Sets when the inputs were accepted that are [submitted](Scheduler::submit) or [pushed](Scheduler::push) next; zero if
+    /// that is not known.
     pub(crate) fn stamp(&mut self, submitted: Time) {
         self.stamp = submitted;
     }
 
-    /// From now on [what happens](Scheduler::take_happened) is told.
+    /// From now on, [what happens](Scheduler::take_happened) is noted.
     pub(crate) fn tell_what_happens(&mut self) {
         self.book.happened = Some(Vec::new());
     }
 
-    /// What has happened to workers since this was last asked.
+    /// What has happened to workers since the last call.
     pub(crate) fn take_happened(&mut self) -> Vec<Happened> {
         match &mut self.book.happened {
             Some(happened) if !happened.is_empty() => std::mem::take(happened),
@@ -160,12 +167,12 @@ impl Scheduler {
         }
     }
 
-    /// What came of the inputs, by the number of the task.
+    /// The outcomes of inputs, by the number of the task.
     pub(crate) fn counts(&self) -> &[Counts] {
         &self.book.tasks
     }
 
-    /// What came of the workers, by their place.
+    /// What happened to workers, by their position.
     pub(crate) fn lives(&self) -> &[Lives] {
         &self.book.workers
     }
@@ -181,7 +188,7 @@ impl Scheduler {
         })
     }
 
-    /// How the run of an input ends in which the worker of this slot died. `starved`: it had no memory left.
+    /// The outcome of the run in which the worker of this slot died. `starved`: it had run out of memory.
     pub(crate) fn why_broken_off(&self, slot: usize, number: u32, starved: bool) -> Ended {
         let slot = &self.slots[slot];
         match slot.phase {
@@ -193,12 +200,12 @@ impl Scheduler {
         }
     }
 
-    /// How many jobs are open, or were once at a time.
+    /// An upper bound on the number of open jobs.
     pub(crate) fn open_jobs(&self) -> usize {
         self.jobs.places()
     }
 
-    /// What the worker of this slot is about.
+    /// What the worker of this slot is doing.
     pub(crate) fn state_of(&self, slot: usize) -> WorkerState {
         let slot = &self.slots[slot];
         match slot.phase {
@@ -212,12 +219,17 @@ impl Scheduler {
         }
     }
 
-    /// In which place the worker of this slot is.
+    /// When the worker of this slot became ready.
+    pub(crate) fn ready_since(&self, slot: usize) -> Option<Time> {
+        self.slots[slot].ready_since
+    }
+
+    /// The position of the worker of this slot.
     pub(crate) fn worker_of(&self, slot: usize) -> usize {
         self.slots[slot].worker
     }
 
-    /// How many inputs no worker has begun, if workers have begun so many.
+    /// How many inputs no worker has begun, given how many each worker has begun.
     pub(crate) fn queued(&self, begun: impl Fn(usize) -> u32) -> usize {
         let given = self.slots.iter().enumerate();
         let given = given.filter(|(_, slot)| slot.open > 0);

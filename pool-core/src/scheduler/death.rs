@@ -1,12 +1,12 @@
-//! What follows from the end of a worker, and from a start that failed.
+//! What happens when a worker ends, or fails to start.
 //!
 //! # Blame
 //!
-//! An input is lost with the worker that had begun it. One that no worker lives to begin (because it is larger
-//! than their memory, say) is blamed too, but only after several have died that were to begin it next.
+//! When a worker dies, the input that it had begun is lost. An input that no worker lives to begin (because it is larger than
+//! their memory, say) is also blamed, but only after several workers have died that were about to begin it.
 //!
-//! A worker that dies before it has done anything counts as a failed start. The next try in its slot waits,
-//! longer after each failure; the others go on. If none is any good for a long time, the pool is broken.
+//! A worker that dies before it has done anything counts as a failed start. The next attempt in its slot is delayed, longer
+//! after each failure; the other workers go on. If no worker works for a long time, the pool is broken.
 
 use std::mem;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ impl Scheduler {
             begun,
             initialized,
             starved,
+            forbidden,
             output,
         } = end;
         let open = self.slots[slot].open;
@@ -53,32 +54,21 @@ impl Scheduler {
             self.start_failed(slot, why, now);
             return;
         }
-        // Nothing is run twice: what may have begun has.
+        // Nothing is run twice: an input that may have begun counts as begun.
         let running = begun.map_or(open, |begun| state.running(begun));
         let mut back = state.take_back(running);
         let time_limit = state.phase == Phase::Dying(Reason::TimeLimit);
         let memory_limit = match (state.phase, self.rules.memory_limit, starved) {
             (Phase::Dying(Reason::MemoryLimit(used)), Some(limit), _) => {
-                Some(Failure::MemoryLimit {
-                    worker: pid.into(),
-                    limit,
-                    used,
-                    output: output.clone(),
-                })
+                Some(Starved { limit, used })
             }
-            (_, _, Some(Starved { limit, used })) if limit < u64::MAX => {
-                Some(Failure::MemoryLimit {
-                    worker: pid.into(),
-                    limit,
-                    used,
-                    output: output.clone(),
-                })
-            }
-            _ => None,
+            _ => starved.filter(|starved| starved.limit < u64::MAX),
         };
         let why = state.why.clone().or_else(|| {
-            let is_greedy = starved.is_some();
-            is_greedy.then(|| "there was no memory for what it asked for".to_owned())
+            let out_of_memory = starved.map(|_| "it ran out of memory".to_owned());
+            out_of_memory.or_else(|| {
+                forbidden.map(|call| format!("it called {call}, which no sandbox permits"))
+            })
         });
         self.note_death(&state, pid, exit, why.as_deref());
         let mut position = 0;
@@ -93,11 +83,11 @@ impl Scheduler {
                 lost.past.attempts += 1;
                 let attempts = lost.past.attempts;
                 let retries = lost.options.retries;
-                // The limit was passed by the last one begun; what lies before it went down with it.
+                // The last input that began exceeded the limit; those before it were lost with the worker.
                 let limit = lost.options.time_limit;
                 let limit = limit.filter(|_| time_limit && position == running);
-                let too_much = memory_limit.clone().filter(|_| position == running);
-                // Others have written nothing since.
+                let too_much = memory_limit.filter(|_| position == running);
+                // The other inputs have written nothing since.
                 let output = output.clone().map(|output| match position == running {
                     true => output,
                     false => String::new(),
@@ -108,10 +98,17 @@ impl Scheduler {
                     continue;
                 }
                 let failure = match (too_much, limit) {
-                    (Some(failure), _) => failure,
+                    (Some(Starved { limit, used }), _) => Failure::MemoryLimit {
+                        worker: pid.into(),
+                        limit,
+                        used,
+                        attempts,
+                        output,
+                    },
                     (None, Some(limit)) => Failure::TimeLimit {
                         worker: pid.into(),
                         limit,
+                        attempts,
                         output,
                     },
                     (None, None) => Failure::Lost {
@@ -126,12 +123,8 @@ impl Scheduler {
             }
         }
         if running == 0
-            && let Some(next) = back.first_mut()
+            && let Some(mut missed) = split_first(&mut back)
         {
-            let mut missed = next.split_front(1);
-            if next.left() == 0 {
-                back.remove(0);
-            }
             missed.past.misses += 1;
             let attempts = missed.past.attempts + missed.past.misses;
             if missed.past.misses < MISSES_MAX || missed.void || self.is_abandoned(&missed) {
@@ -153,13 +146,13 @@ impl Scheduler {
             let during = self.rules.during(None);
             self.note_failure(
                 slot,
-                format!("process {pid} {exit} before it had done anything{during}"),
+                format!("process {pid} {exit} before it had run an input{during}"),
             );
         }
         self.go_on_after(slot, now);
     }
 
-    /// Counts the death of a worker that was ready, unless it was let go.
+    /// Counts the death of a worker that was ready, unless it was asked to exit.
     fn note_death(&mut self, state: &Slot, pid: u32, exit: Exit, why: Option<&str>) {
         if state.let_go || self.kill_at.is_some() {
             return;
@@ -167,9 +160,9 @@ impl Scheduler {
         let why = why.map(str::to_owned).or_else(|| match state.phase {
             Phase::Dying(Reason::TimeLimit) => Some("an input ran past its time limit".to_owned()),
             Phase::Dying(Reason::MemoryLimit(_)) => {
-                Some("an input used more memory than it may".to_owned())
+                Some("an input used more memory than its limit".to_owned())
             }
-            Phase::Dying(Reason::Other) => Some("what it ran was cancelled".to_owned()),
+            Phase::Dying(Reason::Other) => Some("the input that it ran was cancelled".to_owned()),
             _ => None,
         });
         let lives = self.book.worker(state.worker);
@@ -187,7 +180,7 @@ impl Scheduler {
         });
     }
 
-    /// Puts an input that stands alone back, to be run again.
+    /// Puts a single input back, to be run again.
     pub(super) fn try_again(&mut self, input: Given) {
         let pause = input.options.retries.pause_after(input.past.attempts);
         if pause.is_zero() {
@@ -202,13 +195,13 @@ impl Scheduler {
         self.jobs.get(given.job).is_some_and(|job| job.abandoned)
     }
 
-    /// Closes an input that stands alone with a failure.
-    fn fail(&mut self, input: &Given, failure: Failure) {
+    /// Gives a single input its outcome: a failure.
+    pub(super) fn fail(&mut self, input: &Given, failure: Failure) {
         let outcomes = Outcomes::failed(input.portion.first, 1, Arc::new(failure));
         self.deliver(input.job, outcomes);
     }
 
-    /// The worker could not be started, or was dead before it was ready.
+    /// The worker could not be started, or died before it was ready.
     pub(crate) fn start_failed(&mut self, slot: usize, why: String, now: Time) {
         let worker = self.vacate(slot).worker;
         if self.kill_at.is_none() {
@@ -227,7 +220,7 @@ impl Scheduler {
         self.last_failure = Some(why);
     }
 
-    /// Goes on after the end of a worker.
+    /// Continues after the end of a worker.
     fn go_on_after(&mut self, slot: usize, now: Time) {
         self.give_up_if_hopeless(now);
         let pause = match self.slots[slot].failures {
@@ -243,7 +236,7 @@ impl Scheduler {
         self.dispatch();
     }
 
-    /// Ends all, if no worker has been any good for so long.
+    /// Ends everything if no worker has worked for the maximum time.
     pub(super) fn give_up_if_hopeless(&mut self, now: Time) {
         if self.slots.iter().any(Slot::is_promising) {
             self.hopeless_since = None;
@@ -252,12 +245,12 @@ impl Scheduler {
         let since = *self.hopeless_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.rules.give_up_after {
             let last = self.last_failure.as_deref().unwrap_or_default();
-            let why = format!("workers keep dying before they are ready; the last one: {last}");
+            let why = format!("workers keep dying before they are ready; the last failure: {last}");
             self.break_down(&why, now);
         }
     }
 
-    /// Ends all, for this reason.
+    /// Ends everything, for this reason.
     pub(crate) fn break_down(&mut self, why: &str, now: Time) {
         self.first_failure.get_or_insert_with(|| why.to_owned());
         if matches!(self.mode, Mode::Open | Mode::Closed) {
@@ -266,7 +259,7 @@ impl Scheduler {
         }
     }
 
-    /// Makes a slot empty, and gives what it was.
+    /// Empties a slot, and returns its former state.
     pub(super) fn vacate(&mut self, slot: usize) -> Slot {
         let state = &mut self.slots[slot];
         let empty = Slot {
@@ -281,10 +274,20 @@ impl Scheduler {
     }
 }
 
-/// Adds what was printed last.
+/// Takes out the first input.
+pub(super) fn split_first(inputs: &mut Vec<Given>) -> Option<Given> {
+    let next = inputs.first_mut()?;
+    let first = next.split_front(1);
+    if next.left() == 0 {
+        inputs.remove(0);
+    }
+    Some(first)
+}
+
+/// Appends the last line of the output.
 pub(crate) fn with_last_line(why: String, output: Option<&str>) -> String {
     match output.and_then(last_line) {
-        Some(line) => format!("{why}; it printed last: {line:?}"),
+        Some(line) => format!("{why}; last line printed: {line:?}"),
         None => why,
     }
 }

@@ -1,4 +1,4 @@
-//! The decisions of the scheduler: who gets what, how much, and who gives it back.
+//! The decisions of the scheduler: which worker gets what, how much, and which gives it back.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,27 +13,27 @@ use crate::backend::{Failure, JobId, Outcomes};
 use crate::event::Recycled;
 use crate::few::Few;
 
-/// Small inputs go together up to this size, in bytes.
+/// Small inputs are sent together up to this size, in bytes.
 const PORTION_BYTES: usize = 48 * 1024;
 
-/// A worker with less work than this ahead is given its next portion before it is through.
+/// A worker with less work than this left is given its next portion before it has finished.
 const BACKLOG: Duration = Duration::from_millis(1);
 
-/// Work that takes longer than this is not given to a worker that is busy. Below it, one input is.
+/// Inputs that take longer than this are not given to a busy worker. If they take less, one is.
 const AHEAD_MAX: Duration = Duration::from_millis(50);
 
 /// Less work than this is not worth waking a second worker for.
 const WORTH: Duration = Duration::from_micros(30);
 
-/// Where workers fill all CPUs, another helps only if they wait for something: it takes up to so many times
-/// as much work to be worth it.
+/// If workers fill all CPUs, another worker helps only if they wait for something: waking it takes up to this many times as
+/// much work to be worthwhile.
 const WORTH_FACTOR_MAX: usize = 8;
 
-/// The most inputs in the hands of a worker that is given more.
+/// The most inputs that a worker may have and still be given more.
 const OPEN_MAX: usize = 8192;
 
 impl Scheduler {
-    /// Wants a worker for an empty slot, if one is still needed; at once, or not before a time.
+    /// Requests a worker for an empty slot, if one is still needed; at once, or not before some time.
     pub(super) fn want_worker(&mut self, slot: usize, not_before: Option<Time>) {
         if !self.needs_workers() || self.slots[slot].phase != Phase::Empty {
             return;
@@ -50,7 +50,7 @@ impl Scheduler {
         };
     }
 
-    /// Whether a worker could still be good for something.
+    /// Whether a new worker could still be useful.
     pub(crate) fn needs_workers(&self) -> bool {
         match self.mode {
             Mode::Open => true,
@@ -59,7 +59,7 @@ impl Scheduler {
         }
     }
 
-    /// The slot of the understudy of this one, or whose understudy this is.
+    /// The slot of this one's understudy, or the slot whose understudy this one is.
     pub(super) fn partner(&self, slot: usize) -> Option<usize> {
         let pairs = self.rules.pairs();
         let partner = (slot + self.rules.slots) % pairs;
@@ -73,12 +73,13 @@ impl Scheduler {
         };
         let state = &self.slots[slot];
         let few_left = |max| self.tasks_left(state) <= 1 + max / 8;
-        if state.on_duty && (state.used_up || self.rules.max_tasks.is_some_and(few_left)) {
+        if state.on_duty && (state.used_up.is_some() || self.rules.max_tasks.is_some_and(few_left))
+        {
             self.want_worker(partner, None);
         }
     }
 
-    /// The understudy goes on duty for a slot.
+    /// Puts the understudy of a slot on duty.
     fn relieve(&mut self, slot: usize) {
         if let Some(partner) = self.partner(slot) {
             self.slots[slot].on_duty = false;
@@ -90,7 +91,7 @@ impl Scheduler {
         }
     }
 
-    /// Sees to it that there is a worker after the one in this slot, not before a time.
+    /// Ensures that there is a worker after the one in this slot, not before some time.
     pub(super) fn replace_worker(&mut self, slot: usize, not_before: Option<Time>) {
         if slot >= self.rules.pairs() {
             self.clear_the_way(slot);
@@ -103,7 +104,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives work to all who can take some, and lets go who is not needed any more.
+    /// Gives work to all workers that can take some, and lets those exit that are no longer needed.
     pub(super) fn dispatch(&mut self) {
         if self.rules.recycles() {
             self.retire();
@@ -125,28 +126,28 @@ impl Scheduler {
         }
     }
 
-    /// Lets workers go that have done as many inputs as they may.
+    /// Lets workers exit that have run as many inputs as they may.
     fn retire(&mut self) {
         for slot in 0..self.slots.len() {
             let state = &self.slots[slot];
-            let used_up = state.used_up || self.tasks_left(state) == 0;
+            let used_up = state.used_up.is_some() || self.tasks_left(state) == 0;
             if state.is_ready() && state.given.is_empty() && used_up {
-                let (is_large, worker) = (state.used_up, state.worker);
+                let (why, worker) = (state.used_up.unwrap_or(Recycled::MaxTasks), state.worker);
                 let at = self.leave(slot);
                 self.relieve(slot);
-                self.note_recycled(worker, at, is_large);
+                self.note_recycled(worker, at, why);
             }
         }
     }
 
-    /// Lets all workers go: there is nothing to do any more, nor will be.
+    /// Lets all workers exit: there is nothing left to do, and nothing more will come.
     fn close_down(&mut self) {
         for slot in 0..self.slots.len() {
             let state = &self.slots[slot];
             if state.is_ready() && state.given.is_empty() {
                 self.leave(slot);
             }
-            // Nobody is left to need those that are still wanted.
+            // Workers that are still wanted are no longer needed.
             if matches!(self.slots[slot].phase, Phase::Wanted { .. }) {
                 self.slots[slot].phase = Phase::Empty;
                 self.wants_tick = true;
@@ -165,7 +166,7 @@ impl Scheduler {
             && slot.on_duty
             && !slot.recalling
             && !slot.shunned
-            && !slot.used_up
+            && slot.used_up.is_none()
             && self.tasks_left(slot) > 0
     }
 
@@ -193,8 +194,8 @@ impl Scheduler {
         None
     }
 
-    /// Who takes the next of so many inputs of this task: the worker that has just been given something, if that is
-    /// not worth waking another; or one that is idle; or one that will be idle soon.
+    /// The worker that gets the next of this many inputs of this task: the one that was given inputs last, if there is too
+    /// little work to wake another; or an idle one; or one that will be idle soon.
     fn next_slot(&mut self, task: u32, pending: usize) -> Option<usize> {
         let pace = self.paces.of(task);
         if let Some(pace) = pace
@@ -240,8 +241,8 @@ impl Scheduler {
         };
         let job = queue.job;
         let pace = self.paces.of(job.task);
-        // What is left is shared out in ever smaller portions, so that all end together; but not in
-        // smaller ones than are worth it.
+        // The rest is divided into ever smaller portions, so that all workers finish together; but not smaller than is
+        // worthwhile.
         let shares = if queue.more { workers } else { 2 * workers };
         let share = queue.pending_inputs.div_ceil(shares);
         let least = pace.map_or(1, |pace| inputs_in(worth, pace));
@@ -258,7 +259,7 @@ impl Scheduler {
         let first = next.portion.first;
         let mut end_of_chunk = None;
         if let Some(size) = job.options.chunksize {
-            // Back to where a chunk ends, or forward to the end of the first.
+            // Back to the end of a chunk, or forward to the end of the first.
             let whole = (first + count) / size * size;
             let end = if whole > first {
                 whole
@@ -270,7 +271,7 @@ impl Scheduler {
         }
         queue.last_portion = count;
         self.give_first(slot, id, count);
-        // A chunk may lie in several pieces, if it holds large inputs.
+        // A chunk may consist of several pieces, if it contains large inputs.
         while let Some(end) = end_of_chunk
             && let Some(queue) = self.jobs.get(id)
             && let Some(next) = queue.pending.front()
@@ -281,7 +282,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives the first `count` pending inputs of a job, which lie together.
+    /// Gives the first `count` pending inputs of a job, which are in one piece.
     fn give_first(&mut self, slot: usize, id: JobId, count: usize) {
         let Some(queue) = self.jobs.get_mut(id) else {
             return;
@@ -314,8 +315,8 @@ impl Scheduler {
         self.hand_over(slot, given);
     }
 
-    /// Gives a single input to a worker without the detour by the queue, if nobody waits there and a worker
-    /// takes it. Otherwise gives the inputs back.
+    /// Gives a single input to a worker without putting it into the queue, if the queue is empty and a worker can take it.
+    /// Otherwise returns the inputs.
     pub(super) fn give_at_once(
         &mut self,
         id: JobId,
@@ -362,7 +363,7 @@ impl Scheduler {
         self.sharable = self.sharable + usize::from(open > 1) - usize::from(before > 1);
     }
 
-    /// Adds inputs to what a slot has.
+    /// Adds inputs to those that a slot has.
     pub(super) fn hand_over(&mut self, slot: usize, given: Given) {
         let pace = self.paces.of(given.task);
         if let Some(limit) = given.options.time_limit
@@ -391,8 +392,8 @@ impl Scheduler {
         self.actions.push_back(Action::Send { slot });
     }
 
-    /// Takes work from the busy for the idle, once there is nothing else for them. Unless it is `urgent`,
-    /// only if it seems worth it.
+    /// Takes inputs from busy workers for idle ones, if nothing else is left for them. Unless it is `urgent`, only if that
+    /// seems worthwhile.
     pub(crate) fn balance(&mut self, urgent: bool) -> bool {
         if self.sharable == 0 || self.jobs.has_pending() || self.next_idle().is_none() {
             return false;
@@ -403,7 +404,7 @@ impl Scheduler {
         let Some(slot) = busiest else {
             return false;
         };
-        // What is given out again comes in portions that are worth it, so this comes to an end.
+        // Inputs that are given out again come in portions that are worthwhile, so this ends.
         if urgent || self.slots[slot].backlog() >= 2 * self.worth() {
             self.recall(slot);
             return false;
@@ -411,8 +412,8 @@ impl Scheduler {
         true
     }
 
-    /// Takes back from busy workers what they have not begun of jobs that this one has priority over, if it would have to
-    /// wait long for that.
+    /// Takes back inputs that busy workers have not begun, if this job has priority over theirs and would otherwise have to
+    /// wait long.
     pub(super) fn overtake(&mut self, id: JobId) {
         let Some(queue) = self.jobs.get(id).filter(|queue| !queue.pending.is_empty()) else {
             return;
@@ -428,8 +429,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether the slot may have something to give away: more than what runs, and more than the
-    /// rest of one explicit chunk.
+    /// Whether the slot may have inputs to give away: more than the one that runs, and more than the rest of one explicit
+    /// chunk.
     fn can_share(&self, slot: &Slot) -> bool {
         let (Some(first), Some(last)) = (slot.given.front(), slot.last_given()) else {
             return false;
@@ -438,6 +439,7 @@ impl Scheduler {
         slot.is_ready()
             && !slot.recalling
             && !slot.drained
+            && !slot.keeps_next()
             && slot.open > 1
             && !first
                 .options
@@ -445,7 +447,7 @@ impl Scheduler {
                 .is_some_and(|size| running.0 == last.0 && running.1 / size == last.1 / size)
     }
 
-    /// Lets a worker go. Gives the slot where it is then.
+    /// Asks a worker to exit. Returns the slot where it is afterwards.
     fn leave(&mut self, slot: usize) -> usize {
         if self.slots[slot].shunned {
             self.kill(slot, Reason::Other);
@@ -459,22 +461,29 @@ impl Scheduler {
         slot
     }
 
-    /// A worker that was well has been let go.
-    fn note_recycled(&mut self, worker: usize, slot: usize, is_large: bool) {
+    /// A healthy worker was asked to exit.
+    fn note_recycled(&mut self, worker: usize, slot: usize, why: Recycled) {
         let lives = self.book.worker(worker);
-        let why = if is_large {
-            lives.max_memory += 1;
-            lives.last = Some("it had more memory than `max_memory_per_child`".to_owned());
-            Recycled::MaxMemory
-        } else {
-            lives.max_tasks += 1;
-            lives.last = Some("it had run `max_tasks_per_child` inputs".to_owned());
-            Recycled::MaxTasks
+        let (count, text) = match why {
+            Recycled::MaxTasks => (
+                &mut lives.max_tasks,
+                "it had run as many inputs as `max_tasks_per_child` allows",
+            ),
+            Recycled::MaxMemory => (
+                &mut lives.max_memory,
+                "it had more memory than `max_memory_per_child` allows",
+            ),
+            Recycled::CpuTime => (
+                &mut lives.cpu_time,
+                "it had used half of the processor time that its sandbox allows",
+            ),
         };
+        *count += 1;
+        lives.last = Some(text.to_owned());
         self.book.note(|| Happened::Recycled { worker, slot, why });
     }
 
-    /// Moves a worker that leaves to where it is in nobody's way, if there is such a place. Gives where it is.
+    /// Moves a worker that exits to where it blocks no other, if there is such a slot. Returns its slot.
     fn make_way(&mut self, slot: usize) -> usize {
         let mut exits = self.rules.pairs()..self.slots.len();
         if let Some(exit) = exits.find(|exit| self.slots[*exit].phase == Phase::Empty) {
@@ -486,8 +495,8 @@ impl Scheduler {
         }
     }
 
-    /// Too many are leaving: the one that has had the longest time for it has no more, unless it runs finalizers. Then its
-    /// place is not free before it has left.
+    /// Too many workers are exiting: kills the one that has had the most time, unless workers run finalizers. Then the slot
+    /// stays occupied until it has exited.
     fn hurry(&mut self) {
         if self.rules.finalizes {
             return;
@@ -515,7 +524,7 @@ impl Scheduler {
         });
     }
 
-    /// A place for workers that leave is free: one that is in the way of others moves there.
+    /// A slot for workers that exit is free: moves one there that blocks another.
     pub(super) fn clear_the_way(&mut self, exit: usize) {
         let mut pairs = 0..self.rules.pairs();
         let leaves = |slot: &usize| matches!(self.slots[*slot].phase, Phase::Leaving { .. });
@@ -536,7 +545,7 @@ impl Scheduler {
         }
     }
 
-    /// Has the worker end by itself, and kills it if it does not in time.
+    /// Tells the worker to end by itself, and kills it if it does not do so in time.
     pub(super) fn end_gently(&mut self, slot: usize, reason: Reason) {
         if self.rules.grace.is_zero() {
             self.kill(slot, reason);
@@ -600,8 +609,7 @@ impl Scheduler {
         }
     }
 
-    /// Answers everything with `failure`, and lets all workers go: the idle are asked, the others are told
-    /// by SIGTERM.
+    /// Answers everything with `failure`, and ends all workers: idle ones are asked to exit, the others get SIGTERM.
     pub(super) fn end(&mut self, mode: Mode, failure: Failure, now: Time) {
         self.mode = mode;
         let failure = Arc::new(failure);

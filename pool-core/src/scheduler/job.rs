@@ -1,4 +1,4 @@
-//! Jobs: what was accepted and is not finished.
+//! Jobs: calls that were accepted and have not finished.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -10,14 +10,14 @@ use super::slot::{Given, Past};
 use crate::backend::{Job, JobId, Portion, Want};
 use crate::few::Few;
 
-/// When no job is open, memory for more of them than this is given back.
+/// If no job is open, memory for more jobs than this is freed.
 const KEPT: usize = 4096;
 
-/// Inputs that nobody has.
+/// Inputs that no worker was given.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) portion: Portion,
-    /// What became of them before.
+    /// Their earlier attempts.
     pub(super) past: Past,
 }
 
@@ -30,7 +30,7 @@ impl From<Given> for Pending {
     }
 }
 
-/// Inputs that nobody has, in their order. Mostly there is one portion, or none.
+/// Inputs that no worker was given, in order. Usually there is one portion, or none.
 #[derive(Debug, Default)]
 pub(super) struct PendingQueue {
     front: Option<Pending>,
@@ -86,7 +86,7 @@ impl PendingQueue {
     }
 }
 
-/// Which job comes first: the lower one. Of equal priority the older one does.
+/// The order of jobs: the lowest rank comes first. Among equal priorities, that is the oldest job.
 type Rank = (Reverse<i32>, u64);
 
 /// One job.
@@ -96,22 +96,22 @@ pub(super) struct Queue {
     rank: Rank,
     pub(super) job: Job,
     pub(super) pending: PendingQueue,
-    /// How many inputs that is.
+    /// How many inputs these are.
     pub(super) pending_inputs: usize,
-    /// What is not to be run before a pause is over: how long that is, and when it ends, once that is known.
+    /// Inputs that must not run before a pause is over: the length of the pause, and its end, once known.
     resting: Vec<(Duration, Option<Time>, Pending)>,
     /// Inputs without an outcome, pending or given.
     open: usize,
     /// More inputs may come.
     pub(super) more: bool,
-    /// Nobody wants its results any more: what was taken back is dropped.
+    /// Its results are no longer wanted: inputs that are taken back are dropped.
     pub(super) abandoned: bool,
     /// The size of the last portion.
     pub(super) last_portion: usize,
     /// How many threads wait for outcomes, and for which.
     waiting: usize,
     wanted: Want,
-    /// What matters in any case.
+    /// Outcomes that are wanted even if no thread waits.
     notify: Option<Want>,
     /// It is in `waiting`.
     listed: bool,
@@ -142,13 +142,13 @@ pub(super) struct Jobs {
     places: Vec<Option<Queue>>,
     free: Vec<u32>,
     opened: u64,
-    /// Those with pending inputs, in the order of their ranks; and some that have none any more.
+    /// Jobs with pending inputs, in the order of their ranks; and some that have none left.
     waiting: VecDeque<(Rank, JobId)>,
     /// How many have a [`want`](Queue::want).
     wanted: usize,
-    /// How many have inputs that rest, at the most.
+    /// The most that can have resting inputs.
     resting: usize,
-    /// There was one with another priority than most have.
+    /// There was a job with another priority than most have.
     has_priorities: bool,
 }
 
@@ -169,7 +169,7 @@ impl Jobs {
         (queue.serial == id.serial).then_some(queue)
     }
 
-    /// A new job without inputs, of which the first portion is to have `first_portion / 4`.
+    /// Opens a job without inputs, whose first portion should have `first_portion / 4`.
     pub(super) fn open(&mut self, job: Job, first_portion: usize) -> JobId {
         let place = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
@@ -200,12 +200,12 @@ impl Jobs {
         id
     }
 
-    /// Whether one may have priority over another.
+    /// Whether a job may have priority over another.
     pub(super) fn has_priorities(&self) -> bool {
         self.has_priorities
     }
 
-    /// Adds inputs behind the others.
+    /// Adds inputs after the others.
     pub(super) fn push(&mut self, id: JobId, inputs: Few<Portion>, submitted: Time) {
         let Some(queue) = self.get_mut(id) else {
             return;
@@ -222,7 +222,7 @@ impl Jobs {
         self.list(id);
     }
 
-    /// Counts inputs that were given at once.
+    /// Counts inputs that were given to a worker at once.
     pub(super) fn open_inputs(&mut self, id: JobId, count: usize) {
         if let Some(queue) = self.get_mut(id) {
             queue.open += count;
@@ -237,7 +237,7 @@ impl Jobs {
         }
     }
 
-    /// Keeps inputs from being run until a pause is over.
+    /// Keeps inputs from running until a pause is over.
     pub(super) fn rest(&mut self, id: JobId, pending: Pending, pause: Duration) {
         if let Some(queue) = self.get_mut(id) {
             queue.resting.push((pause, None, pending));
@@ -245,7 +245,7 @@ impl Jobs {
         }
     }
 
-    /// Puts back what has rested. Gives when the next pause ends.
+    /// Puts back inputs whose pause is over. Returns when the next pause ends.
     pub(super) fn wake_up(&mut self, now: Time) -> Option<Time> {
         if self.resting == 0 {
             return None;
@@ -278,7 +278,7 @@ impl Jobs {
         next
     }
 
-    /// Sees to it that a job with pending inputs is found.
+    /// Lists a job that has pending inputs.
     fn list(&mut self, id: JobId) {
         let Some(queue) = self.get_mut(id) else {
             return;
@@ -295,12 +295,12 @@ impl Jobs {
         self.waiting.insert(place, (rank, id));
     }
 
-    /// How many places for jobs there are.
+    /// The number of places for jobs.
     pub(super) fn places(&self) -> usize {
         self.places.len()
     }
 
-    /// How many inputs nobody has.
+    /// How many inputs no worker was given.
     pub(super) fn pending(&self) -> usize {
         let all = self.places.iter().flatten();
         let rest = |queue: &Queue| {
@@ -312,7 +312,7 @@ impl Jobs {
         all.map(|queue| queue.pending_inputs + rest(queue)).sum()
     }
 
-    /// The first job with inputs that nobody has.
+    /// The first job that has inputs that no worker was given.
     pub(super) fn next(&mut self) -> Option<JobId> {
         while let Some((_, id)) = self.waiting.front() {
             let id = *id;
@@ -326,7 +326,7 @@ impl Jobs {
         None
     }
 
-    /// Whether there is one. (After [`next`](Jobs::next) exactly; otherwise there may be none.)
+    /// Whether there is such a job. (Exact after [`next`](Jobs::next); otherwise there may be none.)
     pub(super) fn has_pending(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -375,7 +375,7 @@ impl Jobs {
         self.wanted = self.wanted + usize::from(after) - usize::from(before);
     }
 
-    /// Whether somebody waits for any of them.
+    /// Whether outcomes of any job are wanted.
     pub(super) fn any_wanted(&self) -> bool {
         self.wanted > 0
     }
@@ -385,7 +385,7 @@ impl Jobs {
         if let Some(queue) = self.get(id) {
             let (is_wanted, is_listed, rank) = (queue.want().is_some(), queue.listed, queue.rank);
             self.wanted -= usize::from(is_wanted);
-            // What is first in the list may stay there for ever.
+            // The first entry of the list might stay there forever.
             if self.has_priorities
                 && is_listed
                 && let Ok(at) = self.waiting.binary_search_by_key(&rank, |(rank, _)| *rank)
@@ -401,7 +401,7 @@ impl Jobs {
         }
     }
 
-    /// Ends all jobs; gives the task of each, and what is pending.
+    /// Ends all jobs; returns the task of each, and its pending inputs.
     pub(super) fn remove_all(&mut self) -> Vec<(JobId, u32, PendingQueue)> {
         let ids: Vec<(JobId, u32)> = (0..)
             .zip(&self.places)

@@ -1,15 +1,15 @@
-//! How long inputs of each task take, as far as is known, and what follows for portions.
+//! How long the inputs of each task take, as far as is known, and the sizes of portions that follow from that.
 
 use std::time::Duration;
 
-/// How long a portion should keep a worker busy: long against the price of a message, short against
-/// the patience of whoever waits for the first result.
+/// How long a portion should keep a worker busy: long compared to the cost of a message, short compared to the time that a
+/// caller accepts for the first result.
 const PORTION_TIME: Duration = Duration::from_millis(1);
 
 /// The most inputs in a portion, unless one chunk is larger.
 const PORTION_MAX: usize = 4096;
 
-/// The first portion of a job whose task is known has no more than four times as many inputs.
+/// Limits the first portion of a job, if its task's pace is known, to four times as many inputs.
 const FIRST_PORTION: usize = 64;
 
 /// Paces by the number of the task.
@@ -22,11 +22,10 @@ impl Paces {
         self.0.get(task as usize).copied().flatten()
     }
 
-    /// Takes notice of a measurement. A worker that was preempted looks slow, and believing it at once
-    /// would wake others, which would preempt still more; so slower ones are believed in steps, faster
-    /// ones soon.
+    /// Takes a measurement into account. A worker that was preempted looks slow, and believing that at once would wake other
+    /// workers, which would preempt it even more. So slower measurements are adopted in steps, faster ones soon.
     pub(super) fn observe(&mut self, task: u32, each: Duration) {
-        // Numbers are small; one that is not is a lie.
+        // Numbers of tasks are small; a large one is invalid.
         let task = task as usize;
         if task >= 1 << 20 {
             return;
@@ -47,7 +46,7 @@ impl Paces {
         self.of(task).map_or(1, by_time)
     }
 
-    /// What the portion before the first one is taken to have been.
+    /// The assumed size of the portion before the first one.
     pub(super) fn first_portion(&self, task: u32) -> usize {
         self.of(task).map_or(0, |_| FIRST_PORTION)
     }
@@ -58,7 +57,7 @@ fn by_time(pace: Duration) -> usize {
     inputs_in(PORTION_TIME, pace).clamp(1, PORTION_MAX)
 }
 
-/// How many inputs of this pace fill a time.
+/// How many inputs of this pace fit into a time.
 pub(super) fn inputs_in(time: Duration, pace: Duration) -> usize {
     let inputs = time.as_nanos() / pace.as_nanos().max(1);
     usize::try_from(inputs).unwrap_or(usize::MAX)

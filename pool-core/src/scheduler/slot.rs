@@ -1,45 +1,47 @@
-//! Slots: one worker process each, from the wish for it to its end.
+//! Slots: each holds one worker process, from the decision to start it to its end.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::Time;
+use super::{BEGIN_AGAIN_MAX, BEGIN_MAX, TAKEBACKS_MAX, Time};
 use crate::backend::{JobId, Options, Portion};
+use crate::event::Recycled;
 
-/// Inputs in the hands of a worker.
+/// Inputs that a worker was given.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) job: JobId,
     pub(crate) task: u32,
     pub(crate) options: Options,
     pub(crate) portion: Portion,
-    /// How many of them were answered.
+    /// How many of them have been answered.
     pub(crate) answered: usize,
-    /// What became of them before.
+    /// Their earlier attempts.
     pub(super) past: Past,
-    /// Their outcome is out already: their job was cancelled.
+    /// Their outcome has already been delivered: their job was cancelled.
     pub(super) void: bool,
 }
 
 impl Given {
-    /// How many inputs were not answered.
+    /// How many inputs have not been answered.
     pub(super) fn left(&self) -> usize {
         self.portion.inputs.count() - self.answered
     }
 
-    /// When they were accepted; zero, if that is not known, or if they have waited for something else too.
+    /// When they were accepted; zero if that is not known, or if they have been delayed by anything but the queue.
     pub(crate) fn submitted(&self) -> Time {
         match self.past {
             Past {
                 attempts: 0,
                 misses: 0,
+                takebacks: 0,
                 submitted_ns,
             } => Time::from_nanos(submitted_ns),
             _ => Time::ZERO,
         }
     }
 
-    /// Cuts off the first `count` that were not answered.
+    /// Cuts off the first `count` that have not been answered.
     pub(super) fn split_front(&mut self, count: usize) -> Given {
         self.forget_answered();
         let inputs = self.portion.inputs.take_front(count);
@@ -59,7 +61,7 @@ impl Given {
         }
     }
 
-    /// Whether these go on in the explicit chunk of an input before them, and so belong to its worker.
+    /// Whether these continue the explicit chunk of an input before them, and so belong to its worker.
     pub(super) fn goes_on_from(&self, before: (JobId, usize)) -> bool {
         self.of_same_chunk(before) > 0
     }
@@ -77,19 +79,21 @@ impl Given {
     }
 }
 
-/// What became of inputs before.
+/// The earlier attempts of inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Past {
-    /// How often they were begun, and came to an end that is no outcome.
+    /// How often they were begun without an outcome.
     pub(super) attempts: u32,
-    /// How many workers have died that were to begin the first of them next.
+    /// How many workers have died that were about to begin the first of them.
     pub(super) misses: u32,
-    /// When they were accepted, in nanoseconds; 0, if that is not known. (Inputs are moved often.)
+    /// How often the first of them was taken back from a worker that had not begun it for some time.
+    pub(super) takebacks: u32,
+    /// When they were accepted, in nanoseconds; 0 if that is not known. (A number, since inputs are moved often.)
     submitted_ns: u64,
 }
 
 impl Past {
-    /// Nothing became of them yet, and they were accepted then.
+    /// No attempts yet; the inputs were accepted at this time.
     pub(super) fn of(submitted: Time) -> Past {
         Past {
             submitted_ns: submitted.as_nanos() as u64,
@@ -103,7 +107,7 @@ pub(super) enum Phase {
     /// No process, and none is wanted.
     #[default]
     Empty,
-    /// A process is to be started, but not before this time.
+    /// A process should be started, but not before this time.
     Wanted {
         not_before: Time,
     },
@@ -114,17 +118,16 @@ pub(super) enum Phase {
         until: Option<Time>,
     },
     Ready,
-    /// Runs an input that is past a limit, the last of `begun`; what it has not begun is
-    /// being taken back.
+    /// Runs an input that has exceeded a limit, the last of `begun`; the inputs that it has not begun are being taken back.
     Overdue {
         begun: u32,
         why: Reason,
     },
-    /// Asked to exit, and to be killed at a time that is not known before the next tick.
+    /// Was asked to exit, and will be killed at a time that is not known before the next tick.
     Leaving {
         until: Option<Time>,
     },
-    /// To be killed, or killed already.
+    /// Will be killed, or was killed already.
     Dying(Reason),
 }
 
@@ -132,64 +135,68 @@ pub(super) enum Phase {
 pub(super) enum Reason {
     /// An input ran past its time limit.
     TimeLimit,
-    /// An input used so much memory.
+    /// An input used this much memory.
     MemoryLimit(u64),
     /// It was not ready in time.
     Late,
-    /// The job of what it runs was cancelled, or it talked nonsense, or all is over.
+    /// The job of its input was cancelled, it sent something invalid, or the pool is ending.
     Other,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    /// In which place its worker is: what the worker knows as its index.
+    /// The position of its worker: what the worker knows as its index.
     pub(super) worker: usize,
     pub(super) phase: Phase,
     pub(super) given: VecDeque<Given>,
-    /// How many of `given`, from the front, were sent.
+    /// How many elements of `given`, from the front, were sent.
     pub(super) sent: usize,
-    /// How many inputs were given and not answered.
+    /// How many inputs were given and have not been answered.
     pub(super) open: usize,
-    /// How many were answered since the process started; wraps around.
+    /// How many inputs were answered since the process started; wraps around.
     pub(super) answered: u32,
     pub(super) last_answered: Option<(JobId, usize)>,
-    /// The task of that.
+    /// The task of the last input that was given.
     pub(super) last_task: u32,
-    /// How many inputs this process was given in all.
+    /// How many inputs this process was given in total.
     pub(super) total: usize,
-    /// The slowest pace among what it was given since it was idle; `None` if one is unknown.
+    /// The slowest pace among the tasks that it was given since it was idle; `None` if one is unknown.
     pub(super) pace: Option<Duration>,
     /// A recall is on its way; nothing is given until it is answered.
     pub(super) recalling: bool,
     /// A recall has found nothing to take back since work was last given.
     pub(super) drained: bool,
-    /// It is given work. Otherwise it is, or will be, the understudy of one that is.
+    /// It is given work. Otherwise it is, or will be, the understudy of a worker that is.
     pub(super) on_duty: bool,
-    /// It is in the list of those that may be idle.
+    /// It is in the list of slots that may be idle.
     pub(super) listed: bool,
     /// When it became ready.
     pub(super) ready_since: Option<Time>,
-    /// It was ready once, or a predecessor of it.
+    /// It was ready once, or one of its predecessors was.
     pub(super) was_ready: bool,
-    /// How many processes in a row were of no use: not started, dead before they were ready, or before they
-    /// had done anything.
+    /// How many processes in a row have failed: they could not be started, or died before they were ready or had done
+    /// anything.
     pub(super) failures: u32,
-    /// When it is killed if it has not ended by then, once that is known.
+    /// When it is killed if it has not ended by then; `Some(None)` until that is known.
     pub(super) kill_at: Option<Option<Time>>,
-    /// Why it must go.
+    /// Why it is killed.
     pub(super) why: Option<String>,
-    /// Its pulse when it was last looked at, and how often in a row it was the same since, though there was
-    /// something to begin.
+    /// Its pulse when it was last checked, and how often in a row the pulse was the same although there was something to
+    /// begin.
     pub(super) pulse: u64,
     pub(super) silent: u32,
     pub(super) looked_at: Time,
-    /// How many inputs had begun when that was last looked at for a time limit, and when it was first seen.
+    /// How many inputs it had begun when it was last checked.
+    pub(super) begun: u32,
+    /// Since when it was seen to have inputs to begin, and to have begun none.
+    pub(super) dawdles_since: Option<Time>,
+    /// How many inputs had begun at the last check of a time limit, and when that number was first seen.
     pub(super) seen_begun: Option<(u32, Time)>,
-    /// It has more memory than it may keep, and goes once it has nothing to do.
-    pub(super) used_up: bool,
-    /// It was asked to go, though all is well.
+    /// It has used more of something than it may, and is asked to exit once it is idle.
+    pub(super) used_up: Option<Recycled>,
+    /// It was asked to exit although it was healthy.
     pub(super) let_go: bool,
-    /// It has not begun what it was given. It is given nothing until it shows that it lives.
+    /// It has not begun its inputs. It is given no more until it shows a sign of life.
     pub(super) shunned: bool,
 }
 
@@ -198,7 +205,7 @@ impl Slot {
         self.phase == Phase::Ready
     }
 
-    /// Whether it is ready, or on its way to be.
+    /// Whether it is ready, or will be.
     pub(super) fn is_coming(&self) -> bool {
         matches!(
             self.phase,
@@ -206,7 +213,7 @@ impl Slot {
         )
     }
 
-    /// Whether it is good for something, as far as is known; or its place soon will be.
+    /// Whether it is working, as far as is known, or its place soon will be.
     pub(super) fn is_promising(&self) -> bool {
         let lasts = matches!(self.phase, Phase::Overdue { .. } | Phase::Leaving { .. });
         self.failures == 0 && (self.is_coming() || lasts)
@@ -219,7 +226,7 @@ impl Slot {
         )
     }
 
-    /// How long it has to do, as far as is known.
+    /// How long its inputs will take, as far as is known.
     pub(super) fn backlog(&self) -> Duration {
         match self.pace {
             _ if self.open == 0 => Duration::ZERO,
@@ -233,7 +240,7 @@ impl Slot {
         (begun.wrapping_sub(self.answered) as usize).min(self.open)
     }
 
-    /// What runs now, by the ring's count of those begun.
+    /// The element of `given` whose input is running, by the ring's count of those begun.
     pub(super) fn running_now(&self, begun: u32) -> Option<&Given> {
         let mut before = self.running(begun).checked_sub(1)?;
         self.given.iter().find(|given| {
@@ -241,6 +248,29 @@ impl Slot {
             before = before.saturating_sub(given.left());
             here
         })
+    }
+
+    /// How long it may give signs of life, and not begin the input that it has to begin next. (Long inputs take time until they
+    /// have arrived.)
+    pub(super) fn may_dawdle(&self) -> Option<Duration> {
+        let next = self.next()?;
+        Some(match next.options.time_limit {
+            // It need not end.
+            None => Duration::MAX,
+            Some(_) if next.past.misses > 0 || next.past.takebacks > 1 => BEGIN_AGAIN_MAX,
+            Some(_) => BEGIN_MAX,
+        })
+    }
+
+    /// Whether the input that it has to begin next stays with it until it has begun it, or is dead.
+    pub(super) fn keeps_next(&self) -> bool {
+        let next = self.next();
+        next.is_some_and(|next| next.past.takebacks >= TAKEBACKS_MAX)
+    }
+
+    /// The inputs that it has to answer next.
+    pub(super) fn next(&self) -> Option<&Given> {
+        self.given.iter().find(|given| given.left() > 0)
     }
 
     /// The input that it was given last.
@@ -254,7 +284,7 @@ impl Slot {
             .or(self.last_answered)
     }
 
-    /// Takes away all but the first `keep` inputs that were not answered. Leaves `open` as it is.
+    /// Takes away all but the first `keep` inputs that have not been answered. Leaves `open` unchanged.
     pub(super) fn take_back(&mut self, mut keep: usize) -> Vec<Given> {
         let mut kept = 0;
         let mut back = Vec::new();
@@ -277,7 +307,7 @@ impl Slot {
             }
         }
         self.total -= self.open - kept;
-        // What has begun was sent.
+        // Inputs that have begun were sent.
         self.sent = self.given.len();
         back
     }

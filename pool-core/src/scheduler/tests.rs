@@ -1,4 +1,4 @@
-//! The scheduler against a model of workers that behave, dawdle and die, in a world whose time passes.
+//! Tests the scheduler against a model of workers that work, dawdle and die, in a world with simulated time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::retries::Retries;
 
 const PATROL: Duration = Duration::from_millis(100);
 
-/// A worker as the scheduler's actions make it.
+/// A worker as the scheduler's actions have made it.
 #[derive(Debug, Default)]
 struct Process {
     ready: bool,
-    /// What it was sent and has not begun: job, input, and the generation under which.
+    /// Inputs that it was sent and has not begun: job, input, and the generation in which they were sent.
     queue: VecDeque<(JobId, usize, u32)>,
-    /// Begun and not reported, the oldest first; only the last of them may still run.
+    /// Inputs that it has begun and not reported, the oldest first; only the last of them may still be running.
     begun_not_told: VecDeque<(JobId, usize)>,
     begun: u32,
     begun_at: Time,
@@ -40,12 +40,12 @@ struct Submitted {
 
 type Outcome = Result<Vec<u8>, Arc<Failure>>;
 
-/// The world around a scheduler, and what it must never see.
+/// The world around a scheduler, which checks that nothing forbidden happens.
 #[derive(Debug)]
 struct World {
     scheduler: Scheduler,
     slots: Vec<Option<Process>>,
-    /// So many inputs fit what lies between the parent and a worker.
+    /// How many inputs fit between the parent and a worker.
     room: usize,
     wanted: BTreeSet<usize>,
     jobs: BTreeMap<JobId, Submitted>,
@@ -61,19 +61,31 @@ impl World {
     }
 
     fn with(slots: usize, max_tasks: Option<usize>, finalizes: bool) -> World {
-        let rules = Rules {
+        World::over(Rules {
+            max_tasks,
+            finalizes,
+            ..World::rules(slots)
+        })
+    }
+
+    fn rules(slots: usize) -> Rules {
+        Rules {
             slots,
             cpus: 2,
-            max_tasks,
+            max_tasks: None,
             start_timeout: Duration::from_secs(30),
             initializers: Vec::new(),
             give_up_after: Duration::from_secs(30),
             grace: Duration::from_millis(100),
             memory_limit: None,
             max_memory: None,
+            cpu_time: None,
             leave_max: LEAVE_MAX,
-            finalizes,
-        };
+            finalizes: false,
+        }
+    }
+
+    fn over(rules: Rules) -> World {
         let seats = rules.seats();
         let mut world = World {
             scheduler: Scheduler::new(rules),
@@ -94,7 +106,7 @@ impl World {
         let mut actions = 0;
         while let Some(action) = self.scheduler.next_action() {
             actions += 1;
-            assert!(actions < 10_000, "the scheduler keeps itself busy");
+            assert!(actions < 10_000, "the scheduler never comes to rest");
             match action {
                 Action::Start { slot } => {
                     assert!(self.slots[slot].is_none(), "two workers in one slot");
@@ -118,7 +130,7 @@ impl World {
                     self.slots[to] = self.slots[from].take();
                 }
                 Action::Ask { slot } => {
-                    let process = self.slots[slot].as_mut().expect("nobody to ask");
+                    let process = self.slots[slot].as_mut().expect("no worker to ask");
                     process.asked = true;
                 }
                 Action::Kill { slot } | Action::Terminate { slot } => {
@@ -149,7 +161,7 @@ impl World {
             && let Some(given) = self.scheduler.next_to_send(slot)
         {
             assert!(!process.killed, "work for a worker that is being killed");
-            assert!(!process.asked, "work for a worker that was let go");
+            assert!(!process.asked, "work for a worker that was asked to exit");
             let first = given.portion.first + given.answered;
             let end = given.portion.first + given.portion.inputs.count();
             assert!(first < end, "nothing is sent");
@@ -193,7 +205,7 @@ impl World {
             options,
             log_level: LogLevel::Off,
         };
-        // The id is known only afterwards, but what it delivers is looked at only in `act`.
+        // The id is known only afterwards, but outcomes are checked only in `act`.
         let id = self.scheduler.submit(job, inputs(0, count), more);
         self.jobs.insert(
             id,
@@ -215,7 +227,7 @@ impl World {
             return;
         }
         let submitted = self.jobs.get_mut(&id).unwrap();
-        // Whole chunks, as the seam demands.
+        // In whole chunks, as the seam requires.
         let count = match submitted.chunksize {
             Some(size) => count.next_multiple_of(size),
             None => count,
@@ -248,7 +260,7 @@ impl World {
         }
     }
 
-    /// Begins the next input that may be begun.
+    /// Begins the next input that may begin.
     fn begin(&mut self, slot: usize) {
         self.send(slot);
         let Some(process) = self.slots[slot].as_mut() else {
@@ -259,7 +271,7 @@ impl World {
             if generation != process.generation {
                 continue;
             }
-            process.begun += 1;
+            process.begun = process.begun.wrapping_add(1);
             process.begun_at = self.now;
             process.begun_not_told.push_back((job, index));
             let times = self.times_begun.entry((job, index)).or_default();
@@ -272,7 +284,7 @@ impl World {
         }
     }
 
-    /// Reports the oldest results; `all`: also that of the input begun last.
+    /// Reports the oldest results; `all`: including that of the input begun last.
     fn tell(&mut self, slot: usize, all: bool) {
         let Some(process) = self.slots[slot].as_mut() else {
             return;
@@ -321,13 +333,14 @@ impl World {
                 begun: Some(process.begun),
                 initialized: 0,
                 starved: None,
+                forbidden: None,
                 output: None,
             };
             self.scheduler.died(slot, end, self.now);
         }
     }
 
-    /// Lets time pass, and the supervisor look ten times a second.
+    /// Lets time pass, while the supervisor looks ten times a second.
     fn age(&mut self, by: Duration) {
         let until = self.now + by;
         while self.now + PATROL < until {
@@ -336,7 +349,7 @@ impl World {
         self.stop(until - self.now);
     }
 
-    /// Lets time pass in which nobody looks, since the whole program is stopped.
+    /// Lets time pass while nothing is called, since the whole program is stopped.
     fn stop(&mut self, by: Duration) {
         self.now += by;
         let slots = &self.slots;
@@ -351,7 +364,10 @@ impl World {
                 })
         };
         let next = self.scheduler.tick(self.now, progress, |_| None);
-        assert!(next.is_none_or(|next| next > self.now), "due, and not done");
+        assert!(
+            next.is_none_or(|next| next > self.now),
+            "something was due, and was not done"
+        );
     }
 
     /// Lets every worker do all that it can, until nothing happens any more.
@@ -566,9 +582,8 @@ fn take_step(world: &mut World, step: &Step) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens in whatever order: each input ends exactly once, nothing runs more often
-    /// than its job allows, nothing is given to a worker that is on its way out (all checked in
-    /// `World`), and after `close` the pool comes to its end.
+    /// Whatever happens in whatever order: each input ends exactly once, nothing runs more often than its job allows, nothing
+    /// is given to a worker that is exiting (all checked in `World`), and after `close` the pool ends.
     #[test]
     fn each_input_ends_exactly_once(
         slots in 1..4usize,
@@ -606,9 +621,12 @@ proptest! {
                                 prop_assert_eq!(attempts, begun + MISSES_MAX);
                             }
                         }
-                        if matches!(**failure, Failure::Panicked(_)) && submitted.on_panic {
+                        if let Failure::Panicked { attempts, .. } = **failure {
                             let begun = world.times_begun.get(&(*id, index));
-                            prop_assert_eq!(begun, Some(&(1 + submitted.retries)));
+                            prop_assert_eq!(begun, Some(&attempts));
+                            if submitted.on_panic {
+                                prop_assert_eq!(attempts, 1 + submitted.retries);
+                            }
                         }
                     }
                 }
@@ -628,7 +646,7 @@ fn ready(slots: usize) -> World {
     world
 }
 
-/// The same, and both tasks have this pace.
+/// The same, but both tasks have this pace.
 fn ready_at(slots: usize, pace: Duration) -> World {
     let mut world = ready(slots);
     world.scheduler.observe(0, pace);
@@ -672,7 +690,7 @@ fn explicit_chunks_are_kept() {
     world.tell(0, true);
     world.act();
     assert_eq!(queue_of(&world, 0), [6]);
-    // Nobody takes the rest of a chunk from the worker that has begun it.
+    // No other worker takes the rest of a chunk from the worker that has begun it.
     world.begin(0);
     world.tell(0, true);
     world.act();
@@ -701,7 +719,7 @@ fn the_first_chunks_are_single_and_later_ones_follow_the_pace() {
 }
 
 #[test]
-fn what_takes_less_than_a_wake_up_wakes_nobody_else() {
+fn work_that_takes_less_than_a_wake_up_wakes_no_other_worker() {
     let mut world = ready_at(2, Duration::from_nanos(100));
     for _ in 0..3 {
         world.submit(2, Options::default(), false);
@@ -716,7 +734,7 @@ fn an_idle_worker_gets_what_a_busy_one_has_not_begun() {
     let mut world = ready_at(2, Duration::from_micros(10));
     world.submit(64, Options::default(), false);
     world.act();
-    // Worker 0 is stuck with its first input; worker 1 does everything else.
+    // Worker 0 is stuck in its first input; worker 1 does everything else.
     world.begin(0);
     let mut done = 0;
     while !queue_of(&world, 1).is_empty() {
@@ -734,7 +752,7 @@ fn an_idle_worker_gets_what_a_busy_one_has_not_begun() {
 }
 
 #[test]
-fn a_portion_that_seems_not_worth_it_is_shared_when_somebody_insists() {
+fn a_small_portion_is_shared_when_that_is_urgent() {
     let mut world = ready_at(2, Duration::from_nanos(100));
     world.submit(20, Options::default(), false);
     world.act();
@@ -742,7 +760,7 @@ fn a_portion_that_seems_not_worth_it_is_shared_when_somebody_insists() {
     world.begin(busy);
     assert!(
         world.scheduler.balance(false),
-        "it looks as if it were soon done"
+        "it looks as if it would soon be done"
     );
     assert_eq!(queue_of(&world, 1 - busy).len(), 0);
     world.scheduler.balance(true);
@@ -757,7 +775,7 @@ fn the_rest_of_a_chunk_is_not_asked_for_again_and_again() {
     world.act();
     assert_eq!(queue_of(&world, 0), [4, 5, 6, 7]);
     world.begin(0);
-    // Worker 1 is through, and idles beside it.
+    // Worker 1 has finished and is idle.
     for _ in 0..4 {
         world.begin(1);
     }
@@ -783,7 +801,7 @@ fn a_time_limit_costs_one_input() {
     world.begin(0);
     world.tell(0, false);
     world.act();
-    // Input 1 runs, and input 0 did for most of the time.
+    // Input 1 is running now, but input 0 was for most of the time.
     world.age(Duration::from_millis(900));
     world.act();
     assert!(!world.slots[0].as_ref().unwrap().killed);
@@ -801,6 +819,7 @@ fn a_time_limit_costs_one_input() {
         Err(Arc::new(Failure::TimeLimit {
             worker: 1.into(),
             limit: Duration::from_secs(1),
+            attempts: 1,
             output: None,
         }))
     );
@@ -845,14 +864,14 @@ fn higher_priorities_go_first_and_older_ones_among_equals() {
         world.tell(0, true);
         world.act();
     }
-    // The first had been given to the worker before there were others.
+    // The first was given to the worker before the others were submitted.
     assert_eq!(order, [0, 2, 4, 3, 1]);
 }
 
 #[test]
 fn what_has_not_begun_is_taken_back_for_what_has_priority() {
     let mut world = ready(2);
-    // Of such a pace a worker gets one input more than it runs.
+    // With this pace, a worker gets one input more than the one that it runs.
     world.scheduler.observe(0, Duration::from_millis(20));
     world.submit(20, Options::default(), false).unwrap();
     world.act();
@@ -896,12 +915,12 @@ fn another_attempt_waits_for_its_pause() {
     let outcome = world.outcomes[&(id, 0)].clone();
     assert!(matches!(
         outcome.map_err(|failure| (*failure).clone()),
-        Err(Failure::Panicked(_))
+        Err(Failure::Panicked { attempts: 3, .. })
     ));
 }
 
 #[test]
-fn who_replies_to_what_was_not_asked_is_killed() {
+fn a_worker_that_replies_to_an_input_it_was_not_given_is_killed() {
     let mut world = ready(1);
     world
         .scheduler
@@ -921,7 +940,7 @@ fn a_limit_that_comes_too_late_kills_nobody() {
     world.act();
     world.begin(0);
     world.age(Duration::from_secs(2));
-    // Between the look at the clock and the recall the worker has gone on to the next.
+    // Between the check of the time and the recall, the worker has gone on to the next input.
     world.begin(0);
     world.act();
     assert!(!world.slots[0].as_ref().unwrap().killed);
@@ -945,7 +964,7 @@ fn a_worker_that_is_not_ready_in_time_is_killed_and_said_to_be_late() {
     assert_eq!(why, "process 1 was not ready in time");
 }
 
-/// Fails to start the worker of a slot again and again, as soon as it may, until some time.
+/// Fails to start the worker of a slot again and again, as soon as allowed, until some time.
 fn fail_to_start(world: &mut World, slot: usize, until: Duration) -> usize {
     let mut attempts = 0;
     while world.now < until {
@@ -967,15 +986,15 @@ fn a_pool_without_a_good_worker_for_long_is_broken() {
     let mut world = World::new(2, None);
     let id = world.submit(1, Options::default(), false).unwrap();
     let began = world.now;
-    // The other is never ready, and after its first failure nobody counts on it.
+    // The other worker is never ready; after its first failure it no longer counts.
     world.start(1, false);
     world.act();
     let attempts = fail_to_start(&mut world, 0, began + Duration::from_secs(29));
     assert_eq!(world.scheduler.mode(), &Mode::Open);
-    // 7 in the first second and a half, then one each second.
+    // 7 in the first one and a half seconds, then one each second.
     assert!((30..=36).contains(&attempts), "{attempts}");
     fail_to_start(&mut world, 0, began + Duration::from_secs(34));
-    let why = "workers keep dying before they are ready; the last one: no luck";
+    let why = "workers keep dying before they are ready; the last failure: no luck";
     assert_eq!(world.scheduler.mode(), &Mode::Broken(why.into()));
     assert_eq!(
         world.outcomes[&(id, 0)],
@@ -1000,10 +1019,10 @@ fn one_good_worker_is_enough() {
 }
 
 #[test]
-fn a_worker_on_its_first_way_is_waited_for() {
+fn a_worker_that_starts_for_the_first_time_is_waited_for() {
     let mut world = World::new(2, None);
     world.start(1, true);
-    // The start of one takes long, that of the other fails meanwhile.
+    // One worker takes long to start; the other fails to start meanwhile.
     let until = world.now + Duration::from_secs(29);
     fail_to_start(&mut world, 0, until);
     world.become_ready(1);
@@ -1052,7 +1071,7 @@ fn a_worker_goes_after_its_number_of_inputs_and_its_understudy_is_there() {
     assert!(world.wanted.is_empty());
     world.submit(5, Options::default(), false);
     world.act();
-    // It is wanted before the worker is through: that one has but one input left.
+    // It is wanted before the worker has finished, when one input is left.
     assert!(world.wanted.contains(&1));
     let mut on_duty = 0;
     for round in 0..3 {
@@ -1069,7 +1088,7 @@ fn a_worker_goes_after_its_number_of_inputs_and_its_understudy_is_there() {
         if round == 2 {
             break;
         }
-        // It has moved out of the way.
+        // The worker has moved out of the way.
         let process = world.slots[2].as_ref().unwrap();
         assert!(process.asked);
         assert_eq!(process.begun, 2);
@@ -1083,7 +1102,44 @@ fn a_worker_goes_after_its_number_of_inputs_and_its_understudy_is_there() {
 }
 
 #[test]
-fn workers_that_hang_as_they_leave_hold_nobody_up() {
+fn a_worker_that_has_used_much_processor_time_finishes_its_input_and_goes() {
+    let mut world = World::over(Rules {
+        cpu_time: Some(Duration::from_secs(2)),
+        ..World::rules(1)
+    });
+    world.start(0, true);
+    world.become_ready(0);
+    world.submit(5, chunks_of(1), false);
+    world.act();
+    world.begin(0);
+    world.scheduler.note_cpu_time(0, Duration::from_secs(1));
+    world.act();
+    assert!(world.wanted.is_empty());
+    // It may be told several times before the worker goes.
+    for _ in 0..2 {
+        world
+            .scheduler
+            .note_cpu_time(0, Duration::from_millis(1001));
+        world.act();
+        assert!(world.wanted.contains(&1));
+    }
+    world.start(1, true);
+    world.become_ready(1);
+    world.tell(0, true);
+    world.act();
+    let process = world.slots[2].as_ref().unwrap();
+    assert!(process.asked);
+    assert_eq!(process.begun, 1);
+    assert_eq!(queue_of(&world, 1)[0], 1);
+    assert_eq!(world.scheduler.lives()[0].cpu_time, 1);
+    world.scheduler.close();
+    world.run_to_the_end();
+    assert_eq!(world.outcomes.len(), 5);
+    assert!(world.outcomes.values().all(Result::is_ok));
+}
+
+#[test]
+fn workers_that_hang_at_exit_delay_no_others() {
     let mut world = World::new(1, Some(1));
     world.submit(20, Options::default(), false).unwrap();
     world.act();
@@ -1100,7 +1156,7 @@ fn workers_that_hang_as_they_leave_hold_nobody_up() {
         }
         world.age(PATROL);
         world.act();
-        // Nobody ends by himself; who is killed does.
+        // No worker exits by itself; those that are killed end.
         for slot in 0..3 {
             if world.slots[slot]
                 .as_ref()
@@ -1131,7 +1187,7 @@ fn workers_that_run_finalizers_are_waited_for() {
         world.act();
     }
     assert_eq!(world.outcomes.len(), 3);
-    // All three places are taken by those who leave: nobody is killed for that, and nobody is started.
+    // All three slots are taken by workers that are exiting: none is killed for that, and none is started.
     world.age(Duration::ZERO);
     world.age(Duration::from_secs(99));
     world.act();
@@ -1186,7 +1242,7 @@ fn what_a_worker_does_not_begin_goes_to_another() {
     let id = world.submit(2, Options::default(), false).unwrap();
     world.act();
     assert_eq!(queue_of(&world, 0).len() + queue_of(&world, 1).len(), 2);
-    // Slot 0 is stopped; slot 1 does what it gets.
+    // Slot 0 is stopped; slot 1 runs what it gets.
     for _ in 0..LOOKS_TO_SHUN {
         world.begin(1);
         world.tell(1, true);
@@ -1197,7 +1253,7 @@ fn what_a_worker_does_not_begin_goes_to_another() {
     world.tell(1, true);
     world.act();
     assert!(world.outcomes[&(id, 0)].is_ok() && world.outcomes[&(id, 1)].is_ok());
-    // Nothing is given to the one that is silent,
+    // The silent worker is given nothing,
     for _ in 0..5 {
         world.submit(1, Options::default(), false);
         world.submit(1, Options::default(), false);
@@ -1213,6 +1269,39 @@ fn what_a_worker_does_not_begin_goes_to_another() {
     world.age(Duration::from_millis(100));
     world.act();
     assert!(!world.scheduler.slots[0].shunned);
+}
+
+#[test]
+fn an_input_that_makes_every_worker_silent_is_lost_in_the_end() {
+    let mut world = ready(1);
+    let id = world.submit(3, Options::default(), false).unwrap();
+    world.act();
+    let mut deaths = 0;
+    for _ in 0..10_000 {
+        if world.outcomes.contains_key(&(id, 0)) {
+            break;
+        }
+        world.age(Duration::from_millis(100));
+        world.act();
+        if world.slots[0].as_ref().is_some_and(|it| it.killed) {
+            deaths += 1;
+            world.die(0);
+            world.act();
+        }
+        world.start(0, true);
+        world.act();
+        world.become_ready(0);
+        world.act();
+    }
+    let Some(Err(failure)) = world.outcomes.get(&(id, 0)) else {
+        panic!("it is tried forever");
+    };
+    assert!(matches!(**failure, Failure::Lost { .. }));
+    assert!(deaths >= MISSES_MAX, "{deaths}");
+    // It alone is to blame.
+    world.scheduler.close();
+    world.run_to_the_end();
+    assert!(world.outcomes[&(id, 1)].is_ok() && world.outcomes[&(id, 2)].is_ok());
 }
 
 #[test]
@@ -1239,13 +1328,114 @@ fn a_worker_that_stays_silent_is_replaced() {
 }
 
 #[test]
+fn a_worker_that_unbegins_an_input_is_killed() {
+    let mut world = ready(1);
+    world.submit(2, limited(100), false);
+    world.act();
+    world.begin(0);
+    world.age(Duration::from_millis(100));
+    world.act();
+    let process = world.slots[0].as_mut().unwrap();
+    assert!(!process.killed);
+    process.begun -= 1;
+    process.taken += 1;
+    world.age(Duration::from_millis(100));
+    world.act();
+    assert!(world.slots[0].as_ref().unwrap().killed);
+}
+
+/// Runs a pool whose only input makes every worker pretend that it has not begun, and give signs of life, while `meddle` does
+/// what might have the input taken back. Returns how long it takes until the input has an outcome.
+fn hold_back(rules: Rules, options: Options, mut meddle: impl FnMut(&mut World)) -> Option<Time> {
+    let mut world = World::over(rules);
+    world.start(0, true);
+    world.become_ready(0);
+    let id = world.submit(1, options, false).unwrap();
+    world.act();
+    let began = world.now;
+    for _ in 0..10_000 {
+        if world.outcomes.contains_key(&(id, 0)) {
+            return Some(world.now - began);
+        }
+        for slot in 0..world.slots.len() {
+            if let Some(process) = &mut world.slots[slot] {
+                process.taken += 1;
+            }
+        }
+        meddle(&mut world);
+        world.age(Duration::from_millis(100));
+        world.act();
+        for slot in 0..world.slots.len() {
+            let process = world.slots[slot].as_ref();
+            if process.is_some_and(|it| it.killed || it.asked && it.queue.is_empty()) {
+                world.die(slot);
+                world.act();
+            }
+            world.start(slot, true);
+            world.act();
+            world.become_ready(slot);
+            world.act();
+        }
+    }
+    None
+}
+
+#[test]
+fn a_worker_that_never_begins_can_not_escape_a_time_limit_by_signs_of_life() {
+    let most = BEGIN_MAX + BEGIN_AGAIN_MAX * (MISSES_MAX - 1);
+    let took = hold_back(World::rules(1), limited(1), |_| ()).expect("it ends");
+    assert!(took >= BEGIN_MAX && took < most * 2, "{took:?}");
+    // Without a limit, it may take its time.
+    assert_eq!(hold_back(World::rules(1), Options::default(), |_| ()), None);
+}
+
+#[test]
+fn a_worker_that_never_begins_can_not_escape_a_time_limit_by_using_up_its_processor_time() {
+    let rules = Rules {
+        cpu_time: Some(Duration::from_secs(2)),
+        ..World::rules(1)
+    };
+    let use_up = |world: &mut World| {
+        for slot in 0..world.slots.len() {
+            // It takes a while to use that much.
+            if world.slots[slot].as_ref().is_some_and(|it| it.taken > 10) {
+                world.scheduler.note_cpu_time(slot, Duration::from_secs(2));
+            }
+        }
+        world.act();
+    };
+    let took = hold_back(rules, limited(1), use_up).expect("it ends");
+    assert!(took < BEGIN_MAX * 4, "{took:?}");
+}
+
+#[test]
+fn the_number_of_inputs_that_a_worker_has_begun_wraps_around() {
+    let mut world = ready(1);
+    world.submit(3, limited(100), false);
+    world.act();
+    let almost = u32::MAX - 1;
+    let state = &mut world.scheduler.slots[0];
+    (state.begun, state.answered) = (almost, almost);
+    world.slots[0].as_mut().unwrap().begun = almost;
+    for _ in 0..3 {
+        world.begin(0);
+        world.age(Duration::from_millis(200));
+        world.act();
+        world.tell(0, true);
+        world.act();
+        assert!(!world.slots[0].as_ref().unwrap().killed);
+    }
+    assert_eq!(world.outcomes.len(), 3);
+}
+
+#[test]
 fn a_recall_that_comes_after_the_death_is_not_meant_for_the_next_worker() {
     let mut world = ready(1);
     world.submit(1, limited(1), false);
     world.act();
     world.begin(0);
     world.age(Duration::from_secs(2));
-    // Before the recall is carried out the worker dies by itself, and another takes its place.
+    // Before the recall is carried out, the worker dies by itself, and another takes its place.
     let begun = world.slots[0].as_ref().unwrap().begun;
     world.die(0);
     world.scheduler.recalled(0, begun);
@@ -1261,7 +1451,7 @@ fn a_recall_that_comes_after_the_death_is_not_meant_for_the_next_worker() {
 }
 
 #[test]
-fn somebody_is_to_look_when_a_waiting_thread_has_what_it_wants() {
+fn the_pool_wakes_up_when_a_waiting_thread_has_what_it_wants() {
     let mut world = ready_at(1, Duration::from_micros(10));
     let first = world.submit(4, chunks_of(4), false).unwrap();
     let second = world.submit(4, chunks_of(4), false).unwrap();

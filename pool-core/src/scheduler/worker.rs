@@ -1,13 +1,15 @@
-//! What follows from what workers do: they are ready, reply, give back, and talk nonsense.
+//! What happens when workers become ready, reply, give inputs back, or send something invalid.
 
 use std::mem;
 use std::time::Duration;
 
-use pool_worker::{Fault, Frames, Tag};
+use pool_worker::{Frames, Panic};
 
+use super::death::split_first;
 use super::slot::{Given, Phase, Reason};
 use super::{Action, Scheduler, Time};
-use crate::backend::{JobId, Outcomes, What};
+use crate::backend::{Failure, JobId, Outcomes, What, read_panic};
+use crate::event::Recycled;
 
 impl Scheduler {
     /// The process of this slot was started.
@@ -15,14 +17,14 @@ impl Scheduler {
         self.slots[slot].phase = Phase::Starting {
             until: now.checked_add(self.rules.start_timeout),
         };
-        // All may be over by now.
+        // The pool may have ended by now.
         if self.kill_at.is_some() {
             self.kill(slot, Reason::Other);
         }
         self.wants_tick = true;
     }
 
-    /// The worker takes tasks.
+    /// The worker accepts inputs.
     pub(crate) fn ready(&mut self, slot: usize, now: Time) {
         if matches!(self.slots[slot].phase, Phase::Starting { .. }) {
             let state = &mut self.slots[slot];
@@ -36,17 +38,16 @@ impl Scheduler {
         }
     }
 
-    /// The worker will not do, for this reason, and is to be killed.
+    /// The worker is unusable, for this reason, and must be killed.
     pub(crate) fn refuse(&mut self, slot: usize, why: String) {
         if self.slots[slot].has_process() {
             self.slots[slot].why.get_or_insert(why);
         }
         match self.slots[slot].phase {
-            Phase::Ready | Phase::Leaving { .. } => {
-                self.recall(slot);
+            // Nothing is taken back until it is dead: an input that several such workers say they have not begun is blamed.
+            Phase::Ready | Phase::Leaving { .. } | Phase::Starting { .. } => {
                 self.kill(slot, Reason::Other);
             }
-            Phase::Starting { .. } => self.kill(slot, Reason::Other),
             Phase::Overdue { .. } | Phase::Dying(_) => {
                 self.actions.push_back(Action::Kill { slot });
             }
@@ -54,20 +55,35 @@ impl Scheduler {
         }
     }
 
-    /// How much memory the worker has after its last input.
+    /// The worker has this much memory after its last input.
     pub(crate) fn note_memory(&mut self, slot: usize, bytes: u64) {
         if let Some(max) = self.rules.max_memory
             && bytes > max
-            && self.slots[slot].is_ready()
-            && !self.slots[slot].used_up
         {
-            self.slots[slot].used_up = true;
-            self.prepare_understudy(slot);
-            self.recall(slot);
+            self.use_up(slot, Recycled::MaxMemory);
         }
     }
 
-    /// How long an input of a task took.
+    /// The worker has used this much processor time for its inputs. One that has used half of what it may makes way for another,
+    /// so that the kernel ends no worker in an input that does not use much itself.
+    pub(crate) fn note_cpu_time(&mut self, slot: usize, used: Duration) {
+        if self.rules.cpu_time.is_some_and(|most| used > most / 2) {
+            self.use_up(slot, Recycled::CpuTime);
+        }
+    }
+
+    /// A fresh worker takes the place of this one, for this reason.
+    fn use_up(&mut self, slot: usize, why: Recycled) {
+        if self.slots[slot].is_ready() && self.slots[slot].used_up.is_none() {
+            self.slots[slot].used_up = Some(why);
+            self.prepare_understudy(slot);
+            if !self.slots[slot].keeps_next() {
+                self.recall(slot);
+            }
+        }
+    }
+
+    /// An input of a task took this long.
     pub(crate) fn observe(&mut self, task: u32, each: Duration) {
         self.paces.observe(task, each);
         self.saturated = false;
@@ -78,17 +94,20 @@ impl Scheduler {
         while replies.count() > 0 {
             let state = &mut self.slots[slot];
             let Some(given) = state.given.front_mut() else {
-                self.refuse(slot, "it replied to what it was not given".to_owned());
+                self.refuse(
+                    slot,
+                    "it replied to an input that it was not given".to_owned(),
+                );
                 break;
             };
             let mut count = replies.count().min(given.left());
-            match first_to_retry(given, &replies, count) {
-                Some(0) => {
+            match first_panic(given, &replies, count) {
+                Some((0, panic)) => {
                     replies.pop();
-                    self.retry_front(slot);
+                    self.front_panicked(slot, panic);
                     continue;
                 }
-                Some(before) => count = before,
+                Some((before, _)) => count = before,
                 None => {}
             }
             let state = &mut self.slots[slot];
@@ -127,8 +146,8 @@ impl Scheduler {
         self.dispatch();
     }
 
-    /// The oldest input of a slot has panicked, and is to be run again.
-    fn retry_front(&mut self, slot: usize) {
+    /// The oldest input of a slot has panicked. It is run again if its job allows that.
+    fn front_panicked(&mut self, slot: usize, panic: Panic) {
         let state = &mut self.slots[slot];
         let Some(given) = state.given.front_mut() else {
             return;
@@ -146,14 +165,17 @@ impl Scheduler {
         self.book.task(input.task).attempts += 1;
         self.book.worker(worker).done += 1;
         input.past.attempts += 1;
-        if self.is_wanted(&input) {
+        let attempts = input.past.attempts;
+        if !input.options.retries.go_on_after_panic(attempts) {
+            self.fail(&input, Failure::Panicked { panic, attempts });
+        } else if self.is_wanted(&input) {
             self.try_again(input);
         }
     }
 
-    /// The answer to [`Action::Recall`]: how many inputs the worker has begun in all.
+    /// The answer to [`Action::Recall`]: how many inputs the worker has begun in total.
     pub(crate) fn recalled(&mut self, slot: usize, begun: u32) {
-        // The worker that was meant may have died since, and another may sit in its place.
+        // The worker in question may have died since, and another may be in its slot.
         if !mem::take(&mut self.slots[slot].recalling) {
             return;
         }
@@ -164,7 +186,7 @@ impl Scheduler {
         self.set_open(slot, running);
         let state = &mut self.slots[slot];
         match state.phase {
-            // Still the same input, and nothing else behind it.
+            // Still the same input, and no other has begun.
             Phase::Overdue { begun: then, why } if then == begun && running > 0 => match why {
                 Reason::TimeLimit => self.end_gently(slot, why),
                 _ => self.kill(slot, why),
@@ -175,13 +197,20 @@ impl Scheduler {
             }
             _ => {}
         }
-        // The input that runs belongs to a cancelled job.
+        // The running input belongs to a cancelled job.
         let state = &self.slots[slot];
         if state.is_ready() && state.given.back().is_some_and(|given| given.void) {
             self.kill(slot, Reason::Other);
         }
+        if running == 0
+            && self.slots[slot].dawdles_since.is_some()
+            && let Some(mut first) = split_first(&mut back)
+        {
+            first.past.takebacks += 1;
+            back.insert(0, first);
+        }
         back.retain(|given| self.is_wanted(given));
-        // The rest of an explicit chunk stays with its worker, if that one lives on.
+        // The rest of an explicit chunk stays with its worker, if the worker lives on.
         let state = &self.slots[slot];
         if state.is_ready()
             && let Some(before) = state.last_given()
@@ -197,7 +226,7 @@ impl Scheduler {
         self.spreading = false;
     }
 
-    /// Gives back to the slot what belongs to the chunk of the input `before`.
+    /// Gives inputs back to the slot that belong to the chunk of the input `before`.
     fn keep_chunk(&mut self, slot: usize, before: (JobId, usize), back: &mut Vec<Given>) {
         while let Some(next) = back.first_mut() {
             let stays = next.of_same_chunk(before);
@@ -213,18 +242,19 @@ impl Scheduler {
                 break;
             }
         }
-        // What is left here now can't be shared, so asking again would never end.
+        // The inputs that are left here can't be shared, so asking again would never end.
         self.slots[slot].drained = true;
     }
 }
 
-/// Which of the next so many replies is a panic after which the input is to be run again.
-fn first_to_retry(given: &Given, replies: &Frames, count: usize) -> Option<usize> {
-    let retries = given.options.retries;
-    if !retries.has_on_panic() || given.void || !retries.go_on_after(given.past.attempts + 1) {
+/// The first of the next `count` replies that is a panic, if it makes a difference: the input must be run again, or its failure
+/// must say how many attempts there were.
+fn first_panic(given: &Given, replies: &Frames, count: usize) -> Option<(usize, Panic)> {
+    let attempts = given.past.attempts + 1;
+    if given.void || attempts == 1 && !given.options.retries.go_on_after_panic(attempts) {
         return None;
     }
-    replies.iter().take(count).position(|(tag, bytes)| {
-        tag == Tag::Fault && matches!(Fault::from_bytes(bytes), Some(Fault::Panicked(_)))
-    })
+    let panics = replies.iter().take(count).enumerate();
+    let mut panics = panics.filter_map(|(at, (tag, bytes))| Some((at, read_panic(tag, bytes)?)));
+    panics.next()
 }

@@ -1,7 +1,7 @@
-//! A recording as one page that needs nothing else: `page.html`, with the recording in it.
+//! A recording as one self-contained page: `page.html`, with the recording inserted.
 //!
-//! The page is the whole program that draws. It gets the recording as JSON in a script element that is not run, and puts what
-//! comes from users (names of tasks, reasons) onto the page as text only, so none of that is ever markup.
+//! The page contains the whole program that draws. It gets the recording as JSON in a script element that is not executed,
+//! and puts text that comes from users (names of tasks, reasons) onto the page only as text, never as markup.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use super::model::{Bar, Lane, Mark, Recording, Table, Waiting};
 
 const PAGE: &str = include_str!("page.html");
 
-/// What of a recording is in the page; bars are rows without names, for there are many.
+/// The part of a recording that is in the page. Bars are rows without field names, since there are many.
 #[derive(Serialize)]
 struct Page<'a> {
     title: &'a str,
@@ -28,7 +28,7 @@ struct Page<'a> {
     notes: &'a [String],
 }
 
-/// In the order that the page names at its top.
+/// In the order that is documented at the top of the page.
 fn rows<S: Serializer>(bars: &[Bar], serializer: S) -> Result<S::Ok, S::Error> {
     let mut rows = serializer.serialize_seq(Some(bars.len()))?;
     for bar in bars {
@@ -89,12 +89,12 @@ fn escape(text: &str) -> String {
     text.replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Writes JSON such that no part of it ends the script element that it is in, or begins a comment there.
+/// Writes JSON such that no part of it ends its script element, or begins a comment there.
 struct InScript<W>(W);
 
 impl<W: Write> Write for InScript<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // These are in strings only, where an escape means the same.
+        // These characters occur only in strings, where an escape means the same.
         for part in bytes.split_inclusive(|byte| *byte == b'<') {
             match part.strip_suffix(b"<") {
                 Some(before) => {
@@ -160,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn it_needs_nothing_else() {
+    fn the_page_is_self_contained() {
         let page = page(&sample::heavy_tail(2));
         for outside in ["src=", "href=", "url(", "import ", "http://", "https://"] {
             assert!(!page.contains(outside), "{outside}");
         }
     }
 
-    /// Chromium, if it is there.
+    /// Chromium, if it is installed.
     fn browser() -> Option<&'static str> {
         let names = ["chromium", "chromium-browser", "google-chrome"];
         names.into_iter().find(|name| {
@@ -180,7 +180,7 @@ mod tests {
         })
     }
 
-    /// Opens a page, and gives what it says of itself.
+    /// Opens a page, and returns what it says about itself.
     fn open(browser: &str, directory: &Path, recording: &Recording) -> String {
         let path = directory.join("page.html");
         fs::write(&path, page(recording)).expect("it can be written");
@@ -203,7 +203,7 @@ mod tests {
     #[expect(clippy::print_stderr, reason = "a test that skips says so")]
     fn a_browser_draws_it() {
         let Some(browser) = browser() else {
-            eprintln!("skipped: there is no chromium");
+            eprintln!("skipped: chromium is not installed");
             return;
         };
         let directory = tempfile::tempdir().expect("a directory");
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    /// For whoever works on the page: writes what there is to look at to a directory, and draws the recordings that are there as JSON.
+    /// For work on the page: writes samples to a directory, and draws the recordings that are there as JSON.
     #[test]
     fn samples_to_look_at() {
         let Some(directory) = std::env::var_os("POOL_TIMELINE_SAMPLES") else {

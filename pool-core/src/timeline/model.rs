@@ -1,29 +1,29 @@
-//! What a timeline has recorded, as plain data. The collector makes a [`Recording`]; `trace.rs` and `html.rs` draw it.
+//! What a timeline has recorded, as plain data. The collector creates a [`Recording`]; `trace.rs` and `html.rs` draw it.
 //!
-//! Nothing here knows a pool, a clock or a file. Times are nanoseconds since the recording began. Whoever makes a recording bounds its
-//! size: short bars of one worker, task and job that follow each other are merged into one, which says how many inputs it holds
-//! and how long they ran.
+//! Nothing here knows a pool, a clock or a file. Times are nanoseconds since the recording began. The creator of a recording
+//! bounds its size: consecutive short bars of the same worker, task and job are merged into one, which says how many inputs
+//! it contains and how long they ran.
 
 use serde::{Deserialize, Serialize};
 
 /// Everything that is drawn.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Recording {
-    /// What the page is called: the name of the program, for instance.
+    /// The title of the page: the name of the program, for instance.
     pub(crate) title: String,
     /// When it began, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
-    /// How long it lasted. What still runs ends here.
+    /// How long it lasted. Bars of inputs that are still running end here.
     pub(crate) length_ns: u64,
-    /// One for each worker of the pool. A worker that takes the place of another goes on in its lane.
+    /// One for each worker of the pool. A replacement continues in the lane of the worker that it replaces.
     pub(crate) lanes: Vec<Lane>,
     /// The names of tasks.
     pub(crate) tasks: Vec<String>,
-    /// What ran. In each lane, in order of time.
+    /// What ran, ordered by time in each lane.
     pub(crate) bars: Vec<Bar>,
     /// What happened to workers, in order of time.
     pub(crate) marks: Vec<Mark>,
-    /// How many inputs waited, from when on, in order of time. Consecutive ones differ.
+    /// How many inputs waited, and since when, ordered by time. Consecutive values differ.
     pub(crate) waiting: Vec<Waiting>,
     /// The statistics.
     pub(crate) tables: Vec<Table>,
@@ -31,10 +31,10 @@ pub(crate) struct Recording {
     pub(crate) notes: Vec<String>,
 }
 
-/// The line of one worker.
+/// The lane of one worker.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Lane {
-    /// The worker's number in its pool, as [`worker::index`](crate::worker::index) tells it.
+    /// The worker's position in its pool: [`worker::index`](crate::worker::index) there.
     pub(crate) worker: usize,
     /// Its machine, if it is not this one.
     pub(crate) host: Option<String>,
@@ -43,27 +43,27 @@ pub(crate) struct Lane {
 /// An input that ran, or several that ran one after the other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Bar {
-    /// Which of the [lanes](Recording::lanes).
+    /// An index into [lanes](Recording::lanes).
     pub(crate) lane: u32,
     /// The process that ran it.
     pub(crate) pid: u32,
-    /// Which of the [tasks](Recording::tasks).
+    /// An index into [tasks](Recording::tasks).
     pub(crate) task: u32,
-    /// Tells calls from each other: inputs of one call have one number.
+    /// Distinguishes calls: inputs of one call have the same number.
     pub(crate) job: u32,
-    /// The lowest position of its inputs among those of the call; `None` for a call of one.
+    /// The lowest position of its inputs among those of the call; `None` for a call with one input.
     pub(crate) first: Option<usize>,
     /// How many inputs.
     pub(crate) count: usize,
     /// How many of them failed.
     pub(crate) failed: usize,
-    /// When the first began.
+    /// When the first input began.
     pub(crate) began_ns: u64,
-    /// When the last ended.
+    /// When the last input ended.
     pub(crate) ended_ns: u64,
-    /// How long the inputs ran, all together: shorter than the bar by the gaps between them.
+    /// How long the inputs ran in total: the length of the bar without the gaps between them.
     pub(crate) busy_ns: u64,
-    /// How the inputs ended; the worst of it, if in different ways.
+    /// How the inputs ended; the worst outcome, if they ended in different ways.
     pub(crate) outcome: Outcome,
 }
 
@@ -75,26 +75,26 @@ pub(crate) enum Outcome {
     Done,
     /// It had not ended when the recording was written.
     Running,
-    /// Somebody cancelled it, or ended the pool.
+    /// It was cancelled, or the pool ended.
     Cancelled,
     /// Arguments or result could not be encoded or decoded.
     Codec,
     /// The task panicked.
     Panicked,
-    /// It ran too long.
+    /// It exceeded its time limit.
     TimeLimit,
-    /// It used too much memory.
+    /// It exceeded its memory limit.
     MemoryLimit,
     /// Its worker died.
     Lost,
 }
 
-/// What happened to a worker at one moment.
+/// An event of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Mark {
-    /// Which of the [lanes](Recording::lanes).
+    /// An index into [lanes](Recording::lanes).
     pub(crate) lane: u32,
-    /// The process it happened to.
+    /// The process of the worker.
     pub(crate) pid: u32,
     /// When.
     pub(crate) at_ns: u64,
@@ -108,35 +108,35 @@ pub(crate) struct Mark {
 pub(crate) enum What {
     /// It was started.
     Started,
-    /// It can take work.
+    /// It accepts inputs.
     Ready,
-    /// It died, though nobody wanted that: how, as in "was killed by SIGSEGV".
+    /// It died unexpectedly; the text says how, as in "was killed by SIGSEGV".
     Died(String),
-    /// It left to make room for a fresh one: why, as in `max_tasks_per_child`.
+    /// It was replaced by a fresh one; the text says why, as in `max_tasks_per_child`.
     Recycled(String),
 }
 
 /// How many inputs waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Waiting {
-    /// From when on.
+    /// Since when.
     pub(crate) at_ns: u64,
-    /// So many had been accepted and had not begun.
+    /// How many had been accepted and had not begun.
     pub(crate) inputs: usize,
 }
 
-/// Statistics as they are shown: all cells are ready to be read.
+/// Statistics as they are shown: all cells are formatted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Table {
-    /// What it is about: "Tasks", "Workers".
+    /// The title: "Tasks", "Workers".
     pub(crate) title: String,
-    /// The heads of the columns. The first column is text; the others are numbers, and stand at the right.
+    /// The headers of the columns. The first column is text; the others are numbers, and are aligned to the right.
     pub(crate) columns: Vec<String>,
     /// The cells, row by row.
     pub(crate) rows: Vec<Vec<String>>,
 }
 
-/// Recordings to draw in tests.
+/// Sample recordings for tests.
 #[cfg(test)]
 pub(crate) mod sample {
     use super::*;

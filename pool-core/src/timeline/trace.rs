@@ -1,8 +1,9 @@
 //! A recording in Chrome's trace format, which <https://ui.perfetto.dev> and `chrome://tracing` open.
 //!
-//! Each machine is a process there, and each lane a thread. Bars are complete events (`X`), and so is the start of a worker; deaths and
-//! replacements are instants (`i`); the number of inputs that wait is a counter (`C`). Times are microseconds.
-//! <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU> describes it.
+//! In the trace, each machine is a process, and each lane a thread. Bars are complete events (`X`), and so is the start of a
+//! worker; deaths and replacements are instants (`i`); the number of inputs that wait is a counter (`C`). Times are
+//! microseconds. The format is described at
+//! <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::model::{Bar, Recording, What};
 
-/// Where what is about the whole pool is shown.
+/// The process that shows data about the whole pool.
 const POOL: usize = 0;
 
 #[derive(Serialize)]
@@ -25,7 +26,7 @@ struct Event<'a> {
     dur: Option<f64>,
     pid: usize,
     tid: usize,
-    /// Of an instant: it is about a thread.
+    /// For an instant: it belongs to a thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     s: Option<&'static str>,
     #[serde(skip_serializing_if = "Map::is_empty")]
@@ -74,7 +75,7 @@ fn args<const N: usize>(pairs: [(&str, Value); N]) -> Map<String, Value> {
         .collect()
 }
 
-/// Which process and which thread each lane is.
+/// The process and the thread of each lane.
 struct Tracks<'a> {
     hosts: Vec<Option<&'a str>>,
     /// By lane.
@@ -112,7 +113,7 @@ impl<'a> Tracks<'a> {
         }
     }
 
-    /// What processes and threads are called, and in which order they stand.
+    /// The names of processes and threads, and their order.
     fn names(&self, recording: &'a Recording) -> impl Iterator<Item = Event<'a>> {
         let meta = |name, pid, tid, args| Event {
             name: Cow::Borrowed(name),
@@ -172,7 +173,7 @@ impl<'a> Tracks<'a> {
         }
     }
 
-    /// From the start of each worker to the moment when it was ready, or was no more.
+    /// From the start of each worker until it was ready or gone.
     fn starts(&self, recording: &'a Recording) -> impl Iterator<Item = Event<'a>> {
         let marks = recording.marks.iter().enumerate();
         marks
@@ -237,7 +238,7 @@ mod tests {
         let trace = parse(&recording);
         let events = trace["traceEvents"].as_array().expect("a list");
         let of = |ph: &str| events.iter().filter(|event| event["ph"] == ph).count();
-        // A bar each, and a start for each of three workers and of the one that took the place of the dead one.
+        // One for each bar, and a start for each of the three workers and for the replacement of the dead one.
         assert_eq!(of("X"), recording.bars.len() + 4);
         assert_eq!(of("i"), 2);
         assert_eq!(of("C"), recording.waiting.len());

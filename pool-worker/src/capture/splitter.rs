@@ -1,9 +1,9 @@
-//! Marks among text, however it comes in pieces.
+//! Tells marks from text that arrives in pieces of any length.
 
-/// What tells a mark from text.
+/// The bytes with which each mark begins.
 pub(crate) type Token = [u8; 16];
 
-/// A mark: the token, and the number of the input that begins; 0, if none does.
+/// The length of a mark: the token, and the number of the input that begins; 0, if none does.
 pub(super) const MARK: usize = size_of::<Token>() + size_of::<u32>();
 
 /// The mark of this input.
@@ -38,7 +38,12 @@ impl Splitter {
         }
     }
 
-    /// Tells what these bytes are, as far as that is clear without those that follow.
+    #[cfg(test)]
+    pub(super) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Passes these bytes on as text and marks, as far as they can be told apart without those that follow.
     pub(super) fn feed(&mut self, bytes: &[u8], mut tell: impl FnMut(Part<'_>)) {
         let mut joined = std::mem::take(&mut self.held);
         let mut text = if joined.is_empty() {
@@ -77,7 +82,7 @@ impl Splitter {
         }
     }
 
-    /// Nothing follows for now, so what was held is text: a mark comes in one piece.
+    /// Returns the bytes that were held as text: nothing follows for now, and marks come in one piece.
     pub(super) fn release(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.held)
     }
@@ -95,7 +100,7 @@ mod tests {
         Mark(u32),
     }
 
-    /// Text that comes in several parts is one.
+    /// Joins adjacent parts of text.
     fn push(told: &mut Vec<Told>, part: &Part<'_>) {
         match (part, told.last_mut()) {
             (Part::Text(text), Some(Told::Text(before))) => before.extend_from_slice(text),
@@ -117,7 +122,7 @@ mod tests {
         told
     }
 
-    /// The same, byte by byte.
+    /// A simple implementation to compare with, byte by byte.
     fn model(token: Token, bytes: &[u8]) -> Vec<Told> {
         let (mut told, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
@@ -145,7 +150,7 @@ mod tests {
         pieces
     }
 
-    /// Marks, what looks like one for a while, and other bytes.
+    /// Marks, beginnings of marks, and other bytes.
     fn written(token: Token) -> impl Strategy<Value = Vec<u8>> {
         let item = prop_oneof![
             any::<u32>().prop_map(move |input| mark(&token, input).to_vec()),
@@ -159,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_are_told_as_the_whole(
+        fn pieces_give_the_same_parts_as_the_whole(
             (token, bytes) in prop::array::uniform16(0_u8..3)
                 .prop_flat_map(|token| (Just(token), written(token))),
             cuts in prop::collection::vec(0_usize..50, 0..20),

@@ -1,7 +1,7 @@
-//! The parent's end over memory in which anything may stand, and change at any moment.
+//! The parent's end over memory that may hold anything, and may change at any moment.
 //!
-//! A hostile worker's writes come at once, or at the parent's next looks at the memory (so an input does the same each
-//! time), or from a thread that never stops.
+//! A hostile worker's writes happen at once, or when the parent next looks at the memory (so an input is reproducible), or
+//! from a thread that never stops.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -24,17 +24,18 @@ pub(crate) struct Fuzzed {
 /// What a hostile worker writes.
 #[derive(Debug, Clone, Arbitrary)]
 pub(crate) enum Write {
-    /// One of the words, also of those that are the parent's.
+    /// One of the words, including those that only the parent may write.
     Word { which: u8, value: Number },
-    /// Frames behind the replies, as many as there is room for: any tag, messages or not, and whatever lies there already.
+    /// Frames behind the replies, as far as there is room: with any tag, as messages or not, and with whatever bytes lie
+    /// there.
     Frames { tag: u8, len: u16, times: u16 },
     /// The frame that announces a long reply.
     Long { len: Number },
-    /// A long reply that is as long as it says, or nearly, as far as there is room.
+    /// A long reply that has the announced length, or nearly, as far as there is room.
     Whole { more: u16, off: i8 },
-    /// The end of the replies moves on, over whatever lies there.
+    /// Moves the end of the replies over whatever lies there.
     Reply { by: u16 },
-    /// Bytes, so far from the end of the replies.
+    /// Bytes, at this distance from the end of the replies.
     Bytes { away: i16, bytes: [u8; 12] },
 }
 
@@ -42,7 +43,7 @@ pub(crate) enum Write {
 pub(crate) enum Number {
     Small(u16),
     Any(u64),
-    /// What stands there, or nearly.
+    /// The present value, or one close to it.
     Near(i8),
 }
 
@@ -80,17 +81,17 @@ impl Fuzzed {
         write.to(self.parent.segment());
     }
 
-    /// At the parent's look after so many others, if those that were put off before are through by then.
+    /// Writes this at a later look of the parent's: after `looks` more looks, counted from the previous such write.
     pub(crate) fn write_later(&self, looks: u8, write: Write) {
         DUE.with_borrow_mut(|due| due.push_back((looks, write)));
     }
 
-    /// At each look from now on, by turns.
+    /// Writes these two alternately, one at each look of the parent's from now on.
     pub(crate) fn write_by_turns(&self, next: Write, then: Write) {
         BY_TURNS.set(Some((next, then)));
     }
 
-    /// Writes all of this, again and again, from another thread until the last step is taken.
+    /// Writes all of this, again and again, from another thread while `steps` runs.
     pub(crate) fn beside(&mut self, writes: Vec<Write>, steps: impl FnOnce(&mut Fuzzed)) {
         let racer = RACER
             .lock()
@@ -104,7 +105,7 @@ impl Fuzzed {
             has_ended,
         };
         racer.send(race).expect("the thread is there");
-        // Also when a step panics, or the thread would be at it for ever.
+        // Stops the thread also when a step panics.
         struct Over(Arc<AtomicBool>, mpsc::Receiver<()>);
         impl Drop for Over {
             fn drop(&mut self) {
@@ -118,14 +119,14 @@ impl Fuzzed {
 }
 
 thread_local! {
-    /// What a worker writes at one of the next looks, and at which.
+    /// What the worker writes at later looks, and after how many looks.
     static DUE: RefCell<VecDeque<(u8, Write)>> = const { RefCell::new(VecDeque::new()) };
 
-    /// What it writes at each.
+    /// What it writes at each look.
     static BY_TURNS: Cell<Option<(Write, Write)>> = const { Cell::new(None) };
 }
 
-/// The parent looks at the memory.
+/// Called when the parent looks at the memory.
 pub(super) fn write_what_is_due(segment: &Segment) {
     let due = DUE.with_borrow_mut(|due| {
         let (looks, _) = due.front_mut()?;
@@ -144,7 +145,7 @@ pub(super) fn write_what_is_due(segment: &Segment) {
     }
 }
 
-/// Begun once, since a thread for each input takes longer than the input.
+/// A thread that is started only once, since starting one takes longer than an input.
 static RACER: LazyLock<Mutex<Sender<Race>>> = LazyLock::new(|| {
     let (races, next) = mpsc::channel::<Race>();
     thread::spawn(move || {
@@ -164,7 +165,7 @@ struct Race {
     segment: Segment,
     writes: Vec<Write>,
     is_over: Arc<AtomicBool>,
-    /// It is dropped then.
+    /// Dropped when the race has ended.
     #[expect(dead_code, reason = "to be dropped is its only use")]
     has_ended: Sender<()>,
 }
@@ -186,7 +187,7 @@ impl Write {
                 memory.append(size_of::<u64>(), LONG as u8, &len.to_le_bytes());
             }
             Write::Whole { more, off } => {
-                // Some are messages.
+                // Some frames are messages.
                 let mark = if *off < 0 { 0x80 } else { 0 };
                 let mut rest = FRAME_MAX + 1 + usize::from(*more);
                 let len = (rest as u64).wrapping_add_signed((*off).into());
@@ -205,7 +206,7 @@ impl Write {
     }
 }
 
-/// The memory, as the worker sees it: writing there is no look of the parent's.
+/// The memory, as the worker sees it: accesses through this do not count as looks of the parent's.
 struct Memory<'a>(&'a Segment);
 
 impl Memory<'_> {
@@ -247,7 +248,7 @@ impl Memory<'_> {
             let before = word.load(Ordering::Relaxed);
             word.store(value.at(before.into()) as u32, Ordering::Relaxed);
         };
-        match which % 16 {
+        match which % 17 {
             0 => long(&words.requests_end.0),
             1 => long(&words.replies_taken.0),
             2 => short(&parent.wake_at),
@@ -263,6 +264,7 @@ impl Memory<'_> {
             12 => long(&worker.starved.0),
             13 => long(&worker.starved.1),
             14 => short(&worker.cpu),
+            15 => short(&worker.forbidden),
             _ => short(&words.asleep.0),
         }
     }
@@ -270,7 +272,7 @@ impl Memory<'_> {
     fn write_bytes(&self, position: u64, bytes: &[u8]) {
         for (by, byte) in (0..).zip(bytes) {
             let (place, _) = self.0.at(REPLIES_AT, REPLIES, position.wrapping_add(by));
-            // SAFETY: a byte of the ring. Whoever reads it meanwhile makes a copy, and believes nothing that is in it.
+            // SAFETY: a byte of the ring. A reader that runs at the same time copies it, and trusts nothing that it reads.
             unsafe { place.write_volatile(*byte) };
         }
     }

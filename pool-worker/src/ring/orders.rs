@@ -1,5 +1,5 @@
-//! Very many orders of the accesses of both ends, by shuttle: see `sync.rs`. (loom, which would also try
-//! what a processor may delay, takes the second round of a request and a sleeper for a deadlock.)
+//! Very many orders of the accesses of both ends, tried by shuttle: see `sync.rs`. (loom, which would also try delayed writes
+//! of a processor, reports a false deadlock in the second round of a request and a sleeper.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ fn ends() -> Ends {
     }
 }
 
-/// Tries orders at random, those with few preemptions in hard places, and as many as time allows one after
-/// the other. One that ends with a sleeper whom nobody wakes is found as a deadlock.
+/// Tries random orders, orders with few preemptions, and as many systematic ones as time allows. An order in which a sleeper
+/// is never woken is found as a deadlock.
 fn model(test: impl Fn() + Send + Sync + 'static) {
     let test = Arc::new(test);
     let [random, few, ordered] = [0; 3].map(|_| Arc::clone(&test));
@@ -53,7 +53,7 @@ fn inputs(count: u8, len: usize) -> Frames {
     frames
 }
 
-/// A worker that answers each input with itself, until it is told to exit.
+/// A worker that answers each input with its own bytes, until it is told to exit.
 fn serve(mut requests: Requests, replies: Replies) -> usize {
     let mut ran = 0;
     while let Request::Run(run) = requests.next(|| ()) {
@@ -101,7 +101,7 @@ fn receive(parent: &mut ParentEnd) -> usize {
     replies.iter().map(Frames::count).sum()
 }
 
-/// Waits for so many replies as a leader does, the last of which has this number.
+/// Waits for `count` replies as a leader does; the last of them has this number.
 fn wait_for(parent: &mut ParentEnd, bell: &Bell, count: usize, number: u32) {
     let mut received = 0;
     loop {
@@ -119,7 +119,7 @@ fn wait_for(parent: &mut ParentEnd, bell: &Bell, count: usize, number: u32) {
 }
 
 #[test]
-fn a_reply_wakes_who_sleeps_for_it_and_a_request_too() {
+fn replies_and_requests_wake_those_who_sleep_for_them() {
     model(|| {
         let Ends {
             mut parent,
@@ -136,7 +136,7 @@ fn a_reply_wakes_who_sleeps_for_it_and_a_request_too() {
 }
 
 #[test]
-fn what_was_taken_back_is_not_run_and_what_has_run_is_counted() {
+fn inputs_that_were_taken_back_are_not_run_and_those_that_ran_are_counted() {
     model(|| {
         let Ends {
             mut parent,
@@ -156,7 +156,7 @@ fn what_was_taken_back_is_not_run_and_what_has_run_is_counted() {
 }
 
 #[test]
-fn a_full_ring_of_replies_holds_up_nobody_for_ever() {
+fn a_full_ring_of_replies_blocks_no_one_forever() {
     model(|| {
         let Ends {
             mut parent,
@@ -193,7 +193,7 @@ fn requests_go_around_the_end_of_the_ring() {
     });
 }
 
-/// The collector sleeps for one worker, and the bell is rung by another at the same moment.
+/// The collector goes to sleep for one worker while another rings the bell.
 #[test]
 fn the_collector_is_woken_once_and_not_missed() {
     model(|| {
@@ -222,7 +222,7 @@ fn the_collector_is_woken_once_and_not_missed() {
     });
 }
 
-/// Gives how many messages for this channel have come, and how many replies.
+/// Returns how many messages for this channel have come, and how many replies.
 fn receive_all(parent: &mut ParentEnd, channel: u64) -> (usize, usize) {
     let (mut replies, mut messages) = (VecDeque::new(), Vec::new());
     parent.receive(&mut replies, &mut messages).unwrap();
@@ -242,7 +242,7 @@ fn receive_all(parent: &mut ParentEnd, channel: u64) -> (usize, usize) {
 
 /// A thread of a task sends more than its window and the ring hold, while the worker replies.
 #[test]
-fn who_sends_messages_is_woken_for_room_and_when_they_were_read() {
+fn a_sender_of_messages_is_woken_for_room_and_when_they_were_read() {
     const MESSAGES: usize = 4;
     model(|| {
         let Ends {
@@ -282,9 +282,9 @@ fn who_sends_messages_is_woken_for_room_and_when_they_were_read() {
     });
 }
 
-/// It waits for a reader that goes away.
+/// A sender waits for a receiver that goes away.
 #[test]
-fn who_waits_for_a_reader_is_told_that_there_is_none() {
+fn a_sender_that_waits_is_told_that_the_receiver_is_gone() {
     model(|| {
         let Ends {
             mut parent,
@@ -312,7 +312,7 @@ fn who_waits_for_a_reader_is_told_that_there_is_none() {
             bell.attend();
         }
         parent.close_channel(7, 0);
-        // What was on its way is dropped unread.
+        // Messages that have arrived are dropped unread.
         drop(kept);
         loop {
             let (messages, _) = receive_all(&mut parent, 7);

@@ -24,11 +24,11 @@ use crate::starve::Starved;
 use crate::sync::{Ordering, Shared, fence, this_cpu};
 use crate::tally::{Tallied, Tally};
 
-/// Room for a long reply is made at once up to this length, in bytes; then as it comes.
+/// Memory for a long reply is reserved in advance up to this length, in bytes; beyond that, as the pieces come.
 const LONG_MAX: usize = 1 << 30;
 
-/// So many bytes are received without a look whether the worker sleeps for their room. If it does, it has filled
-/// the ring but for one frame, and more than half of it still stands: that is a reason to receive again.
+/// How many bytes may be received before the parent checks again whether the worker sleeps for room. If it does, it has
+/// filled the ring up to one frame, so more than half of the ring is still unread, which is a reason to receive again.
 const UNLOOKED: u64 = if cfg!(pool_shuttle) {
     0
 } else {
@@ -38,22 +38,22 @@ const _: () =
     assert!(cfg!(pool_shuttle) || REPLIES - (WORD + FRAME_MAX) - UNLOOKED as usize > REPLIES / 2);
 
 const NO_MEMORY: Garbled = Garbled("no memory for its reply");
-const CUT_SHORT: Garbled = Garbled("a reply is cut short");
-const NO_REPLY: Garbled = Garbled("it has written what is no reply");
-const NOT_AS_LONG: Garbled = Garbled("a reply is not as long as was announced");
-const NO_MESSAGE: Garbled = Garbled("it has sent what is no message");
+const CUT_SHORT: Garbled = Garbled("a reply of it is cut short");
+const NO_REPLY: Garbled = Garbled("it has written something that is not a reply");
+const NOT_AS_LONG: Garbled = Garbled("the length of a reply is not the announced one");
+const NO_MESSAGE: Garbled = Garbled("it has sent something that is not a message");
 const TOO_MUCH: Garbled = Garbled("it has sent more messages than it may");
 
-/// How far a worker is.
+/// How far a worker has got.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// How many inputs were begun since the worker started; wraps around.
     pub begun: u32,
-    /// CLOCK_MONOTONIC, when the last of them was, if it has a time limit.
+    /// When the last of them was begun (CLOCK_MONOTONIC), if it has a time limit.
     pub begun_at: Duration,
     /// Changes whenever the worker does something for the pool.
     pub pulse: u64,
-    /// The words that say so were written over.
+    /// Whether words that the worker never changes have changed: something has written over them.
     pub overwritten: bool,
 }
 
@@ -66,39 +66,39 @@ pub struct Portion<'a> {
     pub limited: bool,
     /// The inputs.
     pub inputs: &'a Frames,
-    /// How many of them were answered already, and are not sent.
+    /// How many of the inputs, from the first on, have their replies already, and are not sent.
     pub skip: usize,
-    /// When they were accepted, by [`now`](crate::now()); zero, if that is not known.
+    /// When the inputs were accepted, by [`now`](crate::now()); zero if that is not known.
     pub submitted: Duration,
 }
 
-/// What the parent holds; one thread uses it at a time.
+/// The parent's end; one thread uses it at a time.
 #[derive(Debug)]
 pub(crate) struct ParentEnd {
     segment: Segment,
-    /// What the worker must not be believed about.
+    /// The positions in the rings. The worker might change those in the shared memory.
     sent: u64,
     taken: u64,
     received: u64,
-    /// What was received when [`sleeper_for_room`](ParentEnd::sleeper_for_room) last looked.
+    /// The value of `received` when [`sleeper_for_room`](ParentEnd::sleeper_for_room) last checked.
     looked_at: u64,
     generation: u32,
-    /// A word that is the parent's alone had changed.
+    /// A word that only the parent writes has changed.
     overwritten: bool,
-    /// How many bytes of the portion that is being sent have been.
+    /// How many bytes were sent of the input that is being sent in pieces.
     partial: usize,
     wake_at: u32,
-    /// There is more to send, and the next record of it takes so much room.
+    /// If there is more to send: how much room the next record takes.
     needs: Option<usize>,
-    /// The CPU that the worker knows.
+    /// The CPU that the worker was last told.
     cpu: u32,
     pace: u64,
     long: Option<Long>,
-    /// The worker may send messages.
+    /// Whether the worker may send messages.
     sends_messages: bool,
-    /// It may log.
+    /// Whether it may report log records.
     logs: bool,
-    /// How many bytes of them have come, or count as if, by the place of their channel.
+    /// How many bytes of messages have come, or count as if they had, by the place of their channel.
     messages: Box<[u64; CHANNELS]>,
     /// How many channels have each place.
     channels: Box<[u32; CHANNELS]>,
@@ -108,14 +108,14 @@ pub(crate) struct ParentEnd {
 /// A reply or a message that comes in pieces.
 #[derive(Debug)]
 struct Long {
-    /// What there is of it.
+    /// The part that has come.
     bytes: Buffer,
-    /// How much is to come, as was announced.
+    /// How many bytes are still to come, according to its announcement.
     missing: u64,
     is_message: bool,
 }
 
-/// Messages that have come, to be sorted by their channels.
+/// Messages that have come for one channel.
 #[derive(Debug)]
 pub(crate) struct Messages {
     pub(crate) channel: u64,
@@ -128,21 +128,21 @@ pub(crate) struct Messages {
 pub(crate) enum Framed {
     /// As in the ring, one behind the other.
     Many(Vec<u8>),
-    /// One: the id of its channel, and the value.
+    /// A single message: the id of its channel, and the value.
     Alone(Buffer),
 }
 
-/// What a worker reports, of one kind, in order.
+/// Reports of a worker, of one kind, in order.
 #[derive(Debug)]
 pub struct Reports {
-    /// Which kind.
+    /// The kind.
     pub kind: u8,
     /// As in the ring, one behind the other.
     frames: Vec<u8>,
 }
 
 impl Reports {
-    /// Each, as the worker has written it.
+    /// The reports, as the worker has written them.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.frames[..];
         iter::from_fn(move || {
@@ -156,7 +156,7 @@ impl Reports {
 }
 
 impl Messages {
-    /// They, if they are reports; otherwise themselves.
+    /// These as reports, if they are; otherwise returns them unchanged.
     pub(crate) fn reports(self) -> Result<Reports, Messages> {
         match (report_kind(self.channel), self.bytes) {
             (Some(kind), Framed::Many(frames)) => Ok(Reports { kind, frames }),
@@ -167,17 +167,17 @@ impl Messages {
 
 #[cfg(all(test, not(pool_shuttle)))]
 impl Messages {
-    /// What they count for.
+    /// How many bytes they count as in the window.
     pub(super) fn size(&self) -> u64 {
         self.credit.bytes
     }
 }
 
-/// What of a worker's messages was read. What the worker sees of it is a copy.
+/// How many bytes of a worker's messages were read. The words that the worker sees are a copy of this.
 struct Credits {
     segment: Segment,
     taken: [atomic::AtomicU64; CHANNELS],
-    /// A forked copy of this process has copies of what was not read, and the same memory.
+    /// The [`lineage`] of the parent. A forked copy of it has copies of unread messages, and shares the rings' memory.
     owner: u32,
 }
 
@@ -195,7 +195,7 @@ impl Credits {
         let before = self.taken[place].fetch_add(bytes, Ordering::SeqCst);
         let words = self.segment.words();
         let shown = &words.channels.0[place].taken;
-        // Another thread may give more at the same time.
+        // Another thread may add more at the same time.
         shown.fetch_max(before.wrapping_add(bytes), Ordering::SeqCst);
         wake_senders(words);
     }
@@ -211,7 +211,7 @@ fn wake_senders(words: &Words) {
     }
 }
 
-/// The worker may send so much more into a channel, when this is dropped.
+/// When this is dropped, its bytes count as read, and the worker may send that much more into the channel.
 #[derive(Debug)]
 pub(crate) struct Credit {
     credits: Arc<Credits>,
@@ -235,7 +235,7 @@ impl Drop for Credit {
     }
 }
 
-/// What follows each other in the ring and is of one kind.
+/// The kind of consecutive frames in the ring.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Replies,
@@ -246,21 +246,21 @@ enum Kind {
     },
 }
 
-/// Divides what was copied from the ring.
+/// Divides a copy of a part of the ring by kinds of frames.
 struct Division<'a> {
     bytes: Vec<u8>,
-    /// Where the last ones of one kind begin, what they are, and how many.
+    /// Where the last frames of one kind begin, their kind, and how many they are.
     from: usize,
     kind: Kind,
     count: usize,
-    /// There is a fault among them.
+    /// Whether there is a fault among them.
     faulty: bool,
     replies: &'a mut VecDeque<Frames>,
     messages: &'a mut Vec<Messages>,
 }
 
 impl Division<'_> {
-    /// What comes from `at` on is of this kind.
+    /// The next frame begins at `at` and is of this kind.
     fn go_on(&mut self, at: usize, kind: Kind, credits: &Arc<Credits>) {
         if kind != self.kind {
             self.cut(at, credits);
@@ -269,7 +269,7 @@ impl Division<'_> {
         self.count += 1;
     }
 
-    /// Hands on what is complete.
+    /// Hands on the frames up to `at`.
     fn cut(&mut self, at: usize, credits: &Arc<Credits>) {
         let count = mem::take(&mut self.count);
         let from = mem::replace(&mut self.from, at);
@@ -339,8 +339,8 @@ impl ParentEnd {
 
     // ---- requests -----------------------------------------------------------------------------
 
-    /// Sends a portion, as far as there is room; true if it is sent whole. Otherwise the same portion is
-    /// to be given again when there is room, or to be [`recall`](ParentEnd::recall)ed.
+    /// Sends a portion, as far as there is room; true if all of it was sent. Otherwise pass the same portion again when there
+    /// is room, or [`recall`](ParentEnd::recall) it.
     pub(crate) fn send(&mut self, portion: Portion<'_>) -> Result<bool, Garbled> {
         let before = self.needs.take();
         let sent = self.send_what_fits(portion);
@@ -352,7 +352,7 @@ impl ParentEnd {
         self.sent
     }
 
-    /// Nothing more is to be sent.
+    /// Nothing more will be sent.
     pub(crate) fn give_up_sending(&mut self) {
         self.partial = 0;
         let before = self.needs.take();
@@ -367,7 +367,7 @@ impl ParentEnd {
         Tallies(self.segment.clone())
     }
 
-    /// Has the worker ring when there may be room, if that is news.
+    /// Tells the worker whether to ring when there may be room, if that has changed.
     fn tell_needs(&self, before: Option<usize>) {
         if before.is_some() != self.needs.is_some() {
             let word = &self.segment.words().parent.0.wants_room;
@@ -411,7 +411,7 @@ impl ParentEnd {
         self.write(head, rest)
     }
 
-    /// Sends an input that stands alone, given in two parts, from `partial` on.
+    /// Sends a single input, which is passed in two parts, from byte `partial` on.
     fn send_alone(&mut self, head: Head, [first, second]: [&[u8]; 2]) -> Result<bool, Garbled> {
         let total = first.len() + second.len();
         loop {
@@ -460,12 +460,12 @@ impl ParentEnd {
         }
     }
 
-    /// Asks the worker to exit behind everything else; false if there is no room.
+    /// Asks the worker to exit after everything that was sent; false if there is no room.
     pub(crate) fn send_exit(&mut self) -> Result<bool, Garbled> {
         self.write_if_room(Head::about(kind::EXIT, 0, 0))
     }
 
-    /// Sends an attachment, or how many bytes it has that come otherwise; false if there is no room yet.
+    /// Sends an attachment, or, if its bytes come as a descriptor, their number; false if there is no room yet.
     pub(crate) fn send_attachment(&mut self, id: u64, sent: &Sent<'_>) -> Result<bool, Garbled> {
         match sent {
             Sent::Short(bytes) => self.write_aside(Head::about(kind::ATTACH, id, 0), bytes),
@@ -475,16 +475,16 @@ impl ParentEnd {
         }
     }
 
-    /// The worker need not keep an attachment; false if there is no room to say so yet.
+    /// Tells the worker that an attachment is no longer needed; false if there is no room for that yet.
     pub(crate) fn send_detach(&mut self, id: u64) -> Result<bool, Garbled> {
-        // Nothing comes between the pieces of an input.
+        // Nothing may come between the pieces of an input.
         if self.partial > 0 {
             return Ok(false);
         }
         self.write_if_room(Head::about(kind::DETACH, id, 0))
     }
 
-    /// Writes what nobody waits for.
+    /// Writes a record if there is room; otherwise does not ask the worker to ring for it.
     fn write_if_room(&mut self, head: Head) -> Result<bool, Garbled> {
         let needs = self.needs;
         let written = self.write(head, &[]);
@@ -492,7 +492,7 @@ impl ParentEnd {
         written
     }
 
-    /// What the inputs begin with that are sent from now on; false if there is no room yet.
+    /// Sets the attachment with which inputs begin that are sent from now on; false if there is no room yet.
     pub(crate) fn send_bind(&mut self, id: u64) -> Result<bool, Garbled> {
         self.write_aside(Head::about(kind::BIND, id, 0), &[])
     }
@@ -504,7 +504,7 @@ impl ParentEnd {
         written
     }
 
-    /// Nothing can be sent before all that was sent is taken. False: it is.
+    /// Has the worker ring when it has taken everything that was sent. False if it has already.
     pub(crate) fn wait_until_empty(&mut self) -> Result<bool, Garbled> {
         self.look_at_taken()?;
         if self.taken == self.sent {
@@ -519,8 +519,8 @@ impl ParentEnd {
         let len = record_len(body.len());
         let (_, to_end) = self.segment.request_at(self.sent);
         if to_end < len {
-            // The rest of the ring is given up first, and told: rest and record together may be more than
-            // the whole ring has room for.
+            // The rest of the ring is skipped first, and that is published: rest and record together may be more than the
+            // whole ring holds.
             if !self.make_room(to_end)? {
                 return Ok(false);
             }
@@ -549,7 +549,7 @@ impl ParentEnd {
         Ok(true)
     }
 
-    /// Whether there is room for so many bytes; if not, that is noted.
+    /// Whether there is room for `len` bytes; if not, notes that they are needed.
     fn make_room(&mut self, len: usize) -> Result<bool, Garbled> {
         if self.room() < len {
             self.look_at_taken()?;
@@ -561,14 +561,14 @@ impl ParentEnd {
         Ok(true)
     }
 
-    /// Shows the worker what was written.
+    /// Publishes what was written.
     fn advance(&mut self, len: usize) {
         self.sent += len as u64;
         let end = &self.segment.words().requests_end.0;
         end.store(self.sent, Ordering::Release);
     }
 
-    /// Writes a record at `sent`; the caller has seen to the room.
+    /// Writes a record at `sent`; the caller has made sure that there is room.
     fn put(&self, head: Head, body: &[u8]) {
         let (at, _) = self.segment.request_at(self.sent);
         // SAFETY: the record fits the ring up to its end, `at` is aligned to 8 because all records are,
@@ -588,18 +588,18 @@ impl ParentEnd {
         let taken = &self.segment.words().requests_taken.0;
         let taken = taken.load(Ordering::Acquire);
         if taken < self.taken || taken > self.sent {
-            return Err(Garbled("it has taken what it was not given"));
+            return Err(Garbled("it claims to have read more than was sent"));
         }
         self.taken = taken;
         Ok(())
     }
 
-    /// Whether what was sent before could not all be sent.
+    /// Whether the last portion could not be sent as a whole.
     pub(crate) fn wants_room(&self) -> bool {
         self.needs.is_some()
     }
 
-    /// Who sleeps for what was just sent; call after the last [`send`](ParentEnd::send).
+    /// The worker, if it sleeps and must be woken for what was sent; to be called after the last [`send`](ParentEnd::send).
     pub(crate) fn sleeper(&self) -> Option<Sleeper> {
         fence(Ordering::SeqCst);
         let asleep = &self.segment.words().asleep.0;
@@ -607,7 +607,7 @@ impl ParentEnd {
             .then(|| Sleeper(self.segment.clone()))
     }
 
-    /// Takes back every input that was not begun. Gives how many were begun since the start.
+    /// Takes back every input that was not begun. Returns how many were begun since the start.
     pub(crate) fn recall(&mut self) -> u32 {
         self.give_up_sending();
         let before = self.generation;
@@ -616,7 +616,7 @@ impl ParentEnd {
         let mut seen = claim.load(Ordering::Relaxed);
         loop {
             let (generation, begun) = split(seen);
-            // Nobody else changes it.
+            // Only the parent may change the generation.
             self.overwritten |= generation != before;
             match claim.compare_exchange_weak(
                 seen,
@@ -641,19 +641,19 @@ impl ParentEnd {
         Progress {
             begun,
             begun_at: Duration::from_nanos(begun_at),
-            pulse: taken.wrapping_add(replied).wrapping_add(begun.into()),
+            pulse: taken.wrapping_add(replied),
             overwritten: self.overwritten || !is_mine,
         }
     }
 
     // ---- replies ------------------------------------------------------------------------------
 
-    /// From now on it may send messages, each of which is a reason to ring; or may not.
+    /// Sets whether it may send messages, each of which is a reason to ring.
     pub(super) fn expect_messages(&mut self, may_send: bool) {
         self.sends_messages = may_send;
     }
 
-    /// Gives a channel the place that fewest others have, and among these one where nothing is unread.
+    /// Assigns to a channel one of the places with the fewest channels, if possible one where nothing is unread.
     pub(crate) fn open_channel(&mut self) -> u8 {
         let unread = |place: usize| {
             let taken = self.credits.taken[place].load(Ordering::SeqCst);
@@ -666,7 +666,7 @@ impl ParentEnd {
         place as u8
     }
 
-    /// The worker has it no more.
+    /// Frees the place of a channel that the worker no longer has.
     pub(crate) fn give_up_channel(&mut self, place: u8) {
         let channels = &mut self.channels[usize::from(place) % CHANNELS];
         *channels = channels.saturating_sub(1);
@@ -675,8 +675,8 @@ impl ParentEnd {
         }
     }
 
-    /// Sends a channel with this place, where so much is unread of others, which counts as sent. Gives what ends that when it is
-    /// dropped; nothing, if there is no room yet.
+    /// Sends a channel that has this place. `unread`: how many bytes from other workers are unread in the channel; they count
+    /// as sent by this worker until the returned credit is dropped. `None` if there is no room yet.
     pub(crate) fn send_channel(
         &mut self,
         id: u64,
@@ -702,19 +702,19 @@ impl ParentEnd {
         self.sends_messages
     }
 
-    /// From now on it is to report log records of this level.
+    /// Has the worker report log records of this level from now on.
     pub(crate) fn set_log_level(&mut self, level: LogLevel) {
         self.logs |= level > LogLevel::Off;
         let word = &self.segment.words().parent.0.log_level;
         word.store(level as u32, Ordering::Relaxed);
     }
 
-    /// Whether it may have been told to log.
+    /// Whether it was ever told to report log records.
     pub(crate) fn logs(&self) -> bool {
         self.logs
     }
 
-    /// Nobody reads this channel any more.
+    /// Tells the worker that the receiver of this channel is gone.
     pub(crate) fn close_channel(&self, channel: u64, place: usize) {
         let words = self.segment.words();
         let closed = &words.channels.0[place].closed;
@@ -727,7 +727,7 @@ impl ParentEnd {
         self.segment.words().replies.0.0.load(Ordering::Acquire) != self.received
     }
 
-    /// Whether the worker has, or had, reason to wake the parent.
+    /// Whether the worker has, or had, a reason to wake the parent.
     pub(crate) fn has_reason_to_ring(&self) -> bool {
         let words = self.segment.words();
         let number = words.replies.0.1.load(Ordering::Acquire);
@@ -742,7 +742,7 @@ impl ParentEnd {
                 .is_some_and(|needs| has_room(words, self.sent, needs))
     }
 
-    /// What tells from any thread whether there are replies.
+    /// A handle by which any thread can see whether there are replies.
     pub(crate) fn glance(&self) -> Glance {
         Glance {
             segment: self.segment.clone(),
@@ -752,7 +752,7 @@ impl ParentEnd {
         }
     }
 
-    /// Appends all replies that stand, in order; and the messages before them.
+    /// Appends all replies and messages that stand, each in order.
     pub(crate) fn receive(
         &mut self,
         replies: &mut VecDeque<Frames>,
@@ -775,7 +775,7 @@ impl ParentEnd {
         Ok(())
     }
 
-    /// Takes the frames up to the first that announces a long one.
+    /// Receives the frames up to the first that announces a long reply or message.
     fn receive_many(
         &mut self,
         stand: usize,
@@ -833,7 +833,7 @@ impl ParentEnd {
         Ok(())
     }
 
-    /// A worker that does not keep to its window would fill the memory.
+    /// Counts a message. A worker that exceeds its window, and might fill the parent's memory, is an error.
     fn count_message(&mut self, place: usize, len: usize) -> Result<(), Garbled> {
         let taken = self.credits.taken[place].load(Ordering::SeqCst);
         let unread = self.messages[place].wrapping_sub(taken);
@@ -845,7 +845,7 @@ impl ParentEnd {
         Ok(())
     }
 
-    /// Takes one frame of a long reply, or of a long message.
+    /// Receives one frame of a long reply, or of a long message.
     fn receive_piece(
         &mut self,
         stand: usize,
@@ -911,7 +911,7 @@ impl ParentEnd {
         })
     }
 
-    /// Who sleeps for the room that was just made; call after [`receive`](ParentEnd::receive).
+    /// The worker, if it sleeps for the room that was just made; to be called after [`receive`](ParentEnd::receive).
     pub(crate) fn sleeper_for_room(&mut self) -> Option<Sleeper> {
         if self.received - self.looked_at <= UNLOOKED {
             return None;
@@ -923,7 +923,7 @@ impl ParentEnd {
         (asleep.load(Ordering::Relaxed) == asleep::FOR_ROOM).then(|| Sleeper(self.segment.clone()))
     }
 
-    /// Appends `len` bytes from `received` on.
+    /// Appends a copy of `len` bytes from position `received` on.
     fn copy_to_vec(&self, len: usize, to: &mut Vec<u8>) -> Result<(), Garbled> {
         if to.capacity() - to.len() < len && to.try_reserve(len).is_err() {
             return Err(NO_MEMORY);
@@ -934,13 +934,13 @@ impl ParentEnd {
         Ok(())
     }
 
-    /// Fills `to` from `received` on.
+    /// Fills `to` with a copy from position `received` on.
     fn copy_out(&self, to: &mut [MaybeUninit<u8>]) {
         let (at, to_end) = self.segment.reply_at(self.received);
         let (len, target) = (to.len(), to.as_mut_ptr().cast::<u8>());
         let first = len.min(to_end);
-        // SAFETY: the ring has `first` bytes from `at` on, and the target room for `len`. A worker may
-        // write to them meanwhile, if it breaks the protocol: then the copy holds whatever it holds.
+        // SAFETY: the ring has `first` bytes from `at` on, and the target has room for `len`. A worker that breaks the
+        // protocol may write to them at the same time: then the copy holds arbitrary bytes.
         unsafe { ptr::copy_nonoverlapping(at, target, first) };
         if first < len {
             let (start, _) = self.segment.reply_at(0);
@@ -955,7 +955,7 @@ impl ParentEnd {
         self.segment.words().worker.0.memory.load(Ordering::Relaxed)
     }
 
-    /// What it has said of a failed allocation.
+    /// What it reported about a failed allocation.
     pub(crate) fn starved(&self) -> Option<Starved> {
         let (limit, used) = &self.segment.words().worker.0.starved;
         let limit = limit.load(Ordering::Acquire);
@@ -965,7 +965,13 @@ impl ParentEnd {
         })
     }
 
-    /// A task, and how long an input of it took, if the worker has said so since the last time.
+    /// The number of the system call because of which, as it says, the sandbox ended it.
+    pub(crate) fn forbidden(&self) -> Option<u32> {
+        let forbidden = &self.segment.words().worker.0.forbidden;
+        forbidden.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// A task, and how long an input of it took, if the worker has written that since the last call.
     pub(crate) fn new_pace(&mut self) -> Option<(u32, Duration)> {
         let pace = self.segment.words().worker.0.pace.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.pace, pace) == pace {
@@ -975,7 +981,7 @@ impl ParentEnd {
         Some((task, Duration::from_nanos(each_ns.into())))
     }
 
-    /// Wants to be woken when reply number `at` stands.
+    /// Asks to be woken when reply number `at` stands.
     pub(crate) fn set_wake_at(&mut self, at: u32) {
         if at != self.wake_at {
             self.wake_at = at;
@@ -985,15 +991,15 @@ impl ParentEnd {
     }
 }
 
-/// What is announced, if it can be.
+/// Prepares for a long reply or message, if this announcement is valid.
 fn announce(announced: u64, is_message: bool) -> Result<Long, Garbled> {
     let align_log2 = (announced >> ANNOUNCED_ALIGN_AT) as u32;
     let missing = announced & ((1 << ANNOUNCED_ALIGN_AT) - 1);
-    // What follows is copied once more, so there may not be many of these in the ring.
+    // Frames behind an announcement are copied once more, so there must not be many of these in the ring.
     if missing <= FRAME_MAX as u64 || align_log2 > ALIGN_MAX {
         return Err(NO_REPLY);
     }
-    // A length that lies costs address space, and no more than this.
+    // A false length costs only address space, and no more than this.
     let reserved = usize::try_from(missing).map_or(LONG_MAX, |len| len.min(LONG_MAX));
     let mut bytes = Buffer::aligned(align_log2);
     if !bytes.reserve(reserved) {
@@ -1006,31 +1012,31 @@ fn announce(announced: u64, is_message: bool) -> Result<Long, Garbled> {
     })
 }
 
-/// Whether the ring of requests has so much room by now. More may have been sent since, and taken, too; and a worker
-/// may write what it likes.
+/// Whether the ring of requests now has room for `needs` bytes behind `sent`. More may have been sent and taken in the
+/// meantime, and a worker may have written any number.
 fn has_room(words: &Words, sent: u64, needs: usize) -> bool {
     let taken = words.requests_taken.0.load(Ordering::Acquire);
     sent.saturating_sub(taken) + needs as u64 <= REQUESTS as u64
 }
 
-/// Tells how long the inputs of a worker ran and waited. Numbers that it may have written at random.
+/// Tells how long the inputs of a worker ran and waited. The worker may have written any numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Tallies(Segment);
 
 impl Tallies {
-    /// Those of a task that this worker was given.
+    /// The times of a task that this worker was given.
     pub(crate) fn of(&self, task: u32) -> Option<Tallied> {
         self.0.tally(task).map(Tally::read)
     }
 
-    /// When the worker last read the clock, by [`now`](crate::now()): what it runs has begun then, or a little later.
+    /// When the worker last read the clock, by [`now`](crate::now()): the input that it runs began then, or a little later.
     pub(crate) fn read_at(&self) -> Duration {
         let read_at = &self.0.words().read_at.0;
         Duration::from_nanos(read_at.load(Ordering::Relaxed))
     }
 }
 
-/// A worker that sleeps and has a reason not to.
+/// A worker that sleeps and must be woken.
 #[derive(Debug)]
 pub struct Sleeper(Segment);
 
@@ -1044,19 +1050,19 @@ impl Sleeper {
     }
 }
 
-/// Tells whether there is something to do about a worker, without a lock.
+/// Tells, without a lock, whether there are replies of a worker to receive or requests to send.
 #[derive(Debug)]
 pub struct Glance {
     segment: Segment,
     received: u64,
-    /// If there is more to send: what was sent, and how much room the next record takes.
+    /// If there is more to send: the position up to which was sent, and how much room the next record takes.
     sends: Option<(u64, usize)>,
-    /// A part of a long reply was received.
+    /// Whether a part of a long reply was received.
     is_long: bool,
 }
 
 impl Glance {
-    /// Whether there are replies that were not received when this was made, or room for what waits.
+    /// Whether there are replies that were not received when this was made, or room for the next record.
     #[inline]
     pub fn has_news(&self) -> bool {
         let words = self.segment.words();
@@ -1066,7 +1072,7 @@ impl Glance {
                 .is_some_and(|(sent, needs)| has_room(words, sent, needs))
     }
 
-    /// Whether something long is under way, to the worker or from it.
+    /// Whether a long input or reply is in transit.
     pub fn is_in_pieces(&self) -> bool {
         self.sends.is_some() || self.is_long
     }

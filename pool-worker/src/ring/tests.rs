@@ -1,5 +1,5 @@
-//! Both ends of the rings in one process: what one writes the other reads, and nothing that a worker may
-//! write harms the parent.
+//! Both ends of the rings in one process: each reads what the other writes, and nothing that a worker may write harms the
+//! parent.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ fn portion(inputs: &Frames) -> Portion<'_> {
     }
 }
 
-/// Answers what there is with itself, backwards.
+/// Answers each input of a portion with its bytes reversed.
 fn serve(ends: &mut Ends) {
     serve_one(&mut ends.requests, &ends.replies);
 }
@@ -185,7 +185,7 @@ fn a_long_input_that_was_taken_back_is_not_mixed_with_the_next() {
 }
 
 #[test]
-fn who_waits_for_room_is_told_only_when_there_is_enough() {
+fn a_parent_that_waits_for_room_is_woken_only_when_there_is_enough() {
     let mut ends = ends();
     let inputs = frames(&[vec![1; 30_000], vec![2; 15_000]]);
     let mut sent = 0;
@@ -196,7 +196,7 @@ fn who_waits_for_room_is_told_only_when_there_is_enough() {
     for _ in 0..sent {
         serve(&mut ends);
         received(&mut ends.parent);
-        // The room of what was read is given back when the next is asked for.
+        // The room of a request is freed when the next one is asked for.
         let told = ends.parent.has_reason_to_ring();
         assert_eq!(told, ends.parent.send(portion(&inputs)).unwrap());
         if told {
@@ -206,7 +206,7 @@ fn who_waits_for_room_is_told_only_when_there_is_enough() {
     panic!("it never fits");
 }
 
-/// A thread looks at what stood a while ago. More of a long input was sent since then, and read, and not answered yet.
+/// A thread uses a glance from a while ago. Since then more of a long input was sent and read, and it was not answered yet.
 #[test]
 fn an_old_glance_has_news() {
     let Ends {
@@ -239,9 +239,9 @@ fn an_old_glance_has_news() {
     worker.join().unwrap();
 }
 
-/// A record, and what it leaves unused at the end of the ring, may be more than the whole ring holds.
+/// A record and the unused bytes before it at the end of the ring may together be more than the whole ring holds.
 #[test]
-fn a_record_of_most_of_the_ring_goes_wherever_the_ring_stands() {
+fn a_record_that_takes_most_of_the_ring_can_be_sent_at_any_position() {
     for before in (8..REQUESTS).step_by(4096) {
         let Ends {
             mut parent,
@@ -280,7 +280,7 @@ fn a_record_of_most_of_the_ring_goes_wherever_the_ring_stands() {
 }
 
 #[test]
-fn who_gives_up_sending_waits_for_no_room() {
+fn a_parent_that_gives_up_sending_does_not_wait_for_room() {
     for give_up in [
         |parent: &mut ParentEnd| assert_eq!(parent.recall(), 0),
         ParentEnd::give_up_sending,
@@ -295,7 +295,7 @@ fn who_gives_up_sending_waits_for_no_room() {
 }
 
 #[test]
-fn numbers_arrive_in_memory_that_can_become_theirs() {
+fn numbers_arrive_in_memory_that_can_become_their_vector() {
     let numbers: Vec<u64> = (0..10_000).collect();
     let mut ends = ends();
     let mut inputs = Frames::default();
@@ -324,9 +324,9 @@ fn numbers_arrive_in_memory_that_can_become_theirs() {
     assert_eq!((reply.as_ptr().cast(), &reply), (at, &numbers));
 }
 
-/// Wherever a worker dies, what it has begun and not answered is one input at the most.
+/// Wherever a worker dies, at most one input was begun and not answered.
 #[test]
-fn death_at_each_step_costs_no_more_than_what_was_begun() {
+fn death_at_each_step_costs_at_most_the_input_that_was_begun() {
     for steps in 0..=7 {
         let mut ends = ends();
         let texts: Vec<Vec<u8>> = (0..3).map(|number| vec![number; 4]).collect();
@@ -351,7 +351,7 @@ fn death_at_each_step_costs_no_more_than_what_was_begun() {
 }
 
 #[test]
-fn words_that_lie_are_found_out() {
+fn false_words_are_detected() {
     type Lie = fn(&Words);
     let lies: [(&str, Lie); 4] = [
         ("more replies than fit", |words| {
@@ -382,7 +382,7 @@ fn words_that_lie_are_found_out() {
         let mut ends = ends();
         let words = ends.parent.segment().words();
         words.requests_taken.0.store(taken, Ordering::Release);
-        // The ring looks empty for a while; when it is full, the parent looks.
+        // The parent looks at this word only when the ring seems to be full.
         let inputs = frames(&[vec![1; 20_000]]);
         let found = (0..100).find_map(|_| match ends.parent.send(portion(&inputs)) {
             Ok(true) => None,
@@ -393,7 +393,7 @@ fn words_that_lie_are_found_out() {
     }
 }
 
-/// Each that is announced has what follows copied once more: a ring full of such would keep the parent busy.
+/// What follows an announcement is copied once more, so a ring full of announcements would keep the parent busy.
 #[test]
 fn a_long_reply_is_as_long_as_it_says() {
     let (most, rest) = (FRAME_MAX as u64, FRAME_MAX - 1);
@@ -419,7 +419,7 @@ fn a_long_reply_is_as_long_as_it_says() {
         .concat();
         let segment = ends.parent.segment();
         let (start, _) = segment.reply_at(0);
-        // SAFETY: they are less than the ring, which nobody else uses.
+        // SAFETY: they are fewer bytes than the ring has, and nothing else uses it.
         unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         let end = &segment.words().replies.0.0;
         end.store(bytes.len() as u64, Ordering::Release);
@@ -431,21 +431,21 @@ fn a_long_reply_is_as_long_as_it_says() {
 }
 
 #[test]
-fn whatever_lies_in_the_ring_of_replies_the_parent_reads_it_or_says_no() {
+fn the_parent_reads_or_rejects_whatever_lies_in_the_ring_of_replies() {
     let mut seed = 12345_u32;
     for _ in 0..2000 {
         let mut ends = ends();
         let end = seed as usize % 300;
         for at in 0..end {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            // Small numbers make more sense.
+            // Small numbers are more often valid.
             let byte = if seed >> 28 < 12 {
                 0
             } else {
                 (seed >> 16) as u8 % 32
             };
             let (place, _) = ends.parent.segment().reply_at(at as u64);
-            // SAFETY: a byte of the ring, which nobody else uses.
+            // SAFETY: a byte of the ring, which nothing else uses.
             unsafe { place.write(byte) };
         }
         let words = ends.parent.segment().words();
@@ -461,10 +461,10 @@ fn message(channel: u64, text: &[u8]) -> Vec<u8> {
     [&mark(channel, channel as u8).to_le_bytes()[..], text].concat()
 }
 
-/// A channel, and what was sent there.
+/// A channel, and a message that was sent there.
 type Sent = (u64, Vec<u8>);
 
-/// What has come, in order: of replies only the text.
+/// The replies and messages that have come, each in order.
 fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<Sent>) {
     let (mut replies, mut messages) = (VecDeque::new(), Vec::new());
     parent.receive(&mut replies, &mut messages).unwrap();
@@ -482,7 +482,7 @@ fn received_all(parent: &mut ParentEnd) -> (Vec<Vec<u8>>, Vec<Sent>) {
 }
 
 #[test]
-fn reports_stand_between_replies_and_count_for_no_window() {
+fn reports_stand_between_replies_and_are_not_limited_by_a_window() {
     let mut ends = ends();
     let (mut reports, mut total) = (Vec::new(), 0);
     for round in 0..300_usize {
@@ -509,7 +509,7 @@ fn reports_stand_between_replies_and_count_for_no_window() {
 }
 
 #[test]
-fn messages_are_told_from_replies_and_keep_their_order() {
+fn messages_are_distinguished_from_replies_and_keep_their_order() {
     let mut ends = ends();
     ends.parent.expect_messages(true);
     let outlet = Outlet::new(&ends.replies);
@@ -533,7 +533,7 @@ fn messages_are_told_from_replies_and_keep_their_order() {
 }
 
 #[test]
-fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
+fn a_sender_waits_only_for_unread_messages_of_its_own_channel() {
     let mut ends = ends();
     ends.parent.expect_messages(true);
     let outlet = Arc::new(Outlet::new(&ends.replies));
@@ -562,7 +562,7 @@ fn a_sender_waits_for_what_is_unread_and_for_no_other_channel() {
     assert!(bytes <= WINDOW);
     assert!(!sender.is_finished());
     assert_eq!(outlet.send(2, 2, &message(2, b"other")), Ok(()));
-    // One that is longer than all that may be unread goes when nothing is.
+    // A message that is longer than the window is sent when nothing is unread.
     let longest = message(3, &vec![1; 2 * WINDOW as usize]);
     let also = Arc::clone(&outlet);
     let longest = thread::spawn(move || also.send(3, 3, &longest));
@@ -594,7 +594,7 @@ fn a_worker_that_sends_more_than_it_may_is_given_up() {
     let text = message(1, &[7; 30_000]);
     let mut kept = Vec::new();
     let refused = (0..WINDOW as usize / 30_000 + 2).find_map(|_| {
-        // It does not ask whether it may.
+        // The worker does not check its window.
         ends.replies.write_message(&text);
         let received = ends.parent.receive(&mut VecDeque::new(), &mut kept);
         ends.parent.sleeper_for_room();

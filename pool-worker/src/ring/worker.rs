@@ -23,25 +23,25 @@ use crate::starve::Starved;
 use crate::sync::{Mutex, MutexGuard, Ordering, Shared, fence, this_cpu};
 use crate::tally::Tally;
 
-/// An input is begun only if so much room is free for its reply: then one of usual size stands as soon as
-/// it is finished, and is not lost waiting.
+/// An input is begun only if this much room is free for its reply: so a reply of usual size stands as soon as it is finished,
+/// and is not lost if the worker dies while it waits for room.
 const RESERVE: usize = if cfg!(pool_shuttle) { 8 } else { 4096 };
 
-/// A request that comes within so many looks comes soon: they take some microseconds.
+/// A request that comes within this many looks, which take some microseconds, has hardly been waited for.
 const LOOKS_SHORT: u32 = 256;
 
-/// A larger buffer is given back to the system after use. One of this size costs 30 ms to be had anew.
+/// A larger buffer is returned to the system after use. Allocating one of this size anew costs 30 ms.
 const KEEP_MAX: usize = 128 << 20;
 
-/// What the parent wants.
+/// A request of the parent.
 #[derive(Debug)]
 pub(crate) enum Request<'a> {
     Run(Run<'a>),
-    /// Something to keep.
+    /// An attachment to keep.
     Attach(u64, Came<'a>),
-    /// It need not be kept any more.
+    /// That attachment is no longer needed.
     Detach(u64),
-    /// The inputs that follow begin with that; or with nothing, if it is 0.
+    /// The inputs that follow begin with the arguments in that attachment; with none if it is 0.
     Bind(u64),
     Exit,
 }
@@ -50,9 +50,9 @@ pub(crate) enum Request<'a> {
 #[derive(Debug)]
 pub(crate) enum Came<'a> {
     Here(&'a [u8]),
-    /// Over the socket, with so many bytes.
+    /// Over the socket, with this many bytes.
     AsDescriptor(u64),
-    /// It is a channel, with this place, where so much counts as sent.
+    /// A channel: its place, and how many bytes count as sent.
     Channel(u8, u64),
 }
 
@@ -61,27 +61,27 @@ pub(crate) enum Came<'a> {
 pub(crate) struct Run<'a> {
     pub(crate) task: u32,
     pub(crate) generation: u32,
-    /// Say when each begins.
+    /// Whether the inputs have a time limit: then show when each begins.
     pub(crate) limited: bool,
-    /// When they were accepted, in nanoseconds; 0, if that is not known.
+    /// When they were accepted, in nanoseconds; 0 if that is not known.
     pub(crate) submitted: u64,
-    /// They were waited for, for longer than a reading of the clock takes.
+    /// Whether the worker has waited for them longer than a reading of the clock takes.
     pub(crate) waited: bool,
     pub(crate) body: Body<'a>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Body<'a> {
-    /// So many frames.
+    /// Several inputs: their number, and the frames.
     Many(usize, &'a [u8]),
-    /// One input that stands alone, in a buffer that is used again if nobody takes it.
+    /// One input that was sent alone, in a buffer that is used again unless it is taken.
     Alone(&'a mut Buffer),
-    /// One input for which there is no memory, of so many bytes.
+    /// One input of this many bytes, for which there is no memory.
     TooLong(u64),
 }
 
-/// Something stands in the shared memory that the parent never writes: a task has written over it, and over who
-/// knows what else. What this process was given and has not begun is run elsewhere.
+/// Called when the shared memory holds something that the parent never writes: a task has overwritten it, and possibly other
+/// memory. The inputs of this process that were not begun will run elsewhere.
 #[cold]
 fn give_up() -> ! {
     process::abort()
@@ -94,22 +94,22 @@ pub(crate) struct Requests {
     bell: Bell,
     index: usize,
     spin: Spin,
-    /// The CPU that the parent knows.
+    /// The CPU that the parent was last told.
     cpu: u32,
-    /// Up to here they are done with.
+    /// The position up to which requests are finished.
     taken: u64,
-    /// Behind the record that was given out last.
+    /// The position behind the record that was returned last.
     next: u64,
     /// An input that comes in pieces.
     pieces: Buffer,
-    /// How much has come of one for which there is no memory.
+    /// How many bytes have come of an input for which there is no memory.
     dropped: u64,
-    /// What comes next was waited for, and for long.
+    /// Whether the worker has waited long for what comes next.
     waited: bool,
 }
 
 impl Requests {
-    /// The next request. What the last one gave is let go. `before_sleep` is called once before waiting.
+    /// Returns the next request, and releases the memory of the previous one. `before_sleep` is called once before waiting.
     pub(crate) fn next(&mut self, mut before_sleep: impl FnMut()) -> Request<'_> {
         loop {
             self.release();
@@ -123,11 +123,11 @@ impl Requests {
             }
             let (at, to_end) = self.segment.request_at(self.next);
             if to_end < HEAD {
-                // Too little for a head: the parent has gone on at the start.
+                // Too little for a head: the parent has continued at the start of the ring.
                 self.next += to_end as u64;
                 continue;
             }
-            // SAFETY: the parent has written a head here, before it moved the end behind it.
+            // SAFETY: the parent wrote a head here before it moved the end behind it.
             let head = unsafe { at.cast::<Head>().read() };
             if head.kind == kind::SKIP {
                 self.next += to_end as u64;
@@ -184,7 +184,7 @@ impl Requests {
                             body: Body::TooLong(whole),
                         });
                     }
-                    // Otherwise what came before was taken back.
+                    // Otherwise the input that these pieces belong to was taken back.
                     if head.before() == self.pieces.len() as u64 {
                         if !self.pieces.reserve(body.len()) {
                             give_up();
@@ -221,7 +221,7 @@ impl Requests {
         }
     }
 
-    /// A buffer to put the next input together in, if there is none.
+    /// Offers a buffer in which the next input can be put together, in case there is none.
     pub(crate) fn recycle(&mut self, buffer: Buffer) {
         if self.pieces.capacity() == 0 && buffer.capacity() <= KEEP_MAX {
             self.pieces = buffer;
@@ -232,7 +232,7 @@ impl Requests {
         self.segment.words().requests_end.0.load(Ordering::Acquire)
     }
 
-    /// Gives back the room of what was read.
+    /// Frees the room of the requests that were read.
     fn release(&mut self) {
         if self.taken == self.next {
             return;
@@ -276,8 +276,8 @@ impl Requests {
             if come() {
                 break;
             }
-            // All is taken. If the parent has asked for room at the very moment at which it was given
-            // back, neither has seen the other.
+            // All requests are taken. If the parent asked for room at the very moment at which it was freed, neither has seen
+            // the other's write.
             if words.parent.0.wants_room.load(Ordering::Relaxed) != 0 {
                 bell.ring();
             }
@@ -290,23 +290,22 @@ impl Requests {
     }
 }
 
-/// Writes replies. Everything that it must know lies in the shared memory, so that a copy may go on where
-/// another was left.
+/// Writes replies. Its state is in shared memory, or shared by its clones, so each clone can continue where another left off.
 #[derive(Debug, Clone)]
 pub(crate) struct Replies {
     segment: Segment,
     bell: Bell,
-    /// How far the parent had read when this was last looked up.
+    /// Up to where the parent had read when that was last looked up.
     taken: Arc<atomic::AtomicU64>,
     turns: Arc<Turns>,
 }
 
-/// Who writes into the ring. As long as tasks send nothing, that is one thread.
+/// Has threads take turns at writing into the ring. As long as tasks send nothing, only one thread writes.
 #[derive(Debug, Default)]
 struct Turns {
     are_taken: atomic::AtomicBool,
     lock: Mutex<()>,
-    /// How long the thread that runs inputs has waited for room, in nanoseconds, and not told.
+    /// How long the thread that runs inputs has waited for room since that was last asked, in nanoseconds.
     stalled: atomic::AtomicU64,
 }
 
@@ -322,7 +321,7 @@ impl Turns {
     }
 }
 
-/// This thread may write.
+/// The turn of this thread to write.
 struct Turn<'t>(Option<MutexGuard<'t, ()>>);
 
 impl Drop for Turn<'_> {
@@ -332,7 +331,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Whether this thread writes, or waits for its turn to: then a signal handler that runs on it must not wait for another turn.
+/// Whether this thread writes, or waits for its turn: then a signal handler that runs on it must not wait for another turn.
 #[cfg(feature = "tracing")]
 mod own_turn {
     use std::cell::Cell;
@@ -354,7 +353,7 @@ mod own_turn {
     }
 }
 
-/// Without that feature no code of users runs that reports.
+/// Without the feature `tracing`, no signal handler can cause reports.
 #[cfg(not(feature = "tracing"))]
 mod own_turn {
     pub(super) fn begin() {}
@@ -366,7 +365,7 @@ mod own_turn {
     }
 }
 
-/// On which word a thread sleeps that waits for room in the ring of replies.
+/// The word on which a thread sleeps while it waits for room in the ring of replies.
 #[derive(Debug, Clone, Copy)]
 enum Sleeps {
     AsWorker,
@@ -374,7 +373,7 @@ enum Sleeps {
 }
 
 impl Replies {
-    /// Both ends of the worker's side.
+    /// Opens the worker's end of both rings.
     pub(crate) fn open(memory: Shared<Words>, bell: Bell, index: usize) -> (Requests, Replies) {
         Replies::of(Segment(Arc::new(memory)), bell, index)
     }
@@ -434,41 +433,47 @@ impl Replies {
         begun
     }
 
-    /// Says when the next input begins. To be called before [`begin`](Replies::begin): whoever sees the
-    /// new number sees this time or a later one.
+    /// Shows when the next input begins. To be called before [`begin`](Replies::begin): a reader that sees the new number
+    /// sees this time or a later one.
     pub(crate) fn begins_at(&self, now_ns: u64) {
         let begun_at = &self.segment.words().worker.0.begun_at;
         begun_at.store(now_ns, Ordering::Relaxed);
     }
 
-    /// Tells how much memory is in use. To be called before [`write`](Replies::write).
+    /// Shows how much memory is in use. To be called before [`write`](Replies::write).
     pub(crate) fn set_memory(&self, bytes: u64) {
         let memory = &self.segment.words().worker.0.memory;
         memory.store(bytes, Ordering::Relaxed);
     }
 
-    /// Says, before this process aborts, that an allocation has failed.
+    /// Notes because of which system call the sandbox ends this process.
+    pub(crate) fn set_forbidden(&self, call: u32) {
+        let forbidden = &self.segment.words().worker.0.forbidden;
+        forbidden.store(call.saturating_add(1), Ordering::Release);
+    }
+
+    /// Shows that an allocation has failed, before this process aborts.
     pub(crate) fn set_starved(&self, starved: Starved) {
         let (limit, used) = &self.segment.words().worker.0.starved;
         used.store(starved.used, Ordering::Relaxed);
         limit.store(starved.limit, Ordering::Release);
     }
 
-    /// Tells how long an input of this task takes.
+    /// Shows how long an input of this task takes.
     pub(crate) fn set_pace(&self, task: u32, each_ns: u64) {
         let each_ns = u32::try_from(each_ns.max(1)).unwrap_or(u32::MAX);
         let pace = &self.segment.words().worker.0.pace;
         pace.store(join(task, each_ns), Ordering::Relaxed);
     }
 
-    /// Tells when the clock was last read.
+    /// Shows when the clock was last read.
     #[inline]
     pub(crate) fn set_read_at(&self, now_ns: u64) {
         let read_at = &self.segment.words().read_at.0;
         read_at.store(now_ns, Ordering::Relaxed);
     }
 
-    /// How long there was no room in the ring since this was last asked, in nanoseconds.
+    /// How long the thread that runs inputs has waited for room in the ring since the last call, in nanoseconds.
     #[inline]
     pub(crate) fn stalled(&self) -> u64 {
         let stalled = &self.turns.stalled;
@@ -478,13 +483,13 @@ impl Replies {
         stalled.swap(0, atomic::Ordering::Relaxed)
     }
 
-    /// Where inputs of this task are counted, if anywhere.
+    /// Where inputs of this task are counted, if they are.
     #[inline]
     pub(crate) fn tally(&self, task: u32) -> Option<&Tally> {
         self.segment.tally(task)
     }
 
-    /// Writes one frame that is no reply to an input, and is not counted.
+    /// Writes one frame that is not the reply to an input, and is not counted.
     pub(crate) fn write_aside(&self, tag: Tag, bytes: &[u8]) {
         debug_assert!(bytes.len() <= FRAME_MAX);
         let _turn = self.turns.take();
@@ -516,7 +521,7 @@ impl Replies {
         }
     }
 
-    /// Gives what is left of these bytes for an ordinary frame.
+    /// Writes all pieces but the last, and returns the bytes of that, which belong into an ordinary frame.
     fn put_pieces<'b>(&self, mut bytes: &'b [u8], sleeps: Sleeps) -> &'b [u8] {
         while bytes.len() > FRAME_MAX {
             let (piece, rest) = bytes.split_at(PIECE_LEN);
@@ -543,14 +548,14 @@ impl Replies {
         self.bell.ring();
     }
 
-    /// From now on threads other than that which runs inputs may write into the ring.
+    /// From now on, threads other than the one that runs inputs may write into the ring.
     pub(crate) fn share(&self) {
         self.turns.are_taken.store(true, atomic::Ordering::Relaxed);
     }
 
-    /// Writes a report, of at most [`REPORT_MAX`] bytes. Waits for room in the ring, which the parent makes whatever it does
-    /// besides. Threads other than that which runs inputs need [`share`](Replies::share) to have been called before there were
-    /// any. What a signal handler reports is dropped if it has interrupted this thread at such a write.
+    /// Writes a report, of at most [`REPORT_MAX`] bytes. Waits for room in the ring, which the parent always makes. Before
+    /// other threads than the one that runs inputs may report, [`share`](Replies::share) must have been called. A report of a
+    /// signal handler that has interrupted this thread during such a write is dropped.
     pub(crate) fn report(&self, kind: u8, bytes: &[u8]) {
         debug_assert!(bytes.len() <= REPORT_MAX);
         if own_turn::is_taken() {
@@ -564,14 +569,14 @@ impl Replies {
         self.ring_if_crowded();
     }
 
-    /// Wakes the parent, if it sleeps: what was reported is to be heard now.
+    /// Wakes the parent, if it sleeps, so that it reads reports now.
     #[cfg(feature = "tracing")]
     pub(crate) fn ring(&self) {
         fence(Ordering::SeqCst);
         self.bell.ring();
     }
 
-    /// Which log records the parent wants to have.
+    /// Which log records the parent wants.
     #[cfg(feature = "tracing")]
     #[inline]
     pub(crate) fn log_level(&self) -> LogLevel {
@@ -592,7 +597,7 @@ impl Replies {
         self.put_parts(tag, [bytes], sleeps);
     }
 
-    /// The same, of bytes that come in parts.
+    /// The same, for bytes in several parts.
     #[inline]
     fn put_parts<const N: usize>(&self, tag: u32, parts: [&[u8]; N], sleeps: Sleeps) {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
@@ -618,8 +623,7 @@ impl Replies {
     fn copy_in(&self, position: u64, bytes: &[u8]) {
         let (at, to_end) = self.segment.reply_at(position);
         if bytes.len() <= to_end {
-            // SAFETY: the ring has room for them, as `put` has seen, and the parent does not look behind
-            // `replies_end`.
+            // SAFETY: the ring has room for them, as `put` has checked, and the parent does not look behind `replies_end`.
             unsafe { copy::to_other(bytes.as_ptr(), at, bytes.len()) };
             return;
         }
@@ -636,11 +640,11 @@ impl Replies {
         cpu != this_cpu()
     }
 
-    /// Whether so many bytes are free. Looks up how far the parent has read only if that may matter.
+    /// Whether `len` bytes are free. Looks up how far the parent has read only if that may matter.
     #[inline]
     fn has_room(&self, len: usize) -> bool {
         let words = self.segment.words();
-        // Another thread may write meanwhile: what was taken is looked at first, so that the end is not before it.
+        // Another thread may write at the same time: `taken` is read before the end, so that the end is not before it.
         let room = |taken: u64| {
             let end = words.replies.0.0.load(Ordering::Acquire);
             (REPLIES as u64).checked_sub(end.wrapping_sub(taken))
@@ -656,7 +660,7 @@ impl Replies {
             if room.is_some() {
                 return has(room);
             }
-            // More was written than fits, unless more was taken since.
+            // More was written than fits, unless the parent has read more in the meantime.
             let now = words.replies_taken.0.load(Ordering::Acquire);
             if now == taken {
                 give_up();
@@ -665,7 +669,7 @@ impl Replies {
         }
     }
 
-    /// Sleeps until this is so, which the parent makes it. The parent is woken.
+    /// Wakes the parent, and sleeps until the condition holds, which the parent brings about.
     #[cold]
     fn sleep_as_sender(&self, is_so: impl Fn() -> bool) {
         self.bell.ring();
@@ -686,7 +690,7 @@ impl Replies {
         }
     }
 
-    /// Sleeps until there is room. The parent is woken: it may wait for something else.
+    /// Wakes the parent, which may wait for something else, and sleeps until there is room.
     #[cold]
     fn wait_for_room(&self, len: usize) {
         let since = clock::now_ns();
@@ -698,8 +702,8 @@ impl Replies {
     }
 
     fn sleep_for_room(&self, len: usize) {
-        // The parent may be reading at this moment.
         self.bell.ring();
+        // The parent may be reading at this moment.
         if spin_for_piece(|| self.has_room(len), || self.parent_is_elsewhere()) {
             return;
         }
@@ -719,7 +723,7 @@ impl Replies {
     }
 }
 
-/// Nobody reads the channel any more.
+/// The receiver of the channel is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gone;
 
@@ -732,7 +736,7 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    /// From now on other threads may write into the ring.
+    /// Makes one; from now on, other threads may write into the ring.
     pub(crate) fn new(replies: &Replies) -> Outlet {
         replies.share();
         Outlet {
@@ -741,7 +745,7 @@ impl Outlet {
         }
     }
 
-    /// So much counts as sent in this place.
+    /// Counts this many bytes as sent in this place.
     pub(crate) fn begin(&self, place: u8, sent: u64) {
         self.sent[at(place)].fetch_add(sent, atomic::Ordering::Relaxed);
     }
@@ -755,7 +759,7 @@ impl Outlet {
             if is_gone() {
                 return Err(Gone);
             }
-            // What was reserved is sent, for the parent counts along.
+            // What was reserved must be sent, since the parent counts the same.
             if self.reserve(place, cost) {
                 self.replies.write_message(bytes);
                 return Ok(());
@@ -770,7 +774,7 @@ impl Outlet {
         self.fits(place, sent, cost)
     }
 
-    /// Whether so much may be sent behind what was sent.
+    /// Whether `cost` more bytes may be sent after the first `sent`.
     fn fits(&self, place: u8, sent: u64, cost: u64) -> bool {
         let words = &self.replies.segment.words().channels.0[at(place)];
         let unread = sent.wrapping_sub(words.taken.load(Ordering::Acquire));
