@@ -187,7 +187,12 @@ impl Possessions {
     pub fn regained(&self) -> Result<(), String> {
         let began = Instant::now();
         loop {
-            let now = Possessions::now();
+            let mut now = Possessions::now();
+            // Other programs' files may have gone meanwhile.
+            let has_more = !now.files.is_subset(&self.files);
+            if !has_more {
+                now.files.clone_from(&self.files);
+            }
             if now == *self {
                 return Ok(());
             }

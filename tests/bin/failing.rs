@@ -39,10 +39,11 @@ use pool_core::{Error, Output, Pool, PoolBuilder, pool_task};
 use tests::Possessions;
 
 /// A run that takes so long hangs.
-const HANGS: Duration = Duration::from_secs(25);
+const HANGS: Duration = Duration::from_secs(100);
 
 /// A step of the scenario that takes so long was held up. (A worker that does not start is waited for for
-/// [`START_TIMEOUT`], and the end of a pool for five seconds.)
+/// [`START_TIMEOUT`], and the end of a pool for five seconds. A busy machine holds up steps, too, but not the same ones
+/// again: see [`try_one`].)
 const LATE: Duration = Duration::from_secs(4);
 
 const START_TIMEOUT: Duration = Duration::from_secs(3);
@@ -979,6 +980,21 @@ fn plan(calls: &BTreeMap<Kind, usize>, all: bool) -> Vec<Failure> {
     failures
 }
 
+/// Runs the scenario with a failure, and judges it. What was broken in a run that was slow may be the fault of a busy
+/// machine, so such a run is repeated: what the failure is to blame for is broken each time. A hang is never excused.
+fn try_one(failure: &Failure, temporary: &Path) -> io::Result<(Ran, Vec<String>)> {
+    let mut tries = 0;
+    loop {
+        let ran = run(Some(failure), temporary)?;
+        let complaints = judge(Some(failure), &ran);
+        tries += 1;
+        let may_be_load = ran.took > START_TIMEOUT && ran.hung.is_none();
+        if complaints.is_empty() || !may_be_load || tries == 3 {
+            return Ok((ran, complaints));
+        }
+    }
+}
+
 /// Gives what was broken.
 ///
 /// # Errors
@@ -988,6 +1004,7 @@ fn sweep(arguments: &Arguments) -> io::Result<Vec<String>> {
     let temporary = tempfile::tempdir()?;
     let dry = run(None, temporary.path())?;
     let mut complaints = judge(None, &dry);
+    complaints.retain(|complaint| !complaint.starts_with("late: "));
     for complaint in &mut complaints {
         *complaint = format!("without any failure: {complaint}");
     }
@@ -1014,8 +1031,8 @@ fn sweep(arguments: &Arguments) -> io::Result<Vec<String>> {
             scope.spawn(|| {
                 let temporary = tempfile::tempdir().expect("there is room");
                 while let Some(failure) = failures.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let ran = match run(Some(failure), temporary.path()) {
-                        Ok(ran) => ran,
+                    let (ran, complaints) = match try_one(failure, temporary.path()) {
+                        Ok(tried) => tried,
                         Err(error) => {
                             let mut broken = broken.lock().expect("nobody panics");
                             broken.push(format!("{failure}: no run: {error}"));
@@ -1030,7 +1047,6 @@ fn sweep(arguments: &Arguments) -> io::Result<Vec<String>> {
                         let said = ran.said.trim();
                         println!("{failure}: {} failed, {:.0?}: {said}", ran.failed, ran.took);
                     }
-                    let complaints = judge(Some(failure), &ran);
                     let complaints = complaints
                         .into_iter()
                         .map(|why| format!("{failure}: {why}"));

@@ -207,7 +207,7 @@ fn two_hosts_with_certificates_and_no_more_permissions_than_needed() {
 
     let pool = Pool::builder()
         .backend(net.nats("secured").nodes(2))
-        .start_timeout(Duration::from_secs(40))
+        .start_timeout(Duration::from_secs(120))
         .build()
         .unwrap();
     let table = vec![0.5; 100_000];
@@ -252,7 +252,7 @@ fn a_cable_that_is_pulled_costs_what_had_begun_there() {
     let there = net.node("cut", &mut net.hosts.there(&this_program()), true);
     let pool = Pool::builder()
         .backend(net.nats("cut").nodes(2))
-        .start_timeout(Duration::from_secs(40))
+        .start_timeout(Duration::from_secs(120))
         .build()
         .unwrap();
     let directory = tempfile::tempdir().unwrap();

@@ -475,7 +475,7 @@ fn a_server_that_stays_away_breaks_the_pool() {
         return;
     };
     let node = server.node("away", 1);
-    let nats = server.nats("away").server_timeout(Duration::from_secs(1));
+    let nats = server.nats("away").server_timeout(Duration::from_secs(4));
     let pool = builder(nats).build().unwrap();
     let hanging = pool.apply_async(hang, ());
     server.kill();
@@ -499,7 +499,7 @@ fn what_can_be_wrong_is_said() {
         return;
     };
     let why = |builder: PoolBuilder| builder.build().unwrap_err().to_string();
-    let soon = Duration::from_millis(500);
+    let soon = Duration::from_secs(3);
 
     let nobody = pool_nats::connect("nats://127.0.0.1:1").unwrap();
     let text = why(builder(nobody));
@@ -672,7 +672,7 @@ fn a_full_disk_is_waited_for_and_then_an_error() {
     drop(pool);
 
     let _node = server.node("fuller", 8);
-    let unbounded = server.nats("fuller").server_timeout(Duration::from_secs(1));
+    let unbounded = server.nats("fuller").server_timeout(Duration::from_secs(4));
     let pool = builder(unbounded).build().unwrap();
     let _hanging: Vec<_> = (0..8).map(|_| pool.apply_async(hang, ())).collect();
     let error = pool.task(reversed).chunksize(1).map(inputs()).unwrap_err();

@@ -234,7 +234,7 @@ pub(crate) fn watchdog() -> impl Drop {
 }
 
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(40);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !is_so() {
         assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(10));
@@ -244,7 +244,7 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 pub(crate) fn builder(nats: Nats) -> PoolBuilder {
     Pool::builder()
         .backend(nats)
-        .start_timeout(Duration::from_secs(40))
+        .start_timeout(Duration::from_secs(120))
 }
 
 /// Marks in a file that it has begun, then takes its time.

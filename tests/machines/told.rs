@@ -144,7 +144,7 @@ fn statistics_are_told_although_a_node_is_stopped() {
     node.signal(libc::SIGSTOP);
     let asked = Instant::now();
     let stats = pool.stats();
-    assert!(asked.elapsed() < Duration::from_secs(2), "{asked:?}");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{asked:?}");
     // What was told last.
     assert_eq!(done(&stats), 10);
     node.signal(libc::SIGCONT);

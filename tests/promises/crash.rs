@@ -658,7 +658,7 @@ fn panics_and_limits_are_retried_where_that_is_asked_for() {
     let results = call.chunksize(4).starmap(inputs).unwrap();
     assert_eq!(results, (0..30).map(|x| x % 3 + 1).collect::<Vec<_>>());
 
-    let call = pool.task(moody).time_limit(Duration::from_millis(200));
+    let call = pool.task(moody).time_limit(LIMIT);
     let on_limit = call.clone().retries(Retries::new(1).on_time_limit());
     assert_eq!(on_limit.apply((file("hangs"), 1, true)).unwrap(), 2);
     let error = on_limit.apply((file("hangs on"), 2, true)).unwrap_err();
@@ -725,7 +725,7 @@ fn an_error_counts_earlier_attempts_that_failed_in_another_way() {
         matches!(&error, Error::MemoryLimit(limit) if limit.attempts() == 2),
         "{error:?}"
     );
-    let error = fails(&call.time_limit(Duration::from_millis(100)), "hang");
+    let error = fails(&call.time_limit(LIMIT), "hang");
     assert!(
         matches!(&error, Error::TimeLimit(limit) if limit.attempts() == 2),
         "{error:?}"
@@ -733,7 +733,7 @@ fn an_error_counts_earlier_attempts_that_failed_in_another_way() {
     works(&pool);
 }
 
-#[pool_task(time_limit = "200ms", retries = 1)]
+#[pool_task(time_limit = "2s", retries = 1)]
 fn with_defaults(file: &Path, deaths: usize, hangs: bool) -> usize {
     append(file, 1);
     let runs = lines(file).len();
@@ -763,7 +763,7 @@ fn the_call_wins_over_the_task_and_the_task_over_the_pool() {
     let error = pool.apply(with_defaults, (file("task"), 2, false));
     assert!(matches!(error, Err(Error::WorkerLost(lost)) if lost.attempts() == 2));
     match pool.apply(with_defaults, (file("limit"), 0, true)) {
-        Err(Error::TimeLimit(limit)) => assert_eq!(limit.limit(), Duration::from_millis(200)),
+        Err(Error::TimeLimit(limit)) => assert_eq!(limit.limit(), LIMIT),
         other => panic!("{other:?}"),
     }
     // The call's setting.
@@ -799,7 +799,7 @@ fn who_is_past_its_limit_may_tidy_up_first() {
     let patient = builder().processes(1).grace(Duration::from_secs(40));
     let pool = checked(patient.build());
     let file = directory.path().join("told");
-    let call = pool.task(tidy).time_limit(Duration::from_millis(100));
+    let call = pool.task(tidy).time_limit(LIMIT);
     let error = call.apply((file.clone(), false)).unwrap_err();
     let Error::TimeLimit(limit) = &error else {
         panic!("{error:?}");

@@ -642,7 +642,7 @@ fn build_says_why_an_initializer_failed() {
             .processes(2)
             .initializer(fail_to_start, (how.to_owned(), file.clone()));
         if how == "hang" {
-            builder = builder.start_timeout(Duration::from_secs(1));
+            builder = builder.start_timeout(Duration::from_secs(4));
         }
         let error = builder.build().unwrap_err();
         assert!(matches!(error, Error::Start(_)), "{how}: {error:?}");
@@ -824,7 +824,7 @@ fn of_several_initializers_the_one_is_named_that_failed() {
             .initializer(fail_to_start, (how.to_owned(), file))
             .initializer(returns_a_string, ("last".to_owned(),));
         if how == "hang" {
-            builder = builder.start_timeout(Duration::from_secs(1));
+            builder = builder.start_timeout(Duration::from_secs(4));
         }
         let text = builder.build().unwrap_err().to_string();
         assert!(text.contains("fail_to_start"), "{how}: {text}");

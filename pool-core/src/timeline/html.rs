@@ -181,21 +181,28 @@ mod tests {
     }
 
     /// Opens a page, and returns what it says about itself.
-    fn open(browser: &str, directory: &Path, recording: &Recording) -> String {
-        let path = directory.join("page.html");
+    fn open(browser: &str, recording: &Recording) -> String {
+        // Each time with a new profile: processes of the last browser may still use theirs.
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("page.html");
         fs::write(&path, page(recording)).expect("it can be written");
         let output = Command::new("timeout")
-            .args(["60", browser])
+            .args(["240", browser])
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+            // It shall look for nothing on the network.
+            .args(["--no-first-run", "--disable-background-networking"])
+            .args(["--disable-component-update", "--disable-sync"])
             .arg(format!(
                 "--user-data-dir={}",
-                directory.join("profile").display()
+                directory.path().join("profile").display()
             ))
             .arg(format!("file://{}", path.display()))
             .output()
             .expect("it starts");
         let dom = String::from_utf8_lossy(&output.stdout);
-        let end = dom.find("<head").expect("a page");
+        let end = dom
+            .find("<head")
+            .unwrap_or_else(|| panic!("no page: {output:?}"));
         dom[..end].to_owned()
     }
 
@@ -206,7 +213,6 @@ mod tests {
             eprintln!("skipped: chromium is not installed");
             return;
         };
-        let directory = tempfile::tempdir().expect("a directory");
         let mut evil = sample::heavy_tail(2);
         evil.tasks[0] = "</script><img src=x onerror=alert(1)>".to_owned();
         let all = [
@@ -217,7 +223,7 @@ mod tests {
             Recording::default(),
         ];
         for recording in &all {
-            let said = open(browser, directory.path(), recording);
+            let said = open(browser, recording);
             let says = |name: &str, count: usize| {
                 let wanted = format!("data-{name}=\"{count}\"");
                 assert!(said.contains(&wanted), "{wanted} in {said}");
