@@ -118,8 +118,10 @@ struct State {
     announced: Option<usize>,
     /// No more inputs will come.
     ended: bool,
-    /// The call was abandoned: outcomes are missing, and will not come.
-    gone: bool,
+    /// No more outcomes will come.
+    delivered: bool,
+    /// Nobody draws inputs any more, and none will be refused.
+    fed: bool,
     reported: bool,
 }
 
@@ -134,6 +136,12 @@ impl State {
 
     fn is_finished(&self) -> bool {
         self.ended && self.done >= self.drawn
+    }
+
+    /// The call was abandoned: outcomes are missing, and will not come. (A call that is refused has no sink for a moment, but
+    /// whoever feeds it is about to say so.)
+    fn is_abandoned(&self) -> bool {
+        self.delivered && self.fed && !self.is_finished()
     }
 }
 
@@ -192,7 +200,7 @@ impl Counts {
         let deadline = Instant::now() + LAST_REPORT_MAX;
         let mut state = self.lock();
         // All outcomes have come, but the last may not have been counted yet.
-        while !state.reported && (state.is_finished() || !state.gone) {
+        while !state.reported && (state.is_finished() || !state.delivered) {
             let (guard, in_time) = sync::wait(&self.reported, state, Some(deadline));
             state = guard;
             if !in_time {
@@ -225,7 +233,7 @@ impl Sink for Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         // This may run under the lock of a pool, so the reporter's thread drops the handler.
-        self.counts.lock().gone = true;
+        self.counts.lock().delivered = true;
     }
 }
 
@@ -285,6 +293,12 @@ impl Reporting {
     }
 }
 
+impl Drop for Reporting {
+    fn drop(&mut self) {
+        self.counts.lock().fed = true;
+    }
+}
+
 /// Reports on one call.
 struct ProgressReporter {
     handler: Handler,
@@ -326,12 +340,12 @@ impl Tick for ProgressReporter {
         // This collects replies that workers have written, so it comes before reading the counts.
         let running = self.running();
         let state = self.counts.lock();
-        let (is_finished, is_gone) = (state.is_finished(), state.gone);
+        let (is_finished, is_abandoned) = (state.is_finished(), state.is_abandoned());
         let (done, failed, total) = (state.done, state.failed, state.total());
         drop(state);
         let elapsed = self.began.elapsed();
         let rate = self.pace.observe(elapsed, done);
-        if is_gone && !is_finished {
+        if is_abandoned {
             return false;
         }
         let remaining = if is_finished {
@@ -421,6 +435,7 @@ fn weight(seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::memory::Memory;
 
     fn seconds(seconds: f64) -> Duration {
         Duration::from_secs_f64(seconds)
@@ -440,6 +455,57 @@ mod tests {
         }
         assert!((rate - 10.0).abs() < 0.1, "{rate}");
         assert_eq!(pace.observe(seconds(55.0), 950), rate);
+    }
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn deliver(self: Arc<Self>, _: Outcomes) {}
+    }
+
+    /// A call with one input, which is about to be handed over: its sink, its feed and its reporter; and its reports.
+    #[expect(clippy::type_complexity, reason = "for tests only")]
+    fn call() -> (
+        Arc<dyn Sink>,
+        Reporting,
+        Box<ProgressReporter>,
+        Arc<Mutex<Vec<Progress>>>,
+    ) {
+        let reports = Arc::<Mutex<Vec<Progress>>>::default();
+        let told = Arc::clone(&reports);
+        let handler: Handler = Arc::new(move |progress: &Progress| {
+            lock(&told).push(progress.clone());
+        });
+        let workers: Arc<dyn Workers> = Arc::new(Memory::default());
+        let callbacks = Arc::default();
+        let sink = Arc::new(Nobody);
+        let (sink, mut reporting) = report(&handler, (1, Some(1)), &workers, &callbacks, sink);
+        let reporter = reporting.start.take().expect("it has not begun");
+        reporting.draw(1, false);
+        (sink, reporting, reporter, reports)
+    }
+
+    #[test]
+    fn a_refused_call_is_reported_though_its_sink_went_first() {
+        let (sink, reporting, mut reporter, reports) = call();
+        drop(sink);
+        assert!(reporter.tick(), "whoever feeds it has not said so yet");
+        reporting.counts().refuse(1);
+        assert!(!reporter.tick());
+        let reports = lock(&reports);
+        let last = reports.last().expect("there is one");
+        assert!(last.is_finished() && last.failed == 1, "{reports:?}");
+    }
+
+    #[test]
+    fn an_abandoned_call_is_reported_no_more() {
+        let (sink, reporting, mut reporter, reports) = call();
+        drop(reporting);
+        assert!(reporter.tick(), "outcomes may still come");
+        drop(sink);
+        assert!(!reporter.tick());
+        assert!(lock(&reports).iter().all(|report| !report.is_finished()));
     }
 
     #[test]
