@@ -20,7 +20,8 @@ const PERIOD: Duration = Duration::from_millis(34);
 
 /// Something that the thread must look at from time to time.
 pub(crate) trait Tick: Send {
-    /// Whether it must be looked at now. Work that is pending when the pool ends includes this.
+    /// Whether it must be looked at now. Work that is pending when the pool ends includes this; what is not urgent then is
+    /// kept until it is, and the thread is [roused](Callbacks::rouse).
     fn is_urgent(&self) -> bool;
     /// Looks at it. Returns false if that was the last time.
     fn tick(&mut self) -> bool;
@@ -130,22 +131,36 @@ impl Callbacks {
 
     /// Ensures that everything that was pushed is run. This may run callbacks itself.
     pub(crate) fn start(&self) {
+        if self.rouse() {
+            return;
+        }
+        // Run the callbacks here and now rather than never.
+        let mut queue = self.shared.lock();
+        let waiting = std::mem::take(&mut queue.waiting);
+        queue.ended_callbacks = queue.queued;
+        let is_urgent = |(_, tick): &mut (_, Box<dyn Tick>)| tick.is_urgent();
+        let urgent: Vec<_> = queue.ticks.extract_if(.., is_urgent).collect();
+        drop(queue);
+        waiting.into_iter().for_each(call);
+        for (_, tick) in urgent {
+            drop(look(tick));
+        }
+    }
+
+    /// Wakes the thread, or starts it. Returns false if the system can't start one. Runs no code of the user's, so it may be
+    /// called under the lock of a pool.
+    pub(crate) fn rouse(&self) -> bool {
+        if pool_worker::lineage() != self.owner {
+            return true;
+        }
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
         if queue.thread.is_none() && self.spawn(&mut thread, &mut queue).is_err() {
-            // The system can't start a thread: run the callbacks here and now rather than never.
-            let waiting = std::mem::take(&mut queue.waiting);
-            queue.ended_callbacks = queue.queued;
-            let is_urgent = |(_, tick): &mut (_, Box<dyn Tick>)| tick.is_urgent();
-            let urgent: Vec<_> = queue.ticks.extract_if(.., is_urgent).collect();
-            drop((queue, thread));
-            waiting.into_iter().for_each(call);
-            for (_, tick) in urgent {
-                drop(look(tick));
-            }
-            return;
+            return false;
         }
+        drop((queue, thread));
         self.shared.changed.notify_all();
+        true
     }
 
     /// From now on, looks at this from time to time; and whenever it is urgent when the thread is
@@ -182,6 +197,12 @@ impl Callbacks {
             return;
         }
         let mut queue = self.shared.lock();
+        // The thread that pushed the first callback may not have started ours yet.
+        if queue.thread.is_none() && !queue.waiting.is_empty() {
+            drop(queue);
+            self.start();
+            queue = self.shared.lock();
+        }
         let (queued, mut ended) = (queue.queued, queue.ended_callbacks);
         let mut until = Instant::now() + sync::STUCK;
         while queue.ended_callbacks < queued
@@ -241,10 +262,6 @@ fn work(shared: &Shared) {
             shared.changed.notify_all();
         } else if queue.ended {
             queue.thread = None;
-            // Dropping these may run any code.
-            let ticks = std::mem::take(&mut queue.ticks);
-            drop(queue);
-            call(|| drop(ticks));
             return;
         } else {
             let next = queue.ticks.iter().map(|(at, _)| *at).min();

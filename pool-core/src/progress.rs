@@ -192,6 +192,15 @@ impl Counts {
         }
     }
 
+    /// If the call is abandoned, has the thread drop the handler. (This may run under the lock of a pool.)
+    fn abandon(&self, state: MutexGuard<'_, State>) {
+        let is_abandoned = state.is_abandoned();
+        drop(state);
+        if is_abandoned {
+            self.callbacks.rouse();
+        }
+    }
+
     /// Waits for the last report, but not long for a slow handler. To be called when all outcomes have come.
     pub(crate) fn wait_for_report(&self) {
         if self.callbacks.is_here() {
@@ -232,8 +241,9 @@ impl Sink for Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        // This may run under the lock of a pool, so the reporter's thread drops the handler.
-        self.counts.lock().delivered = true;
+        let mut state = self.counts.lock();
+        state.delivered = true;
+        self.counts.abandon(state);
     }
 }
 
@@ -295,7 +305,9 @@ impl Reporting {
 
 impl Drop for Reporting {
     fn drop(&mut self) {
-        self.counts.lock().fed = true;
+        let mut state = self.counts.lock();
+        state.fed = true;
+        self.counts.abandon(state);
     }
 }
 
@@ -320,7 +332,8 @@ impl fmt::Debug for ProgressReporter {
 
 impl Tick for ProgressReporter {
     fn is_urgent(&self) -> bool {
-        self.counts.lock().is_finished()
+        let state = self.counts.lock();
+        state.is_finished() || state.is_abandoned()
     }
 
     fn tick(&mut self) -> bool {

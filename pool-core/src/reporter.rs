@@ -163,6 +163,8 @@ impl Observer for Reporter {
         drop(waiting);
         if let Some(this) = self.this.upgrade() {
             self.callbacks.push(Box::new(move || this.report()));
+            // The thread may have ended, if a callback has dropped the pool.
+            self.callbacks.rouse();
         }
     }
 }

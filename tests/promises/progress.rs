@@ -169,6 +169,30 @@ fn what_is_cancelled_terminated_or_refused_has_failed() {
     check(&until_the_last(&told), 1, 1);
 }
 
+/// An iterator may outlive its pool. What it had not drawn is refused, and reported.
+#[test]
+fn an_iterator_without_a_pool_is_reported_to_its_end() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let (call, told) = watched(pool.task(square).chunksize(1));
+    let mut some = call.imap(0..1000);
+    assert!(some.next().is_some());
+    drop(call);
+    drop(pool);
+    let failed = some.filter(Result::is_err).count();
+    assert!(failed > 0);
+    check(&until_the_last(&told), 1000, failed);
+    // One that is abandoned then lets go of the handler.
+    let pool = crate::support::pool(2);
+    let (call, told) = watched(pool.task(square).chunksize(1));
+    let mut some = call.imap(0..1000);
+    assert!(some.next().is_some());
+    drop(call);
+    drop(pool);
+    drop(some);
+    assert!(told.iter().all(|report| !report.is_finished()));
+}
+
 #[test]
 fn what_is_dropped_is_reported_no_more() {
     let _watchdog = watchdog();
