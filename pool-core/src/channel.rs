@@ -6,7 +6,7 @@ use std::iter::{self, FusedIterator};
 use std::marker::PhantomData;
 #[cfg(feature = "futures")]
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 #[cfg(feature = "futures")]
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
 use crate::error::{Codec, Error, Place, Side, Verb};
-use crate::sync::lock;
+use crate::sync::{self, lock};
 
 /// Creates a channel through which tasks send values while they run: their progress, or parts of their results. It does what
 /// Python's `Queue` does.
@@ -92,7 +92,9 @@ pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
     };
     let receiver = Receiver {
         channel,
-        batches: Mutex::default(),
+        here: Mutex::default(),
+        changed: Condvar::new(),
+        owner: pool_worker::lineage(),
         value: PhantomData,
     };
     Ok((sender, receiver))
@@ -180,8 +182,19 @@ impl<'de, T> Deserialize<'de> for Sender<T> {
 /// Dropping it closes the channel: [`Sender::send`] then returns [`Error::Disconnected`].
 pub struct Receiver<T> {
     channel: Arc<Channel>,
-    batches: Mutex<VecDeque<Batch>>,
+    here: Mutex<Here>,
+    /// There are messages here, or nobody fetches any.
+    changed: Condvar,
+    owner: u32,
     value: PhantomData<fn() -> T>,
+}
+
+/// What was taken from the channel. Threads that share a receiver share this: they arrive in batches.
+#[derive(Default)]
+struct Here {
+    batches: VecDeque<Batch>,
+    /// A thread waits for the channel; others wait for that thread.
+    fetching: bool,
 }
 
 impl<T: DeserializeOwned> Receiver<T> {
@@ -234,29 +247,48 @@ impl<T: DeserializeOwned> Receiver<T> {
     }
 
     fn receive(&self, deadline: Option<Instant>) -> Result<T, Error> {
+        let mut here = lock(&self.here);
         loop {
-            if let Some(message) = self.next_here() {
+            if let Some(message) = here.next() {
                 return message;
             }
-            // Other threads may share the receiver; this one must not hold them up.
-            match self.channel.take(deadline) {
-                Taken::Some(batch) => lock(&self.batches).push_back(batch),
+            if here.fetching {
+                // In a forked copy of the process, nobody does.
+                if pool_worker::lineage() != self.owner {
+                    return Err(Error::Disconnected);
+                }
+                let (guard, in_time) = sync::wait(&self.changed, here, deadline);
+                here = guard;
+                if !in_time {
+                    return Err(Error::Timeout);
+                }
+                continue;
+            }
+            here.fetching = true;
+            drop(here);
+            let taken = self.channel.take(deadline);
+            here = lock(&self.here);
+            here.fetching = false;
+            // If this thread leaves without messages, another one fetches.
+            self.changed.notify_all();
+            match taken {
+                Taken::Some(batch) => here.batches.push_back(batch),
                 Taken::Late => return Err(Error::Timeout),
                 Taken::Over => return Err(Error::Disconnected),
             }
         }
     }
+}
 
-    /// The next of the messages that were already taken from the channel.
-    fn next_here(&self) -> Option<Result<T, Error>> {
-        let mut batches = lock(&self.batches);
+impl Here {
+    fn next<T: DeserializeOwned>(&mut self) -> Option<Result<T, Error>> {
         loop {
-            if let Some(message) = batches.front_mut()?.pop() {
+            if let Some(message) = self.batches.front_mut()?.pop() {
                 let decoded = pool_worker::decode(message);
                 let failed = |error: CodecError| codec(Verb::Decode, error.to_string());
                 return Some(decoded.map_err(|error| Error::Decode(failed(error))));
             }
-            batches.pop_front();
+            self.batches.pop_front();
         }
     }
 }

@@ -555,6 +555,34 @@ fn one_thread_that_waits_for_messages_does_not_hold_up_another() {
 }
 
 #[test]
+fn threads_that_share_a_receiver_share_what_arrives_together() {
+    let _dog = watchdog();
+    let pool = pool(1);
+    for _ in 0..50 {
+        let (sender, receiver) = channel::<u64>().unwrap();
+        let gate = Gate::new();
+        thread::scope(|scope| {
+            let waiting = [(); 2].map(|()| scope.spawn(|| receiver.recv()));
+            // The task does not end, and so the channel does not, before both have theirs.
+            let result = pool.apply_async(send_two_and_stand, (sender, gate.path()));
+            let mut got = waiting.map(|thread| thread.join().unwrap().unwrap());
+            got.sort_unstable();
+            assert_eq!(got, [1, 2]);
+            gate.accept().release();
+            result.get().unwrap();
+        });
+        assert!(matches!(receiver.recv(), Err(Error::Disconnected)));
+    }
+}
+
+#[pool_task]
+fn send_two_and_stand(to: Sender<u64>, gate: &Path) {
+    to.send(1).expect("somebody listens");
+    to.send(2).expect("somebody listens");
+    stand(gate, 0);
+}
+
+#[test]
 fn messages_as_a_stream() {
     use futures::StreamExt;
     let _dog = watchdog();
