@@ -94,7 +94,7 @@ impl Gather {
         false
     }
 
-    /// Called under the lock: a thread that sees the result finds its callbacks in the queue.
+    /// Called under the lock, for which a callback that has begun meanwhile waits.
     fn push_callback(self: &Arc<Self>, engine: &Engine, then: Then) {
         let this = Arc::clone(self);
         engine.callbacks.push(Box::new(move || then(&this)));
@@ -107,9 +107,8 @@ impl Gather {
     /// All outcomes have arrived, or the call was refused.
     fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, GatherState>) {
         state.outcomes.sort_by_key(|outcomes| outcomes.first);
-        let listeners = state.listeners.take();
-        self.done.store(true, Ordering::Release);
-        let Some(listeners) = listeners else {
+        let Some(listeners) = state.listeners.take() else {
+            self.done.store(true, Ordering::Release);
             return;
         };
         let Listeners {
@@ -121,6 +120,8 @@ impl Gather {
         for (engine, then) in then {
             self.push_callback(&engine, then);
         }
+        // Whoever sees this without the lock finds the callbacks in the queue.
+        self.done.store(true, Ordering::Release);
         drop(state);
         for follower in followers {
             follower.wake();

@@ -537,13 +537,16 @@ impl Shared {
         }
     }
 
+    /// Whether another thread is delivering. (This one may run a callback, which is itself being delivered.)
+    fn is_delivered_elsewhere(&self) -> bool {
+        self.delivering.load(Ordering::SeqCst) > DELIVERIES.get()
+    }
+
     /// Waits until the pool has ended and everything is delivered, or until the deadline.
     fn wait_for_end(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let mut state = lock(&self.state);
         loop {
-            // This may run in a callback, which is itself being delivered.
-            let own = DELIVERIES.get();
-            if state.over && self.delivering.load(Ordering::SeqCst) <= own {
+            if state.over && !self.is_delivered_elsewhere() {
                 return Ok(());
             }
             let open = *state.scheduler.mode() == Mode::Open;

@@ -23,6 +23,10 @@ use crate::sync::Parker;
 /// nevertheless.
 const BALANCE: Duration = Duration::from_micros(300);
 
+/// While another thread delivers, a leader looks this often whether it has what it waits for: that thread may have collected it
+/// when there was no leader to wake.
+const DELIVERY: Duration = Duration::from_millis(1);
+
 /// What a waiting thread does for the others.
 enum Role {
     /// It found something, and has no role yet.
@@ -49,6 +53,7 @@ impl Shared {
         waiting: &dyn Waiting,
         deadline: Option<Instant>,
     ) -> bool {
+        let is_late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
         while !waiting.is_over() {
             match self.update(|state| self.enter(state)) {
                 // The wait may be over now.
@@ -60,12 +65,15 @@ impl Shared {
                     }
                 }
                 Role::Follower => {
-                    let late = |deadline: Instant| deadline <= Instant::now();
-                    if deadline.is_some_and(late) {
+                    if is_late() {
                         return false;
                     }
                     self.follow(job, want, waiting, deadline);
                 }
+            }
+            // Others' replies may keep coming for ever.
+            if is_late() {
+                return waiting.is_over();
             }
         }
         true
@@ -128,7 +136,12 @@ impl Shared {
         {
             let now = Instant::now();
             in_time = deadline.is_none_or(|deadline| deadline > now);
-            let look = now + if unbalanced { BALANCE } else { TICK };
+            let look = now
+                + match unbalanced {
+                    true => BALANCE,
+                    false if self.is_delivered_elsewhere() => DELIVERY,
+                    false => TICK,
+                };
             let until = deadline.map_or(look, |deadline| deadline.min(look));
             let timeout = until.saturating_duration_since(now);
             self.launcher.bell().sleep_as_leader(Some(timeout));
