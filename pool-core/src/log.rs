@@ -432,7 +432,8 @@ impl Shared {
                         guard(|| source.deliver(&context, record));
                         self.delivered.fetch_add(1, Ordering::Relaxed);
                     }
-                    last = Some(context);
+                    // Otherwise not kept: whoever sees that all is delivered may count on the caller's span.
+                    last = (dropped > 0).then_some(context);
                 }
             }
             // The dropped records came after those delivered so far.

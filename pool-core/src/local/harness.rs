@@ -94,7 +94,11 @@ impl Printer {
     pub(super) fn around<R>(&self, wait: impl FnOnce() -> R) -> R {
         lock(&self.written).callers += 1;
         let result = wait();
-        lock(&self.written).callers -= 1;
+        let mut written = lock(&self.written);
+        written.callers -= 1;
+        // This thread prints it soon, or waits for more.
+        written.since = written.since.map(|_| Instant::now());
+        drop(written);
         result
     }
 
