@@ -859,7 +859,8 @@ fn a_task_that_uses_too_much_memory_is_ended() {
             Err(Error::MemoryLimit(error)) => {
                 assert_eq!(x, UNLUCKY);
                 assert_eq!(error.limit(), limit);
-                assert!((limit..600 * MIB).contains(&error.used()), "{error}");
+                // All that it takes, if it is noticed late.
+                assert!((limit..2048 * MIB).contains(&error.used()), "{error}");
                 assert!(!pool.worker_pids().contains(&error.pid()));
             }
             Err(error) => panic!("{error:?}"),

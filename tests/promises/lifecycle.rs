@@ -642,7 +642,7 @@ fn build_says_why_an_initializer_failed() {
             .processes(2)
             .initializer(fail_to_start, (how.to_owned(), file.clone()));
         if how == "hang" {
-            builder = builder.start_timeout(Duration::from_secs(4));
+            builder = builder.start_timeout(Duration::from_secs(10));
         }
         let error = builder.build().unwrap_err();
         assert!(matches!(error, Error::Start(_)), "{how}: {error:?}");
@@ -824,7 +824,7 @@ fn of_several_initializers_the_one_is_named_that_failed() {
             .initializer(fail_to_start, (how.to_owned(), file))
             .initializer(returns_a_string, ("last".to_owned(),));
         if how == "hang" {
-            builder = builder.start_timeout(Duration::from_secs(4));
+            builder = builder.start_timeout(Duration::from_secs(10));
         }
         let text = builder.build().unwrap_err().to_string();
         assert!(text.contains("fail_to_start"), "{how}: {text}");
@@ -910,17 +910,31 @@ fn finalizers_run_in_workers_that_are_replaced_and_in_idle_ones_at_the_end() {
     }
     // There may have been an understudy.
     assert!(lines(&file).len() >= users.len(), "{:?}", lines(&file));
-    for terminate in [false, true] {
-        let file = directory.path().join(terminate.to_string());
-        let builder = crate::support::builder().finalizer(leave_a_mark, (file.clone(), 7));
-        let pool = checked(builder.processes(2).build());
-        works(&pool);
-        if terminate {
-            pool.terminate();
-            pool.join().unwrap();
-        }
-        drop(pool);
-        assert_eq!(lines(&file), [7, 7]);
+    for end in ["close", "terminate", "drop"] {
+        // If a pool is terminated, idle workers have some time for that. It may not be enough for one that gets no CPU.
+        let all_ran = (0..10).any(|round| {
+            let file = directory.path().join(format!("{end}-{round}"));
+            let builder = crate::support::builder().finalizer(leave_a_mark, (file.clone(), 7));
+            let pool = checked(builder.processes(2).build());
+            works(&pool);
+            match end {
+                "close" => pool.close(),
+                "terminate" => pool.terminate(),
+                _ => {}
+            }
+            if end != "drop" {
+                pool.join().unwrap();
+            }
+            drop(pool);
+            let ran = lines(&file);
+            assert!(
+                ran.len() <= 2 && ran.iter().all(|line| *line == 7),
+                "{ran:?}"
+            );
+            assert!(ran.len() == 2 || end != "close", "{ran:?}");
+            ran.len() == 2
+        });
+        assert!(all_ran, "{end}");
     }
 }
 
