@@ -163,6 +163,18 @@ impl Callbacks {
         true
     }
 
+    /// Locks the queue, to wait until things in there are done. Whoever put them there may be about to start the thread, or
+    /// could not start it.
+    fn lock_started(&self) -> MutexGuard<'_, Queue> {
+        let queue = self.shared.lock();
+        if queue.thread.is_some() || queue.is_done() {
+            return queue;
+        }
+        drop(queue);
+        self.start();
+        self.shared.lock()
+    }
+
     /// From now on, looks at this from time to time; and whenever it is urgent when the thread is
     /// [started](Callbacks::start).
     pub(crate) fn look_at(&self, tick: Box<dyn Tick>) {
@@ -180,7 +192,7 @@ impl Callbacks {
         if pool_worker::lineage() != self.owner {
             return true;
         }
-        let mut queue = self.shared.lock();
+        let mut queue = self.lock_started();
         while !queue.is_done() && queue.thread != Some(thread::current().id()) {
             let (guard, in_time) = sync::wait(&self.shared.changed, queue, deadline);
             if !in_time {
@@ -196,13 +208,7 @@ impl Callbacks {
         if pool_worker::lineage() != self.owner {
             return;
         }
-        let mut queue = self.shared.lock();
-        // The thread that pushed the first callback may not have started ours yet.
-        if queue.thread.is_none() && !queue.waiting.is_empty() {
-            drop(queue);
-            self.start();
-            queue = self.shared.lock();
-        }
+        let mut queue = self.lock_started();
         let (queued, mut ended) = (queue.queued, queue.ended_callbacks);
         let mut until = Instant::now() + sync::STUCK;
         while queue.ended_callbacks < queued
@@ -318,6 +324,21 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         callbacks.end();
         assert!(callbacks.wait(Some(Instant::now() + Duration::from_secs(60))));
+    }
+
+    #[test]
+    fn what_is_pushed_before_there_is_a_thread_is_waited_for() {
+        for waits in [Callbacks::flush, |callbacks: &Callbacks| {
+            _ = callbacks.wait(None)
+        }] {
+            let callbacks = Callbacks::default();
+            let ran = Arc::new(AtomicBool::new(false));
+            let runs = Arc::clone(&ran);
+            callbacks.push(Box::new(move || runs.store(true, Ordering::Relaxed)));
+            waits(&callbacks);
+            assert!(ran.load(Ordering::Relaxed));
+            callbacks.end();
+        }
     }
 
     #[test]
