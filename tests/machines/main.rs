@@ -672,7 +672,10 @@ fn a_full_disk_is_waited_for_and_then_an_error() {
     drop(pool);
 
     let _node = server.node("fuller", 8);
-    let unbounded = server.nats("fuller").server_timeout(Duration::from_secs(4));
+    // Longer than it takes to give up one answer of the server: a slow disk is no full one.
+    let unbounded = server
+        .nats("fuller")
+        .server_timeout(Duration::from_secs(12));
     let pool = builder(unbounded).build().unwrap();
     let _hanging: Vec<_> = (0..8).map(|_| pool.apply_async(hang, ())).collect();
     let error = pool.task(reversed).chunksize(1).map(inputs()).unwrap_err();
