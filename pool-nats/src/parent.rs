@@ -221,6 +221,8 @@ enum Command {
     },
     Close,
     Terminate,
+    /// The mode is [`Broken`](Mode::Broken), for this reason: everything that came before fails.
+    BreakDown(String),
     /// A load encoded for publication, and the objects that hold parts of it.
     Packed(u64, Bytes, Vec<Object>),
     /// The load has been published, or will not be.
@@ -862,6 +864,10 @@ impl<'a> Thread<'a> {
             Command::Close => self.closing = true,
             Command::Terminate => {
                 self.book.end(&Failure::Terminated);
+                self.closing = true;
+            }
+            Command::BreakDown(why) => {
+                self.book.end(&Failure::Broken(why));
                 self.closing = true;
             }
             Command::Packed(load, bytes, mut objects) if self.book.has_load(load) => {
@@ -1606,16 +1612,17 @@ impl<'a> Thread<'a> {
         state.workers = self.book.workers();
     }
 
-    fn break_down(&mut self, why: &str) {
+    fn break_down(&self, why: &str) {
         {
             let mut state = self.shared.lock();
             if matches!(state.mode, Mode::Open | Mode::Closed) {
                 state.mode = Mode::Broken(why.to_owned());
                 state.feeding.clear();
+                // Not done at once: what was submitted or pushed before may still wait behind it, and must fail too. Sent
+                // under the lock, so that nothing comes after it.
+                let _ = self.sender.send(Command::BreakDown(why.to_owned()));
             }
         }
-        self.book.end(&Failure::Broken(why.to_owned()));
-        self.closing = true;
         let _ = self.tell.send(Err(why.to_owned()));
     }
 
