@@ -16,7 +16,7 @@ use async_nats::connection::State as Connection;
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use pool_core::backend::{
     self, Backend, Failure, Few, Frames, Job, JobId, Local, LogRecords, Observer, Outcomes,
     Portion, Settings, Sink, Tallies, What, Workers,
@@ -370,6 +370,8 @@ enum Event {
     Unprepared(u64, String),
     /// The parent has acknowledged outcomes of this load.
     Known(u64),
+    /// The parent has acknowledged that loads were returned.
+    GaveBack,
     /// The parent's answer on whether these loads may begin; `None` if there was no answer.
     May(Vec<Prepared>, Option<Vec<u8>>),
     Outcomes(u64, Outcomes),
@@ -436,7 +438,7 @@ struct Node {
     questions: usize,
     /// How many loads the node has requested from the server.
     asked: usize,
-    /// How many reports of outcomes the parent has not acknowledged.
+    /// How many reports of outcomes, or of returned loads, the parent has not acknowledged.
     untold: usize,
     /// When the request for loads expires, even without an answer from the server.
     asked_until: Instant,
@@ -524,18 +526,18 @@ impl Node {
                 _ = tick.tick() => self.tell_progress().await,
                 _ = look.tick() => {
                     self.look();
-                    self.give_back_what_waits().await;
+                    self.give_back_what_waits();
                     self.tell_changed_stats().await;
                 }
                 _ = terminated.recv(), if until.is_none() => {
                     log("received SIGTERM: finishing the running inputs");
                     // A grace period that is too long to add means no deadline.
                     until = Some(Instant::now().checked_add(grace));
-                    self.give_back().await;
+                    self.give_back();
                 }
             }
             if until.is_some() {
-                self.give_back().await;
+                self.give_back();
             } else {
                 self.begin();
             }
@@ -730,7 +732,7 @@ impl Node {
             Event::Unprepared(number, why) => {
                 if let Some(held) = self.held.remove(&number) {
                     log(&format!("returned a load: {why}"));
-                    self.return_loads(vec![(number, held.ack)], true).await;
+                    self.return_loads(vec![(number, held.ack)], true);
                 }
             }
             Event::May(loads, answer) => {
@@ -757,6 +759,7 @@ impl Node {
                     }
                 }
             }
+            Event::GaveBack => self.untold -= 1,
             Event::Outcomes(_, outcomes) if is_broken(&outcomes) => {
                 // That is not an outcome of the inputs: other nodes may do better.
                 self.leaving = Some("has no workers left");
@@ -910,34 +913,49 @@ impl Node {
     }
 
     /// Returns waiting loads if those that run take longer than expected.
-    async fn give_back_what_waits(&mut self) {
+    fn give_back_what_waits(&mut self) {
         let waits = self.queue.len() + self.ready.len();
-        if waits > 0 && self.running >= self.processes && self.done.elapsed() >= LOOK {
+        // Without a connection, they can't get anywhere else.
+        if waits > 0
+            && self.connected
+            && self.running >= self.processes
+            && self.done.elapsed() >= LOOK
+        {
             self.pace = Some(LOOK);
-            self.give_back().await;
+            self.give_back();
         }
     }
 
     /// Returns all loads that have not begun, so that they can run elsewhere.
-    async fn give_back(&mut self) {
+    fn give_back(&mut self) {
         let waiting = self.ready.drain(..).chain(self.queue.drain(..));
         let numbers = waiting.map(|load| load.number);
         let held = &mut self.held;
         let loads = numbers.filter_map(|number| Some((number, held.remove(&number)?.ack)));
         let loads: Vec<_> = loads.collect();
         if !loads.is_empty() {
-            self.return_loads(loads, false).await;
+            self.return_loads(loads, false);
         }
     }
 
-    async fn return_loads(&self, loads: Vec<(u64, String)>, could_not: bool) {
-        let node = self.node.clone();
+    /// Tells the parent until it knows: it leaves these loads to this node as long as the node lives.
+    fn return_loads(&mut self, loads: Vec<(u64, String)>, could_not: bool) {
+        self.untold += 1;
         let returned = ToParent::Returned {
-            node,
+            node: self.node.clone(),
             loads,
             could_not,
         };
-        self.say(&returned).await;
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let events = self.events.clone();
+        let mut telling = Box::pin(async move {
+            tell(&client, subject, &returned).await;
+            let _ = events.send(Event::GaveBack);
+        });
+        // It is on its way before whatever the node says next: if that is `Left`, these loads would count as lost.
+        if telling.as_mut().now_or_never().is_none() {
+            tokio::spawn(telling);
+        }
     }
 
     /// Tells the parent that the node is there, and asks what time it is there.

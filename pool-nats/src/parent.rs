@@ -1111,6 +1111,7 @@ impl<'a> Thread<'a> {
                     }
                     self.book.returned(&node, load, ack, could_not);
                 }
+                self.answer(&message, "known".into()).await;
             }
             ToParent::Wanted(jobs) => {
                 let wanted = jobs.into_iter();
