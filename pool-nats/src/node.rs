@@ -606,6 +606,8 @@ impl Node {
                 self.epoch = epoch;
                 self.asked = 0;
                 self.store.set_epoch(epoch, link::connects(&self.client));
+                // The parent may have lost a connection that this node has not, and what it said last with it.
+                self.ask_what_is_wanted();
             }
             Some(ToNodes::Alive { .. }) | None => {}
         }
@@ -1044,7 +1046,8 @@ impl Node {
         }
     }
 
-    /// Asks which jobs are still wanted: a cancellation may have been missed while there was no connection.
+    /// Asks which jobs are still wanted: a cancellation may have been missed while this node, or the parent, had no
+    /// connection.
     fn ask_what_is_wanted(&self) {
         let mut jobs: Vec<u64> = self.held.values().map(|held| held.job).collect();
         jobs.sort_unstable();
