@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::object_store;
 use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self};
-use async_nats::{Client, Message, Subject, Subscriber};
+use async_nats::{Client, Message, Request, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use pool_core::backend::{
@@ -43,7 +44,10 @@ use crate::{Nats, Url};
 /// How often nodes are asked whether they are there.
 const PING: Duration = Duration::from_millis(250);
 
-/// A node that has not answered for this long is declared lost.
+/// If there is no answer after this time, the node is asked again. A later answer counts, too.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A node that was not heard for this long is declared lost.
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// How long nodes may take to reconnect after a lost connection.
@@ -286,7 +290,10 @@ enum Ping {
     Answered,
     /// No connection subscribes to the node's subject.
     Gone,
+    /// It has not answered yet.
     Silent,
+    /// It has answered, but was asked again meanwhile.
+    Late,
 }
 
 struct Parent {
@@ -1104,6 +1111,7 @@ impl<'a> Thread<'a> {
                 loads,
                 could_not,
             } => {
+                self.heard_of(&node).await;
                 for (load, ack) in loads {
                     if could_not {
                         // Store what it needs again.
@@ -1137,6 +1145,7 @@ impl<'a> Thread<'a> {
                     self.heard_of(&node).await;
                     return;
                 }
+                self.is_alive(&node);
                 let incoming = Incoming {
                     node,
                     channel,
@@ -1147,6 +1156,7 @@ impl<'a> Thread<'a> {
                 self.gather(incoming, messages).await;
             }
             ToParent::News { node, number, told } => {
+                self.is_alive(&node);
                 self.took_news(&message, &node, number, told).await;
             }
             ToParent::Stats {
@@ -1154,7 +1164,10 @@ impl<'a> Thread<'a> {
                 asked,
                 stats,
                 tallies,
-            } => self.take_stats(&node, asked, stats, tallies),
+            } => {
+                self.is_alive(&node);
+                self.take_stats(&node, asked, stats, tallies);
+            }
             ToParent::Left { node, why } => {
                 self.leaving.insert(node.clone());
                 self.lose(&node, &why);
@@ -1340,13 +1353,17 @@ impl<'a> Thread<'a> {
 
     /// Notes that a node is alive; or tells it to leave, if it was declared lost.
     async fn heard_of(&mut self, node: &str) {
-        match self.seen.get_mut(node) {
-            Some(seen) => seen.last = self.watched,
-            None => {
-                let leave = Bytes::from_static(b"leave");
-                let _ = self.client.publish(self.run.node(node), leave).await;
-            }
+        if !self.is_alive(node) {
+            let leave = Bytes::from_static(b"leave");
+            let _ = self.client.publish(self.run.node(node), leave).await;
         }
+    }
+
+    /// Notes that a node is alive. Returns false if it is not ready, or was declared lost.
+    fn is_alive(&mut self, node: &str) -> bool {
+        let watched = self.watched;
+        let seen = self.seen.get_mut(node);
+        seen.map(|seen| seen.last = watched).is_some()
     }
 
     /// Handles messages for a channel; fetches them first if they are in the store.
@@ -1528,11 +1545,19 @@ impl<'a> Thread<'a> {
             let (client, subject) = (self.client.clone(), self.run.node(node));
             let (sender, node) = (self.sender.clone(), node.clone());
             tokio::spawn(async move {
-                let asked = client.request(subject, Bytes::new());
-                let ping = match time::timeout(Duration::from_secs(1), asked).await {
+                let request = Request::new().timeout(Some(SILENCE));
+                let mut asked = pin!(client.send_request(subject, request));
+                let ping = match time::timeout(ASK_AGAIN, &mut asked).await {
                     Ok(Ok(_)) => Ping::Answered,
                     Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Ping::Gone,
-                    _ => Ping::Silent,
+                    Ok(Err(_)) => Ping::Silent,
+                    Err(_) => {
+                        let _ = sender.send(Command::Pinged(node.clone(), Ping::Silent));
+                        match asked.await {
+                            Ok(_) => Ping::Late,
+                            Err(_) => return,
+                        }
+                    }
                 };
                 let _ = sender.send(Command::Pinged(node, ping));
             });
@@ -1569,9 +1594,11 @@ impl<'a> Thread<'a> {
         let Some(seen) = self.seen.get_mut(node) else {
             return;
         };
-        seen.asked = false;
+        if !matches!(ping, Ping::Late) {
+            seen.asked = false;
+        }
         match ping {
-            Ping::Answered => {
+            Ping::Answered | Ping::Late => {
                 seen.last = self.watched;
                 seen.gone = 0;
             }
