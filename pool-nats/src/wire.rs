@@ -265,6 +265,8 @@ pub(crate) enum Body {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Object {
     pub(crate) name: String,
+    /// Distinguishes the chunks of this object from those of failed attempts to store it.
+    pub(crate) nuid: String,
     /// The numbers of its messages in the stream behind the store.
     pub(crate) messages: Vec<u64>,
     /// The epoch in which these numbers are valid. A server that was killed may assign them to other messages.
