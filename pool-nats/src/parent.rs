@@ -280,8 +280,10 @@ struct Incoming {
 struct FromNode {
     /// The number of the last batch that was taken.
     taken: u64,
-    /// The number of the batch that is being fetched.
+    /// The number of the batch that is being fetched; and where to send the answer, if the node has repeated it since: it
+    /// no longer listens where it wanted the answer before.
     fetching: u64,
+    reply: Option<Subject>,
     /// How many bytes are unread.
     unread: Arc<AtomicU64>,
 }
@@ -908,7 +910,19 @@ impl<'a> Thread<'a> {
                     self.lose(&node, &why);
                 }
             }
-            Command::Gathered { messages, bytes } => self.gathered(messages, bytes).await,
+            Command::Gathered {
+                mut messages,
+                bytes,
+            } => {
+                let key = (messages.node.clone(), messages.channel);
+                if let Some(known) = self.messages.get_mut(&key)
+                    && known.fetching == messages.number
+                    && let Some(latest) = known.reply.take()
+                {
+                    messages.reply = Some(latest);
+                }
+                self.gathered(messages, bytes).await;
+            }
             Command::Ended(node) => self.ended(&node),
             Command::AskStats(question) => {
                 let (client, subject) = (self.client.clone(), self.run.nodes());
@@ -1379,8 +1393,10 @@ impl<'a> Thread<'a> {
             return self.gathered(incoming, None).await;
         }
         if std::mem::replace(&mut known.fetching, incoming.number) == incoming.number {
+            known.reply = incoming.reply;
             return;
         }
+        known.reply = None;
         let (store, sender) = (self.store.clone(), self.sender.clone());
         tokio::spawn(async move {
             let bytes = store.fetch_result(&object.name).await.ok();
