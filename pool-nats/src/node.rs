@@ -133,10 +133,7 @@ async fn live(address: &str) -> Result<Cow<'static, str>, String> {
         Some(why) = denied.recv() => {
             let why = link::not_allowed(&url, &why);
             // This works only if the node is allowed to publish to the parent.
-            let node = node.clone();
-            let unfit = ToParent::Unfit { node, why: why.clone() };
-            let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
-            let _ = time::timeout(Duration::from_secs(1), client.flush()).await;
+            say_unfit(&client, &run, &node, &why).await;
             Err(why)
         }
     }
@@ -165,37 +162,28 @@ async fn work(
         node: node.clone(),
     };
     let (welcome, clock) = enter(client, run, &join).await?;
-    let Welcome {
-        settings,
-        epoch,
-        attachments,
-        patience,
-        now: _,
-    } = welcome;
+    let (epoch, patience) = (welcome.epoch, welcome.patience);
     let mut jetstream = jetstream::new(client.clone());
     jetstream.set_timeout(JETSTREAM);
-    let store = Store::new(
-        client.clone(),
-        jetstream.clone(),
-        run.store(),
-        patience,
-        epoch,
-    )
-    .await?;
     let relays = Relays::new(client.clone(), run.parent(), node.id.clone());
-    let settings = store.unpack(settings).await.map_err(text)?;
-    let settings = from_bytes::<Settings>(&settings);
-    let mut settings = settings.ok_or("can't read the settings of the pool")?;
-    if let Some(first) = settings.preparations_mut().next() {
-        for reference in &attachments {
-            let fetched = store.fetch(reference, &relays).await;
-            first.attachments.push(fetched.map_err(text)?);
+    let since = Instant::now();
+    let (store, mut settings) = loop {
+        match fetch_settings(client, &jetstream, run, &relays, &welcome).await {
+            Ok(fetched) => break fetched,
+            // The server may be slow, or about to start again.
+            Err(why) if since.elapsed() < patience && !is_gone(client, run).await => {
+                log(&format!("trying again: {why}"));
+                time::sleep(AGAIN).await;
+            }
+            Err(why) => {
+                say_unfit(client, run, node, &why).await;
+                return Err(why);
+            }
         }
-    }
+    };
     let mut setup_channels = Vec::new();
-    attachments
-        .iter()
-        .for_each(|reference| reference.add_channels(&mut setup_channels));
+    let attachments = welcome.attachments.iter();
+    attachments.for_each(|reference| reference.add_channels(&mut setup_channels));
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
     let outbox = Arc::new(Outbox::new(client, run, node, clock));
@@ -213,12 +201,7 @@ async fn work(
         Err(error) => {
             let why = error.to_string();
             outbox.flush().await;
-            let unfit = ToParent::Unfit {
-                node: node.clone(),
-                why: why.clone(),
-            };
-            let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
-            let _ = client.flush().await;
+            say_unfit(client, run, node, &why).await;
             return Err(why);
         }
     };
@@ -354,6 +337,50 @@ async fn enter(client: &Client, run: &Run, join: &Join) -> Result<(Welcome, Cloc
         time::sleep(pause).await;
         pause = AGAIN.min(2 * pause);
     }
+}
+
+/// Opens the object store, and fetches from there what the pool is like.
+async fn fetch_settings(
+    client: &Client,
+    jetstream: &Context,
+    run: &Run,
+    relays: &Relays,
+    welcome: &Welcome,
+) -> Result<(Store, Settings), String> {
+    let store = Store::new(
+        client.clone(),
+        jetstream.clone(),
+        run.store(),
+        welcome.patience,
+        welcome.epoch,
+    )
+    .await?;
+    let settings = store.unpack(welcome.settings.clone()).await.map_err(text)?;
+    let settings = from_bytes::<Settings>(&settings);
+    let mut settings = settings.ok_or("can't read the settings of the pool")?;
+    if let Some(first) = settings.preparations_mut().next() {
+        for reference in &welcome.attachments {
+            let fetched = store.fetch(reference, relays).await;
+            first.attachments.push(fetched.map_err(text)?);
+        }
+    }
+    Ok((store, settings))
+}
+
+/// Whether the server says that there is no parent.
+async fn is_gone(client: &Client, run: &Run) -> bool {
+    let asked = client.request(run.parent(), Bytes::new()).await;
+    asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders)
+}
+
+/// Tells the parent why this node can't work.
+async fn say_unfit(client: &Client, run: &Run, node: &NodeId, why: &str) {
+    let unfit = ToParent::Unfit {
+        node: node.clone(),
+        why: why.to_owned(),
+    };
+    let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
+    let _ = time::timeout(Duration::from_secs(1), client.flush()).await;
 }
 
 async fn start(settings: Settings) -> Result<Arc<dyn Workers>, Error> {
@@ -568,9 +595,7 @@ impl Node {
             return;
         }
         // If the parent is dead, only nodes can clean up. But a parent that was merely stopped may continue.
-        let asked = self.client.request(self.run.parent(), Bytes::new()).await;
-        let is_gone = asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders);
-        if is_gone {
+        if is_gone(&self.client, &self.run).await {
             let _ = self.jetstream.delete_stream(self.run.store()).await;
             let _ = self.jetstream.delete_object_store(self.run.store()).await;
         }
