@@ -15,7 +15,7 @@ use async_nats::client::RequestErrorKind;
 use async_nats::connection::State as Connection;
 use async_nats::header::{self, HeaderMap};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{CreateStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::object_store;
 use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self};
@@ -49,6 +49,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A node that was not heard for this long is declared lost.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// How often something is asked for once more if the server's answer is late.
+const LATE_MAX: usize = 2;
 
 /// How long nodes may take to reconnect after a lost connection.
 const RECONNECT: Duration = Duration::from_secs(5);
@@ -707,7 +710,16 @@ impl<'a> Thread<'a> {
             );
         }
         let run = Run(nats.run);
-        match client.request(run.parent(), Bytes::new()).await {
+        let mut late = 0;
+        let taken = loop {
+            match client.request(run.parent(), Bytes::new()).await {
+                Err(error) if error.kind() == RequestErrorKind::TimedOut && late < LATE_MAX => {
+                    late += 1;
+                }
+                taken => break taken,
+            }
+        };
+        match taken {
             Ok(_) => {
                 return Err(format!(
                     "a pool named `{}` is already running on {server}",
@@ -1745,9 +1757,17 @@ async fn make_stream(jetstream: &jetstream::Context, run: &Run, epoch: u64) -> R
         storage,
         ..stream::Config::default()
     };
-    let stream = match jetstream.create_stream(config(StorageType::Memory)).await {
-        Ok(stream) => Ok(stream),
-        Err(_) => jetstream.create_stream(config(StorageType::File)).await,
+    let (mut storage, mut late) = (StorageType::Memory, 0);
+    let stream = loop {
+        let created = jetstream.create_stream(config(storage)).await;
+        match created.as_ref().map_err(|error| error.kind()) {
+            // It may exist by now, and then creating the same one succeeds; but one on disk would have its name.
+            Err(CreateStreamErrorKind::TimedOut) if late < LATE_MAX => late += 1,
+            Err(CreateStreamErrorKind::JetStream(_)) if storage == StorageType::Memory => {
+                storage = StorageType::File;
+            }
+            _ => break created,
+        }
     };
     let consumer = stream
         .map_err(|error| format!("can't create the stream `{name}`: {error}"))?
