@@ -276,7 +276,7 @@ async fn work(
     });
     let ended = ended.await;
     ended.map_err(text)?;
-    outbox.flush().await;
+    outbox.finish().await;
     let (stats, tallies) = last.tallied_stats();
     serving.tell_stats(0, stats, tallies).await;
     let ended = ToParent::Ended {
