@@ -490,6 +490,29 @@ fn a_server_that_stays_away_breaks_the_pool() {
     assert!(said.contains("could not reconnect to the server"), "{said}");
 }
 
+/// Whatever is submitted at the moment when the pool breaks down gets an outcome.
+#[test]
+fn calls_that_are_made_while_the_pool_breaks_down_end() {
+    let _dog = watchdog();
+    let Some(mut server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _node = server.node("flood", 1);
+    let nats = server.nats("flood").server_timeout(Duration::from_secs(1));
+    let pool = builder(nats).build().unwrap();
+    let hanging = pool.apply_async(hang, ());
+    server.kill();
+    let mut calls = Vec::new();
+    while !hanging.ready() {
+        calls.push(pool.apply_async(square, (calls.len() as u64,)));
+    }
+    assert!(!calls.is_empty());
+    for call in calls {
+        let error = call.get().unwrap_err();
+        assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    }
+}
+
 // ---- errors ---------------------------------------------------------------------------------------
 
 #[test]
