@@ -341,14 +341,26 @@ impl Book {
             begun: false,
         });
         if holder.ack != ack {
-            actions.push(Action::Acknowledge(ack));
+            let mut superfluous = ack;
+            if holder.node == node {
+                // It gave the load back, which will be heard later, or again, and has received it once more.
+                holder.begun = false;
+                std::mem::swap(&mut holder.ack, &mut superfluous);
+            }
+            actions.push(Action::Acknowledge(superfluous));
         }
         (holder.node == node).then_some(holder)
     }
 
     /// A node returns a load that it was allowed to begin: because it could not begin it, or because others may begin
-    /// it sooner.
+    /// it sooner. The node may say so again if the answer was lost.
     pub(crate) fn returned(&mut self, node: &str, load: u64, ack: String, could_not: bool) {
+        let holder = self.loads.get(&load).and_then(|load| load.holder.as_ref());
+        if holder.is_some_and(|holder| holder.node == node && holder.ack != ack) {
+            // It has received the load once more since, and may have begun it.
+            self.actions.push(Action::Acknowledge(ack));
+            return;
+        }
         self.hold(node, load, ack.clone());
         if let Some(state) = self.loads.get_mut(&load)
             && let Some(holder) = state
@@ -776,8 +788,13 @@ mod tests {
         FinishAgain {
             at: usize,
         },
+        /// A node returns a load. The parent may not hear it before the node repeats it.
         Return {
             node: usize,
+            at: usize,
+            is_heard: bool,
+        },
+        ReturnAgain {
             at: usize,
         },
         Lose {
@@ -806,7 +823,9 @@ mod tests {
             8 => (at.clone(), at.clone(), any::<bool>())
                 .prop_map(|(node, at, part)| Step::Finish { node, at, part }),
             1 => at.clone().prop_map(|at| Step::FinishAgain { at }),
-            1 => (at.clone(), at.clone()).prop_map(|(node, at)| Step::Return { node, at }),
+            2 => (at.clone(), at.clone(), any::<bool>())
+                .prop_map(|(node, at, is_heard)| Step::Return { node, at, is_heard }),
+            1 => at.clone().prop_map(|at| Step::ReturnAgain { at }),
             1 => at.clone().prop_map(|node| Step::Lose { node }),
             1 => at.clone().prop_map(|at| Step::Forget { at }),
             1 => Just(Step::Tick),
@@ -846,6 +865,8 @@ mod tests {
         over: Vec<u64>,
         abandoned: Vec<u64>,
         told: Vec<(String, u64, usize, usize)>,
+        /// The nodes, numbers and acknowledgements of loads that were returned, perhaps without the parent hearing it.
+        returned: Vec<(String, u64, String)>,
     }
 
     fn frames(count: usize) -> Frames {
@@ -1071,7 +1092,7 @@ mod tests {
                         self.tell(&node, load, position);
                     }
                 }
-                Step::Return { node, at } => {
+                Step::Return { node, at, is_heard } => {
                     if let Some(node) = self.pick(node) {
                         let given = self.nodes.get_mut(&node).unwrap();
                         if !given.is_empty() {
@@ -1086,9 +1107,19 @@ mod tests {
                                     }
                                 }
                                 let could_not = at.is_multiple_of(2);
-                                self.book.returned(&node, given.load, given.ack, could_not);
+                                self.returned
+                                    .push((node.clone(), given.load, given.ack.clone()));
+                                if is_heard {
+                                    self.book.returned(&node, given.load, given.ack, could_not);
+                                }
                             }
                         }
+                    }
+                }
+                Step::ReturnAgain { at } => {
+                    if !self.returned.is_empty() {
+                        let (node, load, ack) = self.returned[at % self.returned.len()].clone();
+                        self.book.returned(&node, load, ack, false);
                     }
                 }
                 Step::Lose { node } => {
@@ -1146,6 +1177,9 @@ mod tests {
                 self.push(job, 0, false);
             }
             self.step(Step::Join);
+            for (node, load, ack) in std::mem::take(&mut self.returned) {
+                self.book.returned(&node, load, ack, false);
+            }
             for _ in 0..10_000 {
                 let nodes: Vec<String> = self.nodes.keys().cloned().collect();
                 for node in nodes {
@@ -1236,6 +1270,45 @@ mod tests {
         assert_eq!((book.running(2), book.running(3)), (2, 0));
         book.lost("a", "this is a test");
         assert_eq!((book.running(1), book.running(2)), (1, 0));
+    }
+
+    #[test]
+    fn what_is_returned_late_is_not_taken_from_a_node_that_has_it_again() {
+        let mut book = Book::new(usize::MAX);
+        let host = "here".to_owned();
+        let id = "a".to_owned();
+        book.joined(NodeId { id, host, pid: 1 }, 1);
+        let what = Job {
+            task: 1,
+            single: false,
+            options: Options::default(),
+            log_level: LogLevel::Off,
+        };
+        book.submit(1, what);
+        let portion = Portion {
+            first: 0,
+            inputs: frames(1),
+        };
+        book.push(1, [portion].into_iter(), false);
+        let publishes = |book: &mut Book| {
+            let actions = book.actions().into_iter();
+            actions
+                .filter(|action| matches!(action, Action::Publish { .. }))
+                .count()
+        };
+        assert_eq!(publishes(&mut book), 1);
+        let ack = |number: u32| number.to_string();
+        assert!(book.begin("a", 0, ack(1)));
+        // The node returns it, which the parent does not hear, and gets it again.
+        book.took("a", 0, ack(2));
+        assert_eq!(book.queued(), 1, "it has not begun");
+        assert!(book.begin("a", 0, ack(2)));
+        book.returned("a", 0, ack(1), false);
+        assert_eq!(publishes(&mut book), 0);
+        assert!(book.waits_for("a", 0, 0));
+        book.returned("a", 0, ack(2), false);
+        assert_eq!(publishes(&mut book), 1);
+        assert!(!book.waits_for("a", 0, 0));
     }
 
     proptest! {

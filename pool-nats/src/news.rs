@@ -6,7 +6,7 @@
 //! Nothing waits for this. The parent answers each batch; while more than [`UNANSWERED_MAX`] bytes have no answer, or there
 //! is no connection, news waits here, and what waits is bounded. Beyond that, the oldest lines, events and spans are dropped
 //! and counted ([`Event::Missed`](pool_core::Event::Missed)), and log records as a [`LogSieve`] decides, which are counted
-//! too.
+//! too. Only a node that ends waits for a moment, until the parent has the last of it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -49,6 +49,9 @@ const UNANSWERED_MAX: usize = 1 << 20;
 
 /// Answers that have not come after this time are not waited for: messages are lost when a server is killed.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// How long the last news waits for the parent at the end of a node.
+const LAST_MAX: Duration = Duration::from_secs(1);
 
 /// The news that waits to be sent.
 pub(crate) struct Outbox {
@@ -117,6 +120,30 @@ impl Outbox {
         while self.send().await {}
     }
 
+    /// Sends the last of it. What the parent is too slow for is counted.
+    pub(crate) async fn finish(&self) {
+        let deadline = Instant::now() + LAST_MAX;
+        loop {
+            self.flush().await;
+            if self.lock().is_empty() {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // An answer may wake the task that sends, instead.
+            let _ = time::timeout(left.min(PAUSE), self.came.notified()).await;
+        }
+        let (number, told) = {
+            let mut waiting = self.lock();
+            (waiting.window.next(), waiting.give_up())
+        };
+        if !told.is_empty() && self.client.connection_state() == Connection::Connected {
+            self.publish(number, told).await;
+        }
+    }
+
     /// Sends one batch. Returns false if there is nothing to send, or it must wait.
     async fn send(&self) -> bool {
         if self.lock().is_empty() || self.client.connection_state() != Connection::Connected {
@@ -134,6 +161,11 @@ impl Outbox {
             }
             (waiting.window.next(), told)
         };
+        self.publish(number, told).await;
+        true
+    }
+
+    async fn publish(&self, number: u64, told: Vec<Told>) {
         let node = self.node.id.clone();
         let message = to_bytes(&ToParent::News { node, number, told });
         self.lock()
@@ -145,7 +177,6 @@ impl Outbox {
             .client
             .publish_with_reply(subject, inbox, message.into());
         let _ = sent.await;
-        true
     }
 
     /// Sends what comes, for as long as the node lives.
@@ -310,6 +341,34 @@ impl Waiting {
                 self.logs_size -= EACH_LOG;
                 self.logs.pop_front();
             }
+            told.push(match job {
+                Some(job) => Told::Log { job, records },
+                None => Told::News(News::Log(records)),
+            });
+        }
+        told
+    }
+
+    /// Drops everything, and returns how much that was.
+    fn give_up(&mut self) -> Vec<Told> {
+        let mut told = Vec::new();
+        let lines = self.lines.drain(..).map(|lines| lines.count());
+        self.missed += lines.sum::<usize>() + self.events.drain(..).count();
+        (self.lines_size, self.inputs) = (0, None);
+        if self.missed > 0 {
+            told.push(Told::News(News::missed(std::mem::take(&mut self.missed))));
+        }
+        let (mut dropped, mut last) = (0, None);
+        for (job, mut records) in self.logs.drain(..) {
+            // The parent adds the ends itself. This sieve is new, so nothing passes it.
+            if !records.is_end() {
+                dropped += LogSieve::default().pass(&mut records, Room::None);
+                last = Some((job, records));
+            }
+        }
+        self.logs_size = 0;
+        if let Some((job, mut records)) = last {
+            records.note_dropped(dropped);
             told.push(match job {
                 Some(job) => Told::Log { job, records },
                 None => Told::News(News::Log(records)),
@@ -533,6 +592,30 @@ mod tests {
         let expected = [(None, 10), (Some(7), 10), (Some(7), 30), (None, 0)];
         assert_eq!(sizes, expected);
         assert_eq!(waiting.logs_size, 0);
+    }
+
+    #[test]
+    fn what_is_dropped_at_the_end_is_counted() {
+        let mut waiting = waiting();
+        waiting.missed = 4;
+        waiting.push(line("one\ntwo"));
+        waiting.push(span(0, 5, 0));
+        waiting.push(News::Waiting {
+            at: ms(1),
+            inputs: 3,
+        });
+        waiting.push_log(Some(7), records(4));
+        waiting.push_log(None, records(1));
+        waiting.push(News::Log(records(1).end()));
+        let told = waiting.give_up();
+        assert!(waiting.is_empty() && waiting.give_up().is_empty());
+        assert_eq!((waiting.lines_size, waiting.logs_size), (0, 0));
+        let [Told::News(missed), Told::News(News::Log(records))] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert_eq!(*missed, News::missed(4 + 2 + 1));
+        // The parent adds the end. (Without the feature `tracing`, the sieve does nothing.)
+        assert!(!records.is_end());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use async_nats::connection::State as Connection;
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use pool_core::backend::{
     self, Backend, Failure, Few, Frames, Job, JobId, Local, LogRecords, Observer, Outcomes,
     Portion, Settings, Sink, Tallies, What, Workers,
@@ -133,10 +133,7 @@ async fn live(address: &str) -> Result<Cow<'static, str>, String> {
         Some(why) = denied.recv() => {
             let why = link::not_allowed(&url, &why);
             // This works only if the node is allowed to publish to the parent.
-            let node = node.clone();
-            let unfit = ToParent::Unfit { node, why: why.clone() };
-            let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
-            let _ = time::timeout(Duration::from_secs(1), client.flush()).await;
+            say_unfit(&client, &run, &node, &why).await;
             Err(why)
         }
     }
@@ -165,37 +162,28 @@ async fn work(
         node: node.clone(),
     };
     let (welcome, clock) = enter(client, run, &join).await?;
-    let Welcome {
-        settings,
-        epoch,
-        attachments,
-        patience,
-        now: _,
-    } = welcome;
+    let (epoch, patience) = (welcome.epoch, welcome.patience);
     let mut jetstream = jetstream::new(client.clone());
     jetstream.set_timeout(JETSTREAM);
-    let store = Store::new(
-        client.clone(),
-        jetstream.clone(),
-        run.store(),
-        patience,
-        epoch,
-    )
-    .await?;
     let relays = Relays::new(client.clone(), run.parent(), node.id.clone());
-    let settings = store.unpack(settings).await.map_err(text)?;
-    let settings = from_bytes::<Settings>(&settings);
-    let mut settings = settings.ok_or("can't read the settings of the pool")?;
-    if let Some(first) = settings.preparations_mut().next() {
-        for reference in &attachments {
-            let fetched = store.fetch(reference, &relays).await;
-            first.attachments.push(fetched.map_err(text)?);
+    let since = Instant::now();
+    let (store, mut settings) = loop {
+        match fetch_settings(client, &jetstream, run, &relays, &welcome).await {
+            Ok(fetched) => break fetched,
+            // The server may be slow, or about to start again.
+            Err(why) if since.elapsed() < patience && !is_gone(client, run).await => {
+                log(&format!("trying again: {why}"));
+                time::sleep(AGAIN).await;
+            }
+            Err(why) => {
+                say_unfit(client, run, node, &why).await;
+                return Err(why);
+            }
         }
-    }
+    };
     let mut setup_channels = Vec::new();
-    attachments
-        .iter()
-        .for_each(|reference| reference.add_channels(&mut setup_channels));
+    let attachments = welcome.attachments.iter();
+    attachments.for_each(|reference| reference.add_channels(&mut setup_channels));
     let processes = processes.or(settings.workers).unwrap_or_else(cpus);
     settings.workers = Some(processes);
     let outbox = Arc::new(Outbox::new(client, run, node, clock));
@@ -213,12 +201,7 @@ async fn work(
         Err(error) => {
             let why = error.to_string();
             outbox.flush().await;
-            let unfit = ToParent::Unfit {
-                node: node.clone(),
-                why: why.clone(),
-            };
-            let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
-            let _ = client.flush().await;
+            say_unfit(client, run, node, &why).await;
             return Err(why);
         }
     };
@@ -293,7 +276,7 @@ async fn work(
     });
     let ended = ended.await;
     ended.map_err(text)?;
-    outbox.flush().await;
+    outbox.finish().await;
     let (stats, tallies) = last.tallied_stats();
     serving.tell_stats(0, stats, tallies).await;
     let ended = ToParent::Ended {
@@ -356,6 +339,50 @@ async fn enter(client: &Client, run: &Run, join: &Join) -> Result<(Welcome, Cloc
     }
 }
 
+/// Opens the object store, and fetches from there what the pool is like.
+async fn fetch_settings(
+    client: &Client,
+    jetstream: &Context,
+    run: &Run,
+    relays: &Relays,
+    welcome: &Welcome,
+) -> Result<(Store, Settings), String> {
+    let store = Store::new(
+        client.clone(),
+        jetstream.clone(),
+        run.store(),
+        welcome.patience,
+        welcome.epoch,
+    )
+    .await?;
+    let settings = store.unpack(welcome.settings.clone()).await.map_err(text)?;
+    let settings = from_bytes::<Settings>(&settings);
+    let mut settings = settings.ok_or("can't read the settings of the pool")?;
+    if let Some(first) = settings.preparations_mut().next() {
+        for reference in &welcome.attachments {
+            let fetched = store.fetch(reference, relays).await;
+            first.attachments.push(fetched.map_err(text)?);
+        }
+    }
+    Ok((store, settings))
+}
+
+/// Whether the server says that there is no parent.
+async fn is_gone(client: &Client, run: &Run) -> bool {
+    let asked = client.request(run.parent(), Bytes::new()).await;
+    asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders)
+}
+
+/// Tells the parent why this node can't work.
+async fn say_unfit(client: &Client, run: &Run, node: &NodeId, why: &str) {
+    let unfit = ToParent::Unfit {
+        node: node.clone(),
+        why: why.to_owned(),
+    };
+    let _ = client.publish(run.parent(), to_bytes(&unfit).into()).await;
+    let _ = time::timeout(Duration::from_secs(1), client.flush()).await;
+}
+
 async fn start(settings: Settings) -> Result<Arc<dyn Workers>, Error> {
     // The thread that starts workers must live as long as they do; the local backend ensures that.
     let started = tokio::task::spawn_blocking(|| Box::new(Local).start(settings)).await;
@@ -370,6 +397,8 @@ enum Event {
     Unprepared(u64, String),
     /// The parent has acknowledged outcomes of this load.
     Known(u64),
+    /// The parent has acknowledged that loads were returned.
+    GaveBack,
     /// The parent's answer on whether these loads may begin; `None` if there was no answer.
     May(Vec<Prepared>, Option<Vec<u8>>),
     Outcomes(u64, Outcomes),
@@ -436,7 +465,7 @@ struct Node {
     questions: usize,
     /// How many loads the node has requested from the server.
     asked: usize,
-    /// How many reports of outcomes the parent has not acknowledged.
+    /// How many reports of outcomes, or of returned loads, the parent has not acknowledged.
     untold: usize,
     /// When the request for loads expires, even without an answer from the server.
     asked_until: Instant,
@@ -524,18 +553,18 @@ impl Node {
                 _ = tick.tick() => self.tell_progress().await,
                 _ = look.tick() => {
                     self.look();
-                    self.give_back_what_waits().await;
+                    self.give_back_what_waits();
                     self.tell_changed_stats().await;
                 }
                 _ = terminated.recv(), if until.is_none() => {
                     log("received SIGTERM: finishing the running inputs");
                     // A grace period that is too long to add means no deadline.
                     until = Some(Instant::now().checked_add(grace));
-                    self.give_back().await;
+                    self.give_back();
                 }
             }
             if until.is_some() {
-                self.give_back().await;
+                self.give_back();
             } else {
                 self.begin();
             }
@@ -566,9 +595,7 @@ impl Node {
             return;
         }
         // If the parent is dead, only nodes can clean up. But a parent that was merely stopped may continue.
-        let asked = self.client.request(self.run.parent(), Bytes::new()).await;
-        let is_gone = asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders);
-        if is_gone {
+        if is_gone(&self.client, &self.run).await {
             let _ = self.jetstream.delete_stream(self.run.store()).await;
             let _ = self.jetstream.delete_object_store(self.run.store()).await;
         }
@@ -604,6 +631,8 @@ impl Node {
                 self.epoch = epoch;
                 self.asked = 0;
                 self.store.set_epoch(epoch, link::connects(&self.client));
+                // The parent may have lost a connection that this node has not, and what it said last with it.
+                self.ask_what_is_wanted();
             }
             Some(ToNodes::Alive { .. }) | None => {}
         }
@@ -730,7 +759,7 @@ impl Node {
             Event::Unprepared(number, why) => {
                 if let Some(held) = self.held.remove(&number) {
                     log(&format!("returned a load: {why}"));
-                    self.return_loads(vec![(number, held.ack)], true).await;
+                    self.return_loads(vec![(number, held.ack)], true);
                 }
             }
             Event::May(loads, answer) => {
@@ -757,6 +786,7 @@ impl Node {
                     }
                 }
             }
+            Event::GaveBack => self.untold -= 1,
             Event::Outcomes(_, outcomes) if is_broken(&outcomes) => {
                 // That is not an outcome of the inputs: other nodes may do better.
                 self.leaving = Some("has no workers left");
@@ -910,34 +940,49 @@ impl Node {
     }
 
     /// Returns waiting loads if those that run take longer than expected.
-    async fn give_back_what_waits(&mut self) {
+    fn give_back_what_waits(&mut self) {
         let waits = self.queue.len() + self.ready.len();
-        if waits > 0 && self.running >= self.processes && self.done.elapsed() >= LOOK {
+        // Without a connection, they can't get anywhere else.
+        if waits > 0
+            && self.connected
+            && self.running >= self.processes
+            && self.done.elapsed() >= LOOK
+        {
             self.pace = Some(LOOK);
-            self.give_back().await;
+            self.give_back();
         }
     }
 
     /// Returns all loads that have not begun, so that they can run elsewhere.
-    async fn give_back(&mut self) {
+    fn give_back(&mut self) {
         let waiting = self.ready.drain(..).chain(self.queue.drain(..));
         let numbers = waiting.map(|load| load.number);
         let held = &mut self.held;
         let loads = numbers.filter_map(|number| Some((number, held.remove(&number)?.ack)));
         let loads: Vec<_> = loads.collect();
         if !loads.is_empty() {
-            self.return_loads(loads, false).await;
+            self.return_loads(loads, false);
         }
     }
 
-    async fn return_loads(&self, loads: Vec<(u64, String)>, could_not: bool) {
-        let node = self.node.clone();
+    /// Tells the parent until it knows: it leaves these loads to this node as long as the node lives.
+    fn return_loads(&mut self, loads: Vec<(u64, String)>, could_not: bool) {
+        self.untold += 1;
         let returned = ToParent::Returned {
-            node,
+            node: self.node.clone(),
             loads,
             could_not,
         };
-        self.say(&returned).await;
+        let (client, subject) = (self.client.clone(), self.run.parent());
+        let events = self.events.clone();
+        let mut telling = Box::pin(async move {
+            tell(&client, subject, &returned).await;
+            let _ = events.send(Event::GaveBack);
+        });
+        // It is on its way before whatever the node says next: if that is `Left`, these loads would count as lost.
+        if telling.as_mut().now_or_never().is_none() {
+            tokio::spawn(telling);
+        }
     }
 
     /// Tells the parent that the node is there, and asks what time it is there.
@@ -1026,7 +1071,8 @@ impl Node {
         }
     }
 
-    /// Asks which jobs are still wanted: a cancellation may have been missed while there was no connection.
+    /// Asks which jobs are still wanted: a cancellation may have been missed while this node, or the parent, had no
+    /// connection.
     fn ask_what_is_wanted(&self) {
         let mut jobs: Vec<u64> = self.held.values().map(|held| held.job).collect();
         jobs.sort_unstable();

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,11 +15,11 @@ use async_nats::client::RequestErrorKind;
 use async_nats::connection::State as Connection;
 use async_nats::header::{self, HeaderMap};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{CreateStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::object_store;
 use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self};
-use async_nats::{Client, Message, Subject, Subscriber};
+use async_nats::{Client, Message, Request, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use pool_core::backend::{
@@ -43,8 +44,14 @@ use crate::{Nats, Url};
 /// How often nodes are asked whether they are there.
 const PING: Duration = Duration::from_millis(250);
 
-/// A node that has not answered for this long is declared lost.
+/// If there is no answer after this time, the node is asked again. A later answer counts, too.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A node that was not heard for this long is declared lost.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// How often something is asked for once more if the server's answer is late.
+const LATE_MAX: usize = 2;
 
 /// How long nodes may take to reconnect after a lost connection.
 const RECONNECT: Duration = Duration::from_secs(5);
@@ -221,6 +228,8 @@ enum Command {
     },
     Close,
     Terminate,
+    /// The mode is [`Broken`](Mode::Broken), for this reason: everything that came before fails.
+    BreakDown(String),
     /// A load encoded for publication, and the objects that hold parts of it.
     Packed(u64, Bytes, Vec<Object>),
     /// The load has been published, or will not be.
@@ -274,8 +283,10 @@ struct Incoming {
 struct FromNode {
     /// The number of the last batch that was taken.
     taken: u64,
-    /// The number of the batch that is being fetched.
+    /// The number of the batch that is being fetched; and where to send the answer, if the node has repeated it since: it
+    /// no longer listens where it wanted the answer before.
     fetching: u64,
+    reply: Option<Subject>,
     /// How many bytes are unread.
     unread: Arc<AtomicU64>,
 }
@@ -284,7 +295,10 @@ enum Ping {
     Answered,
     /// No connection subscribes to the node's subject.
     Gone,
+    /// It has not answered yet.
     Silent,
+    /// It has answered, but was asked again meanwhile.
+    Late,
 }
 
 struct Parent {
@@ -696,7 +710,16 @@ impl<'a> Thread<'a> {
             );
         }
         let run = Run(nats.run);
-        match client.request(run.parent(), Bytes::new()).await {
+        let mut late = 0;
+        let taken = loop {
+            match client.request(run.parent(), Bytes::new()).await {
+                Err(error) if error.kind() == RequestErrorKind::TimedOut && late < LATE_MAX => {
+                    late += 1;
+                }
+                taken => break taken,
+            }
+        };
+        match taken {
             Ok(_) => {
                 return Err(format!(
                     "a pool named `{}` is already running on {server}",
@@ -864,6 +887,10 @@ impl<'a> Thread<'a> {
                 self.book.end(&Failure::Terminated);
                 self.closing = true;
             }
+            Command::BreakDown(why) => {
+                self.book.end(&Failure::Broken(why));
+                self.closing = true;
+            }
             Command::Packed(load, bytes, mut objects) if self.book.has_load(load) => {
                 self.packed.insert(load, bytes);
                 self.stored.entry(load).or_default().append(&mut objects);
@@ -895,7 +922,19 @@ impl<'a> Thread<'a> {
                     self.lose(&node, &why);
                 }
             }
-            Command::Gathered { messages, bytes } => self.gathered(messages, bytes).await,
+            Command::Gathered {
+                mut messages,
+                bytes,
+            } => {
+                let key = (messages.node.clone(), messages.channel);
+                if let Some(known) = self.messages.get_mut(&key)
+                    && known.fetching == messages.number
+                    && let Some(latest) = known.reply.take()
+                {
+                    messages.reply = Some(latest);
+                }
+                self.gathered(messages, bytes).await;
+            }
             Command::Ended(node) => self.ended(&node),
             Command::AskStats(question) => {
                 let (client, subject) = (self.client.clone(), self.run.nodes());
@@ -1098,6 +1137,7 @@ impl<'a> Thread<'a> {
                 loads,
                 could_not,
             } => {
+                self.heard_of(&node).await;
                 for (load, ack) in loads {
                     if could_not {
                         // Store what it needs again.
@@ -1105,6 +1145,7 @@ impl<'a> Thread<'a> {
                     }
                     self.book.returned(&node, load, ack, could_not);
                 }
+                self.answer(&message, "known".into()).await;
             }
             ToParent::Wanted(jobs) => {
                 let wanted = jobs.into_iter();
@@ -1130,6 +1171,7 @@ impl<'a> Thread<'a> {
                     self.heard_of(&node).await;
                     return;
                 }
+                self.is_alive(&node);
                 let incoming = Incoming {
                     node,
                     channel,
@@ -1140,6 +1182,7 @@ impl<'a> Thread<'a> {
                 self.gather(incoming, messages).await;
             }
             ToParent::News { node, number, told } => {
+                self.is_alive(&node);
                 self.took_news(&message, &node, number, told).await;
             }
             ToParent::Stats {
@@ -1147,7 +1190,10 @@ impl<'a> Thread<'a> {
                 asked,
                 stats,
                 tallies,
-            } => self.take_stats(&node, asked, stats, tallies),
+            } => {
+                self.is_alive(&node);
+                self.take_stats(&node, asked, stats, tallies);
+            }
             ToParent::Left { node, why } => {
                 self.leaving.insert(node.clone());
                 self.lose(&node, &why);
@@ -1333,13 +1379,17 @@ impl<'a> Thread<'a> {
 
     /// Notes that a node is alive; or tells it to leave, if it was declared lost.
     async fn heard_of(&mut self, node: &str) {
-        match self.seen.get_mut(node) {
-            Some(seen) => seen.last = self.watched,
-            None => {
-                let leave = Bytes::from_static(b"leave");
-                let _ = self.client.publish(self.run.node(node), leave).await;
-            }
+        if !self.is_alive(node) {
+            let leave = Bytes::from_static(b"leave");
+            let _ = self.client.publish(self.run.node(node), leave).await;
         }
+    }
+
+    /// Notes that a node is alive. Returns false if it is not ready, or was declared lost.
+    fn is_alive(&mut self, node: &str) -> bool {
+        let watched = self.watched;
+        let seen = self.seen.get_mut(node);
+        seen.map(|seen| seen.last = watched).is_some()
     }
 
     /// Handles messages for a channel; fetches them first if they are in the store.
@@ -1355,8 +1405,10 @@ impl<'a> Thread<'a> {
             return self.gathered(incoming, None).await;
         }
         if std::mem::replace(&mut known.fetching, incoming.number) == incoming.number {
+            known.reply = incoming.reply;
             return;
         }
+        known.reply = None;
         let (store, sender) = (self.store.clone(), self.sender.clone());
         tokio::spawn(async move {
             let bytes = store.fetch_result(&object.name).await.ok();
@@ -1521,11 +1573,19 @@ impl<'a> Thread<'a> {
             let (client, subject) = (self.client.clone(), self.run.node(node));
             let (sender, node) = (self.sender.clone(), node.clone());
             tokio::spawn(async move {
-                let asked = client.request(subject, Bytes::new());
-                let ping = match time::timeout(Duration::from_secs(1), asked).await {
+                let request = Request::new().timeout(Some(SILENCE));
+                let mut asked = pin!(client.send_request(subject, request));
+                let ping = match time::timeout(ASK_AGAIN, &mut asked).await {
                     Ok(Ok(_)) => Ping::Answered,
                     Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Ping::Gone,
-                    _ => Ping::Silent,
+                    Ok(Err(_)) => Ping::Silent,
+                    Err(_) => {
+                        let _ = sender.send(Command::Pinged(node.clone(), Ping::Silent));
+                        match asked.await {
+                            Ok(_) => Ping::Late,
+                            Err(_) => return,
+                        }
+                    }
                 };
                 let _ = sender.send(Command::Pinged(node, ping));
             });
@@ -1562,9 +1622,11 @@ impl<'a> Thread<'a> {
         let Some(seen) = self.seen.get_mut(node) else {
             return;
         };
-        seen.asked = false;
+        if !matches!(ping, Ping::Late) {
+            seen.asked = false;
+        }
         match ping {
-            Ping::Answered => {
+            Ping::Answered | Ping::Late => {
                 seen.last = self.watched;
                 seen.gone = 0;
             }
@@ -1606,16 +1668,17 @@ impl<'a> Thread<'a> {
         state.workers = self.book.workers();
     }
 
-    fn break_down(&mut self, why: &str) {
+    fn break_down(&self, why: &str) {
         {
             let mut state = self.shared.lock();
             if matches!(state.mode, Mode::Open | Mode::Closed) {
                 state.mode = Mode::Broken(why.to_owned());
                 state.feeding.clear();
+                // Not done at once: what was submitted or pushed before may still wait behind it, and must fail too. Sent
+                // under the lock, so that nothing comes after it.
+                let _ = self.sender.send(Command::BreakDown(why.to_owned()));
             }
         }
-        self.book.end(&Failure::Broken(why.to_owned()));
-        self.closing = true;
         let _ = self.tell.send(Err(why.to_owned()));
     }
 
@@ -1694,9 +1757,17 @@ async fn make_stream(jetstream: &jetstream::Context, run: &Run, epoch: u64) -> R
         storage,
         ..stream::Config::default()
     };
-    let stream = match jetstream.create_stream(config(StorageType::Memory)).await {
-        Ok(stream) => Ok(stream),
-        Err(_) => jetstream.create_stream(config(StorageType::File)).await,
+    let (mut storage, mut late) = (StorageType::Memory, 0);
+    let stream = loop {
+        let created = jetstream.create_stream(config(storage)).await;
+        match created.as_ref().map_err(|error| error.kind()) {
+            // It may exist by now, and then creating the same one succeeds; but one on disk would have its name.
+            Err(CreateStreamErrorKind::TimedOut) if late < LATE_MAX => late += 1,
+            Err(CreateStreamErrorKind::JetStream(_)) if storage == StorageType::Memory => {
+                storage = StorageType::File;
+            }
+            _ => break created,
+        }
     };
     let consumer = stream
         .map_err(|error| format!("can't create the stream `{name}`: {error}"))?

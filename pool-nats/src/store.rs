@@ -121,8 +121,10 @@ impl Store {
     async fn put(&self, name: &str, bytes: &[u8]) -> io::Result<Object> {
         let mut began = Instant::now();
         loop {
+            // A chunk of an earlier attempt may still be stored after it was given up: it must not get among these.
             let mut object = Object {
                 name: name.to_owned(),
+                nuid: nuid::next().to_string(),
                 messages: Vec::new(),
                 epoch: self.epoch(),
             };
@@ -153,7 +155,7 @@ impl Store {
         let chunk_size = CHUNK_MAX.min(self.client.max_payload());
         let mut unacknowledged = VecDeque::new();
         for chunk in bytes.chunks(chunk_size) {
-            let subject = self.chunks(&object.name);
+            let subject = self.chunks(&object.nuid);
             let chunk = Bytes::copy_from_slice(chunk);
             unacknowledged.push_back(self.jetstream.publish(subject, chunk).await?);
             if unacknowledged.len() >= CHUNKS_MAX
@@ -168,7 +170,7 @@ impl Store {
         let info = ObjectInfo {
             name: object.name.clone(),
             bucket: self.bucket.clone(),
-            nuid: object.name.clone(),
+            nuid: object.nuid.clone(),
             size: bytes.len(),
             chunks: object.messages.len(),
             options: Some(ObjectOptions {
@@ -191,8 +193,8 @@ impl Store {
     }
 
     /// Returns the subject of an object's chunks, by the layout of NATS object stores.
-    fn chunks(&self, name: &str) -> String {
-        format!("$O.{}.C.{name}", self.bucket)
+    fn chunks(&self, nuid: &str) -> String {
+        format!("$O.{}.C.{nuid}", self.bucket)
     }
 
     /// Returns the subject of an object's name and length.
@@ -246,7 +248,7 @@ impl Store {
     }
 
     async fn purge(&self, object: &Object) {
-        for subject in [self.about(&object.name), self.chunks(&object.name)] {
+        for subject in [self.about(&object.name), self.chunks(&object.nuid)] {
             let _ = self.stream.purge().filter(subject).await;
         }
     }

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol. Both sides must have the same.
-pub(crate) const PROTOCOL: u32 = 6;
+pub(crate) const PROTOCOL: u32 = 7;
 
 /// Returns the name of the consumer that all nodes pull from. It changes each time the stream is recreated, so that messages
 /// of the previous stream are not acknowledged by mistake.
@@ -112,7 +112,8 @@ pub(crate) enum ToParent {
         node: String,
         loads: Vec<(u64, String)>,
     },
-    /// The node returns these loads, which did not begin: they could not, or others may begin them sooner.
+    /// A request: the node returns these loads, which did not begin: they could not, or others may begin them sooner. The
+    /// answer says that the parent knows. May be sent repeatedly.
     Returned {
         node: String,
         loads: Vec<(u64, String)>,
@@ -264,6 +265,8 @@ pub(crate) enum Body {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Object {
     pub(crate) name: String,
+    /// Distinguishes the chunks of this object from those of failed attempts to store it.
+    pub(crate) nuid: String,
     /// The numbers of its messages in the stream behind the store.
     pub(crate) messages: Vec<u64>,
     /// The epoch in which these numbers are valid. A server that was killed may assign them to other messages.

@@ -26,7 +26,11 @@ fn main() -> Result<(), Error> {
     let mut next = || arguments.next().unwrap_or_default();
     let (url, run) = (next(), next());
     let backend = pool_nats::connect(&url)?.run(&run);
-    let pool = Pool::builder().backend(backend).build()?;
+    // Its node may have to wait for a processor.
+    let pool = Pool::builder()
+        .backend(backend)
+        .start_timeout(Duration::from_secs(120))
+        .build()?;
     match &*next() {
         "fork" => return fork(pool),
         "work" => {

@@ -48,7 +48,9 @@ fn play(run: &str, rng: &mut Rng, retries: u32, disturb: impl FnOnce(&mut Scene)
     };
     let nodes = (0..2).map(|_| server.node(run, PROCESSES)).collect();
     let mut scene = Scene { server, nodes };
-    let pool = builder(scene.server.nats(run).nodes(2)).build().unwrap();
+    // A node that is told to end has this long to finish what it runs, and to report it.
+    let pool = builder(scene.server.nats(run).nodes(2)).grace(Duration::from_secs(20));
+    let pool = pool.build().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("marks");
     let longest = rng.u64(0..12);
@@ -198,6 +200,7 @@ fn the_parent_is_killed() {
         let mut line = String::new();
         let out = parent.stdout.take().unwrap();
         BufReader::new(out).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
         thread::sleep(Duration::from_millis(rng.u64(0..1500)));
         parent.kill().unwrap();
         parent.wait().unwrap();
@@ -226,6 +229,7 @@ fn the_parent_is_stopped_for_a_while() {
         let mut line = String::new();
         let out = parent.stdout.take().unwrap();
         BufReader::new(out).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
         thread::sleep(Duration::from_millis(rng.u64(0..900)));
         signal(&parent, libc::SIGSTOP);
         thread::sleep(Duration::from_millis(rng.u64(0..9000)));

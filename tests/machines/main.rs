@@ -490,6 +490,29 @@ fn a_server_that_stays_away_breaks_the_pool() {
     assert!(said.contains("could not reconnect to the server"), "{said}");
 }
 
+/// Whatever is submitted at the moment when the pool breaks down gets an outcome.
+#[test]
+fn calls_that_are_made_while_the_pool_breaks_down_end() {
+    let _dog = watchdog();
+    let Some(mut server) = Server::start(&["-js"]) else {
+        return;
+    };
+    let _node = server.node("flood", 1);
+    let nats = server.nats("flood").server_timeout(Duration::from_secs(1));
+    let pool = builder(nats).build().unwrap();
+    let hanging = pool.apply_async(hang, ());
+    server.kill();
+    let mut calls = Vec::new();
+    while !hanging.ready() {
+        calls.push(pool.apply_async(square, (calls.len() as u64,)));
+    }
+    assert!(!calls.is_empty());
+    for call in calls {
+        let error = call.get().unwrap_err();
+        assert!(matches!(error, Error::Broken(_)), "{error:?}");
+    }
+}
+
 // ---- errors ---------------------------------------------------------------------------------------
 
 #[test]
@@ -672,7 +695,10 @@ fn a_full_disk_is_waited_for_and_then_an_error() {
     drop(pool);
 
     let _node = server.node("fuller", 8);
-    let unbounded = server.nats("fuller").server_timeout(Duration::from_secs(4));
+    // Longer than it takes to give up one answer of the server: a slow disk is no full one.
+    let unbounded = server
+        .nats("fuller")
+        .server_timeout(Duration::from_secs(12));
     let pool = builder(unbounded).build().unwrap();
     let _hanging: Vec<_> = (0..8).map(|_| pool.apply_async(hang, ())).collect();
     let error = pool.task(reversed).chunksize(1).map(inputs()).unwrap_err();

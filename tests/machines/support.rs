@@ -91,8 +91,7 @@ impl Server {
             port: 0,
             options,
         };
-        let file = format!("nats-server_{}.ports", server.child.id());
-        let file = server.directory.path().join(file);
+        let file = server.ports_file();
         eventually("the server tells its port", || {
             let told = fs::read_to_string(&file).unwrap_or_default();
             let port = told.split("nats://127.0.0.1:").nth(1).and_then(|rest| {
@@ -118,11 +117,27 @@ impl Server {
         signal(&self.child, number);
     }
 
-    /// Starts it again, with its stored data.
+    /// Starts it again, with its stored data. Another test's server may have got its port, and then this one ends at
+    /// once: it is started until it listens.
     pub(crate) fn restart(&mut self) {
         let binary = server_binary().expect("it was found before");
         let port = self.port.to_string();
-        self.child = run_server(&binary, self.directory.path(), &port, &self.options);
+        let start =
+            |server: &Server| run_server(&binary, server.directory.path(), &port, &server.options);
+        self.child = start(self);
+        eventually("the server listens again", || {
+            if self.child.try_wait().expect("it is ours").is_some() {
+                thread::sleep(Duration::from_millis(100));
+                self.child = start(self);
+            }
+            self.ports_file().exists()
+        });
+    }
+
+    /// Where it writes its ports when it listens.
+    fn ports_file(&self) -> PathBuf {
+        let file = format!("nats-server_{}.ports", self.child.id());
+        self.directory.path().join(file)
     }
 
     pub(crate) fn nats(&self, run: &str) -> Nats {

@@ -25,7 +25,7 @@ fn events_of_nodes_have_the_time_of_the_parent_and_end_with_their_node() {
     let pool = pool.unwrap();
     let built = Instant::now();
     // The node is younger than the pool by at least this.
-    thread::sleep(Duration::from_millis(200));
+    thread::sleep(Duration::from_secs(3));
     let mut node = server.node("events", 1);
     assert_eq!(pool.apply(square, (3,)).unwrap(), 9);
     // Events may come after the result that they are about.
@@ -45,8 +45,8 @@ fn events_of_nodes_have_the_time_of_the_parent_and_end_with_their_node() {
         _ => None,
     });
     assert_eq!(began.1, Some(host()));
-    // It knows the time to half a round trip.
-    let error = Duration::from_millis(20);
+    // It knows the time to half of the faster of two round trips, which take long on a busy machine.
+    let error = Duration::from_secs(1);
     assert!(began.0 + error >= submitted - built, "{began:?}");
     assert!(
         began.0 <= ended && ended <= done - before + error,
@@ -77,6 +77,21 @@ fn done(stats: &Stats) -> u64 {
     stats.workers.iter().map(|worker| worker.done).sum()
 }
 
+/// Asks until the answer is as expected: nodes that are too slow to answer are not waited for.
+fn stats_when(pool: &Pool, what: &str, is_so: impl Fn(&Stats) -> bool) -> Stats {
+    let mut stats = pool.stats();
+    eventually(what, || {
+        stats = pool.stats();
+        is_so(&stats)
+    });
+    stats
+}
+
+/// How often inputs of the first task have run, as the nodes tell.
+fn attempts(stats: &Stats) -> u64 {
+    stats.tasks.first().map_or(0, |task| task.attempts)
+}
+
 fn close(pool: &Pool) -> Stats {
     pool.close();
     pool.join().unwrap();
@@ -92,11 +107,11 @@ fn statistics_of_nodes_add_up_also_of_those_that_have_left() {
     let (first, second) = (server.node("stats", 1), server.node("stats", 2));
     let pool = builder(server.nats("stats").nodes(2)).build().unwrap();
     pool.task(nap).chunksize(1).map(0..60).unwrap();
-    let stats = pool.stats();
-    assert_eq!(stats.workers.len(), 3);
+    let stats = stats_when(&pool, "both have told everything", |stats| {
+        stats.workers.len() == 3 && attempts(stats) == 60 && done(stats) == 60
+    });
     let here = Some(host());
     assert!(stats.workers.iter().all(|worker| worker.host == here));
-    assert_eq!(done(&stats), 60);
     let [task] = &stats.tasks[..] else {
         panic!("{stats}");
     };
@@ -112,6 +127,10 @@ fn statistics_of_nodes_add_up_also_of_those_that_have_left() {
     assert_eq!(code, Some(0), "{said}");
     eventually("the node is gone", || pool.stats().workers.len() == 2);
     pool.task(nap).chunksize(1).map(0..10).unwrap();
+    // `join` does not wait long for the last report.
+    stats_when(&pool, "the second has told everything", |stats| {
+        attempts(stats) == 70
+    });
     let last = close(&pool);
     let [task] = &last.tasks[..] else {
         panic!("{last}");
@@ -140,7 +159,7 @@ fn statistics_are_told_although_a_node_is_stopped() {
     let node = server.node("silent", 1);
     let pool = builder(server.nats("silent").nodes(1)).build().unwrap();
     pool.map(square, 0..10).unwrap();
-    assert_eq!(done(&pool.stats()), 10);
+    stats_when(&pool, "it has told everything", |stats| done(stats) == 10);
     node.signal(libc::SIGSTOP);
     let asked = Instant::now();
     let stats = pool.stats();
@@ -162,7 +181,7 @@ fn a_node_that_is_killed_while_it_leaves_is_forgotten() {
     let (mut first, second) = (server.node("leaves", 1), server.node("leaves", 1));
     let pool = builder(server.nats("leaves").nodes(2)).finalizer(hang, ());
     let pool = pool.build().unwrap();
-    assert_eq!(pool.stats().workers.len(), 2);
+    stats_when(&pool, "both have told", |stats| stats.workers.len() == 2);
     first.signal(libc::SIGTERM);
     eventually("it takes no more loads", || pool.processes() == 1);
     assert_eq!(pool.stats().workers.len(), 2, "its worker is still there");
