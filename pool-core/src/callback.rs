@@ -150,9 +150,6 @@ impl Callbacks {
     /// Wakes the thread, or starts it. Returns false if the system can't start one. Runs no code of the user's, so it may be
     /// called under the lock of a pool.
     pub(crate) fn rouse(&self) -> bool {
-        if pool_worker::lineage() != self.owner {
-            return true;
-        }
         let mut thread = sync::lock(&self.thread);
         let mut queue = self.shared.lock();
         if queue.thread.is_none() && self.spawn(&mut thread, &mut queue).is_err() {
@@ -182,6 +179,11 @@ impl Callbacks {
         self.start();
     }
 
+    /// Whether this process has the thread, or may start it: it is no forked copy of that one.
+    pub(crate) fn is_ours(&self) -> bool {
+        pool_worker::lineage() == self.owner
+    }
+
     /// Whether this is the callback thread.
     pub(crate) fn is_here(&self) -> bool {
         self.shared.lock().thread == Some(thread::current().id())
@@ -189,7 +191,7 @@ impl Callbacks {
 
     /// Waits until every pending callback has run; does not wait if it is called from a callback.
     pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
-        if pool_worker::lineage() != self.owner {
+        if !self.is_ours() {
             return true;
         }
         let mut queue = self.lock_started();
@@ -205,7 +207,7 @@ impl Callbacks {
 
     /// Waits until every callback that is pending by now has run, unless one is stuck, or this is called from a callback.
     pub(crate) fn flush(&self) {
-        if pool_worker::lineage() != self.owner {
+        if !self.is_ours() {
             return;
         }
         let mut queue = self.lock_started();
@@ -229,7 +231,7 @@ impl Callbacks {
 
     /// Lets the thread end when it has finished, and waits for that if it will be soon.
     pub(crate) fn end(&self) {
-        if pool_worker::lineage() != self.owner {
+        if !self.is_ours() {
             return;
         }
         self.shared.lock().ended = true;

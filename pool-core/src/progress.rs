@@ -196,7 +196,7 @@ impl Counts {
     fn abandon(&self, state: MutexGuard<'_, State>) {
         let is_abandoned = state.is_abandoned();
         drop(state);
-        if is_abandoned {
+        if is_abandoned && self.callbacks.is_ours() {
             self.callbacks.rouse();
         }
     }
@@ -447,6 +447,8 @@ fn weight(seconds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{self, Receiver};
+
     use super::*;
     use crate::backend::memory::Memory;
 
@@ -478,17 +480,15 @@ mod tests {
     }
 
     /// A call with one input, which is about to be handed over: its sink, its feed and its reporter; and its reports.
-    #[expect(clippy::type_complexity, reason = "for tests only")]
     fn call() -> (
         Arc<dyn Sink>,
         Reporting,
         Box<ProgressReporter>,
-        Arc<Mutex<Vec<Progress>>>,
+        Receiver<Progress>,
     ) {
-        let reports = Arc::<Mutex<Vec<Progress>>>::default();
-        let told = Arc::clone(&reports);
+        let (tell, reports) = mpsc::channel();
         let handler: Handler = Arc::new(move |progress: &Progress| {
-            lock(&told).push(progress.clone());
+            tell.send(progress.clone()).expect("the test reads them");
         });
         let workers: Arc<dyn Workers> = Arc::new(Memory::default());
         let callbacks = Arc::default();
@@ -506,9 +506,8 @@ mod tests {
         assert!(reporter.tick(), "whoever feeds it has not said so yet");
         reporting.counts().refuse(1);
         assert!(!reporter.tick());
-        let reports = lock(&reports);
-        let last = reports.last().expect("there is one");
-        assert!(last.is_finished() && last.failed == 1, "{reports:?}");
+        let last = reports.try_iter().last().expect("there is one");
+        assert!(last.is_finished() && last.failed == 1, "{last:?}");
     }
 
     #[test]
@@ -518,7 +517,7 @@ mod tests {
         assert!(reporter.tick(), "outcomes may still come");
         drop(sink);
         assert!(!reporter.tick());
-        assert!(lock(&reports).iter().all(|report| !report.is_finished()));
+        assert!(reports.try_iter().all(|report| !report.is_finished()));
     }
 
     #[test]
