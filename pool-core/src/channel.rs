@@ -94,7 +94,6 @@ pub fn channel<T>() -> Result<(Sender<T>, Receiver<T>), Error> {
         channel,
         here: Mutex::default(),
         changed: Condvar::new(),
-        owner: pool_worker::lineage(),
         value: PhantomData,
     };
     Ok((sender, receiver))
@@ -185,7 +184,6 @@ pub struct Receiver<T> {
     here: Mutex<Here>,
     /// There are messages here, or nobody fetches any.
     changed: Condvar,
-    owner: u32,
     value: PhantomData<fn() -> T>,
 }
 
@@ -254,7 +252,7 @@ impl<T: DeserializeOwned> Receiver<T> {
             }
             if here.fetching {
                 // In a forked copy of the process, nobody does.
-                if pool_worker::lineage() != self.owner {
+                if !self.channel.is_ours() {
                     return Err(Error::Disconnected);
                 }
                 let (guard, in_time) = sync::wait(&self.changed, here, deadline);

@@ -159,7 +159,7 @@ impl Channel {
     /// Returns false if that is already the case.
     pub fn wake_when_there_is_more(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
-        if !state.batches.is_empty() || state.is_over || lineage() != self.owner {
+        if !state.batches.is_empty() || state.is_over || !self.is_ours() {
             return false;
         }
         state.waker = Some(waker.clone());
@@ -236,6 +236,11 @@ impl Channel {
         std::mem::take(&mut state.batches)
     }
 
+    /// Whether this is the process of the channel, and no forked copy of it.
+    pub fn is_ours(&self) -> bool {
+        lineage() == self.owner
+    }
+
     /// Takes the next batch of messages; waits for one until the deadline.
     pub fn take(&self, deadline: Option<Instant>) -> Taken {
         let mut state = self.lock();
@@ -244,7 +249,7 @@ impl Channel {
                 state.unread = state.unread.saturating_sub(batch.size());
                 return Taken::Some(batch);
             }
-            if state.is_over || lineage() != self.owner {
+            if state.is_over || !self.is_ours() {
                 return Taken::Over;
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
