@@ -53,26 +53,15 @@ impl Shared {
         waiting: &dyn Waiting,
         deadline: Option<Instant>,
     ) -> bool {
-        let is_late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
         while !waiting.is_over() {
             match self.update(|state| self.enter(state)) {
                 // The wait may be over now.
                 Role::Found => {}
-                Role::Leader(lookout) => {
-                    let in_time = self.lead(lookout, job, want, waiting, deadline);
-                    if !in_time {
-                        return waiting.is_over();
-                    }
-                }
-                Role::Follower => {
-                    if is_late() {
-                        return false;
-                    }
-                    self.follow(job, want, waiting, deadline);
-                }
+                Role::Leader(lookout) => self.lead(lookout, job, want, waiting, deadline),
+                Role::Follower => self.follow(job, want, waiting, deadline),
             }
-            // Others' replies may keep coming for ever.
-            if is_late() {
+            // Whatever it found: others' replies may keep coming for ever.
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return waiting.is_over();
             }
         }
@@ -98,8 +87,7 @@ impl Shared {
         })
     }
 
-    /// Spins while replies may come soon, then sleeps; processes what has arrived, and resigns. Returns false if the deadline
-    /// came first.
+    /// Spins while replies may come soon, then sleeps; processes what has arrived, and resigns.
     fn lead(
         &self,
         mut lookout: Lookout,
@@ -107,20 +95,21 @@ impl Shared {
         want: Want,
         waiting: &dyn Waiting,
         deadline: Option<Instant>,
-    ) -> bool {
-        let in_time = lookout.spin() || self.sleep_as_leader(job, want, waiting, deadline);
+    ) {
+        if !lookout.spin() {
+            self.sleep_as_leader(job, want, waiting, deadline);
+        }
         self.resign(lookout.spin);
-        in_time
     }
 
-    /// Sleeps until something has arrived. Returns false if the deadline came first.
+    /// Sleeps until something has arrived, or until the deadline.
     fn sleep_as_leader(
         &self,
         job: JobId,
         want: Want,
         waiting: &dyn Waiting,
         deadline: Option<Instant>,
-    ) -> bool {
+    ) {
         let unbalanced = self.update(|state| {
             state.scheduler.want(job, want);
             state.listen();
@@ -130,12 +119,10 @@ impl Shared {
             }
             Some(state.scheduler.balance(false))
         });
-        let mut in_time = true;
         if let Some(unbalanced) = unbalanced
             && !waiting.is_over()
         {
             let now = Instant::now();
-            in_time = deadline.is_none_or(|deadline| deadline > now);
             let look = now
                 + match unbalanced {
                     true => BALANCE,
@@ -150,7 +137,6 @@ impl Shared {
             }
         }
         self.update(|state| state.scheduler.forget_want(job));
-        in_time
     }
 
     /// Processes what has arrived, and stops leading: a follower takes over, or the collector is woken when needed.
