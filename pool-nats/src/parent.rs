@@ -1171,7 +1171,7 @@ impl<'a> Thread<'a> {
                     self.heard_of(&node).await;
                     return;
                 }
-                self.is_alive(&node);
+                self.note_alive(&node);
                 let incoming = Incoming {
                     node,
                     channel,
@@ -1182,7 +1182,7 @@ impl<'a> Thread<'a> {
                 self.gather(incoming, messages).await;
             }
             ToParent::News { node, number, told } => {
-                self.is_alive(&node);
+                self.note_alive(&node);
                 self.took_news(&message, &node, number, told).await;
             }
             ToParent::Stats {
@@ -1191,7 +1191,7 @@ impl<'a> Thread<'a> {
                 stats,
                 tallies,
             } => {
-                self.is_alive(&node);
+                self.note_alive(&node);
                 self.take_stats(&node, asked, stats, tallies);
             }
             ToParent::Left { node, why } => {
@@ -1379,14 +1379,14 @@ impl<'a> Thread<'a> {
 
     /// Notes that a node is alive; or tells it to leave, if it was declared lost.
     async fn heard_of(&mut self, node: &str) {
-        if !self.is_alive(node) {
+        if !self.note_alive(node) {
             let leave = Bytes::from_static(b"leave");
             let _ = self.client.publish(self.run.node(node), leave).await;
         }
     }
 
     /// Notes that a node is alive. Returns false if it is not ready, or was declared lost.
-    fn is_alive(&mut self, node: &str) -> bool {
+    fn note_alive(&mut self, node: &str) -> bool {
         let watched = self.watched;
         let seen = self.seen.get_mut(node);
         seen.map(|seen| seen.last = watched).is_some()
