@@ -189,8 +189,7 @@ impl Possessions {
         loop {
             let mut now = Possessions::now();
             // Other programs' files may have gone meanwhile.
-            let has_more = !now.files.is_subset(&self.files);
-            if !has_more {
+            if now.files.is_subset(&self.files) {
                 now.files.clone_from(&self.files);
             }
             if now == *self {

@@ -581,11 +581,9 @@ fn exit_hangs() -> Result<(), Error> {
         .initializer(hang_at_exit, ())
         .max_tasks_per_child(1)
         .build()?;
-    let started = Instant::now();
     // A worker that hangs at its exit is killed after a second: if each were waited for, this would take 100 seconds.
     let results = pool.map_async(square, 0..200);
     assert_eq!(results.get_timeout(SOON)?.len(), 200);
-    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     drop(pool);
     // A task that calls `exit` leaves its input open meanwhile.
     let pool = builder()
